@@ -1,0 +1,47 @@
+"""Param groups from a model: what is decayed and adapted, and what is not."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+_TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+# transformers and others define their own (LlamaRMSNorm, T5LayerNorm, FrozenBatchNorm2d, ...): known by name.
+_NORM_NAME = re.compile(r"(Batch|Layer|Group|Instance|RMS|Scale)_?Norm(alization)?([123]d)?$|RMSNorm|LayerNorm", re.IGNORECASE)
+
+
+def groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
+    """Two param groups: weights; and biases and normalisation, which get neither weight decay nor a trust ratio.
+
+    Args:
+        model: any module. Frozen parameters are left out; a tied parameter stands once, under its first name.
+        weight_decay: of the first group; None leaves it to the optimizer's default.
+
+    Returns:
+        param groups for any of the optimizers here, with names (``param_names``). No group is empty.
+
+    Works on shapes as they are under ``deepspeed.zero.Init`` too, since it goes by module and name, not by dimension.
+
+    >>> [len(group["params"]) for group in groups(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))]
+    [1, 3]
+    """
+    plain: set[int] = set()
+    for module in model.modules():
+        norm = is_norm(module)
+        for name, parameter in module.named_parameters(recurse=False):
+            if norm or name == "bias" or name.endswith("_bias"):
+                plain.add(id(parameter))
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    weights: dict[str, Any] = {"params": [(n, p) for n, p in named if id(p) not in plain]}
+    if weight_decay is not None:
+        weights["weight_decay"] = weight_decay
+    others = {"params": [(n, p) for n, p in named if id(p) in plain], "weight_decay": 0.0, "trust_ratio": False}
+    return [group for group in (weights, others) if group["params"]]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer, of torch or by another's name."""
+    return isinstance(module, _TORCH_NORMS) or _NORM_NAME.search(type(module).__name__) is not None

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import Ranks
+
+
+@pytest.fixture(scope="session", params=[1, 2, 4])
+def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    """A process group of as many ranks as the parameter says; pytest runs all tests of one size together."""
+    group = Ranks(request.param)
+    yield group
+    group.close()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data beside the repository; tests that need it skip where it is absent."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}")
+    return path

@@ -1,0 +1,82 @@
+"""Real process groups for tests: N processes with gloo and DeepSpeed that stay up and run one function after another."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch.multiprocessing as mp
+
+
+class Ranks:
+    """``run(function, *args)`` calls a module-level function on every rank and returns what each returned."""
+
+    def __init__(self, world_size: int) -> None:
+        context = mp.get_context("spawn")
+        self.world_size = world_size
+        self.inbox = [context.Queue() for _ in range(world_size)]
+        self.outbox = context.Queue()
+        port = _free_port()
+        self.processes = [
+            context.Process(target=_serve, args=(rank, world_size, port, self.inbox[rank], self.outbox), daemon=True)
+            for rank in range(world_size)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+        for inbox in self.inbox:
+            inbox.put((function, args))
+        results: dict[int, Any] = {}
+        errors = []
+        while len(results) + len(errors) < self.world_size:
+            try:
+                rank, result, error = self.outbox.get(timeout=timeout)
+            except queue.Empty:
+                self.close()
+                raise TimeoutError(f"{function.__name__}{args}: no answer in {timeout:.0f} s; had {sorted(results)}") from None
+            if error:
+                errors.append(f"rank {rank}:\n{error}")
+                timeout = 5  # the others may hang in a collective that this one has left
+            results[rank] = result
+            if errors and len(results) < self.world_size:
+                continue
+        if errors:
+            raise AssertionError("\n".join(errors))
+        return [results[rank] for rank in range(self.world_size)]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+
+def _serve(rank: int, world_size: int, port: int, inbox: Any, outbox: Any) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), DS_ACCELERATOR="cpu",
+    )  # fmt: skip
+    import torch
+
+    torch.set_num_threads(1)
+    from trainer.distributed import start
+
+    start("cpu", timeout=timedelta(seconds=60))
+    while True:
+        function, args = inbox.get()
+        try:
+            outbox.put((rank, function(*args), None))
+        except BaseException:
+            outbox.put((rank, None, traceback.format_exc()))
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

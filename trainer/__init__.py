@@ -1,0 +1,1 @@
+"""What a run does: config -> data -> model -> engine -> loop -> checkpoints -> report."""

@@ -1,0 +1,312 @@
+"""Read a config: YAML files that extend one another, then overrides, then validation.
+
+Every leaf keeps the name of the file (or "command line") that set it, so that an error can say where to look.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from trainer.config.errors import ConfigError, ConfigErrors
+from trainer.config.schema import Config
+
+PHASE_KEYS = ("duration", "batch", "data", "optimizer", "scaling", "schedule")
+# A phase goes on with the model and the optimizer state of the one before, so these cannot change.
+PHASE_FIXED = ("optimizer.name", "data.kind", "data.tokenizer", "data.vocabulary_size")
+
+Key = tuple[str | int, ...]
+Origins = dict[Key, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, and reads 1e-3 as the number that people mean."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands here twice", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a file, with ``key.path=value`` overrides.
+
+    Raises:
+        ConfigErrors: with one `ConfigError` for each thing that is wrong.
+    """
+    raw, origins = _read(Path(path), ())
+    for override in overrides:
+        _override(raw, origins, override)
+    return validate(raw, origins, str(path))
+
+
+def validate(raw: dict[str, Any], origins: Origins | None = None, source: str = "") -> Config:
+    """A mapping as YAML gives it, checked as a whole and once for each phase."""
+    origins = origins or {}
+    config, errors = _check(raw, origins, source)
+    for index, phase in enumerate(raw.get("phases") or [] if not errors else []):
+        errors += _phase_errors(raw, phase, index, origins, source)
+    if errors:
+        raise ConfigErrors(errors)
+    assert config is not None
+    return config
+
+
+def phases(config: Config) -> list[Config]:
+    """One config for each phase: the run's own keys with the phase's laid over them."""
+    raw = dump(config)
+    overlays = raw.pop("phases") or [{}]
+    return [Config.model_validate(_merged(raw, overlay)) for overlay in overlays]
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """The mapping that `validate` turns into the same config again: plain YAML types only."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
+    key = "extends" if below else "CONFIG"
+    source = str(below[-1]) if below else ""
+    if path.resolve() in [p.resolve() for p in below]:
+        raise ConfigErrors([ConfigError(key, str(path), "extends itself", "remove the circle", source)])
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1, 0.5)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, as in configs/"
+        raise ConfigErrors([ConfigError(key, str(path), "no such file", hint, source)]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigErrors([ConfigError(key, str(path), f"cannot be read: {error}", "", source)]) from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigErrors([ConfigError(key, str(path), f"not YAML: {problem}", "", source)]) from None
+    if not isinstance(raw, dict):
+        raise ConfigErrors([ConfigError(key, str(path), "holds no mapping", "write key: value lines", source)])
+    base, origins = {}, {}
+    if "extends" in raw:
+        parent = raw.pop("extends")
+        if not isinstance(parent, str):
+            raise ConfigErrors([ConfigError("extends", parent, "not a path", "name one YAML file", str(path))])
+        base, origins = _read(path.parent / Path(parent).expanduser(), (*below, path))
+    for leaf in _leaves(raw):
+        origins[leaf] = str(path)
+    return _merged(base, raw), origins
+
+
+def _override(raw: dict[str, Any], origins: Origins, text: str) -> None:
+    where = "command line"
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigErrors(
+            [ConfigError(text, "", "not an override", "write key.path=value, as in optimizer.lr=2e-3", where)]
+        )
+    try:
+        parsed = parse_yaml(value)
+    except yaml.YAMLError:
+        parsed = value
+    keys: Key = tuple(int(k) if k.isdigit() else k for k in re.sub(r"\[(\d+)\]", r".\1", name.strip()).split("."))
+    node: Any = raw
+    for depth, key in enumerate(keys[:-1]):
+        inside = isinstance(node, list) and isinstance(key, int) and key < len(node)
+        if isinstance(node, dict) and isinstance(key, str):
+            node = node.setdefault(key, {})
+        elif inside:
+            node = node[key]
+        if not isinstance(node, dict | list) or (isinstance(key, int) and not inside):
+            raise ConfigErrors([ConfigError(_dotted(keys[: depth + 1]), value, "holds no keys of its own", "", where)])
+    try:
+        node[keys[-1]] = parsed
+    except (IndexError, TypeError):
+        raise ConfigErrors([ConfigError(_dotted(keys), value, "there is no such place in the list", "", where)]) from None
+    for leaf in _leaves(parsed):
+        origins[keys + leaf] = where
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`. Mappings merge, all else is replaced; another `kind` starts a mapping afresh."""
+    merged = copy.deepcopy(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        same_kind = isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
+        merged[key] = _merged(old, value) if same_kind else copy.deepcopy(value)  # type: ignore[arg-type]
+    return merged
+
+
+def _leaves(value: Any) -> Iterable[Key]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    yield ()
+    for key, inner in items:
+        for leaf in _leaves(inner):
+            yield (key, *leaf)
+
+
+def _check(raw: dict[str, Any], origins: Origins, source: str) -> tuple[Config | None, list[ConfigError]]:
+    try:
+        return Config.model_validate(raw), []
+    except ValidationError as error:
+        found = [_explain(e, raw, origins, source) for e in error.errors(include_url=False)]
+        return None, list({str(e): e for e in found}.values())
+
+
+def _phase_errors(
+    raw: dict[str, Any], phase: dict[str, Any], index: int, origins: Origins, source: str
+) -> list[ConfigError]:
+    at: Key = ("phases", index)
+    errors = []
+    for key in phase:
+        if key not in PHASE_KEYS:
+            near = _nearest(str(key), PHASE_KEYS)
+            errors.append(
+                ConfigError(_dotted((*at, key)), phase[key], "a phase cannot set this", near, _origin((*at, key), origins, source))
+            )
+    for fixed in PHASE_FIXED:
+        section, key = fixed.split(".")
+        inner = phase.get(section)
+        if isinstance(inner, dict) and key in inner and inner[key] != raw[section].get(key):
+            place = (*at, section, key)
+            errors.append(
+                ConfigError(_dotted(place), inner[key], "stays the same over all phases", f"set {fixed} once, outside phases", _origin(place, origins, source))
+            )
+    if errors:
+        return errors
+    whole = _merged({k: v for k, v in raw.items() if k != "phases"}, phase)
+    moved = {leaf[2:]: file for leaf, file in origins.items() if leaf[:2] == at}
+    _, errors = _check(whole, {**origins, **moved}, source)
+    for error in errors:
+        error.key = f"{_dotted(at)}.{error.key}"
+    return errors
+
+
+def _explain(error: Any, raw: dict[str, Any], origins: Origins, source: str) -> ConfigError:
+    """One pydantic error in the words of someone who edits a YAML file."""
+    place = _without_tags(error["loc"], raw)
+    value = error["input"]
+    message: str = error["msg"].removeprefix("Value error, ")
+    kind = error["type"]
+    if kind == "value_error" and re.match(r"^[a-z_.]+( and [a-z_.]+)?: ", message):
+        # A check over several keys names the one to change at the head of its message.
+        named, message = message.split(": ", 1)
+        place = (*place, *named.split(" and ")[0].split("."))
+        value = _at(raw, place)
+    origin = _origin(place, origins, source)
+    key = _dotted(place)
+    if kind == "extra_forbidden":
+        return ConfigError(key, value, "there is no such key", _nearest(str(place[-1]), _keys(place[:-1], raw)), origin)
+    if kind == "missing":
+        missing = ConfigError(key, None, "this key is needed", "", source or origin)
+        field = _fields(place[:-1], raw).get(str(place[-1]))
+        missing.allowed = field.description or "" if field else ""
+        return missing
+    if kind == "union_tag_not_found":
+        return ConfigError(f"{key}.kind", None, "this key is needed", f"one of {error['ctx']['discriminator']}", origin)
+    if kind == "union_tag_invalid":
+        return ConfigError(f"{key}.kind", error["ctx"]["tag"], "not one of the kinds", f"write {error['ctx']['expected_tags']}", origin)
+    if kind == "model_type" or kind == "model_attributes_type":
+        return ConfigError(key, value, "this is a section", f"write its keys below it: {', '.join(_keys(place, raw))}", origin)
+    if kind == "literal_error":
+        allowed = error["ctx"]["expected"]
+        near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", allowed), 1, 0.5)
+        return ConfigError(key, value, "not one of the choices", f"write {allowed}" + (f"; did you mean {near[0]!r}?" if near else ""), origin)
+    if kind == "string_pattern_mismatch":
+        return ConfigError(key, value, "not a plain name", "letters, digits, '.', '_' and '-' only, the first a letter or digit", origin)
+    return ConfigError(key, value, message[:1].lower() + message[1:] if kind != "value_error" else f"not {message}" if message.startswith("a ") else message, "", origin)
+
+
+def _without_tags(loc: tuple[Any, ...], raw: Any) -> Key:
+    """pydantic puts a union's tag into the path; the file does not have it."""
+    place: list[str | int] = []
+    node = raw
+    for part in loc:
+        if isinstance(node, dict) and part not in node and node.get("kind") == part:
+            continue
+        place.append(part)
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return tuple(place)
+
+
+def _at(raw: Any, place: Key) -> Any:
+    for key in place:
+        try:
+            raw = raw[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return raw
+
+
+def _fields(place: Key, raw: Any) -> dict[str, Any]:
+    """The fields of the section at a place, by the names used in YAML."""
+    model: Any = Config
+    node = raw
+    for key in place:
+        field = next((f for n, f in model.model_fields.items() if (f.alias or n) == key), None)
+        node = node.get(key) if isinstance(node, dict) else None
+        if field is None:
+            return {}
+        choices = _models(field.annotation)
+        if len(choices) > 1:
+            kind = node.get("kind") if isinstance(node, dict) else None
+            choices = [m for m in choices if kind in typing.get_args(m.model_fields["kind"].annotation)]
+        if not choices:
+            return {}
+        model = choices[0]
+    return {f.alias or n: f for n, f in model.model_fields.items()}
+
+
+def _keys(place: Key, raw: Any) -> list[str]:
+    return list(_fields(place, raw))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [m for arg in typing.get_args(annotation) for m in _models(arg)]
+    return []
+
+
+def _nearest(key: str, keys: Iterable[str]) -> str:
+    keys = list(keys)
+    near = difflib.get_close_matches(key, keys, 1, 0.6)
+    return f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(keys)}"
+
+
+def _origin(place: Key, origins: Origins, default: str) -> str:
+    for depth in range(len(place), 0, -1):
+        if place[:depth] in origins:
+            return origins[place[:depth]]
+    return default
+
+
+def _dotted(place: Key) -> str:
+    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in place).lstrip(".") or "(the file)"

@@ -1,0 +1,254 @@
+"""The keys of a config: each with its type, its unit, its default and what it is for.
+
+`Config` is the whole of a run. `trainer.config.load` reads one from YAML and from the command line
+and turns pydantic's complaints into messages that name file, key and value.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from trainer.config.units import Duration, DurationField, Span, SpanField
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """One mapping of the YAML file. Unknown keys are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+
+class BertModel(Section):
+    """BERT for masked language modelling (Devlin et al. 2018; small sizes of Turc et al. 2019)."""
+
+    kind: Literal["bert"]
+    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = Field(
+        "base", description="layers/hidden: tiny 2/128, mini 4/256, small 4/512, medium 8/512, base 12/768, large 24/1024"
+    )
+    dropout: Share = Field(0.1, description="probability, for hidden states and attention alike")
+    max_positions: PositiveInt = Field(512, description="longest sequence the position table can hold, in tokens")
+
+
+class ResNetModel(Section):
+    """ResNet of transformers, for ImageNet-like input (He et al. 2015)."""
+
+    kind: Literal["resnet"]
+    depth: Literal[18, 34, 50, 101, 152] = Field(50, description="number of layers")
+    zero_init_last: bool = Field(True, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)")
+
+
+class CifarResNetModel(Section):
+    """The CIFAR ResNets of He et al. 2015, section 4.2: depth 6n + 2."""
+
+    kind: Literal["cifar-resnet"]
+    depth: PositiveInt = Field(20, description="number of layers, 6n + 2: 20, 32, 44, 56, 110")
+    zero_init_last: bool = Field(False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)")
+
+    @model_validator(mode="after")
+    def _depth(self) -> CifarResNetModel:
+        if self.depth < 8 or (self.depth - 2) % 6:
+            raise ValueError("depth: a CIFAR ResNet has 6n + 2 layers: 8, 14, 20, 32, 44, 56, 110")
+        return self
+
+
+class WideResNetModel(Section):
+    """Wide pre-activation ResNet (Zagoruyko and Komodakis 2016): depth 6n + 4."""
+
+    kind: Literal["wide-resnet"]
+    depth: PositiveInt = Field(22, description="number of layers, 6n + 4: 10, 16, 22, 28, 40")
+    width: PositiveInt = Field(6, description="widening factor k; channels are 16k, 32k, 64k")
+    zero_init_last: bool = Field(False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)")
+
+    @model_validator(mode="after")
+    def _depth(self) -> WideResNetModel:
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError("depth: a wide ResNet has 6n + 4 layers: 10, 16, 22, 28, 40")
+        return self
+
+
+Model = Annotated[BertModel | ResNetModel | CifarResNetModel | WideResNetModel, Field(discriminator="kind")]
+
+
+class _Data(Section):
+    format: Literal["auto", "text", "parquet", "imagefolder", "hub"] = Field(
+        "auto", description="how to read `source`; auto decides from the file names"
+    )
+    subset: str | None = Field(None, description="a hub dataset's configuration name")
+    split: str = Field("train", description="the split to train on, for a hub dataset")
+    validation: str | None = Field(
+        None, description="held-out data: a path or glob, or a hub split's name; null holds out `validation_share`"
+    )
+    validation_share: Share = Field(0.05, description="share of the rows held out when `validation` is null")
+    cache: str = Field("~/.cache/bellwether", description="directory of prepared data, shared by all runs")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="processes a rank that prepare batches; 0: in the training process")
+
+
+class TextData(_Data):
+    """Text for masked language modelling, packed into sequences without padding."""
+
+    kind: Literal["text"]
+    source: str = Field(
+        "python-docs", description="python-docs (built in), a file, folder or glob, or a hub dataset's name"
+    )
+    column: str = Field("text", description="the column that holds the text")
+    tokenizer: str = Field(
+        "train", description="train (WordPiece on this corpus), a vocabulary file, a tokenizer folder, or a hub name"
+    )
+    vocabulary_size: Annotated[int, Field(ge=64)] = Field(
+        30522, description="entries of a trained WordPiece vocabulary (a given one has its own size)"
+    )
+    lowercase: bool = Field(True, description="fold case and strip accents (trained vocabulary or vocabulary file)")
+    sequence_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens a sequence, [CLS] and [SEP] included")
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share of the tokens to predict")
+
+
+class ImageData(_Data):
+    """Labelled images for classification."""
+
+    kind: Literal["images"]
+    source: str = Field("digits", description="digits (built in), a folder or glob, or a hub dataset's name")
+    image_column: str = Field("image", description="the column that holds the image")
+    label_column: str = Field("label", description="the column that holds the class")
+    size: PositiveInt = Field(32, description="height and width that the model sees, in pixels")
+    crop: Literal["none", "pad", "resized"] = Field(
+        "pad", description="training crop: pad by size/8 and cut (CIFAR), or random area and aspect (ImageNet)"
+    )
+    flip: bool = Field(True, description="mirror half of the training images")
+    mean: list[float] = Field([0.5, 0.5, 0.5], description="per-channel mean of pixels in 0..1, subtracted")
+    std: list[float] = Field([0.25, 0.25, 0.25], description="per-channel deviation of pixels in 0..1, divided by")
+
+    @model_validator(mode="after")
+    def _channels(self) -> ImageData:
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise ValueError("mean and std: one value a channel, 1 (grey) or 3 (RGB), the same number in both")
+        if min(self.std) <= 0:
+            raise ValueError("std: each value above 0")
+        return self
+
+
+Data = Annotated[TextData | ImageData, Field(discriminator="kind")]
+
+
+class Batch(Section):
+    """The unit of training. What a rank does at a time is solved from it and the world size."""
+
+    global_: PositiveInt = Field(alias="global", description="samples a weight update, over all ranks")
+    micro: PositiveInt = Field(32, description="most samples one rank takes through the model at a time (memory decides)")
+
+
+class Optimizer(Section):
+    """How weights move. See the package `optimizers`."""
+
+    name: Literal["lamb", "adamw", "radam"] = Field("lamb", description="the update rule")
+    lr: Annotated[float, Field(gt=0)] = Field(description="peak learning rate, at the batch `scaling.base_batch` if that is given")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="decay of the first and of the second moment"
+    )
+    eps: Annotated[float, Field(gt=0)] | None = Field(None, description="added to the denominator; null: the rule's own default")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to biases and normalisation")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest global gradient norm; 0: no clipping")
+
+
+class Scaling(Section):
+    """Learning rate and warm-up from the batch (Goyal et al. 2017; You et al. 2019, tables 4 and 5)."""
+
+    rule: Literal["none", "linear", "sqrt"] = Field(
+        "none", description="lr = optimizer.lr x (batch.global / base_batch) to the power 0, 1 or 1/2"
+    )
+    base_batch: PositiveInt | None = Field(None, description="the global batch at which optimizer.lr and schedule.warmup were chosen, in samples")
+    warmup: bool = Field(True, description="lengthen the warm-up, in samples, in proportion to the batch")
+
+    @model_validator(mode="after")
+    def _base(self) -> Scaling:
+        if self.rule != "none" and self.base_batch is None:
+            raise ValueError(f"base_batch: state the batch at which optimizer.lr was chosen, for rule: {self.rule}")
+        return self
+
+
+class Schedule(Section):
+    """The learning rate over a phase, counted in samples."""
+
+    kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid"] = Field("linear", description="shape after the warm-up")
+    warmup: SpanField = Field(Span(share=0.0), description="linear rise from 0: a share of the phase, or a duration")
+    power: Annotated[float, Field(gt=0)] = Field(1.0, description="exponent of the polynomial decay")
+    cooldown: SpanField = Field(Span(share=0.2), description="linear fall at the end of a trapezoid: a share, or a duration")
+    final: Share = Field(0.0, description="learning rate at the end, as a share of the peak")
+
+
+class Evaluate(Section):
+    """Held-out loss and accuracy."""
+
+    every: DurationField | None = Field(None, description="how often; null: only at the end of each phase")
+    limit: PositiveInt | None = Field(None, description="most held-out samples to use; null: all")
+
+
+class Checkpoint(Section):
+    """Saving, always at a step boundary and always at the end of each phase."""
+
+    every: DurationField | None = Field(None, description="how often; null: only at the end of each phase")
+    keep: PositiveInt = Field(3, description="how many of the newest checkpoints stay")
+
+
+class Log(Section):
+    """Metrics on the terminal, in metrics.jsonl and in TensorBoard."""
+
+    every: DurationField = Field(Duration(10, "steps"), description="how often")
+    tensorboard: bool = Field(True, description="write TensorBoard event files to logs/")
+
+
+class Engine(Section):
+    """How the work is split and in what precision. Nothing here changes which samples make up a step."""
+
+    stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO: shard nothing, optimizer state, and gradients, and parameters")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of weights and activations in the model; masters stay fp32")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda with NCCL or cpu with gloo; auto: cuda where there is one")
+    world_size: PositiveInt | None = Field(None, description="refuse to run on another number of processes; null: any")
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="keys passed on to DeepSpeed's config as they are")
+
+
+class Config(Section):
+    """One run, whole."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="the run's directory under `runs`")
+    runs: str = Field("runs", description="directory that holds the run directories")
+    resume: str = Field("auto", description="auto (go on where the run directory stands), never, or a checkpoint's path")
+    seed: Annotated[int, Field(ge=0)] = Field(1, description="of weights, sample order, masking, augmentation and dropout")
+    duration: DurationField = Field(description="length of the run, or of each phase")
+    stop_after: DurationField | None = Field(None, description="stop early, with a checkpoint, this far into the run")
+    model: Model
+    data: Data
+    batch: Batch
+    optimizer: Optimizer
+    scaling: Scaling = Scaling()
+    schedule: Schedule = Schedule()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    engine: Engine = Engine()
+    phases: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="parts of the run, one after the other; each says what differs from the keys above "
+        "(duration, batch, data, optimizer, scaling, schedule)",
+    )
+
+    @model_validator(mode="after")
+    def _fit(self) -> Config:
+        wanted = "text" if self.model.kind == "bert" else "images"
+        if self.data.kind != wanted:
+            raise ValueError(f"data.kind: model.kind {self.model.kind} needs data.kind: {wanted}")
+        if (
+            isinstance(self.model, BertModel)
+            and isinstance(self.data, TextData)
+            and self.data.sequence_length > self.model.max_positions
+        ):
+            raise ValueError(
+                f"data.sequence_length: {self.data.sequence_length} tokens do not fit "
+                f"model.max_positions: {self.model.max_positions}"
+            )
+        return self

@@ -1,0 +1,103 @@
+"""The processes of a run: who am I, are we as many as asked, and one voice for all."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from trainer.config import ConfigError
+
+# What each launcher says the number of processes is, in its own words.
+_ASKED = {
+    "BELLWETHER_WORLD_SIZE": "bellwether --nproc",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+}
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    local_rank: int
+    device: Any  # torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+def rank_from_environment() -> int:
+    """This process's rank before any process group is up."""
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
+    """Bring up torch's process group and DeepSpeed on it, from the usual environment (RANK, WORLD_SIZE, ...).
+
+    Args:
+        device: ``cpu`` (gloo), ``cuda`` (NCCL), or ``auto``: cuda where there is one.
+        timeout: of a collective; one that takes longer ends the run.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("engine.device", device, "there is no CUDA device here", "write cpu or auto")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(where)
+    for name, alone in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, alone)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = "0" if os.environ["WORLD_SIZE"] == "1" else "29500"
+    deepspeed = import_deepspeed()
+    backend = "nccl" if on_gpu else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, where)
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and without the op that it would compile for a minute on a CPU and never use in training."""
+    import logging
+
+    # DeepSpeed 0.19.8 calls collectives by the names they had before torch 2.13.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+    # Shared-memory all-reduce for inference. A process killed while it compiles leaves a lock behind on which every
+    # later run would wait for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if os.environ.get("DEEPSPEED_LOG_LEVEL") is None:
+        deepspeed.utils.logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+def check_world_size(actual: int, configured: int | None) -> None:
+    """Refuse a run on another number of processes than was asked for: some launchers start N runs of one process each.
+
+    Raises:
+        ConfigError: naming who asked for how many.
+    """
+    asked = {f"{who} ({name})": int(os.environ[name]) for name, who in _ASKED.items() if os.environ.get(name, "").isdigit()}
+    if configured is not None:
+        asked["engine.world_size"] = configured
+    for who, size in asked.items():
+        if size != actual:
+            raise ConfigError(
+                "engine.world_size",
+                actual,
+                f"{who} asked for {size} processes, but the process group has {actual}",
+                "start it with a launcher that sets RANK and WORLD_SIZE for each process, such as bellwether train or torchrun",
+            )
