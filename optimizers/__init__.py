@@ -1,8 +1,8 @@
 """How weights move: update rules, shards, trust ratios, schedules, batch scaling. Needs only torch.
 
-    optimizer = Lamb(groups(model), lr=2e-3)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    attach(engine)
+optimizer = Lamb(groups(model), lr=2e-3)
+engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+attach(engine)
 """
 
 from optimizers.adamw import AdamW

@@ -37,5 +37,11 @@ class AdamW(Composed):
         trust_ratio: bool = False,
     ) -> None:
         super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=True, trust_ratio=trust_ratio
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled=True,
+            trust_ratio=trust_ratio,
         )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from optimizers.shards.pieces import Shard, squared_norms, sum_over_ranks
-
-Direction = Callable[[Tensor, Tensor, Tensor, int, tuple[float, float], float], Tensor]
 
 
 class Composed(Optimizer):
@@ -26,7 +24,12 @@ class Composed(Optimizer):
     State of each tensor: ``step`` (float32 scalar, on the CPU), ``exp_avg`` and ``exp_avg_sq`` (as the tensor).
     """
 
-    direction: ClassVar[Direction]
+    @staticmethod
+    def direction(
+        grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: int, betas: tuple[float, float], eps: float
+    ) -> Tensor:
+        """One of `optimizers.rules`."""
+        raise NotImplementedError
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class Composed(Optimizer):
         }
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every tensor that has a gradient. Collectives: one all-reduce if any shard needs a trust ratio.
 
         Raises:
@@ -114,7 +117,12 @@ class Composed(Optimizer):
             if group["trust_ratio"] and shard.process_group is not None:
                 split.append((group, shard, update))
             else:
-                _descend(group, shard, update, self._trust(shard, squared_norms(shard, tensor, update)) if group["trust_ratio"] else None)
+                _descend(
+                    group,
+                    shard,
+                    update,
+                    self._trust(shard, squared_norms(shard, tensor, update)) if group["trust_ratio"] else None,
+                )
         self._descend_together(split)
         return loss
 
@@ -133,8 +141,13 @@ class Composed(Optimizer):
         weight_decay, decoupled = group["weight_decay"], group["decoupled"]
         if weight_decay and not decoupled:
             grad = grad.add(tensor, alpha=weight_decay)
-        update = type(self).direction(
-            grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"].item()), group["betas"], group["eps"]
+        update = self.direction(
+            grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            int(state["step"].item()),
+            group["betas"],
+            group["eps"],
         )
         if weight_decay and decoupled and group["trust_ratio"]:
             update.add_(tensor, alpha=weight_decay)
@@ -181,8 +194,11 @@ def _descend(group: dict[str, Any], shard: Shard, update: Tensor, ratios: Tensor
         shard.tensor.add_(update, alpha=-lr)
         return
     rates = (ratios * -lr).to(update.dtype)
-    for piece, view in shard.views(update):
-        view.mul_(rates[piece.index])
+    if update.is_contiguous():
+        for piece, view in shard.views(update):
+            view.mul_(rates[piece.index])
+    else:  # one parameter, whole
+        update.mul_(rates[0])
     shard.tensor.add_(update)
 
 
@@ -190,7 +206,11 @@ def _validate(group: dict[str, Any]) -> None:
     beta1, beta2 = group["betas"]
     checks = {
         "lr": (group["lr"], float(group["lr"]) >= 0, "at least 0"),
-        "betas": (group["betas"], 0 <= beta1 < 1 and 0 <= beta2 < 1, "two numbers from 0 up to, not including, 1"),
+        "betas": (
+            group["betas"],
+            0 <= beta1 < 1 and 0 <= beta2 < 1,
+            "two numbers from 0 up to, not including, 1",
+        ),
         "eps": (group["eps"], group["eps"] >= 0, "at least 0"),
         "weight_decay": (group["weight_decay"], group["weight_decay"] >= 0, "at least 0"),
     }

@@ -10,7 +10,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 _TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 # transformers and others define their own (LlamaRMSNorm, T5LayerNorm, FrozenBatchNorm2d, ...): known by name.
-_NORM_NAME = re.compile(r"(Batch|Layer|Group|Instance|RMS|Scale)_?Norm(alization)?([123]d)?$|RMSNorm|LayerNorm", re.IGNORECASE)
+_NORM_NAME = re.compile(
+    r"(Batch|Layer|Group|Instance|RMS|Scale)_?Norm(alization)?([123]d)?$|RMSNorm|LayerNorm", re.IGNORECASE
+)
 
 
 def groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
@@ -38,7 +40,11 @@ def groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str
     weights: dict[str, Any] = {"params": [(n, p) for n, p in named if id(p) not in plain]}
     if weight_decay is not None:
         weights["weight_decay"] = weight_decay
-    others = {"params": [(n, p) for n, p in named if id(p) in plain], "weight_decay": 0.0, "trust_ratio": False}
+    others = {
+        "params": [(n, p) for n, p in named if id(p) in plain],
+        "weight_decay": 0.0,
+        "trust_ratio": False,
+    }
     return [group for group in (weights, others) if group["params"]]
 
 

@@ -51,5 +51,11 @@ class Lamb(Composed):
         trust_ratio: bool = True,
     ) -> None:
         super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=True, trust_ratio=trust_ratio
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled=True,
+            trust_ratio=trust_ratio,
         )

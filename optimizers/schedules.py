@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -39,7 +40,14 @@ class WarmupConstant(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, batch: int, total: int, warmup: int = 0, final: float = 0.0, last_epoch: int = -1
+        self,
+        optimizer: Optimizer,
+        *,
+        batch: int,
+        total: int,
+        warmup: int = 0,
+        final: float = 0.0,
+        last_epoch: int = -1,
     ) -> None:
         if batch < 1 or total < 1:
             raise ValueError(f"batch={batch}, total={total}: must be at least 1, in samples")
@@ -68,7 +76,7 @@ class WarmupConstant(LRScheduler):
             group["lr"] = lr
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
-    def get_lr(self) -> list[float]:  # type: ignore[override]
+    def get_lr(self) -> list[float | Tensor]:
         factor = self.factor((self.last_epoch + 0.5) * self.batch)
         return [base * factor for base in self.base_lrs]
 

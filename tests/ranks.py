@@ -39,7 +39,9 @@ class Ranks:
                 rank, result, error = self.outbox.get(timeout=timeout)
             except queue.Empty:
                 self.close()
-                raise TimeoutError(f"{function.__name__}{args}: no answer in {timeout:.0f} s; had {sorted(results)}") from None
+                raise TimeoutError(
+                    f"{function.__name__}{args}: no answer in {timeout:.0f} s; had {sorted(results)}"
+                ) from None
             if error:
                 errors.append(f"rank {rank}:\n{error}")
                 timeout = 5  # the others may hang in a collective that this one has left

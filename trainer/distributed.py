@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from trainer.config import ConfigError
+
+T = TypeVar("T")
 
 # What each launcher says the number of processes is, in its own words.
 _ASKED = {
@@ -24,7 +29,7 @@ class World:
     rank: int
     size: int
     local_rank: int
-    device: Any  # torch.device
+    device: torch.device
 
     @property
     def main(self) -> bool:
@@ -46,7 +51,6 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
         device: ``cpu`` (gloo), ``cuda`` (NCCL), or ``auto``: cuda where there is one.
         timeout: of a collective; one that takes longer ends the run.
     """
-    import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("engine.device", device, "there is no CUDA device here", "write cpu or auto")
@@ -57,7 +61,12 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
     where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(where)
-    for name, alone in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+    for name, alone in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+    }.items():
         os.environ.setdefault(name, alone)
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = "0" if os.environ["WORLD_SIZE"] == "1" else "29500"
@@ -90,7 +99,9 @@ def check_world_size(actual: int, configured: int | None) -> None:
     Raises:
         ConfigError: naming who asked for how many.
     """
-    asked = {f"{who} ({name})": int(os.environ[name]) for name, who in _ASKED.items() if os.environ.get(name, "").isdigit()}
+    asked = {
+        f"{who} ({name})": int(os.environ[name]) for name, who in _ASKED.items() if os.environ.get(name, "").isdigit()
+    }
     if configured is not None:
         asked["engine.world_size"] = configured
     for who, size in asked.items():
@@ -101,3 +112,17 @@ def check_world_size(actual: int, configured: int | None) -> None:
                 f"{who} asked for {size} processes, but the process group has {actual}",
                 "start it with a launcher that sets RANK and WORLD_SIZE for each process, such as bellwether train or torchrun",
             )
+
+
+def agree(world: World, act: Callable[[], T]) -> T:
+    """Do it on rank 0 alone; every rank gets what it returned, or raises what it raised. Collective."""
+    outcome: list[Any] = [None, None]
+    if world.main:
+        try:
+            outcome[0] = act()
+        except Exception as error:
+            outcome[1] = error
+    torch.distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

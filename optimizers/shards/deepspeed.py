@@ -57,9 +57,7 @@ def _zero12(wrapper: Any, names: Names) -> Iterable[Shard]:
     """ZeRO-1 and 2: each param group one long flat tensor, cut into equal partitions."""
     for i, flat in enumerate(wrapper.single_partition_of_fp32_groups):
         group = wrapper.real_dp_process_group[i]
-        yield _partition(
-            flat, wrapper.round_robin_bit16_groups[i], wrapper.round_robin_bit16_offsets[i], group, names
-        )
+        yield _partition(flat, wrapper.round_robin_bit16_groups[i], wrapper.round_robin_bit16_offsets[i], group, names)
 
 
 def _publish_zero12(wrapper: Any) -> None:
@@ -129,7 +127,9 @@ def _wrapper(engine: Any) -> tuple[Callable[[Any, Names], Iterable[Shard]], Call
         "DeepSpeedZeroOptimizer_Stage3": (_zero3, _publish_zero3),
     }
     if kind not in known:
-        raise NotImplementedError(f"attach: DeepSpeed wraps the optimizer in {kind}, which is not known here; use one of {', '.join(known)}")
+        raise NotImplementedError(
+            f"attach: DeepSpeed wraps the optimizer in {kind}, which is not known here; use one of {', '.join(known)}"
+        )
     return known[kind]
 
 
@@ -141,9 +141,12 @@ def _refuse(engine: Any) -> None:
     reasons = {
         "zero_optimization.zenflow": getattr(zero, "zenflow", None) is not None,
         "zero_optimization.offload_optimizer.super_offload": bool(getattr(offload, "super_offload", False)),
-        "zero_optimization.offload_optimizer.ratio below 1": offload is not None and getattr(offload, "ratio", 1.0) < 1.0,
+        "zero_optimization.offload_optimizer.ratio below 1": offload is not None
+        and getattr(offload, "ratio", 1.0) < 1.0,
         "zero_optimization.offload_optimizer.device: nvme": str(getattr(device, "value", device)) == "nvme",
     }
     for key, found in reasons.items():
         if found:
-            raise NotImplementedError(f"attach: with {key} DeepSpeed replaces or bypasses the optimizer; take it out of DeepSpeed's config")
+            raise NotImplementedError(
+                f"attach: with {key} DeepSpeed replaces or bypasses the optimizer; take it out of DeepSpeed's config"
+            )

@@ -56,8 +56,11 @@ class Shard:
         return cls(tensor, (parameter,), (Piece(0, 0, 0, parameter.numel),), None)
 
     def views(self, tensor: Tensor) -> Iterator[tuple[Piece, Tensor]]:
-        """The pieces of a tensor laid out as this shard's: the weights, a moment, an update. Views of shape [length]."""
-        flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
+        """The pieces of a tensor laid out as this shard's: the weights, a moment, an update. Each of shape [length].
+
+        Views into a contiguous tensor, such as every split one; else copies, in the order of the contiguous one.
+        """
+        flat = tensor.reshape(-1)
         for piece in self.pieces:
             yield piece, flat.narrow(0, piece.offset, piece.length)
 
@@ -88,10 +91,13 @@ def squared_norms(shard: Shard, *tensors: Tensor) -> Tensor:
 def sum_over_ranks(sums: list[Tensor], process_group: dist.ProcessGroup) -> list[Tensor]:
     """The sums of `squared_norms` over all ranks of a group, in one all-reduce."""
     packed = torch.cat([s.reshape(-1) for s in sums])
-    on_device = packed.to(_device(process_group, packed.device))  # NCCL cannot carry the tensors of an offloaded optimizer
+    on_device = packed.to(
+        _device(process_group, packed.device)
+    )  # NCCL cannot carry the tensors of an offloaded optimizer
     dist.all_reduce(on_device, group=process_group)
     return [
-        total.view_as(s) for s, total in zip(sums, on_device.to(packed.device).split([s.numel() for s in sums]), strict=True)
+        total.view_as(s)
+        for s, total in zip(sums, on_device.to(packed.device).split([s.numel() for s in sums]), strict=True)
     ]
 
 

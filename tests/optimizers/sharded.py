@@ -77,7 +77,9 @@ def gradients(step: int, w: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def options() -> dict[str, dict[str, Any]]:
     return {
-        name: {"weight_decay": DECAY.get(name, 0.01), "trust_ratio": name != "bias"} for name in SHAPES if name != "frozen"
+        name: {"weight_decay": DECAY.get(name, 0.01), "trust_ratio": name != "bias"}
+        for name in SHAPES
+        if name != "frozen"
     }
 
 
@@ -90,7 +92,11 @@ def param_groups(model: Toy) -> list[dict[str, Any]]:
     wanted = options()
     return [
         {
-            "params": [(f"{n}.weight", getattr(model, n).weight) for n, o in wanted.items() if (o["weight_decay"], o["trust_ratio"]) == kind],
+            "params": [
+                (f"{n}.weight", getattr(model, n).weight)
+                for n, o in wanted.items()
+                if (o["weight_decay"], o["trust_ratio"]) == kind
+            ],
             "weight_decay": kind[0],
             **({} if kind[1] else {"trust_ratio": False}),
         }
@@ -98,7 +104,16 @@ def param_groups(model: Toy) -> list[dict[str, Any]]:
     ]
 
 
-def engine(rule: str, zero: dict[str, Any], *, clip: float = 0.0, accumulation: int = 1, init: bool = False, attach: bool = True, **config: Any):
+def engine(
+    rule: str,
+    zero: dict[str, Any],
+    *,
+    clip: float = 0.0,
+    accumulation: int = 1,
+    init: bool = False,
+    attach: bool = True,
+    **config: Any,
+):
     import deepspeed
 
     import optimizers
@@ -190,7 +205,14 @@ def _count(optimizer: Any) -> tuple[list[int], list[int]]:
     calls: list[int] = []
     reduces: list[int] = []
     inner = optimizer.step
-    collectives = [n for n in ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce_scatter_tensor", "barrier")]
+    collectives = [
+        "all_reduce",
+        "all_gather",
+        "all_gather_into_tensor",
+        "broadcast",
+        "reduce_scatter_tensor",
+        "barrier",
+    ]
 
     def step(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)

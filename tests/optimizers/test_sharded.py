@@ -24,7 +24,13 @@ def expected(rule: str, clip: float, start: str = "fp32"):
 
             w = {k: torch.tensor(v).bfloat16().float().numpy() for k, v in w.items()}
         _expected[rule, clip, start] = minimise(
-            rule, w, sharded.gradients, steps=sharded.STEPS, lr=sharded.LR, options=sharded.options(), clip=clip
+            rule,
+            w,
+            sharded.gradients,
+            steps=sharded.STEPS,
+            lr=sharded.LR,
+            options=sharded.options(),
+            clip=clip,
         )
     return _expected[rule, clip, start]
 
@@ -82,17 +88,17 @@ def test_sharded_equals_unsharded(ranks: Ranks, rule: str, stage: int) -> None:
 
 
 CASES = {
-    "zero1-clip": dict(zero={"stage": 1}, clip=1.0),
-    "zero2-clip-accumulation": dict(zero={"stage": 2}, clip=1.0, accumulation=2),
-    "zero3-clip-accumulation": dict(zero={"stage": 3}, clip=1.0, accumulation=2),
-    "zero0-clip-accumulation": dict(zero={"stage": 0}, clip=1.0, accumulation=2),
-    "zero1-round-robin": dict(zero={"stage": 1, "round_robin_gradients": True}),
-    "zero2-round-robin": dict(zero={"stage": 2, "round_robin_gradients": True}),
-    "zero2-overlap": dict(zero={"stage": 2, "overlap_comm": True, "contiguous_gradients": False}),
-    "zero3-sub-groups": dict(zero={"stage": 3, "sub_group_size": 50}),
-    "zero3-init": dict(zero={"stage": 3}, init=True),
-    "zero3-init-sub-groups": dict(zero={"stage": 3, "sub_group_size": 50}, init=True, clip=1.0),
-    "zero3-no-persistence": dict(zero={"stage": 3, "stage3_param_persistence_threshold": 0}),
+    "zero1-clip": {"zero": {"stage": 1}, "clip": 1.0},
+    "zero2-clip-accumulation": {"zero": {"stage": 2}, "clip": 1.0, "accumulation": 2},
+    "zero3-clip-accumulation": {"zero": {"stage": 3}, "clip": 1.0, "accumulation": 2},
+    "zero0-clip-accumulation": {"zero": {"stage": 0}, "clip": 1.0, "accumulation": 2},
+    "zero1-round-robin": {"zero": {"stage": 1, "round_robin_gradients": True}},
+    "zero2-round-robin": {"zero": {"stage": 2, "round_robin_gradients": True}},
+    "zero2-overlap": {"zero": {"stage": 2, "overlap_comm": True, "contiguous_gradients": False}},
+    "zero3-sub-groups": {"zero": {"stage": 3, "sub_group_size": 50}},
+    "zero3-init": {"zero": {"stage": 3}, "init": True},
+    "zero3-init-sub-groups": {"zero": {"stage": 3, "sub_group_size": 50}, "init": True, "clip": 1.0},
+    "zero3-no-persistence": {"zero": {"stage": 3, "stage3_param_persistence_threshold": 0}},
 }
 
 

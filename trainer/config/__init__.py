@@ -5,4 +5,15 @@ from trainer.config.load import dump, load, phases, to_yaml, validate
 from trainer.config.schema import Config
 from trainer.config.units import Duration, Span
 
-__all__ = ["Config", "ConfigError", "ConfigErrors", "Duration", "Span", "dump", "load", "phases", "to_yaml", "validate"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ConfigErrors",
+    "Duration",
+    "Span",
+    "dump",
+    "load",
+    "phases",
+    "to_yaml",
+    "validate",
+]

@@ -18,6 +18,10 @@ class ConfigError(ValueError):
         self.key, self.value, self.problem, self.allowed, self.source = key, value, problem, allowed, source
         super().__init__(str(self))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel between ranks; by default an exception is rebuilt from its message alone.
+        return type(self), (self.key, self.value, self.problem, self.allowed, self.source)
+
     def __str__(self) -> str:
         where = f"{self.source}: " if self.source else ""
         hint = f"; {self.allowed}" if self.allowed else ""
@@ -30,3 +34,6 @@ class ConfigErrors(ValueError):
     def __init__(self, errors: list[ConfigError]) -> None:
         self.errors = errors
         super().__init__("\n".join(str(error) for error in errors))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.errors,)

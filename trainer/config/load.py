@@ -37,14 +37,18 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands here twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands here twice", key_node.start_mark
+            )
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 
@@ -110,7 +114,8 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
         raise ConfigErrors([ConfigError(key, str(path), f"not YAML: {problem}", "", source)]) from None
     if not isinstance(raw, dict):
         raise ConfigErrors([ConfigError(key, str(path), "holds no mapping", "write key: value lines", source)])
-    base, origins = {}, {}
+    base: dict[str, Any] = {}
+    origins: Origins = {}
     if "extends" in raw:
         parent = raw.pop("extends")
         if not isinstance(parent, str):
@@ -145,7 +150,9 @@ def _override(raw: dict[str, Any], origins: Origins, text: str) -> None:
     try:
         node[keys[-1]] = parsed
     except (IndexError, TypeError):
-        raise ConfigErrors([ConfigError(_dotted(keys), value, "there is no such place in the list", "", where)]) from None
+        raise ConfigErrors(
+            [ConfigError(_dotted(keys), value, "there is no such place in the list", "", where)]
+        ) from None
     for leaf in _leaves(parsed):
         origins[keys + leaf] = where
 
@@ -155,7 +162,9 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(base)
     for key, value in over.items():
         old = merged.get(key)
-        same_kind = isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
+        same_kind = (
+            isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
+        )
         merged[key] = _merged(old, value) if same_kind else copy.deepcopy(value)  # type: ignore[arg-type]
     return merged
 
@@ -185,7 +194,13 @@ def _phase_errors(
         if key not in PHASE_KEYS:
             near = _nearest(str(key), PHASE_KEYS)
             errors.append(
-                ConfigError(_dotted((*at, key)), phase[key], "a phase cannot set this", near, _origin((*at, key), origins, source))
+                ConfigError(
+                    _dotted((*at, key)),
+                    phase[key],
+                    "a phase cannot set this",
+                    near,
+                    _origin((*at, key), origins, source),
+                )
             )
     for fixed in PHASE_FIXED:
         section, key = fixed.split(".")
@@ -193,7 +208,13 @@ def _phase_errors(
         if isinstance(inner, dict) and key in inner and inner[key] != raw[section].get(key):
             place = (*at, section, key)
             errors.append(
-                ConfigError(_dotted(place), inner[key], "stays the same over all phases", f"set {fixed} once, outside phases", _origin(place, origins, source))
+                ConfigError(
+                    _dotted(place),
+                    inner[key],
+                    "stays the same over all phases",
+                    f"set {fixed} once, outside phases",
+                    _origin(place, origins, source),
+                )
             )
     if errors:
         return errors
@@ -228,16 +249,50 @@ def _explain(error: Any, raw: dict[str, Any], origins: Origins, source: str) -> 
     if kind == "union_tag_not_found":
         return ConfigError(f"{key}.kind", None, "this key is needed", f"one of {error['ctx']['discriminator']}", origin)
     if kind == "union_tag_invalid":
-        return ConfigError(f"{key}.kind", error["ctx"]["tag"], "not one of the kinds", f"write {error['ctx']['expected_tags']}", origin)
+        return ConfigError(
+            f"{key}.kind",
+            error["ctx"]["tag"],
+            "not one of the kinds",
+            f"write {error['ctx']['expected_tags']}",
+            origin,
+        )
     if kind == "model_type" or kind == "model_attributes_type":
-        return ConfigError(key, value, "this is a section", f"write its keys below it: {', '.join(_keys(place, raw))}", origin)
+        return ConfigError(
+            key,
+            value,
+            "this is a section",
+            f"write its keys below it: {', '.join(_keys(place, raw))}",
+            origin,
+        )
     if kind == "literal_error":
         allowed = error["ctx"]["expected"]
         near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", allowed), 1, 0.5)
-        return ConfigError(key, value, "not one of the choices", f"write {allowed}" + (f"; did you mean {near[0]!r}?" if near else ""), origin)
+        return ConfigError(
+            key,
+            value,
+            "not one of the choices",
+            f"write {allowed}" + (f"; did you mean {near[0]!r}?" if near else ""),
+            origin,
+        )
     if kind == "string_pattern_mismatch":
-        return ConfigError(key, value, "not a plain name", "letters, digits, '.', '_' and '-' only, the first a letter or digit", origin)
-    return ConfigError(key, value, message[:1].lower() + message[1:] if kind != "value_error" else f"not {message}" if message.startswith("a ") else message, "", origin)
+        return ConfigError(
+            key,
+            value,
+            "not a plain name",
+            "letters, digits, '.', '_' and '-' only, the first a letter or digit",
+            origin,
+        )
+    return ConfigError(
+        key,
+        value,
+        message[:1].lower() + message[1:]
+        if kind != "value_error"
+        else f"not {message}"
+        if message.startswith("a ")
+        else message,
+        "",
+        origin,
+    )
 
 
 def _without_tags(loc: tuple[Any, ...], raw: Any) -> Key:

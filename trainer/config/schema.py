@@ -28,7 +28,8 @@ class BertModel(Section):
 
     kind: Literal["bert"]
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = Field(
-        "base", description="layers/hidden: tiny 2/128, mini 4/256, small 4/512, medium 8/512, base 12/768, large 24/1024"
+        "base",
+        description="layers/hidden: tiny 2/128, mini 4/256, small 4/512, medium 8/512, base 12/768, large 24/1024",
     )
     dropout: Share = Field(0.1, description="probability, for hidden states and attention alike")
     max_positions: PositiveInt = Field(512, description="longest sequence the position table can hold, in tokens")
@@ -39,7 +40,9 @@ class ResNetModel(Section):
 
     kind: Literal["resnet"]
     depth: Literal[18, 34, 50, 101, 152] = Field(50, description="number of layers")
-    zero_init_last: bool = Field(True, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)")
+    zero_init_last: bool = Field(
+        True, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
+    )
 
 
 class CifarResNetModel(Section):
@@ -47,7 +50,9 @@ class CifarResNetModel(Section):
 
     kind: Literal["cifar-resnet"]
     depth: PositiveInt = Field(20, description="number of layers, 6n + 2: 20, 32, 44, 56, 110")
-    zero_init_last: bool = Field(False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)")
+    zero_init_last: bool = Field(
+        False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
+    )
 
     @model_validator(mode="after")
     def _depth(self) -> CifarResNetModel:
@@ -62,7 +67,9 @@ class WideResNetModel(Section):
     kind: Literal["wide-resnet"]
     depth: PositiveInt = Field(22, description="number of layers, 6n + 4: 10, 16, 22, 28, 40")
     width: PositiveInt = Field(6, description="widening factor k; channels are 16k, 32k, 64k")
-    zero_init_last: bool = Field(False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)")
+    zero_init_last: bool = Field(
+        False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
+    )
 
     @model_validator(mode="after")
     def _depth(self) -> WideResNetModel:
@@ -81,11 +88,14 @@ class _Data(Section):
     subset: str | None = Field(None, description="a hub dataset's configuration name")
     split: str = Field("train", description="the split to train on, for a hub dataset")
     validation: str | None = Field(
-        None, description="held-out data: a path or glob, or a hub split's name; null holds out `validation_share`"
+        None,
+        description="held-out data: a path or glob, or a hub split's name; null holds out `validation_share`",
     )
     validation_share: Share = Field(0.05, description="share of the rows held out when `validation` is null")
     cache: str = Field("~/.cache/bellwether", description="directory of prepared data, shared by all runs")
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="processes a rank that prepare batches; 0: in the training process")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        2, description="processes a rank that prepare batches; 0: in the training process"
+    )
 
 
 class TextData(_Data):
@@ -97,7 +107,8 @@ class TextData(_Data):
     )
     column: str = Field("text", description="the column that holds the text")
     tokenizer: str = Field(
-        "train", description="train (WordPiece on this corpus), a vocabulary file, a tokenizer folder, or a hub name"
+        "train",
+        description="train (WordPiece on this corpus), a vocabulary file, a tokenizer folder, or a hub name",
     )
     vocabulary_size: Annotated[int, Field(ge=64)] = Field(
         30522, description="entries of a trained WordPiece vocabulary (a given one has its own size)"
@@ -116,7 +127,8 @@ class ImageData(_Data):
     label_column: str = Field("label", description="the column that holds the class")
     size: PositiveInt = Field(32, description="height and width that the model sees, in pixels")
     crop: Literal["none", "pad", "resized"] = Field(
-        "pad", description="training crop: pad by size/8 and cut (CIFAR), or random area and aspect (ImageNet)"
+        "pad",
+        description="training crop: pad by size/8 and cut (CIFAR), or random area and aspect (ImageNet)",
     )
     flip: bool = Field(True, description="mirror half of the training images")
     mean: list[float] = Field([0.5, 0.5, 0.5], description="per-channel mean of pixels in 0..1, subtracted")
@@ -138,18 +150,24 @@ class Batch(Section):
     """The unit of training. What a rank does at a time is solved from it and the world size."""
 
     global_: PositiveInt = Field(alias="global", description="samples a weight update, over all ranks")
-    micro: PositiveInt = Field(32, description="most samples one rank takes through the model at a time (memory decides)")
+    micro: PositiveInt = Field(
+        32, description="most samples one rank takes through the model at a time (memory decides)"
+    )
 
 
 class Optimizer(Section):
     """How weights move. See the package `optimizers`."""
 
     name: Literal["lamb", "adamw", "radam"] = Field("lamb", description="the update rule")
-    lr: Annotated[float, Field(gt=0)] = Field(description="peak learning rate, at the batch `scaling.base_batch` if that is given")
+    lr: Annotated[float, Field(gt=0)] = Field(
+        description="peak learning rate, at the batch `scaling.base_batch` if that is given"
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="decay of the first and of the second moment"
     )
-    eps: Annotated[float, Field(gt=0)] | None = Field(None, description="added to the denominator; null: the rule's own default")
+    eps: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="added to the denominator; null: the rule's own default"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to biases and normalisation")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest global gradient norm; 0: no clipping")
 
@@ -160,7 +178,9 @@ class Scaling(Section):
     rule: Literal["none", "linear", "sqrt"] = Field(
         "none", description="lr = optimizer.lr x (batch.global / base_batch) to the power 0, 1 or 1/2"
     )
-    base_batch: PositiveInt | None = Field(None, description="the global batch at which optimizer.lr and schedule.warmup were chosen, in samples")
+    base_batch: PositiveInt | None = Field(
+        None, description="the global batch at which optimizer.lr and schedule.warmup were chosen, in samples"
+    )
     warmup: bool = Field(True, description="lengthen the warm-up, in samples, in proportion to the batch")
 
     @model_validator(mode="after")
@@ -173,10 +193,14 @@ class Scaling(Section):
 class Schedule(Section):
     """The learning rate over a phase, counted in samples."""
 
-    kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid"] = Field("linear", description="shape after the warm-up")
+    kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid"] = Field(
+        "linear", description="shape after the warm-up"
+    )
     warmup: SpanField = Field(Span(share=0.0), description="linear rise from 0: a share of the phase, or a duration")
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="exponent of the polynomial decay")
-    cooldown: SpanField = Field(Span(share=0.2), description="linear fall at the end of a trapezoid: a share, or a duration")
+    cooldown: SpanField = Field(
+        Span(share=0.2), description="linear fall at the end of a trapezoid: a share, or a duration"
+    )
     final: Share = Field(0.0, description="learning rate at the end, as a share of the peak")
 
 
@@ -204,21 +228,37 @@ class Log(Section):
 class Engine(Section):
     """How the work is split and in what precision. Nothing here changes which samples make up a step."""
 
-    stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO: shard nothing, optimizer state, and gradients, and parameters")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of weights and activations in the model; masters stay fp32")
-    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda with NCCL or cpu with gloo; auto: cuda where there is one")
+    stage: Literal[0, 1, 2, 3] = Field(
+        2, description="ZeRO: shard nothing, optimizer state, and gradients, and parameters"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of weights and activations in the model; masters stay fp32"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="cuda with NCCL or cpu with gloo; auto: cuda where there is one"
+    )
     world_size: PositiveInt | None = Field(None, description="refuse to run on another number of processes; null: any")
-    deepspeed: dict[str, Any] = Field(default_factory=dict, description="keys passed on to DeepSpeed's config as they are")
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="keys passed on to DeepSpeed's config as they are"
+    )
 
 
 class Config(Section):
     """One run, whole."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="the run's directory under `runs`")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="the run's directory under `runs`"
+    )
     runs: str = Field("runs", description="directory that holds the run directories")
-    resume: str = Field("auto", description="auto (go on where the run directory stands), never, or a checkpoint's path")
-    seed: Annotated[int, Field(ge=0)] = Field(1, description="of weights, sample order, masking, augmentation and dropout")
+    resume: str = Field(
+        "auto", description="auto (go on where the run directory stands), never, or a checkpoint's path"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        1, description="of weights, sample order, masking, augmentation and dropout"
+    )
     duration: DurationField = Field(description="length of the run, or of each phase")
     stop_after: DurationField | None = Field(None, description="stop early, with a checkpoint, this far into the run")
     model: Model

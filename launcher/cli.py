@@ -1,0 +1,85 @@
+"""The command ``bellwether``. Imports nothing heavy until a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        status: int = arguments.act(arguments)
+    except ValueError as error:
+        from trainer.config import ConfigError, ConfigErrors
+
+        if not isinstance(error, ConfigError | ConfigErrors):
+            raise
+        for line in str(error).splitlines():
+            print(f"bellwether: {line}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bellwether",
+        description="Large-batch training of BERT and ResNet on DeepSpeed ZeRO, with exact LAMB.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = commands.add_parser(
+        "train",
+        help="train on this machine",
+        description="Train on this machine, one process a GPU or as many as --nproc says.",
+    )
+    train.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/")
+    train.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="overrides, as in optimizer.lr=2e-3 batch.global=4096",
+    )
+    train.add_argument("--nproc", type=_count, metavar="N", help="number of processes; default: one a GPU, or one")
+    train.set_defaults(act=_train)
+
+    report = commands.add_parser(
+        "report",
+        help="write a run's report.html anew",
+        description="Write a run's report anew, also while it runs.",
+    )
+    report.add_argument("run", metavar="RUN", help="a run directory, as in runs/bert-tiny")
+    report.set_defaults(act=_report)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number from 1 up")
+    return int(text)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from launcher.local import train
+
+    return train(arguments.config, arguments.overrides, arguments.nproc)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from trainer import report
+    from trainer.config import ConfigError
+
+    run = Path(arguments.run)
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(
+            "RUN",
+            arguments.run,
+            "no run directory: it has no config.yaml",
+            "give a directory such as runs/bert-tiny",
+        )
+    report.write(run)
+    print(report.summary(run))
+    return 0

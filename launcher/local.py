@@ -1,0 +1,87 @@
+"""Training on this machine: N processes of ``python -m trainer`` through torchrun's API."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+from trainer.config import load, phases
+from trainer.plan import split
+
+
+def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
+    """Check what can be checked, start the processes, wait. Returns the exit status for the shell.
+
+    Rank 0 writes to this terminal, the others to files. If a rank fails, all are ended and its error is shown first.
+    """
+    checked = load(config, overrides)
+    import torch
+
+    if nproc is None:
+        nproc = torch.cuda.device_count() if checked.engine.device != "cpu" and torch.cuda.is_available() else 1
+    for phase in phases(checked):
+        split(phase.batch.global_, phase.batch.micro, nproc)
+
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, launch_agent
+
+    os.environ["BELLWETHER_WORLD_SIZE"] = str(nproc)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex[:8],
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(redirects=dict.fromkeys(range(1, nproc), Std.ALL)),
+        log_line_prefix_template=None,
+    )
+    try:
+        launch_agent(launch, sys.executable, ["-m", "trainer", config, *overrides])
+    except ChildFailedError as error:
+        return _explain(error)
+    except (SignalException, KeyboardInterrupt):
+        print("bellwether: stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _explain(error: Exception) -> int:
+    """The failure that came first, and why. Others are its consequence."""
+    failures = error.failures  # type: ignore[attr-defined]
+
+    def order(rank: int) -> tuple[bool, int]:
+        # A process that was killed leaves no time of its own; the others fail when their connection to it breaks.
+        killed = failures[rank].exitcode < 0 and failures[rank].exitcode != -signal.SIGTERM
+        return not killed, failures[rank].timestamp
+
+    first = min(failures, key=order)
+    failure = failures[first]
+    if failure.exitcode == 2:  # a user's error; rank 0 has told
+        return 2
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        hint = "; out of memory is the usual reason: lower batch.micro" if name == "SIGKILL" else ""
+        print(f"bellwether: rank {first} was killed by {name}{hint}", file=sys.stderr)
+    else:
+        print(f"bellwether: rank {first} failed:\n{_message(failure)}", file=sys.stderr)
+    others = sorted(set(failures) - {first})
+    if others:
+        print(f"bellwether: ranks {', '.join(map(str, others))} were ended because of it", file=sys.stderr)
+    return 1
+
+
+def _message(failure: object) -> str:
+    data = failure.error_file_data  # type: ignore[attr-defined]
+    message = data.get("message", "") if isinstance(data, dict) else ""
+    if isinstance(message, dict):
+        return str(message.get("extraInfo", {}).get("py_callstack") or message.get("message", "")).rstrip()
+    return str(message) or f"exit status {failure.exitcode}"  # type: ignore[attr-defined]

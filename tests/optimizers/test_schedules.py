@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from optimizers import (
+    Lamb,
+    Trapezoid,
+    WarmupConstant,
+    WarmupCosine,
+    WarmupLinear,
+    WarmupPolynomial,
+    scaled_lr,
+    scaled_warmup,
+)
+from tests.ranks import Ranks
+
+TOTAL, WARMUP = 9600, 1920
+
+
+def make(kind: str, batch: int, optimizer: torch.optim.Optimizer | None = None) -> WarmupConstant:
+    optimizer = optimizer or torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    shared = {"batch": batch, "total": TOTAL, "warmup": WARMUP}
+    return {
+        "constant": lambda: WarmupConstant(optimizer, **shared),
+        "linear": lambda: WarmupLinear(optimizer, **shared),
+        "polynomial": lambda: WarmupPolynomial(optimizer, power=0.5, **shared),
+        "cosine": lambda: WarmupCosine(optimizer, final=0.1, **shared),
+        "trapezoid": lambda: Trapezoid(optimizer, cooldown=2400, **shared),
+    }[kind]()
+
+
+CURVES = {
+    "constant": lambda x: 1.0,
+    "linear": lambda x: 1 - (x - 0.2) / 0.8,
+    "polynomial": lambda x: math.sqrt(1 - (x - 0.2) / 0.8),
+    "cosine": lambda x: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (x - 0.2) / 0.8)),
+    "trapezoid": lambda x: min(1.0, (1 - x) / 0.25),
+}
+
+
+def rates(schedule: WarmupConstant, batch: int) -> list[float]:
+    found = []
+    for _ in range(TOTAL // batch):
+        found.append(schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("batch", [48, 96, 480])
+@pytest.mark.parametrize("kind", CURVES)
+def test_the_curve_over_samples_is_the_same_at_every_batch(kind: str, batch: int) -> None:
+    for step, rate in enumerate(rates(make(kind, batch), batch)):
+        x = (step + 0.5) * batch / TOTAL
+        wanted = x / 0.2 if x < 0.2 else CURVES[kind](x)
+        assert rate == pytest.approx(2.0 * wanted), step
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_seek_and_state_dict_go_on_where_they_were(kind: str) -> None:
+    whole = rates(make(kind, 96), 96)
+    jumped = make(kind, 96)
+    jumped.seek(40 * 96)
+    first = make(kind, 96)
+    for _ in range(40):
+        first.optimizer.step()
+        first.step()
+    loaded = make(kind, 96)
+    loaded.load_state_dict(first.state_dict())
+    for schedule in (jumped, loaded):
+        schedule.optimizer.step()
+        schedule.step()
+        assert schedule.get_last_lr()[0] == pytest.approx(whole[41])
+        assert schedule.optimizer.param_groups[0]["lr"] == pytest.approx(whole[41])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        ({"warmup": 200}, "warmup"),
+        ({"total": 0}, "total"),
+        ({"final": 2.0}, "final"),
+        ({"batch": 0}, "batch"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_named(wrong: dict, names: str) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ValueError, match=names):
+        WarmupLinear(optimizer, **{"batch": 10, "total": 100, **wrong})
+    with pytest.raises(ValueError, match="cooldown"):
+        Trapezoid(optimizer, batch=10, total=100, warmup=60, cooldown=50)
+
+
+# You et al. 2019, table 4 (BERT-large) and 5 (ResNet-50), batch 512 to 32,768.
+BERT = [(512 << i, 5e-3 / 2 ** (3 - i / 2), 1 / (320 >> i)) for i in range(7)]
+RESNET = [(512 << i, 4e-2 / 2 ** (3 - i / 2), 0.3125 * 2**i) for i in range(7)]
+
+
+@pytest.mark.parametrize(("batch", "lr", "warmup"), BERT)
+def test_lamb_table_bert(batch: int, lr: float, warmup: float) -> None:
+    assert scaled_lr(BERT[0][1], batch, 512, "sqrt") == pytest.approx(lr)
+    assert scaled_warmup(BERT[0][2], batch, 512) == pytest.approx(warmup)
+
+
+@pytest.mark.parametrize(("batch", "lr", "epochs"), RESNET)
+def test_lamb_table_resnet(batch: int, lr: float, epochs: float) -> None:
+    assert scaled_lr(RESNET[0][1], batch, 512, "sqrt") == pytest.approx(lr)
+    assert scaled_warmup(0.3125, batch, 512) == pytest.approx(epochs)
+
+
+def test_goyal() -> None:
+    assert scaled_lr(0.1, 8192, 256, "linear") == pytest.approx(3.2)
+    assert scaled_lr(0.1, 8192, 256, "none") == 0.1
+
+
+def _under_deepspeed(stage: int) -> list[float]:
+    import deepspeed
+
+    import optimizers
+
+    world = torch.distributed.get_world_size()
+    model = torch.nn.Linear(4, 4)
+    optimizer = Lamb(optimizers.groups(model), lr=2.0)
+    schedule = make("linear", 480, optimizer)
+    engine, _, _, _ = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=schedule,
+        config={"train_batch_size": 480 // world * world, "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True,
+                "zero_optimization": {"stage": stage}, "gradient_accumulation_steps": 2},
+    )  # fmt: skip
+    optimizers.attach(engine)
+    found = []
+    for _ in range(10):
+        found.append(engine.get_lr()[0])
+        for _ in range(2):
+            engine.backward(engine(torch.ones(2, 4)).sum())
+            engine.step()
+    engine.destroy()
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_deepspeed_steps_them(ranks: Ranks, stage: int) -> None:
+    wanted = rates(make("linear", 480), 480)[:10]
+    for found in ranks.run(_under_deepspeed, stage):
+        assert found == pytest.approx(wanted)

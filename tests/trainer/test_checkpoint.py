@@ -1,0 +1,226 @@
+"""Checkpoints: to the bit at the same world size, and readable at every other stage and world size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.optimizers import sharded
+from tests.ranks import Ranks
+from trainer import checkpoint
+from trainer.checkpoint import Place
+from trainer.config import ConfigError
+
+STAGES = [0, 1, 2, 3]
+BEFORE, AFTER = 6, 5
+
+
+def _engine(stage: int, **keywords: Any) -> Any:
+    from optimizers import WarmupConstant
+    from trainer.engine import Engine
+
+    made, optimizer = sharded.engine("lamb", {"stage": stage, "sub_group_size": 500}, clip=1.0, **keywords)
+    made.module.register_buffer("statistics", torch.tensor([1.0, 2.0]) * (1 + torch.distributed.get_rank()))
+    made.module.register_buffer("count", torch.tensor(7))
+    return Engine(made, optimizer, WarmupConstant(optimizer, batch=1, total=1))
+
+
+def _world() -> Any:
+    from trainer.distributed import World
+
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
+
+
+def _everything(engine: Any) -> dict[str, Any]:
+    """Weights and moments of this rank, by kind, parameter and place; and the model's own weights."""
+    found: dict[str, Any] = {}
+    for shard in engine.optimizer.shards:
+        state = engine.optimizer.state[shard.tensor]
+        for kind, tensor in (
+            ("weight", shard.tensor.detach()),
+            ("exp_avg", state["exp_avg"]),
+            ("exp_avg_sq", state["exp_avg_sq"]),
+        ):
+            for piece, view in shard.views(tensor):
+                found.setdefault((kind, shard.parameters[piece.index].name), []).append(
+                    (piece.start, view.numpy().copy())
+                )
+        found["step"] = state["step"].item()
+    return {"pieces": found, "model": sharded._model(engine.deepspeed)}
+
+
+def _save(root: str, stage: int) -> dict[str, Any]:
+    engine = _engine(stage)
+    for step in range(BEFORE):
+        sharded.feed(engine.deepspeed, step)
+    checkpoint.save(Path(root) / str(stage), engine, Place(BEFORE, BEFORE * 8, 0), _world(), keep=3)
+    saved = _everything(engine)
+    for step in range(BEFORE, BEFORE + AFTER):
+        sharded.feed(engine.deepspeed, step)
+    result = {"saved": saved, "end": _everything(engine)}
+    engine.destroy()
+    return result
+
+
+def _load(root: str, saved_stage: int, stage: int) -> dict[str, Any]:
+    engine = _engine(stage)
+    place = checkpoint.load(checkpoint.newest(Path(root) / str(saved_stage)), engine, _world())  # type: ignore[arg-type]
+    loaded = _everything(engine)
+    buffers = {n: b.tolist() for n, b in engine.task.named_buffers()}
+    for step in range(BEFORE, BEFORE + AFTER):
+        sharded.feed(engine.deepspeed, step)
+    result = {"place": place, "loaded": loaded, "end": _everything(engine), "buffers": buffers}
+    engine.destroy()
+    return result
+
+
+def assembled(results: list[dict[str, Any]]) -> dict[Any, np.ndarray]:
+    whole: dict[Any, np.ndarray] = {}
+    for result in results:
+        for key, pieces in result["pieces"].items():
+            if key == "step":
+                continue
+            name = key[1]
+            flat = whole.setdefault(
+                key, np.full(int(np.prod(sharded.SHAPES[name.removesuffix(".weight")])), np.nan, np.float32)
+            )
+            for start, values in pieces:
+                flat[start : start + len(values)] = values
+    return whole
+
+
+@pytest.fixture(scope="module")
+def written(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[str, dict[int, list[dict[str, Any]]]]]:
+    """A checkpoint of each stage, made by two ranks, and what those had then and a little later."""
+    root = str(tmp_path_factory.mktemp("checkpoints"))
+    pair = Ranks(2)
+    yield root, {stage: pair.run(_save, root, stage) for stage in STAGES}
+    pair.close()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("saved_stage", STAGES)
+def test_any_stage_and_world_reads_any_other(ranks: Ranks, written: Any, saved_stage: int, stage: int) -> None:
+    root, before = written
+    results = ranks.run(_load, root, saved_stage, stage)
+    saved = assembled([r["saved"] for r in before[saved_stage]])
+    loaded = assembled([r["loaded"] for r in results])
+    assert saved.keys() == loaded.keys()
+    for key, values in saved.items():
+        assert np.array_equal(loaded[key], values), key
+    end = before[saved_stage][0]["end"]
+    for result in results:
+        assert result["place"] == Place(BEFORE, BEFORE * 8, 0)
+        assert result["loaded"]["pieces"]["step"] == BEFORE
+        same = ranks.world_size == 2 and stage == saved_stage
+        for name, values in end["model"].items():
+            if same:
+                assert np.array_equal(result["end"]["model"][name], values), name
+            else:
+                np.testing.assert_allclose(result["end"]["model"][name], values, rtol=1e-5, err_msg=name)
+    # Each rank's own running statistics at the same world size, what they agree on at another.
+    for rank, result in enumerate(results):
+        wanted = [1.0 + rank, 2.0 + 2 * rank] if ranks.world_size == 2 else [1.5, 3.0]
+        assert result["buffers"] == {"statistics": wanted, "count": 7}
+
+
+@pytest.fixture
+def one(written: Any, tmp_path: Path) -> Path:
+    found = checkpoint.newest(Path(written[0]) / "2")
+    assert found is not None
+    return Path(shutil.copytree(found, tmp_path / "2" / found.name))
+
+
+def test_the_manifest_says_what_is_there(one: Path) -> None:
+    manifest = json.loads((one / "manifest.json").read_text())
+    assert (manifest["step"], manifest["samples"], manifest["world_size"]) == (BEFORE, BEFORE * 8, 2)
+    assert sorted(manifest["files"]) == ["rank-00000.safetensors", "rank-00001.safetensors"]
+    assert manifest["parameters"]["big.weight"] == {"shape": [97, 31], "step": BEFORE}
+    assert {p.suffix for p in one.iterdir()} == {".json", ".safetensors"}, "no pickle"
+
+
+def _error(root: str) -> str:
+    try:
+        _load(root, 2, 2)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [("flip", "damaged"), ("cut", "damaged"), ("missing", "missing"), ("manifest", "manifest.json")],
+)
+def test_a_damaged_checkpoint_is_refused_on_all_ranks(ranks: Ranks, one: Path, damage: str, word: str) -> None:
+    file = one / "rank-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[-5] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(content[:-100])
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (one / "manifest.json").write_text("{")
+    for message in ranks.run(_error, str(one.parent.parent)):
+        assert word in message
+
+
+def test_a_partial_directory_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "step-00000012").mkdir()
+    (tmp_path / "step-00000020.partial").mkdir()
+    (tmp_path / "step-00000009").mkdir()
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000012"
+    assert checkpoint.newest(tmp_path / "none") is None
+
+
+def _save_often(root: str) -> list[str]:
+    engine = _engine(2)
+    for step in range(1, 6):
+        sharded.feed(engine.deepspeed, step)
+        checkpoint.save(Path(root), engine, Place(step, step * 8, 0), _world(), keep=2)
+    engine.destroy()
+    return sorted(p.name for p in Path(root).iterdir())
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_the_last_k_are_kept(ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "step-00000002.partial").mkdir()
+    assert ranks.run(_save_often, str(tmp_path))[0] == ["step-00000004", "step-00000005"]
+
+
+def _cannot_write(root: str) -> str:
+    engine = _engine(2)
+    sharded.feed(engine.deepspeed, 0)
+    original = checkpoint._write
+    if torch.distributed.get_rank() == 1:
+
+        def full(*_: Any) -> Any:
+            raise OSError("no space left on device")
+
+        checkpoint._write = full
+    try:
+        checkpoint.save(Path(root), engine, Place(1, 8, 0), _world(), keep=2)
+    except OSError as error:
+        return str(error)
+    finally:
+        checkpoint._write = original
+        engine.destroy()
+    return ""
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_a_full_disk_on_one_rank_stops_all_and_publishes_nothing(ranks: Ranks, tmp_path: Path) -> None:
+    assert ranks.run(_cannot_write, str(tmp_path)) == ["no space left on device"] * 2
+    assert checkpoint.newest(tmp_path) is None

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer import config as c
+from trainer.config import ConfigErrors
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+BASE = """
+name: base
+duration: 3 epochs
+model: {kind: bert, size: tiny}
+data: {kind: text, sequence_length: 64}
+batch: {global: 256}
+optimizer: {lr: 1e-3}
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base.yaml"
+    path.write_text(BASE)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda p: p.stem)
+def test_the_recipes_are_valid_and_say_what_they_are(path: Path) -> None:
+    config = c.load(path)
+    assert c.validate(c.dump(config)) == config
+    assert config.name == path.stem
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    for word in ("paper", "hardware", "cost", "expected", "command"):
+        assert f"#   {word}" in head, f"the head of {path.name} lacks {word}"
+
+
+def test_numbers_as_people_write_them(base: Path) -> None:
+    config = c.load(
+        base,
+        ["optimizer.lr=2e-3", "batch.global=4096", "schedule.warmup=500 steps", "optimizer.betas=[0.9,0.98]"],
+    )
+    assert (config.optimizer.lr, config.batch.global_, str(config.schedule.warmup)) == (
+        2e-3,
+        4096,
+        "500 steps",
+    )
+    assert config.optimizer.betas == (0.9, 0.98)
+
+
+def test_extends_merges_and_overrides_win(base: Path) -> None:
+    child = base.parent / "child.yaml"
+    child.write_text("extends: base.yaml\nname: child\nbatch: {micro: 8}\noptimizer: {name: adamw}\n")
+    config = c.load(child, ["batch.micro=4"])
+    assert (config.name, config.batch.global_, config.batch.micro) == ("child", 256, 4)
+    assert (config.optimizer.name, config.optimizer.lr) == ("adamw", 1e-3)
+
+
+def test_another_kind_starts_the_section_afresh(base: Path) -> None:
+    child = base.parent / "child.yaml"
+    child.write_text("extends: base.yaml\nmodel: {kind: cifar-resnet}\ndata: {kind: images}\n")
+    assert c.load(child).model.kind == "cifar-resnet"
+
+
+def test_phases_lay_over_the_rest(base: Path) -> None:
+    config = c.load(base, ["phases=[{duration: 9 steps}, {batch: {global: 32}, data: {sequence_length: 128}}]"])
+    first, second = c.phases(config)
+    assert (str(first.duration), first.batch.global_, first.data.sequence_length) == ("9 steps", 256, 64)
+    assert (str(second.duration), second.batch.global_, second.data.sequence_length) == ("3 epochs", 32, 128)
+    assert len(c.phases(c.load(base))) == 1
+
+
+ERRORS = {
+    "batch.globl=3": ["batch.globl", "3", "did you mean 'global'"],
+    "optimzer.lr=3": ["optimzer", "did you mean 'optimizer'"],
+    "optimizer.lr=-1": ["optimizer.lr", "-1", "greater than 0"],
+    "optimizer.lr=fast": ["optimizer.lr", "'fast'", "number"],
+    "duration=3": ["duration", "3", "'500 steps'"],
+    "duration=3 weeks": ["duration", "3 weeks", "'500 steps'"],
+    "schedule.warmup=1.5": ["schedule.warmup", "1.5", "from 0 to 1"],
+    "model.kind=brt": ["model.kind", "'brt'", "'bert'"],
+    "optimizer.name=lam": ["optimizer.name", "'lam'", "'adamw'", "did you mean 'lamb'"],
+    "scaling.rule=sqrt": ["scaling.base_batch", "None", "rule: sqrt"],
+    "data.sequence_length=2000": ["data.sequence_length", "2000", "max_positions: 512"],
+    "data=3": ["data", "3", "section"],
+    "optimizer=lamb": ["optimizer", "'lamb'", "name, lr, betas"],
+    "name=a/b": ["name", "'a/b'", "letters"],
+    "engine.stage=4": ["engine.stage", "4", "0, 1, 2 or 3"],
+    "engine.world_size=two": ["engine.world_size", "'two'", "integer"],
+    "phases=[{batch: {global: 0}}]": ["phases[0].batch.global", "0", "greater than 0"],
+    "phases=[{model: {}}]": ["phases[0].model", "a phase cannot set this"],
+    "phases=[{optimizer: {name: adamw}}]": ["phases[0].optimizer.name", "'adamw'", "outside phases"],
+    "phases=[3]": ["phases[0]", "3", "dictionary"],
+    "optimizer.lr": ["optimizer.lr", "key.path=value"],
+    "model={kind: wide-resnet, depth: 21}": ["model.depth", "21", "6n + 4"],
+    "optimizer.lr=.nan": ["optimizer.lr", "nan", "finite"],
+}
+
+
+@pytest.mark.parametrize("override", ERRORS)
+def test_an_error_names_the_place_the_value_and_the_way_out(base: Path, override: str) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        c.load(base, [override])
+    message = str(caught.value)
+    assert message.startswith(("command line: ", f"{base}: ")), message
+    for word in ERRORS[override]:
+        assert word in message, message
+
+
+def test_the_file_that_set_a_value_is_named(base: Path) -> None:
+    child = base.parent / "child.yaml"
+    child.write_text("extends: base.yaml\nbatch: {micro: 0}\n")
+    base.write_text(BASE.replace("lr: 1e-3", "lr: -1"))
+    with pytest.raises(ConfigErrors) as caught:
+        c.load(child, ["seed=x"])
+    lines = str(caught.value).splitlines()
+    assert any(line.startswith(f"{child}: batch.micro: 0") for line in lines)
+    assert any(line.startswith(f"{base}: optimizer.lr: -1") for line in lines)
+    assert any(line.startswith("command line: seed: 'x'") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("a: [", "not YAML"), ("- 1\n", "no mapping"), ("name: a\nname: b\n", "twice"), ("extends: other.yaml\n", "no such file"),
+     ("extends: broken.yaml\n", "extends itself"), ("", "no mapping"), ("\x00\x01", "not YAML")],
+)  # fmt: skip
+def test_a_broken_file(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigErrors, match=word):
+        c.load(path)
+
+
+def test_a_missing_file_names_its_neighbour(base: Path) -> None:
+    with pytest.raises(ConfigErrors, match=r"base\.yaml"):
+        c.load(base.parent / "bse.yaml")
+    with pytest.raises(ConfigErrors, match="directory"):
+        c.load(base.parent)
+
+
+def test_a_missing_key_is_asked_for(base: Path) -> None:
+    base.write_text(BASE.replace("duration: 3 epochs\n", ""))
+    with pytest.raises(ConfigErrors, match="duration: None: this key is needed"):
+        c.load(base)

@@ -1,0 +1,31 @@
+"""From a checkpoint to the format that ``AutoModel...from_pretrained`` reads. One process, no engine."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from trainer import checkpoint
+from trainer.config import Config
+from trainer.data import Data
+from trainer.models import build
+
+
+def export(source: Path, run: Path, config: Config, data: Data) -> Path:
+    """Write ``run/export`` from a checkpoint's fp32 weights, with BatchNorm statistics as the ranks agree on them.
+
+    An earlier export of the same run is replaced in one rename.
+    """
+    torch.manual_seed(config.seed)
+    task = build(config.model, data)
+    checkpoint.load_into_model(source, task)
+    partial, final = run / "export.partial", run / "export"
+    shutil.rmtree(partial, ignore_errors=True)
+    task.model.save_pretrained(partial)
+    if data.tokenizer is not None:
+        data.tokenizer.save_pretrained(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    return final

@@ -1,0 +1,106 @@
+"""Takes the steps of a phase and measures them: loss, rates, time, memory, trust ratios."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.checkpoint import Place
+from trainer.config.schema import TextData
+from trainer.distributed import World
+from trainer.engine import Engine
+from trainer.plan import Phase
+
+# Ratios layer by layer are for a picture, which has no use for more columns.
+_LAYER_LINES = 50
+
+
+class Meter:
+    """Means since the last `read`. Nothing here waits for the device between two reads."""
+
+    def __init__(self, engine: Engine, phase: Phase, world: World) -> None:
+        self.engine, self.phase, self.world = engine, phase, world
+        self.lr = 0.0
+        self.next_layers = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        self.steps = 0
+        self.away = 0.0
+        self.began = time.monotonic()
+
+    def step(self, micro_batches: Iterable[dict[str, Tensor]]) -> None:
+        """One update: all of this rank's micro-batches of the global batch."""
+        deepspeed = self.engine.deepspeed
+        self.lr = float(self.engine.schedule.get_last_lr()[0])
+        for batch in micro_batches:
+            losses, _ = deepspeed(**batch)
+            # All micro-batches are of one size, so the mean of their means is the global batch's mean.
+            loss = losses.mean()
+            deepspeed.backward(loss)
+            deepspeed.step()
+            self.loss += loss.detach().double() / self.phase.split.accumulation
+        # The samples are consumed even where fp16 overflowed and DeepSpeed skipped the update.
+        self.engine.schedule.step()
+        self.steps += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here is no training time."""
+        began = time.monotonic()
+        yield
+        self.away += time.monotonic() - began
+
+    def read(self, place: Place) -> tuple[dict[str, Any], dict[str, float]]:
+        """The values of a train event, and now and then the trust ratio of every parameter. Collective."""
+        loss = self.loss / self.steps
+        dist.all_reduce(loss)
+        seconds = (time.monotonic() - self.began - self.away) / self.steps
+        samples_per_s = self.phase.split.global_batch / seconds
+        values: dict[str, Any] = {
+            "time": time.time(),
+            "step": place.step,
+            "samples": place.samples,
+            "phase": place.phase,
+            "epoch": (place.samples - self.phase.first_sample) / self.phase.epoch,
+            "loss": loss.item() / self.world.size,
+            "lr": self.lr,
+            "samples_per_s": samples_per_s,
+            "step_time": seconds,
+            "memory_gib": _memory(self.world.device),
+        }
+        norm = self.engine.grad_norm()
+        if norm is not None:
+            values["grad_norm"] = norm
+        if isinstance(self.phase.config.data, TextData):
+            values["tokens_per_s"] = samples_per_s * self.phase.config.data.sequence_length
+        ratios = self.engine.optimizer.trust_ratios()
+        if ratios:
+            ordered = sorted(ratios.values())
+            values["trust_ratio"] = {
+                "min": ordered[0],
+                "median": statistics.median(ordered),
+                "max": ordered[-1],
+            }
+        layers: dict[str, float] = {}
+        if ratios and place.step >= self.next_layers:
+            layers = ratios
+            self.next_layers = place.step + max(1, self.phase.steps // _LAYER_LINES)
+        self._restart()
+        return values, layers
+
+
+def _memory(device: torch.device) -> float:
+    """The most this rank has held, in GiB: on the GPU what torch allocated, on the CPU the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,236 @@
+"""What a run says about itself: one JSON object a line in ``<run>/metrics.jsonl``, and TensorBoard.
+
+Every line has ``event`` and ``time`` (unix seconds); ``samples`` and ``step`` count over the whole run.
+
+========== ==================================================================================================
+start      version, world_size, device, step, samples, resumed_from (path or null); one a launch
+plan       phases: for each phase a list of {"label", "value"} rows, ready to print
+train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, tokens_per_s (text only),
+           step_time (s), memory_gib, trust_ratio {min, median, max} (absent without trust ratios)
+layers     step, samples, trust_ratio {parameter name: value}
+eval       step, samples, phase, loss, accuracy (share), examples
+checkpoint step, samples, path, seconds
+end        step, samples, seconds, reason ("finished" or "stopped")
+========== ==================================================================================================
+
+JSON has no NaN: numbers that are not finite stand as the strings "nan", "inf" and "-inf", which keep what
+happened and stay readable by any JSON reader; `read` turns them back into floats.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FILE = "metrics.jsonl"
+TENSORBOARD = Path("logs", "tensorboard")
+
+Line = dict[str, Any]
+
+_EVENTS = ("start", "plan", "train", "layers", "eval", "checkpoint", "end")
+# These hold numbers only, so a string "nan" in them is a number; elsewhere it is someone's text.
+_NUMERIC = ("train", "layers", "eval")
+_NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+# Counters and clocks: on the x axis or of no use as a curve.
+_NOT_CURVES = ("step", "samples", "phase", "time", "examples")
+
+
+class Metrics:
+    """Appends to ``<run>/metrics.jsonl``, and the scalars of train and eval to ``<run>/logs/tensorboard``.
+
+    One rank writes; the others make ``Metrics(None)``, which does nothing.
+
+    Args:
+        run: the run directory, made when it is not there; None for a rank that does not write.
+        tensorboard: write event files too (x axis: global step; tags ``train/loss``, ``eval/accuracy``,
+            ``train/trust_ratio_median``, ...).
+
+    Example:
+        >>> import tempfile
+        >>> run = Path(tempfile.mkdtemp())
+        >>> metrics = Metrics(run)
+        >>> metrics.write("start", step=0, samples=0, resumed_from=None)
+        >>> metrics.write("train", step=1, samples=256, loss=float("nan"))
+        >>> metrics.close()
+        >>> read(run).train[0]["loss"]
+        nan
+    """
+
+    def __init__(self, run: Path | None, *, tensorboard: bool = False) -> None:
+        self._file: BinaryIO | None = None
+        self._writer: SummaryWriter | None = None
+        self._tensorboard = run / TENSORBOARD if run is not None and tensorboard else None
+        if run is not None:
+            run.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: a line reaches the system in one write, so that a killed process leaves at most
+            # one half line.
+            self._file = open(run / FILE, "ab", buffering=0)  # noqa: SIM115
+            if _is_cut(run / FILE):
+                self._file.write(b"\n")
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append one line. Values may be plain Python, paths, or 0-d tensors and numpy scalars."""
+        if self._file is None:
+            return
+        if event not in _EVENTS:
+            raise ValueError(f"event: {event!r} is none of {', '.join(_EVENTS)}")
+        line: Line = {"event": event, "time": round(time.time(), 3), **_plain(values)}
+        if event == "layers":
+            # Hundreds of numbers a line, for a colour: six digits keep the file small.
+            line["trust_ratio"] = {name: _six_digits(ratio) for name, ratio in line["trust_ratio"].items()}
+        self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        if self._tensorboard is not None:
+            self._curves(line)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _curves(self, line: Line) -> None:
+        event = line["event"]
+        if event == "start":
+            from torch.utils.tensorboard import SummaryWriter  # costs a second, and only rank 0 needs it
+
+            if self._writer is not None:
+                self._writer.close()
+            # TensorBoard then hides what an earlier launch wrote beyond the step that this one goes on from.
+            self._writer = SummaryWriter(str(self._tensorboard), purge_step=int(line["step"]) + 1)
+        elif event in ("train", "eval") and self._writer is not None:
+            for tag, value in _scalars(line):
+                self._writer.add_scalar(f"{event}/{tag}", value, global_step=int(line["step"]))
+            self._writer.flush()
+
+
+@dataclass
+class History:
+    """The lines of a run that lead to where it stands, in order, a list for each event.
+
+    A resumed run does steps again: at a ``start`` from step k every earlier line beyond k belongs to a branch
+    that was given up, and is left out. Of two lines for one step the later one counts. `start`, `plan` and
+    `end` are kept whole: they tell of launches, not of steps.
+    """
+
+    start: list[Line] = field(default_factory=list)
+    plan: list[Line] = field(default_factory=list)
+    train: list[Line] = field(default_factory=list)
+    layers: list[Line] = field(default_factory=list)
+    eval: list[Line] = field(default_factory=list)
+    checkpoint: list[Line] = field(default_factory=list)
+    end: list[Line] = field(default_factory=list)
+    restarts: list[Line] = field(default_factory=list)  #: the starts that went on from an earlier step, one a step
+    skipped: int = 0  #: lines that could not be read: cut off by a kill
+    seconds: float = 0.0  #: wall time of all launches together, without the waits between them
+    state: str = "empty"  #: finished, stopped, unfinished (running, or killed), or empty
+
+
+def read(run: Path) -> History:
+    """The history in ``<run>/metrics.jsonl``; an empty one where there is no such file."""
+    history = History()
+    path = run / FILE
+    if not path.exists():
+        return history
+    began = last = None
+    with open(path, "rb") as file:
+        for raw in file:
+            line = _parse(raw)
+            if line is None:
+                history.skipped += raw.strip() != b""
+                continue
+            event, now = line["event"], float(line.get("time") or last or 0.0)
+            if event == "start":
+                history.seconds += (last - began) if began is not None and last is not None else 0.0
+                began = now
+                _rewind(history, int(line["step"]))
+                if history.start and line["step"] > 0:
+                    history.restarts.append(line)
+            began, last = (now if began is None else began), now
+            history.state = line.get("reason", "finished") if event == "end" else "unfinished"
+            lines: list[Line] = getattr(history, event)
+            _supersede(lines, line)
+            lines.append(line)
+    history.seconds += (last - began) if began is not None and last is not None else 0.0
+    return history
+
+
+def _rewind(history: History, step: int) -> None:
+    for event in ("train", "layers", "eval", "checkpoint"):
+        lines: list[Line] = getattr(history, event)
+        lines[:] = [line for line in lines if line["step"] <= step]
+    # Two launches from one step are one mark: the first made no progress that lasted.
+    history.restarts[:] = [line for line in history.restarts if line["step"] < step]
+
+
+def _supersede(lines: list[Line], new: Line) -> None:
+    if new["event"] in ("start", "plan", "end"):
+        return
+    # A phase's last step and the next one's first evaluation share a step: the phase tells them apart.
+    while lines and lines[-1]["step"] == new["step"] and lines[-1].get("phase") == new.get("phase"):
+        lines.pop()
+
+
+def _parse(raw: bytes) -> Line | None:
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return None
+    if not isinstance(line, dict) or line.get("event") not in _EVENTS:
+        return None
+    if line["event"] not in ("plan", "end") and not isinstance(line.get("step"), int):
+        return None
+    if line["event"] in _NUMERIC:
+        line = {key: value if key in ("event", "phase") else _number(value) for key, value in line.items()}
+    return line
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _number(inner) for key, inner in value.items()}
+    return _NONFINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if value is None or isinstance(value, str | int):
+        return value
+    return _plain(value.item())
+
+
+def _six_digits(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _scalars(line: Line) -> list[tuple[str, float]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in line.items():
+        if key not in _NOT_CURVES:
+            inner = value.items() if isinstance(value, dict) else [("", value)]
+            flat += [(f"{key}_{name}" if name else key, _number(v)) for name, v in inner]
+    return [(tag, float(value)) for tag, value in flat if isinstance(value, int | float)]
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether the file ends within a line, as a killed process leaves it."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

@@ -1,0 +1,146 @@
+"""From a config, a world size and the size of the data: what each rank does at each step, and how fast it learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optimizers.scaling import scaled_lr, scaled_warmup
+from trainer.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a global batch is reached: ``micro * accumulation * world_size``, exactly."""
+
+    global_batch: int
+    micro: int
+    accumulation: int
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase, in numbers. All lengths are in samples unless they say otherwise."""
+
+    config: Config
+    index: int
+    split: Split
+    epoch: int  # training rows of this phase
+    steps: int
+    first_step: int  # of the run
+    first_sample: int  # of the run
+    lr: float
+    warmup: int
+    cooldown: int
+
+    @property
+    def samples(self) -> int:
+        return self.steps * self.split.global_batch
+
+    @property
+    def last_step(self) -> int:
+        """The run's step count when the phase is complete."""
+        return self.first_step + self.steps
+
+
+def split(global_batch: int, most: int, world_size: int, key: str = "batch") -> Split:
+    """The largest micro-batch, at most ``most``, with which ``world_size`` ranks make up the global batch exactly.
+
+    Raises:
+        ConfigError: naming the nearest global batches that work.
+    """
+    if global_batch % world_size:
+        below = global_batch // world_size * world_size
+        near = [b for b in (below, below + world_size) if b > 0]
+        raise ConfigError(
+            f"{key}.global",
+            global_batch,
+            f"cannot be shared by {world_size} processes alike",
+            f"the nearest that can: {' and '.join(map(str, near))}",
+        )
+    per_rank = global_batch // world_size
+    micro = next(m for m in range(min(most, per_rank), 0, -1) if per_rank % m == 0)
+    return Split(global_batch, micro, per_rank // micro, world_size)
+
+
+def wasteful(split: Split, most: int) -> str | None:
+    """A word of advice where the solved micro-batch is far below what memory would allow."""
+    best = min(most, split.global_batch // split.world_size)
+    if split.micro * 2 > best:
+        return None
+    unit = best * split.world_size
+    below = split.global_batch // unit * unit
+    near = " or ".join(str(b) for b in (below, below + unit) if b > 0)
+    return (
+        f"batch.global: {split.global_batch} needs micro-batches of {split.micro} where batch.micro allows {best}; "
+        f"{near} would run at {best}"
+    )
+
+
+def plan(phases: Sequence[Config], world_size: int, epochs: Sequence[int]) -> list[Phase]:
+    """The phases of a run in numbers.
+
+    Args:
+        phases: a config for each, from `trainer.config.phases`.
+        world_size: number of processes.
+        epochs: training rows of each phase's data.
+    """
+    planned: list[Phase] = []
+    step = sample = 0
+    for index, (config, epoch) in enumerate(zip(phases, epochs, strict=True)):
+        key = f"phases[{index}]." if len(phases) > 1 else ""
+        shares = split(config.batch.global_, config.batch.micro, world_size, f"{key}batch")
+        batch = shares.global_batch
+        steps = math.ceil(config.duration.samples(batch, epoch) / batch)
+        if steps < 1:
+            raise ConfigError(f"{key}duration", str(config.duration), "is no training at all", "write at least 1 steps")
+        total = steps * batch
+        lr, warmup = config.optimizer.lr, config.schedule.warmup.samples(total, batch, epoch)
+        scaling = config.scaling
+        if scaling.base_batch is not None:
+            lr = scaled_lr(lr, batch, scaling.base_batch, scaling.rule)
+            if scaling.warmup:
+                warmup = round(scaled_warmup(warmup, batch, scaling.base_batch))
+        cooldown = config.schedule.cooldown.samples(total, batch, epoch) if config.schedule.kind == "trapezoid" else 0
+        if warmup + cooldown > total:
+            raise ConfigError(
+                f"{key}schedule.warmup",
+                str(config.schedule.warmup),
+                f"warm-up and cool-down take {warmup + cooldown:,} samples at batch {batch:,}, the phase has {total:,}",
+                "shorten them, lengthen the phase, or lower the batch",
+            )
+        planned.append(Phase(config, index, shares, epoch, steps, step, sample, lr, warmup, cooldown))
+        step += steps
+        sample += total
+    return planned
+
+
+def rows(phase: Phase) -> list[tuple[str, str]]:
+    """The plan of a phase as a table of label and value, for people."""
+    config, s = phase.config, phase.split
+    scaling, optimizer, schedule = config.scaling, config.optimizer, config.schedule
+    lr = f"{phase.lr:.3e}"
+    if scaling.base_batch is not None and scaling.rule != "none":
+        lr += f"  ({optimizer.lr:.3e} at batch {scaling.base_batch:,}, rule {scaling.rule})"
+    warmup = f"{phase.warmup:,} samples, {phase.warmup / s.global_batch:,.1f} steps, {phase.warmup / phase.samples:.2%}"
+    decay = schedule.kind if not schedule.final else f"{schedule.kind} to {schedule.final:g} of the peak"
+    if phase.cooldown:
+        decay += f", falling over the last {phase.cooldown:,} samples"
+    return [
+        ("processes", f"{s.world_size}"),
+        (
+            "global batch",
+            f"{s.global_batch:,} = {s.micro} micro x {s.accumulation} accumulation x {s.world_size} processes",
+        ),
+        (
+            "length",
+            f"{phase.steps:,} steps, {phase.samples:,} samples, {phase.samples / phase.epoch:,.2f} epochs of {phase.epoch:,}",
+        ),
+        ("optimizer", f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, clip {optimizer.clip:g}"),
+        ("peak lr", lr),
+        ("warm-up", warmup),
+        ("schedule", decay),
+        ("engine", f"ZeRO {config.engine.stage}, {config.engine.precision}"),
+    ]
