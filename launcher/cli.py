@@ -8,7 +8,12 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    # argparse takes the positional arguments before an option for all there are: the overrides behind it are left over.
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(r.startswith("-") for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     try:
         status: int = arguments.act(arguments)
     except ValueError as error:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import transformers
 
 from trainer import checkpoint
 from trainer.config import Config
@@ -23,6 +24,7 @@ def export(source: Path, run: Path, config: Config, data: Data) -> Path:
     checkpoint.load_into_model(source, task)
     partial, final = run / "export.partial", run / "export"
     shutil.rmtree(partial, ignore_errors=True)
+    transformers.utils.logging.disable_progress_bar()
     task.model.save_pretrained(partial)
     if data.tokenizer is not None:
         data.tokenizer.save_pretrained(partial)

@@ -54,16 +54,17 @@ class Run:
 
 
 def run(config: Config) -> None:
-    """Train as the config says, from where the run directory stands. Call it on every process."""
+    """Train as the config says, from where the run directory stands: the body of every process of a run."""
     world = distributed.start(config.engine.device)
     try:
         distributed.check_world_size(world.size, config.engine.world_size)
-        _train(config, world)
+        train(config, world)
     finally:
         dist.destroy_process_group()
 
 
-def _train(config: Config, world: World) -> None:
+def train(config: Config, world: World) -> None:
+    """All of a run but its processes. Collective."""
     for line in agree(world, jit.mend_stale_locks):
         _say(world, line)
     directory = agree(world, lambda: rundir.prepare(config))

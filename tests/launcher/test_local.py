@@ -1,0 +1,226 @@
+"""bellwether train, as people type it: what it prints, how it fails, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory to run in, with a config that takes a second a run and one that never ends."""
+    folder = tmp_path_factory.mktemp("space")
+    (folder / "quick.yaml").write_text(
+        f"""
+name: quick
+duration: 4 steps
+model: {{kind: cifar-resnet, depth: 8}}
+data: {{kind: images, size: 8, mean: [0.3], std: [0.3], workers: 0, cache: {folder}/cache}}
+batch: {{global: 16, micro: 4}}
+optimizer: {{lr: 1e-2}}
+log: {{every: 1 steps, tensorboard: false}}
+evaluate: {{limit: 16}}
+"""
+    )
+    (folder / "long.yaml").write_text(
+        "extends: quick.yaml\nname: long\nduration: 100000 steps\ncheckpoint: {every: 5 steps}\n"
+    )
+    return folder
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", *arguments]
+
+
+def start(space: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join([*filter(None, [environment.pop("PYTHONPATH", "")]), str(ROOT)])
+    return subprocess.Popen(
+        command(*arguments), cwd=space, env={**os.environ, **environment, "PYTHONPATH": path},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=seconds)
+    return process.returncode, out, error
+
+
+def steps(space: Path, name: str) -> list[int]:
+    file = space / "runs" / name / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [line["step"] for line in lines if line["event"] == "train"]
+
+
+def wait_for_step(process: subprocess.Popen[str], space: Path, name: str, step: int) -> None:
+    deadline = time.monotonic() + 90
+    while max(steps(space, name), default=0) < step:
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.2)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    found = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        environment = child.environ()
+        if "trainer" in child.cmdline() and "RANK" in environment:
+            found[int(environment["RANK"])] = child
+    return found
+
+
+def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
+    status, out, error = finish(start(space, "launcher", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3"))
+    assert status == 0, error
+    assert re.search(r"held-out loss +\d", out)
+    assert (space / "runs/done/report.html").is_file()
+    assert (space / "runs/done/export/model.safetensors").is_file()
+    assert steps(space, "done") == [1, 2, 3, 4]
+    assert "2 processes" in error
+    # Again: nothing is left to do, and nothing is lost.
+    status, out, error = finish(start(space, "launcher", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3"))
+    assert status == 0, error
+    assert steps(space, "done") == [1, 2, 3, 4]
+    # Another config in the same directory is refused, once.
+    status, out, error = finish(start(space, "launcher", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=4"))
+    assert status == 2
+    assert error.count("seed: 4") == 1
+    assert "Traceback" not in error
+
+
+def test_torchrun_by_hand(space: Path) -> None:
+    status, _, error = finish(
+        start(space, "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint",
+              "127.0.0.1:0", "-m", "trainer", "quick.yaml", "name=torchrun", "engine.world_size=2")
+    )  # fmt: skip
+    assert status == 0, error
+    assert steps(space, "torchrun") == [1, 2, 3, 4]
+
+
+def test_another_number_of_processes_than_asked_for_is_refused(space: Path) -> None:
+    for arguments, environment, who in (
+        (["engine.world_size=2"], {}, "engine.world_size asked for 2"),
+        ([], {"BELLWETHER_WORLD_SIZE": "2"}, "bellwether --nproc"),
+        ([], {"SLURM_STEP_NUM_TASKS": "4"}, "srun"),
+    ):
+        status, _, error = finish(start(space, "trainer", "quick.yaml", "name=alone", *arguments, **environment))
+        assert status == 2
+        assert error.count(who) == 1, error
+        assert "Traceback" not in error
+    assert not (space / "runs/alone").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["batch.globl=3"], ["batch.globl", "'global'"]),
+        (["batch.global=15"], ["batch.global: 15", "14 and 16"]),
+        (["nothing.yaml"], ["nothing.yaml"]),
+    ],
+)
+def test_a_bad_config_is_told_once_before_any_process_starts(
+    space: Path, overrides: list[str], words: list[str]
+) -> None:
+    status, out, error = finish(start(space, "launcher", "train", "quick.yaml", "--nproc", "2", *overrides), 30)
+    assert status == 2
+    assert out == ""
+    assert len(error.splitlines()) == 1, error
+    for word in words:
+        assert word in error
+
+
+FAILING = """
+import os
+if os.environ.get("RANK") == "1":
+    import trainer.meter
+    original = trainer.meter.Meter.step
+    def step(self, batches, taken=[]):
+        taken.append(1)
+        if len(taken) == 3:
+            raise RuntimeError("the disk of rank 1 is on fire")
+        original(self, batches)
+    trainer.meter.Meter.step = step
+"""
+
+
+def test_one_ranks_failure_ends_the_run_with_its_error_first(space: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    status, _, error = finish(
+        start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=failing", PYTHONPATH=str(tmp_path))
+    )
+    assert status == 1
+    assert "rank 1 failed" in error
+    told = error[error.index("bellwether: rank 1") :]
+    assert "the disk of rank 1 is on fire" in told
+    assert error.count("Traceback") == 1, error
+
+
+def test_a_killed_rank_ends_the_run(space: Path) -> None:
+    process = start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=killed")
+    wait_for_step(process, space, "killed", 3)
+    children = ranks_of(process)
+    children[1].send_signal(signal.SIGKILL)
+    status, _, error = finish(process, 60)
+    assert status == 1
+    assert "rank 1 was killed by SIGKILL" in error
+    assert not any(child.is_running() for child in children.values())
+
+
+def test_ctrl_c_ends_all_ranks_and_the_same_command_goes_on(space: Path) -> None:
+    process = start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=interrupted")
+    wait_for_step(process, space, "interrupted", 7)
+    children = ranks_of(process)
+    os.killpg(process.pid, signal.SIGINT)
+    status, _, error = finish(process, 60)
+    assert status == 130
+    assert "goes on from the newest checkpoint" in error
+    assert "Traceback" not in error, error
+    assert not any(child.is_running() for child in children.values())
+    before = max(steps(space, "interrupted"))
+    status, _, error = finish(
+        start(
+            space,
+            "launcher",
+            "train",
+            "long.yaml",
+            "--nproc",
+            "2",
+            "name=interrupted",
+            f"stop_after={before + 3} steps",
+        )
+    )
+    assert status == 0, error
+    assert "going on at step 5" in error or re.search(r"going on at step \d*[05] ", error)
+    assert max(steps(space, "interrupted")) == before + 3
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom launcher.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'datasets', 'pydantic', 'numpy', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_report_of_a_run_and_of_nothing(space: Path) -> None:
+    finish(start(space, "launcher", "train", "quick.yaml", "name=reported"))
+    (space / "runs/reported/report.html").unlink()
+    status, out, _ = finish(start(space, "launcher", "report", "runs/reported"))
+    assert status == 0
+    assert "report.html" in out
+    assert (space / "runs/reported/report.html").is_file()
+    status, _, error = finish(start(space, "launcher", "report", "runs"))
+    assert status == 2
+    assert "config.yaml" in error

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer import config as c
+from trainer import jit, rundir
+from trainer.config import Config, ConfigError, ConfigErrors
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return c.validate(
+        {
+            "name": "x",
+            "runs": str(tmp_path / "runs"),
+            "duration": "2 epochs",
+            "model": {"kind": "bert"},
+            "data": {"kind": "text"},
+            "batch": {"global": 512},
+            "optimizer": {"lr": 1e-3},
+            "phases": [{"batch": {"global": 256, "micro": 4}}],
+        }
+    )
+
+
+def changed(config: Config, **changes: object) -> Config:
+    return c.validate({**c.dump(config), **changes})
+
+
+def test_the_resolved_config_can_be_run_again(config: Config) -> None:
+    run = rundir.prepare(config)
+    assert c.load(run / "config.yaml") == config
+    assert (run / "config.yaml").read_text().startswith("# bellwether 0.1.0")
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        {"engine": {"stage": 0, "world_size": 4}},
+        {"checkpoint": {"every": "3 steps"}},
+        {"stop_after": "3 steps"},
+        {"batch": {"global": 512, "micro": 1}},
+        {"data": {"kind": "text", "workers": 0}},
+        {"phases": [{"batch": {"global": 256, "micro": 8}}]},
+    ],
+)
+def test_who_computes_which_part_may_change(config: Config, free: dict) -> None:
+    rundir.prepare(config)
+    rundir.prepare(changed(config, **free))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"seed": 2}, "seed: 2"),
+        ({"batch": {"global": 1024}}, "batch.global: 1024"),
+        ({"optimizer": {"lr": 2e-3}}, "optimizer.lr: 0.002"),
+        ({"phases": []}, "phases[0].batch.global: None"),
+        ({"phases": [{"batch": {"global": 128, "micro": 4}}]}, "phases[0].batch.global: 128"),
+    ],
+)
+def test_another_config_is_refused_key_by_key(config: Config, change: dict, key: str) -> None:
+    run = rundir.prepare(config)
+    before = (run / "config.yaml").read_text()
+    with pytest.raises(ConfigErrors) as caught:
+        rundir.prepare(changed(config, **change))
+    assert key in str(caught.value)
+    assert "another name" in str(caught.value)
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_a_foreign_directory_is_left_alone(config: Config) -> None:
+    run = Path(config.runs) / "x"
+    run.mkdir(parents=True)
+    (run / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="no run of Bellwether"):
+        rundir.prepare(config)
+    assert [p.name for p in run.iterdir()] == ["thesis.tex"]
+
+
+def test_resume_never_and_resume_from_elsewhere(config: Config, tmp_path: Path) -> None:
+    run = rundir.prepare(config)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        rundir.prepare(changed(config, resume="never"))
+    with pytest.raises(ConfigError, match="no checkpoint there"):
+        rundir.start_from(changed(config, resume=str(tmp_path)), run)
+    other = tmp_path / "other" / "checkpoints" / "step-00000007"
+    other.mkdir(parents=True)
+    (other / "manifest.json").write_text("{}")
+    for named in (other, other.parent, other.parent.parent):
+        assert rundir.start_from(changed(config, resume=str(named)), run) == other
+    own = run / "checkpoints" / "step-00000003"
+    own.mkdir()
+    assert rundir.start_from(changed(config, resume=str(other)), run) == own
+
+
+def test_a_dead_builds_lock_is_deleted_and_a_live_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    dead, live = tmp_path / "dead_op" / "lock", tmp_path / "py311_cpu" / "live_op" / "lock"
+    for lock in (dead, live):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    hour_ago = time.time() - 3600
+    os.utime(dead, (hour_ago, hour_ago))
+    said = jit.mend_stale_locks()
+    assert not dead.exists()
+    assert live.exists()
+    assert [str(dead) in line or str(live) in line for line in said] == [True, True]
+    assert any("deleted" in line for line in said)
