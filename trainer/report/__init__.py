@@ -1,0 +1,82 @@
+"""What came out: ``report.html``, its pictures as PNG, and a summary for the terminal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from trainer.report.canvas import Picture, Size, png, style, svg
+from trainer.report.facts import Facts
+from trainer.report.summary import summary
+
+__all__ = ["summary", "write"]
+
+FILE = "report.html"
+PLOTS = "plots"
+
+
+def write(run: Path) -> Path:
+    """Make ``<run>/report.html`` and ``<run>/plots/*.png`` from config.yaml and metrics.jsonl.
+
+    The page is one file without references to anything else. What the run has not logged is left out and said
+    to be missing; the same run directory gives the same bytes.
+
+    Returns:
+        the path of the report.
+    """
+    from trainer.report.page import TRUST, page
+
+    run = Path(run)
+    facts = Facts.load(run)
+    (run / PLOTS).mkdir(parents=True, exist_ok=True)
+    with style():
+        drawn = [
+            (heading, [(picture, *_draw(picture, facts)) for picture in pictures]) for heading, pictures in _sections()
+        ]
+    # Without trust ratios nothing is wrong, so no empty frames for them.
+    sections = [
+        (heading, pictures)
+        for heading, pictures in drawn
+        if heading != TRUST or any(desk is not None for _, desk, _ in pictures)
+    ]
+    text = page(facts, sections)
+    path = run / FILE
+    # A reader of a running job never sees half a page.
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def _sections() -> list[tuple[str, list[Picture]]]:
+    from trainer.report import curves, heatmap
+    from trainer.report.page import TRUST
+
+    loss_note = "raw and smoothed training loss, held-out points"
+    layers_note = "layers in model order, logarithmic colour"
+    course = [
+        Picture("loss", "Loss", loss_note, curves.loss, wide=True),
+        Picture("accuracy", "Held-out accuracy", "share predicted right", curves.accuracy),
+        Picture("learning-rate", "Learning rate", "", curves.learning_rate),
+        Picture("gradient-norm", "Gradient norm", "before clipping", curves.gradient_norm),
+        Picture("throughput", "Throughput", "samples a second", curves.throughput),
+    ]
+    trust = [
+        Picture("trust-ratio", "Trust ratio", "over all layers", curves.trust_ratio, wide=True),
+        Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, heatmap.layers, wide=True),
+    ]
+    return [("Training", course), (TRUST, trust)]
+
+
+def _draw(picture: Picture, facts: Facts) -> tuple[str | None, str | None]:
+    """The picture for a desk and, where it is wide there, for a phone; its PNG goes to the plots."""
+    desk, phone = Size(1000, 330, 11.5), Size(420, 270, 11.0)
+    path = facts.run / PLOTS / f"{picture.key}.png"
+    alone = picture.draw(facts, Size(760, 400, 11.0, titled=True))
+    if alone is None:
+        path.unlink(missing_ok=True)
+        return None, None
+    png(alone, path)
+    figures = [picture.draw(facts, size) for size in ((desk, phone) if picture.wide else (phone,))]
+    texts = [svg(figure, f"{picture.key}-{i}") for i, figure in enumerate(figures) if figure is not None]
+    return texts[0], texts[1] if picture.wide else None

@@ -1,0 +1,224 @@
+"""What a run directory says, in the terms that the report and the summary speak. No heavy import."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+
+from trainer.metrics import History, Line, read
+
+CONFIG = "config.yaml"
+ABSENT = "–"
+# A model that has learned nothing yet gives each entry the same probability: its loss is ln(entries).
+_ENTRIES = ("vocabulary", "classes")
+_ADAPTIVE = ("lamb", "lars")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run directory, read.
+
+    Args:
+        run: the directory.
+        config_text: config.yaml as it stands, or "".
+        config: the same, parsed, or {}.
+        history: metrics.jsonl.
+    """
+
+    run: Path
+    config_text: str
+    config: dict[str, Any]
+    history: History
+
+    @classmethod
+    def load(cls, run: Path) -> Facts:
+        path = run / CONFIG
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        try:
+            config = yaml.safe_load(text)
+        except yaml.YAMLError:
+            config = None
+        return cls(run, text, config if isinstance(config, dict) else {}, read(run))
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.run.resolve().name)
+
+    def setting(self, *keys: str) -> Any:
+        """The config's value at a path, or None."""
+        node: Any = self.config
+        for key in keys:
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+
+    def over_phases(self, *keys: str) -> list[Any]:
+        """A setting in each phase, in order; one value where the config has no phases, none where it is not set."""
+        phases = [phase for phase in self.config.get("phases") or [] if isinstance(phase, dict)]
+        found: list[Any] = []
+        for phase in phases or [{}]:
+            node: Any = phase
+            for key in keys:
+                node = node.get(key) if isinstance(node, dict) else None
+            value = node if node is not None else self.setting(*keys)
+            if value is not None:
+                found.append(value)
+        return found
+
+    @cached_property
+    def plan(self) -> list[list[tuple[str, str]]]:
+        """The rows of the newest plan: for each phase, (label, value)."""
+        phases = self.history.plan[-1].get("phases") if self.history.plan else None
+        return [
+            [(str(row.get("label", "")), str(row.get("value", ""))) for row in rows if isinstance(row, dict)]
+            for rows in phases or []
+            if isinstance(rows, list)
+        ]
+
+    @cached_property
+    def expectation(self) -> tuple[int, float] | None:
+        """(entries, ln(entries)), the loss of guessing; None where the plan has no such row."""
+        for label, value in (row for rows in self.plan for row in rows):
+            digits = re.match(r"\d+", re.sub(r"(?<=\d)[,_' ](?=\d{3})", "", value.strip()))
+            if label.strip().lower() in _ENTRIES and digits and int(digits[0]) > 1:
+                return int(digits[0]), math.log(int(digits[0]))
+        return None
+
+    @cached_property
+    def last(self) -> Line:
+        """The newest line that counts steps, over all events."""
+        h = self.history
+        lines = [line for group in (h.start, h.train, h.eval, h.checkpoint, h.end) for line in group if "step" in line]
+        if h.state == "unfinished" and h.start:
+            # What was launched last decides: an earlier end or start may lie further on, in a branch given
+            # up.
+            lines = [h.start[-1], *h.train, *h.eval, *h.checkpoint]
+        elif h.end:
+            lines = [h.end[-1]]
+        return max(lines, key=lambda line: int(line["step"]), default={})
+
+    @cached_property
+    def reach(self) -> float:
+        """How far the logged lines go, in samples: the end of every picture's x axis."""
+        return float(max(numbers([*self.history.train, *self.history.eval], "samples"), default=0))
+
+    @property
+    def losses(self) -> list[float]:
+        """The finite training losses."""
+        return numbers(self.history.train, "loss")
+
+    @property
+    def throughput(self) -> float | None:
+        """Median samples a second over the logged steps."""
+        return _median(numbers(self.history.train, "samples_per_s"))
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return _median(numbers(self.history.train, "tokens_per_s"))
+
+    @cached_property
+    def boundaries(self) -> list[tuple[float, str]]:
+        """Where each phase after the first begins: (samples, label)."""
+        found: list[tuple[float, str]] = []
+        before: Line | None = None
+        seen = 1
+        for line in self.history.train:
+            if before is not None and line.get("phase") != before.get("phase"):
+                seen += 1
+                phase = line.get("phase")
+                # The phase began somewhere between two logged steps; the earlier one is nearest to the
+                # change.
+                found.append((float(before["samples"]), phase if isinstance(phase, str) else f"phase {seen}"))
+            before = line
+        return found
+
+    @property
+    def nonfinite(self) -> int:
+        """Logged steps whose loss is NaN or infinite."""
+        return sum(isinstance(x := line.get("loss"), float) and not math.isfinite(x) for line in self.history.train)
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """What a whole run would have and this one has not, a sentence each."""
+        h = self.history
+        gone = []
+        if not self.config_text:
+            gone.append("There is no config.yaml in the run directory.")
+        elif not self.config:
+            gone.append("config.yaml is not YAML with keys; it is shown as it stands.")
+        if not h.start:
+            gone.append("metrics.jsonl is missing or holds no start of a run.")
+        elif h.state == "unfinished":
+            gone.append("The run has not ended: it is still going, or was killed.")
+        if h.start and not h.train:
+            gone.append("No training step has been logged yet.")
+        if h.train and not h.eval:
+            gone.append("No held-out evaluation has been made.")
+        adapts = str(self.setting("optimizer", "name")).lower() in _ADAPTIVE
+        if adapts and h.train and not h.layers and not any("trust_ratio" in line for line in h.train):
+            gone.append("No trust ratios have been logged.")
+        if self.nonfinite:
+            gone.append(f"The training loss was not finite at {count(self.nonfinite, 'logged step')}.")
+        if h.skipped:
+            gone.append(f"Skipped {count(h.skipped, 'line')} of metrics.jsonl that could not be read.")
+        return gone
+
+
+def finite(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def numbers(lines: list[Line], key: str) -> list[float]:
+    """The finite values of one key, in order."""
+    return [value for line in lines if finite(value := line.get(key))]
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def count(n: int, noun: str) -> str:
+    """
+    >>> count(1, "step"), count(12000, "step")
+    ('1 step', '12,000 steps')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def number(value: Any, form: str = ".4f", absent: str = ABSENT) -> str:
+    """A number for people; NaN and infinity by name."""
+    if not isinstance(value, int | float):
+        return absent
+    return format(value, form) if math.isfinite(value) else str(float(value))
+
+
+def share(value: Any) -> str:
+    return f"{100 * value:.2f} %" if finite(value) else number(value)
+
+
+def rate(value: float | None) -> str:
+    """
+    >>> rate(3.2114), rate(41234.2)
+    ('3.21', '41,234')
+    """
+    if value is None:
+        return ABSENT
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def compact(value: float) -> str:
+    """Axis labels: 0, 250, 1.5k, 2M.
+
+    >>> [compact(v) for v in (0, 250, 1500, 2e6, 0.25)]
+    ['0', '250', '1.5k', '2M', '0.25']
+    """
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"

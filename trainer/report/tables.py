@@ -1,0 +1,162 @@
+"""The report's numbers: headline tiles and tables, as HTML. Everything that comes from a run is escaped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from trainer.metrics import Line
+from trainer.progress import duration
+from trainer.report.facts import ABSENT, Facts, count, finite, number, numbers, rate, share
+from trainer.report.names import shorten
+
+
+def tiles(facts: Facts) -> str:
+    """The headlines: what a reader looks for first."""
+    cells = "".join(
+        f"<div><dt>{escape(label)}</dt>"
+        f'<dd class="value">{escape(value)}{f" <small>{escape(unit)}</small>" if unit else ""}</dd>'
+        f'<dd class="sub">{escape(below)}</dd></div>\n'
+        for label, value, unit, below in _headlines(facts)
+    )
+    return f'<dl class="tiles">\n{cells}</dl>'
+
+
+def _headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
+    """(label, value, unit, the line below)"""
+    h = facts.history
+    held: Line = h.eval[-1] if h.eval else {}
+    newest: Line = h.train[-1] if h.train else {}
+    best = min(numbers(h.eval, "loss"), default=None)
+    memory = max(numbers(h.train, "memory_gib"), default=None)
+    batch, batch_note = _now([whole(batch) for batch in facts.over_phases("batch", "global")], facts)
+    rate_now, rate_note = _now([number(lr, "g") for lr in facts.over_phases("optimizer", "lr")], facts)
+    epoch = newest.get("epoch")
+    seen = f"{epoch:.3g} epochs" if finite(epoch) else ""
+    if facts.boundaries:
+        seen = count(len(facts.boundaries) + 1, "phase")
+    return [
+        ("Training loss", number(newest.get("loss")), "",
+         f"from {number(facts.losses[0])}" if facts.losses else ""),
+        ("Held-out loss", number(held.get("loss")), "", f"best {number(best)}" if best is not None else ""),
+        ("Held-out accuracy", share(held.get("accuracy")), "", counted(held.get("examples"), "example")),
+        ("Samples", whole(facts.last.get("samples")), "", seen),
+        ("Steps", whole(facts.last.get("step")), "", count(len(h.restarts), "restart") if h.restarts else ""),
+        ("Global batch", batch, "", batch_note or "samples a step"),
+        ("Optimizer", str(facts.setting("optimizer", "name") or ABSENT).upper(), "",
+         f"lr {rate_now} {rate_note}".strip() if rate_now != ABSENT else ""),
+        ("Throughput", rate(facts.throughput), "/s" if facts.throughput else "",
+         f"{rate(facts.tokens_per_s)} tokens/s" if facts.tokens_per_s else "samples, median"),
+        ("Wall time", duration(h.seconds) if h.start else ABSENT, "",
+         f"{len(h.start)} launches" if len(h.start) > 1 else ""),
+        ("Peak memory", number(memory, ".3g"), "GiB" if memory is not None else "",
+         "a process" if memory is not None else ""),
+    ]  # fmt: skip
+
+
+def _now(values: list[str], facts: Facts) -> tuple[str, str]:
+    """Of one value a phase the one that counts now, and a word on the others."""
+    if not values:
+        return ABSENT, ""
+    at = min(len(facts.boundaries), len(values) - 1)
+    if len(set(values)) == 1:
+        return values[0], ""
+    return values[at], f"after {values[at - 1]}" if at else f"then {values[1]}"
+
+
+def plan(facts: Facts) -> str:
+    """What was planned: a row a label, a column a phase; one cell where all phases agree."""
+    if not facts.plan:
+        return ""
+    labels = list(dict.fromkeys(label for rows in facts.plan for label, _ in rows))
+    phases = [dict(rows) for rows in facts.plan]
+    head = "".join(f"<th>phase {i + 1}</th>" for i in range(len(phases)))
+    rows = []
+    for label in labels:
+        values = [phase.get(label, "–") for phase in phases]
+        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
+        if len(set(values)) == 1:
+            cells = f'<td colspan="{len(values)}">{escape(values[0])}</td>'
+        rows.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
+    top = f"<thead><tr><th></th>{head}</tr></thead>" if len(phases) > 1 else ""
+    table = f'<table class="plan">{top}<tbody>{"".join(rows)}</tbody></table>'
+    return f'<h2>Plan</h2>\n<div class="scroll">{table}</div>'
+
+
+def evaluations(facts: Facts) -> str:
+    rows = [
+        (
+            whole(line.get("step")),
+            whole(line.get("samples")),
+            number(line.get("loss")),
+            share(line.get("accuracy")),
+            whole(line.get("examples")),
+        )
+        for line in facts.history.eval
+    ]
+    head = [(label, "n") for label in ("step", "samples", "loss", "accuracy", "examples")]
+    return f"<h2>Evaluations</h2>\n{_table(head, rows)}" if rows else ""
+
+
+def checkpoints(facts: Facts) -> str:
+    rows = []
+    for line in facts.history.checkpoint:
+        path = str(line.get("path", ""))
+        rows.append(
+            (
+                whole(line.get("step")),
+                whole(line.get("samples")),
+                number(line.get("seconds"), ".2f"),
+                _below(path, facts.run),
+                "" if Path(path).exists() or (facts.run / path).exists() else "not kept",
+            )
+        )
+    head = [("step", "n"), ("samples", "n"), ("seconds to save", "n"), ("path", "path"), ("", "note")]
+    return f"<h2>Checkpoints</h2>\n{_table(head, rows)}" if rows else ""
+
+
+def layers(facts: Facts) -> str:
+    """Every parameter's first and last trust ratio, folded away: the picture above has the course."""
+    lines = facts.history.layers
+    if not lines:
+        return ""
+    first, last = lines[0]["trust_ratio"], lines[-1]["trust_ratio"]
+    rows = [
+        (name.group, name.short, number(first.get(name.full), ".4g"), number(last.get(name.full), ".4g"))
+        for name in shorten(last)
+    ]
+    head = (("block", ""), ("parameter", ""), ("first", "n"), ("last", "n"))
+    note = f"{count(len(rows), 'parameter')}, first and last logged"
+    title = f"<summary>Trust ratio by parameter <span>{note}</span></summary>"
+    return f"<details>{title}{_table(head, rows)}</details>"
+
+
+def _table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
+    """`head`: (label, CSS class) of each column."""
+    top = "".join(f'<th class="{kind}">{escape(label)}</th>' for label, kind in head)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td class="{kind}">{escape(cell)}</td>' for (_, kind), cell in zip(head, row, strict=True))
+        + "</tr>\n"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def whole(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else ABSENT
+
+
+def counted(value: Any, noun: str) -> str:
+    return count(value, noun) if isinstance(value, int) else ""
+
+
+def _below(path: str, run: Path) -> str:
+    """The path as seen from the run directory, where it is in it."""
+    try:
+        return os.fspath(Path(path).resolve().relative_to(run.resolve()))
+    except ValueError:
+        return path
