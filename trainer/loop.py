@@ -181,7 +181,8 @@ def _save(run: Run, engine: Engine, place: Place) -> Path:
     began = time.monotonic()
     path = checkpoint.save(run.checkpoints, engine, place, run.world, run.config.checkpoint.keep)
     seconds = time.monotonic() - began
-    run.metrics.write("checkpoint", step=place.step, samples=place.samples, path=path, seconds=seconds)
+    inside = path.relative_to(run.directory)
+    run.metrics.write("checkpoint", step=place.step, samples=place.samples, path=inside, seconds=seconds)
     return path
 
 

@@ -35,7 +35,9 @@ def prepare(config: Config) -> Path:
     """
     run = Path(config.runs) / config.name
     file = run / "config.yaml"
-    if file.is_file():
+    if file.is_file() and not (run / "metrics.jsonl").exists() and checkpoint.newest(run / "checkpoints") is None:
+        pass  # it was refused before its first step, and may be mended
+    elif file.is_file():
         _same_run(config, run, yaml.safe_load(file.read_text()) or {})
         if config.resume == "never":
             raise ConfigError(

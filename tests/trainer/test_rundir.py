@@ -27,6 +27,13 @@ def config(tmp_path: Path) -> Config:
     )
 
 
+def prepared(config: Config) -> Path:
+    """A run directory in which training has begun."""
+    run = rundir.prepare(config)
+    (run / "metrics.jsonl").touch()
+    return run
+
+
 def changed(config: Config, **changes: object) -> Config:
     return c.validate({**c.dump(config), **changes})
 
@@ -49,8 +56,14 @@ def test_the_resolved_config_can_be_run_again(config: Config) -> None:
     ],
 )
 def test_who_computes_which_part_may_change(config: Config, free: dict) -> None:
-    rundir.prepare(config)
+    prepared(config)
     rundir.prepare(changed(config, **free))
+
+
+def test_a_run_that_never_began_may_be_changed(config: Config) -> None:
+    rundir.prepare(config)
+    other = changed(config, seed=7)
+    assert c.load(rundir.prepare(other) / "config.yaml") == other
 
 
 @pytest.mark.parametrize(
@@ -64,7 +77,7 @@ def test_who_computes_which_part_may_change(config: Config, free: dict) -> None:
     ],
 )
 def test_another_config_is_refused_key_by_key(config: Config, change: dict, key: str) -> None:
-    run = rundir.prepare(config)
+    run = prepared(config)
     before = (run / "config.yaml").read_text()
     with pytest.raises(ConfigErrors) as caught:
         rundir.prepare(changed(config, **change))
@@ -83,7 +96,7 @@ def test_a_foreign_directory_is_left_alone(config: Config) -> None:
 
 
 def test_resume_never_and_resume_from_elsewhere(config: Config, tmp_path: Path) -> None:
-    run = rundir.prepare(config)
+    run = prepared(config)
     with pytest.raises(ConfigError, match="already holds a run"):
         rundir.prepare(changed(config, resume="never"))
     with pytest.raises(ConfigError, match="no checkpoint there"):
