@@ -1,0 +1,46 @@
+# make train sets everything up, trains the embedded default and shows the result. `make` alone lists the rest.
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format lock clean
+
+help:  ## this list
+	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */\1|/' \
+		| while IFS='|' read -r target text; do printf '  %-8s %s\n' "$$target" "$$text"; done
+
+setup:  ## .venv with the exact versions of requirements/ (at once when it is there already)
+	@$(PYTHON) scripts/setup.py
+
+train: setup  ## train BERT-tiny on 2 processes; ARGS="batch.global=512" overrides its config
+	$(BIN)/bellwether train configs/bert-tiny.yaml --nproc 2 $(ARGS)
+
+test: lint  ## lint, then all tests; ARGS="-k lamb" goes to pytest
+	$(BIN)/pytest $(ARGS)
+
+lint: setup  ## ruff and mypy, as CI runs them
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup  ## rewrite the code as ruff wants it
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# One resolution for every Python and platform; what only the CUDA build of torch needs goes to a file of its own.
+# Versions that still fit are kept, so the diff shows what was asked for and no more.
+lock:  ## resolve requirements/ anew; ARGS=--upgrade, or ARGS="--upgrade-package numpy"
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	cat requirements/lock.txt requirements/cuda.txt > build/lock.txt
+	build/uv/bin/uv pip compile --quiet --universal --python-version 3.10 --all-extras --annotation-style line \
+		--custom-compile-command 'make lock' --output-file build/lock.txt $(ARGS) pyproject.toml requirements/lock.in
+	grep -E  '^(#|cuda-|nvidia-|triton=)' build/lock.txt > requirements/cuda.txt
+	grep -Ev '^(cuda-|nvidia-|triton=)' build/lock.txt > requirements/lock.txt
+
+clean:  ## remove .venv, caches and build leftovers; runs/ stays
+	rm -rf .venv .setup.lock .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . \( -path ./runs -o -path ./.git \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
