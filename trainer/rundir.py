@@ -35,18 +35,14 @@ def prepare(config: Config) -> Path:
     """
     run = Path(config.runs) / config.name
     file = run / "config.yaml"
-    if file.is_file() and not (run / "metrics.jsonl").exists() and checkpoint.newest(run / "checkpoints") is None:
-        pass  # it was refused before its first step, and may be mended
-    elif file.is_file():
+    # A run that was refused before its first step may be mended under the same name.
+    begun = (run / "metrics.jsonl").exists() or checkpoint.newest(run / "checkpoints") is not None
+    if file.is_file() and begun:
         _same_run(config, run, yaml.safe_load(file.read_text()) or {})
         if config.resume == "never":
-            raise ConfigError(
-                "resume",
-                "never",
-                f"{run} already holds a run",
-                "choose another name=..., or write resume=auto to go on with it",
-            )
-    elif run.exists() and any(run.iterdir()):
+            advice = "choose another name=..., or write resume=auto to go on with it"
+            raise ConfigError("resume", "never", f"{run} already holds a run", advice)
+    elif not file.is_file() and run.exists() and any(run.iterdir()):
         raise ConfigError(
             "name", config.name, f"{run} exists and holds no run of Bellwether", "choose another name=..."
         )

@@ -8,24 +8,20 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-import types
-import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from trainer.config.errors import ConfigError, ConfigErrors
+from trainer.config.explain import Key, Origins, dotted, explain, nearest, origin_of
 from trainer.config.schema import Config
 
 PHASE_KEYS = ("duration", "batch", "data", "optimizer", "scaling", "schedule")
 # A phase goes on with the model and the optimizer state of the one before, so these cannot change.
 PHASE_FIXED = ("optimizer.name", "data.kind", "data.tokenizer", "data.vocabulary_size")
-
-Key = tuple[str | int, ...]
-Origins = dict[Key, str]
 
 
 class _Loader(yaml.SafeLoader):
@@ -146,12 +142,12 @@ def _override(raw: dict[str, Any], origins: Origins, text: str) -> None:
         elif inside:
             node = node[key]
         if not isinstance(node, dict | list) or (isinstance(key, int) and not inside):
-            raise ConfigErrors([ConfigError(_dotted(keys[: depth + 1]), value, "holds no keys of its own", "", where)])
+            raise ConfigErrors([ConfigError(dotted(keys[: depth + 1]), value, "holds no keys of its own", "", where)])
     try:
         node[keys[-1]] = parsed
     except (IndexError, TypeError):
         raise ConfigErrors(
-            [ConfigError(_dotted(keys), value, "there is no such place in the list", "", where)]
+            [ConfigError(dotted(keys), value, "there is no such place in the list", "", where)]
         ) from None
     for leaf in _leaves(parsed):
         origins[keys + leaf] = where
@@ -181,7 +177,7 @@ def _check(raw: dict[str, Any], origins: Origins, source: str) -> tuple[Config |
     try:
         return Config.model_validate(raw), []
     except ValidationError as error:
-        found = [_explain(e, raw, origins, source) for e in error.errors(include_url=False)]
+        found = [explain(e, raw, origins, source) for e in error.errors(include_url=False)]
         return None, list({str(e): e for e in found}.values())
 
 
@@ -192,14 +188,14 @@ def _phase_errors(
     errors = []
     for key in phase:
         if key not in PHASE_KEYS:
-            near = _nearest(str(key), PHASE_KEYS)
+            near = nearest(str(key), PHASE_KEYS)
             errors.append(
                 ConfigError(
-                    _dotted((*at, key)),
+                    dotted((*at, key)),
                     phase[key],
                     "a phase cannot set this",
                     near,
-                    _origin((*at, key), origins, source),
+                    origin_of((*at, key), origins, source),
                 )
             )
     for fixed in PHASE_FIXED:
@@ -209,11 +205,11 @@ def _phase_errors(
             place = (*at, section, key)
             errors.append(
                 ConfigError(
-                    _dotted(place),
+                    dotted(place),
                     inner[key],
                     "stays the same over all phases",
                     f"set {fixed} once, outside phases",
-                    _origin(place, origins, source),
+                    origin_of(place, origins, source),
                 )
             )
     if errors:
@@ -222,146 +218,5 @@ def _phase_errors(
     moved = {leaf[2:]: file for leaf, file in origins.items() if leaf[:2] == at}
     _, errors = _check(whole, {**origins, **moved}, source)
     for error in errors:
-        error.key = f"{_dotted(at)}.{error.key}"
+        error.key = f"{dotted(at)}.{error.key}"
     return errors
-
-
-def _explain(error: Any, raw: dict[str, Any], origins: Origins, source: str) -> ConfigError:
-    """One pydantic error in the words of someone who edits a YAML file."""
-    place = _without_tags(error["loc"], raw)
-    value = error["input"]
-    message: str = error["msg"].removeprefix("Value error, ")
-    kind = error["type"]
-    if kind == "value_error" and re.match(r"^[a-z_.]+( and [a-z_.]+)?: ", message):
-        # A check over several keys names the one to change at the head of its message.
-        named, message = message.split(": ", 1)
-        place = (*place, *named.split(" and ")[0].split("."))
-        value = _at(raw, place)
-    origin = _origin(place, origins, source)
-    key = _dotted(place)
-    if kind == "extra_forbidden":
-        return ConfigError(key, value, "there is no such key", _nearest(str(place[-1]), _keys(place[:-1], raw)), origin)
-    if kind == "missing":
-        missing = ConfigError(key, None, "this key is needed", "", source or origin)
-        field = _fields(place[:-1], raw).get(str(place[-1]))
-        missing.allowed = field.description or "" if field else ""
-        return missing
-    if kind == "union_tag_not_found":
-        return ConfigError(f"{key}.kind", None, "this key is needed", f"one of {error['ctx']['discriminator']}", origin)
-    if kind == "union_tag_invalid":
-        return ConfigError(
-            f"{key}.kind",
-            error["ctx"]["tag"],
-            "not one of the kinds",
-            f"write {error['ctx']['expected_tags']}",
-            origin,
-        )
-    if kind == "model_type" or kind == "model_attributes_type":
-        return ConfigError(
-            key,
-            value,
-            "this is a section",
-            f"write its keys below it: {', '.join(_keys(place, raw))}",
-            origin,
-        )
-    if kind == "literal_error":
-        allowed = error["ctx"]["expected"]
-        near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", allowed), 1, 0.5)
-        return ConfigError(
-            key,
-            value,
-            "not one of the choices",
-            f"write {allowed}" + (f"; did you mean {near[0]!r}?" if near else ""),
-            origin,
-        )
-    if kind == "string_pattern_mismatch":
-        return ConfigError(
-            key,
-            value,
-            "not a plain name",
-            "letters, digits, '.', '_' and '-' only, the first a letter or digit",
-            origin,
-        )
-    return ConfigError(
-        key,
-        value,
-        message[:1].lower() + message[1:]
-        if kind != "value_error"
-        else f"not {message}"
-        if message.startswith("a ")
-        else message,
-        "",
-        origin,
-    )
-
-
-def _without_tags(loc: tuple[Any, ...], raw: Any) -> Key:
-    """pydantic puts a union's tag into the path; the file does not have it."""
-    place: list[str | int] = []
-    node = raw
-    for part in loc:
-        if isinstance(node, dict) and part not in node and node.get("kind") == part:
-            continue
-        place.append(part)
-        try:
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            node = None
-    return tuple(place)
-
-
-def _at(raw: Any, place: Key) -> Any:
-    for key in place:
-        try:
-            raw = raw[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return raw
-
-
-def _fields(place: Key, raw: Any) -> dict[str, Any]:
-    """The fields of the section at a place, by the names used in YAML."""
-    model: Any = Config
-    node = raw
-    for key in place:
-        field = next((f for n, f in model.model_fields.items() if (f.alias or n) == key), None)
-        node = node.get(key) if isinstance(node, dict) else None
-        if field is None:
-            return {}
-        choices = _models(field.annotation)
-        if len(choices) > 1:
-            kind = node.get("kind") if isinstance(node, dict) else None
-            choices = [m for m in choices if kind in typing.get_args(m.model_fields["kind"].annotation)]
-        if not choices:
-            return {}
-        model = choices[0]
-    return {f.alias or n: f for n, f in model.model_fields.items()}
-
-
-def _keys(place: Key, raw: Any) -> list[str]:
-    return list(_fields(place, raw))
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [m for arg in typing.get_args(annotation) for m in _models(arg)]
-    return []
-
-
-def _nearest(key: str, keys: Iterable[str]) -> str:
-    keys = list(keys)
-    near = difflib.get_close_matches(key, keys, 1, 0.6)
-    return f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(keys)}"
-
-
-def _origin(place: Key, origins: Origins, default: str) -> str:
-    for depth in range(len(place), 0, -1):
-        if place[:depth] in origins:
-            return origins[place[:depth]]
-    return default
-
-
-def _dotted(place: Key) -> str:
-    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in place).lstrip(".") or "(the file)"

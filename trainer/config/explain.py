@@ -1,0 +1,138 @@
+"""pydantic's complaints in the words of someone who edits a YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel
+
+from trainer.config.errors import ConfigError
+from trainer.config.schema import Config
+
+Key = tuple[str | int, ...]
+Origins = dict[Key, str]
+
+
+def explain(error: Any, raw: dict[str, Any], origins: Origins, source: str) -> ConfigError:
+    """One of ``ValidationError.errors()`` as an error that names file, key, value and what to write instead."""
+    place = _without_tags(error["loc"], raw)
+    value, kind = error["input"], error["type"]
+    message: str = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error" and re.match(r"^[a-z_.]+( and [a-z_.]+)?: ", message):
+        # A check over several keys names the one to change at the head of its message.
+        named, message = message.split(": ", 1)
+        place = (*place, *named.split(" and ")[0].split("."))
+        value = _at(raw, place)
+    elif kind in ("union_tag_not_found", "union_tag_invalid"):
+        place = (*place, "kind")
+        value = error["ctx"].get("tag")
+    elif kind == "missing":
+        value = None
+    problem, allowed = _words(kind, message, place, value, error, raw)
+    # What is not there was set nowhere: name the file that was asked for.
+    return ConfigError(
+        dotted(place), value, problem, allowed, origin_of(() if kind == "missing" else place, origins, source)
+    )
+
+
+def _words(kind: str, message: str, place: Key, value: Any, error: Any, raw: Any) -> tuple[str, str]:
+    """What is wrong, and what is allowed."""
+    if kind == "extra_forbidden":
+        return "there is no such key", nearest(str(place[-1]), _fields(place[:-1], raw))
+    if kind == "missing":
+        field = _fields(place[:-1], raw).get(str(place[-1]))
+        return "this key is needed", (field.description or "") if field else ""
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        return "this key is needed" if value is None else "not one of the kinds", f"write one of {_kinds(place[:-1])}"
+    if kind in ("model_type", "model_attributes_type"):
+        keys = ", ".join(_fields(place, raw))
+        return "this is a section", f"write its keys below it: {keys}" if keys else "write its keys below it"
+    if kind == "literal_error":
+        allowed = error["ctx"]["expected"]
+        near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", allowed), 1, 0.5)
+        return "not one of the choices", f"write {allowed}" + (f"; did you mean {near[0]!r}?" if near else "")
+    if kind == "string_pattern_mismatch":
+        return "not a plain name", "letters, digits, '.', '_' and '-' only, the first a letter or digit"
+    if kind == "value_error":
+        return (f"not {message}" if message.startswith("a ") else message), ""
+    return message[:1].lower() + message[1:], ""
+
+
+def _kinds(place: Key) -> str:
+    field = Config.model_fields[str(place[-1])]
+    return ", ".join(
+        kind for model in _models(field.annotation) for kind in typing.get_args(model.model_fields["kind"].annotation)
+    )
+
+
+def _without_tags(loc: tuple[Any, ...], raw: Any) -> Key:
+    """pydantic puts a union's tag into the path; the file does not have it."""
+    place: list[str | int] = []
+    node = raw
+    for part in loc:
+        if isinstance(node, dict) and part not in node and node.get("kind") == part:
+            continue
+        place.append(part)
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return tuple(place)
+
+
+def _at(raw: Any, place: Key) -> Any:
+    for key in place:
+        try:
+            raw = raw[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return raw
+
+
+def _fields(place: Key, raw: Any) -> dict[str, Any]:
+    """The fields of the section at a place, by the names used in YAML."""
+    model: Any = Config
+    node = raw
+    for key in place:
+        field = next((f for n, f in model.model_fields.items() if (f.alias or n) == key), None)
+        node = node.get(key) if isinstance(node, dict) else None
+        if field is None:
+            return {}
+        choices = _models(field.annotation)
+        if len(choices) > 1:
+            kind = node.get("kind") if isinstance(node, dict) else None
+            choices = [m for m in choices if kind in typing.get_args(m.model_fields["kind"].annotation)]
+        if not choices:
+            return {}
+        model = choices[0]
+    return {f.alias or n: f for n, f in model.model_fields.items()}
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [m for arg in typing.get_args(annotation) for m in _models(arg)]
+    return []
+
+
+def nearest(key: str, keys: Iterable[str]) -> str:
+    keys = list(keys)
+    near = difflib.get_close_matches(key, keys, 1, 0.6)
+    return f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(keys)}"
+
+
+def origin_of(place: Key, origins: Origins, default: str) -> str:
+    for depth in range(len(place), 0, -1):
+        if place[:depth] in origins:
+            return origins[place[:depth]]
+    return default
+
+
+def dotted(place: Key) -> str:
+    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in place).lstrip(".") or "(the file)"
