@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainer.config.schema import TextData
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 lines of made-up words, and a cache beside them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    random = np.random.default_rng(0)
+    syllables = ["ba", "ko", "ri", "su", "ten", "la", "mo", "vi", "ner", "dap"]
+    words = ["".join(random.choice(syllables, random.integers(1, 4))) for _ in range(300)]
+    lines = [" ".join(random.choice(words, 20)) for _ in range(400)]
+    (folder / "lines.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def text_config(corpus: Path) -> Callable[..., TextData]:
+    def make(**keys: Any) -> TextData:
+        given = {"source": str(corpus / "lines.txt"), "cache": str(corpus / "cache"), "vocabulary_size": 256}
+        return TextData(kind="text", **{**given, "sequence_length": 32, **keys})
+
+    return make

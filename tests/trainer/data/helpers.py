@@ -1,0 +1,35 @@
+"""What worker processes of these tests import."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.config.errors import ConfigError
+
+
+class Plain:
+    """Samples that show which row and which key they were asked for."""
+
+    def __init__(self, length: int, broken: int = -1, deadly: int = -1) -> None:
+        self.length, self.broken, self.deadly = length, broken, deadly
+
+    def __len__(self) -> int:
+        return self.length
+
+    def batch(self, indices: Sequence[int], keys: Sequence[int]) -> dict[str, Tensor]:
+        if self.broken in indices:
+            raise ConfigError("data.source", "cat.png", "cannot be decoded: truncated", "mend it or take it out")
+        if self.deadly in indices:
+            os.kill(os.getpid(), signal.SIGKILL)
+        size = len(indices)
+        return {
+            "rows": torch.tensor([int(i) for i in indices]),
+            "keys": torch.tensor([int(k) for k in keys]),
+            "process": torch.full((size,), os.getpid()),
+            "threads": torch.full((size,), torch.get_num_threads()),
+        }

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.data.builder import build_slowly
+from trainer.config.errors import ConfigError
+from trainer.data import cache
+from trainer.data.cache import files_fingerprint, prepared
+
+
+def start(*args: object) -> multiprocessing.process.BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=build_slowly, args=args)
+    process.start()
+    return process
+
+
+def test_two_processes_at_once_build_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    processes = [start(str(tmp_path / "cache"), str(tmp_path / "log")) for _ in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert (tmp_path / "log").read_text() == "built\n"
+    assert capfd.readouterr().err.count("waiting for another process that prepares") == 1
+
+
+def test_what_a_killed_builder_left_is_mended(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    killed = start(str(root), str(tmp_path / "log"), True)
+    killed.join()
+    assert killed.exitcode == -9
+    assert [path.name for path in root.rglob("half")] == ["half"]
+    build_slowly(str(root), str(tmp_path / "log"))
+    assert len([path for path in root.iterdir() if path.is_dir()]) == 1, "the leftover is gone"
+
+
+def test_a_failed_build_leaves_nothing_and_can_be_tried_again(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        prepared(str(tmp_path), "thing", {}, fail)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+    entry = prepared(str(tmp_path), "thing", {}, lambda folder: None)
+    assert (entry / "key.json").read_text() == "{}\n"
+
+
+def test_another_builder_may_be_first_where_there_are_no_locks(tmp_path: Path) -> None:
+    def overtaken(folder: Path) -> None:
+        final = folder.with_name(folder.name.partition(".partial")[0])
+        final.mkdir()
+        (final / "by").write_text("the other")
+
+    entry = prepared(str(tmp_path), "thing", {}, overtaken)
+    assert (entry / "by").read_text() == "the other"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"data.cache: .*cannot be written to"):
+        prepared(str(tmp_path / "file" / "cache"), "thing", {}, lambda folder: None)
+
+
+def test_files_are_known_by_content(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    before = files_fingerprint([file])
+    os.utime(file, (1, 1))
+    assert files_fingerprint([file]) == before
+    file.write_text("two")
+    assert files_fingerprint([file]) != before
+
+
+def test_large_files_are_known_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "CONTENT_LIMIT", 2)
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    os.utime(file, (1, 1))
+    before = files_fingerprint([file])
+    assert files_fingerprint([file]) == before
+    os.utime(file, (1, 2))
+    assert files_fingerprint([file]) != before

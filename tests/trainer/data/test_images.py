@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.config.errors import ConfigError
+from trainer.config.schema import ImageData
+from trainer.data import images, load
+from trainer.data.loader import train_batches
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three classes of ten plain pictures of different sizes and formats."""
+    for name, colour in COLOURS.items():
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for index in range(10):
+            size = (20 + index, 30 - index)
+            Image.new("RGB", size, colour).save(folder / f"{index}.{'png' if index % 2 else 'JPEG'}")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., ImageData]:
+    def make(**keys: Any) -> ImageData:
+        given = {"cache": str(tmp_path / "cache"), "size": 16, "validation_share": 0.2, "workers": 0}
+        return ImageData(kind="images", **{**given, **keys})
+
+    return make
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "resized"])
+@pytest.mark.parametrize("mean, std", [([0.5], [0.5]), ([0.5, 0.4, 0.3], [0.5, 0.4, 0.3])])
+def test_a_folder_a_class(
+    pictures: Path, config: Callable[..., ImageData], crop: str, mean: list[float], std: list[float]
+) -> None:
+    data = load(config(source=str(pictures), crop=crop, mean=mean, std=std))
+    assert (data.classes, data.channels, data.labels) == (3, len(mean), ["blue", "green", "red"])
+    assert len(data.train) == 24
+    assert len(data.validation) == 6
+    for samples in (data.train, data.validation):
+        batch = samples.batch(range(len(samples)), range(len(samples)))
+        pixels, labels = batch["pixel_values"], batch["labels"]
+        assert pixels.shape == (len(samples), len(mean), 16, 16)
+        assert pixels.dtype == torch.float32
+        assert pixels.is_contiguous()
+        assert labels.dtype == torch.int64
+        for image, label in zip(pixels, labels, strict=True):
+            colour = COLOURS[data.labels[label]]  # type: ignore[index]
+            grey = [0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]]
+            expected = (torch.tensor(grey if len(mean) == 1 else colour) / 255 - torch.tensor(mean)) / torch.tensor(std)
+            # JPEG and rounding move a plain colour by some of 255 levels; the centre is free of padding.
+            assert (image[:, 4:-4, 4:-4] - expected[:, None, None]).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "resized"])
+def test_the_key_alone_decides_in_training_and_nothing_in_evaluation(
+    config: Callable[..., ImageData], crop: str
+) -> None:
+    data = load(config(crop=crop))
+    rows = list(range(20))
+    for samples, random in ((data.train, True), (data.validation, False)):
+        a, b, c = (samples.batch(rows, keys)["pixel_values"] for keys in (range(20), range(20), range(20, 40)))
+        assert torch.equal(a, b)
+        assert torch.equal(a, c) != random
+
+
+def test_decoded_once(config: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    real = images.decode
+    monkeypatch.setattr(images, "decode", lambda *args: (decoded.append(1), real(*args))[1])
+    first = load(config()).train.batch([1, 2], [3, 4])
+    assert len(decoded) == 1797
+    again = load(config(mean=[0.1, 0.2, 0.3], crop="none"))
+    again.train.batch([1, 2], [3, 4])
+    assert len(decoded) == 1797, "neither crop nor normalisation need another preparation"
+    assert torch.equal(load(config()).train.batch([1, 2], [3, 4])["pixel_values"], first["pixel_values"])
+    for keys in ({"size": 8}, {"mean": [0.5], "std": [0.5]}, {"validation_share": 0.1}):
+        decoded.clear()
+        load(config(**keys))
+        assert len(decoded) == 1797, keys
+
+
+def test_what_is_too_large_to_keep_is_decoded_when_drawn(
+    pictures: Path, config: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = load(config(source=str(pictures)))
+    monkeypatch.setattr(images, "DECODED_LIMIT", 10)
+    drawn = load(config(source=str(pictures), cache=str(tmp_path / "other")))
+    rows = range(24)
+    for a, b in ((kept.train, drawn.train), (kept.validation, drawn.validation)):
+        some = range(len(a))
+        assert torch.equal(a.batch(some, some)["pixel_values"], b.batch(some, some)["pixel_values"])
+        assert torch.equal(a.batch(some, some)["labels"], b.batch(some, some)["labels"])
+    copy = pickle.loads(pickle.dumps(drawn.train))
+    assert torch.equal(copy.batch(rows, rows)["pixel_values"], kept.train.batch(rows, rows)["pixel_values"])
+
+
+def test_encoded_images_reach_the_same_batches_through_workers(
+    pictures: Path, config: Callable[..., ImageData]
+) -> None:
+    samples = load(config(source=str(pictures), crop="resized")).train
+    found = [
+        list(
+            train_batches(
+                samples,
+                seed=1,
+                start=3,
+                steps=2,
+                global_batch=8,
+                micro=4,
+                accumulation=2,
+                rank=0,
+                world_size=1,
+                workers=w,
+            )
+        )
+        for w in (0, 1)
+    ]
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a["pixel_values"], b["pixel_values"])
+        assert torch.equal(a["labels"], b["labels"])
+
+
+def test_digits(config: Callable[..., ImageData]) -> None:
+    from sklearn.datasets import load_digits
+
+    data = load(config(size=8, crop="none", flip=False, mean=[0.0], std=[1.0], validation_share=0.1))
+    assert data.classes == 10
+    assert len(data.train) == 1617
+    assert len(data.validation) == 180
+    batch = data.train.batch(range(1617), range(1617))
+    found = load_digits()
+    rows = {
+        (pixels / 16 * 255).round().astype(int).tobytes(): label
+        for pixels, label in zip(found.images, found.target, strict=True)
+    }
+    for image, label in zip(batch["pixel_values"], batch["labels"], strict=True):
+        assert rows[(image[0] * 255).round().to(torch.int64).numpy().tobytes()] == label
+
+
+def parquet(path: Path, labels: list[Any], names: list[str] | None = None) -> Path:
+    import datasets
+
+    label: Any = (
+        datasets.ClassLabel(names=names)
+        if names
+        else datasets.Value("string" if isinstance(labels[0], str) else "int64")
+    )
+    features = datasets.Features({"img": datasets.Image(), "fine": label})
+    rows = {"img": [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(len(labels))], "fine": labels}
+    datasets.Dataset.from_dict(rows, features).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("labels, held, names, classes", [
+    ([0, 1, 2] * 4, [2, 0], ["a", "b", "c"], ["a", "b", "c"]),
+    ([0, 1, 3] * 4, [3, 0], None, ["0", "1", "2", "3"]),
+    (["x", "b"] * 4, ["x"], None, ["b", "x"]),
+])  # fmt: skip
+def test_parquet_labels(
+    tmp_path: Path,
+    config: Callable[..., ImageData],
+    labels: list[Any],
+    held: list[Any],
+    names: list[str] | None,
+    classes: list[str],
+) -> None:
+    train, validation = parquet(tmp_path / "t.parquet", labels, names), parquet(tmp_path / "v.parquet", held, names)
+    data = load(
+        config(
+            source=str(train),
+            validation=str(validation),
+            image_column="img",
+            label_column="fine",
+            crop="none",
+            flip=False,
+        )
+    )
+    assert data.labels == classes
+    assert len(data.train) == len(labels)
+    assert len(data.validation) == len(held)
+    for samples, given in ((data.train, labels), (data.validation, held)):
+        found = samples.batch(range(len(given)), range(len(given)))["labels"].tolist()
+        assert found == [g if names else classes.index(str(g)) for g in given]
+
+
+def test_errors_say_what_to_change(tmp_path: Path, pictures: Path, config: Callable[..., ImageData]) -> None:
+    train = parquet(tmp_path / "t.parquet", ["a", "b"] * 4)
+    columns = {"image_column": "img", "label_column": "fine"}
+    (tmp_path / "flat").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "flat" / "a.png")
+    (tmp_path / "a.txt").write_text("text")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"source": str(train)}, "data.image_column: 'image': no such column in data.source; it has: img, fine"),
+        ({"source": str(train), "image_column": "img"}, "data.label_column: 'label': no such column"),
+        (
+            {"source": str(train), "image_column": "img", "label_column": "img"},
+            "data.label_column: 'img': holds no classes",
+        ),
+        (
+            {"source": str(parquet(tmp_path / "u.parquet", [-1, 0])), **columns},
+            "has the label -1 in data.source; labels start at 0",
+        ),
+        ({"source": str(parquet(tmp_path / "n.parquet", ["a", None])), **columns}, "'fine': is empty in 1 rows"),
+        (
+            {"source": str(train), "validation": str(parquet(tmp_path / "v.parquet", ["c"])), **columns},
+            "labels that data.source does not have: c",
+        ),
+        ({"source": str(tmp_path / "flat")}, "a.png is not in a folder/class/image layout"),
+        ({"source": str(tmp_path / "flat" / "*.png")}, "all images are of one class, 'flat'"),
+        ({"source": str(tmp_path / "a.txt")}, "is text, but data.kind is images"),
+    ]
+    for keys, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            load(config(**keys))
+    (pictures / "red" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=r"broken.png': cannot be decoded"):
+        load(config(source=str(pictures)))
+
+
+def test_cifar(shared_data: Path, config: Callable[..., ImageData]) -> None:
+    data = load(config(
+        source=str(shared_data / "cifar10/test-*.parquet"), image_column="img", size=32, crop="none", flip=False,
+        mean=[0.0] * 3, std=[1.0] * 3, validation_share=0.1,
+    ))  # fmt: skip
+    assert data.labels is not None
+    assert data.labels[:3] == ["airplane", "automobile", "bird"]
+    assert len(data.train) == 9000
+    assert len(data.validation) == 1000
+    pixels = data.train.batch(range(9000), range(9000))["pixel_values"]
+    # The test set's own channel means are 0.494, 0.485, 0.450.
+    np.testing.assert_allclose(pixels.mean(dim=(0, 2, 3)), [0.494, 0.485, 0.450], atol=0.005)

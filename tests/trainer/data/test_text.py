@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.config.errors import ConfigError
+from trainer.config.schema import TextData
+from trainer.data import Data, load, text, tokenizer
+from trainer.data.order import keys
+
+Config = Callable[..., TextData]
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done and not found in the cache."""
+    done: list[str] = []
+    for module, name in ((text, "_tokenize"), (tokenizer, "_train")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real, name=name: (done.append(name), real(*a))[1])
+    return done
+
+
+def whole(data: Data) -> dict[str, torch.Tensor]:
+    rows = np.arange(len(data.train))
+    return data.train.batch(rows, keys(1, rows))
+
+
+def test_rows_are_packed_and_exactly_k_tokens_are_masked(text_config: Config) -> None:
+    for length, share, k in ((32, 0.15, 4), (128, 0.15, 19), (512, 0.15, 76), (8, 0.01, 1)):
+        data = load(text_config(sequence_length=length, mask_share=share, validation_share=0.5))
+        batch, words = whole(data), data.tokenizer
+        rows = len(data.train)
+        ids, places, labels = batch["input_ids"], batch["masked_positions"], batch["labels"]
+        assert ids.shape == (rows, length)
+        assert places.shape == labels.shape == (rows, k)
+        assert {t.dtype for t in batch.values()} == {torch.int64}
+        assert (ids[:, 0] == words.cls_token_id).all()
+        assert (ids[:, -1] == words.sep_token_id).all()
+        assert (places[:, 1:] > places[:, :-1]).all(), "ascending, none twice"
+        assert places.min() >= 1
+        assert places.max() <= length - 2
+        # Put back, the rows are the stream: nothing lost between them, no padding, no special token.
+        mended = ids.scatter(1, places, labels)[:, 1:-1].flatten()
+        stream = np.fromfile(data.train.path, dtype="uint16")  # type: ignore[attr-defined]
+        assert (mended.numpy() == stream[: len(mended)]).all()
+        assert len(stream) - len(mended) < length - 2
+        special = {words.cls_token_id, words.sep_token_id, words.mask_token_id, words.pad_token_id}
+        assert not special & set(mended.tolist())
+
+
+def test_masking_is_80_10_10(text_config: Config) -> None:
+    data = load(text_config())
+    rows = np.arange(200_000) % len(data.train)
+    batch = data.train.batch(rows, keys(3, np.arange(200_000)))
+    seen = batch["input_ids"].gather(1, batch["masked_positions"])
+    mask = seen == data.tokenizer.mask_token_id
+    kept = seen == batch["labels"]
+    count, size = seen.numel(), data.vocabulary_size
+    assert size is not None
+    # One random token in `size` is [MASK] or the label itself. 5 standard errors.
+    for share, expected in ((mask, 0.8 + 0.1 / size), (kept, 0.1 + 0.1 / size)):
+        assert abs(share.float().mean().item() - expected) < 5 * np.sqrt(expected * (1 - expected) / count)
+    random = seen[~mask & ~kept]
+    assert len(set(random.tolist())) > 0.95 * size, "random tokens come from the whole vocabulary"
+    # Every place within the row is as likely as any other.
+    places = torch.bincount(batch["masked_positions"].flatten(), minlength=32)[1:31].float()
+    expected = count / 30
+    assert (places - expected).abs().max() < 5 * np.sqrt(expected)
+
+
+def test_masks_change_with_the_key_in_training_and_never_in_evaluation(text_config: Config) -> None:
+    data = load(text_config())
+    rows = [0, 1, 2]
+    for samples, equal in ((data.train, False), (data.validation, True)):
+        a, b = samples.batch(rows, [1, 2, 3]), samples.batch(rows, [4, 5, 6])
+        assert torch.equal(a["masked_positions"], b["masked_positions"]) == equal
+    a, b = data.validation.batch(rows, [0, 0, 0]), data.validation.batch(rows[::-1], [0, 0, 0])
+    assert torch.equal(a["input_ids"], b["input_ids"].flip(0)), "fixed by row, not by place in the batch"
+
+
+def test_held_out_rows_are_not_trained_on(tmp_path: Path) -> None:
+    # Each line is of one word of its own, so a token tells its line.
+    (tmp_path / "lines.txt").write_text("\n".join(" ".join([f"w{i}"] * 40) for i in range(100)))
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join([*tokenizer.SPECIAL, *(f"w{i}" for i in range(100))]) + "\n")
+    config = TextData(
+        kind="text",
+        source=str(tmp_path / "lines.txt"),
+        tokenizer=str(vocabulary),
+        cache=str(tmp_path),
+        sequence_length=8,
+        validation_share=0.2,
+    )
+    data = load(config, seed=1)
+    train, held_out = (set(np.fromfile(part.path, dtype="uint16").tolist()) for part in (data.train, data.validation))  # type: ignore[attr-defined]
+    assert len(train) == 80
+    assert len(held_out) == 20
+    assert not train & held_out
+    assert held_out not in (set(range(5, 25)), set(range(85, 105))), "not simply the first or last"
+    assert load(config, seed=2).validation.path == data.validation.path, "runs that differ in the seed share the split"  # type: ignore[attr-defined]
+
+
+def test_prepared_once(text_config: Config, tmp_path: Path, work: list[str], corpus: Path) -> None:
+    source = tmp_path / "lines.txt"
+    shutil.copy(corpus / "lines.txt", source)
+    given: dict[str, Any] = {"source": str(source), "cache": str(tmp_path / "cache")}
+    first = whole(load(text_config(**given)))
+    assert work == ["_train", "_tokenize"]
+    again = whole(load(text_config(**given)))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for keys_ in ({}, {"sequence_length": 64}, {"mask_share": 0.3}, {"workers": 0}):
+        load(text_config(**given, **keys_))
+    assert work == ["_train", "_tokenize"], "one preparation serves every length and every share of masks"
+    for keys_ in (
+        {"vocabulary_size": 300},
+        {"lowercase": False},
+        {"validation_share": 0.1},
+        {"validation": str(source)},
+    ):
+        work.clear()
+        load(text_config(**given, **keys_))
+        assert work == ["_train", "_tokenize"], keys_
+    work.clear()
+    source.write_text(source.read_text().replace("ba", "bo"))
+    load(text_config(**given))
+    assert work == ["_train", "_tokenize"], "the content changed"
+
+
+def test_a_trained_vocabulary_is_the_same_each_time(text_config: Config, tmp_path: Path) -> None:
+    vocabularies = [
+        load(text_config(cache=str(tmp_path / str(i)), vocabulary_size=200)).tokenizer.get_vocab() for i in range(3)
+    ]
+    assert vocabularies[0] == vocabularies[1] == vocabularies[2]
+    assert len(vocabularies[0]) == 200
+    assert [t for t, i in sorted(vocabularies[0].items(), key=lambda x: x[1])][:5] == tokenizer.SPECIAL
+
+
+def test_special_tokens_spelt_in_the_text_are_text(tmp_path: Path, text_config: Config) -> None:
+    (tmp_path / "a.txt").write_text("\n".join("the [MASK] and [CLS] of [SEP] are [PAD] words" for _ in range(200)))
+    data = load(text_config(source=str(tmp_path / "a.txt"), cache=str(tmp_path)))
+    stream = np.fromfile(data.train.path, dtype="uint16")  # type: ignore[attr-defined]
+    assert len(stream) > 1000
+    assert not set(stream.tolist()) & set(data.tokenizer.all_special_ids)
+    # The tokenizer that is exported knows them as ever.
+    assert data.tokenizer.convert_tokens_to_ids("[MASK]") in data.tokenizer("a [MASK] b")["input_ids"]
+
+
+def test_long_documents_are_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_PIECE", 10)
+    for document in ("one two three four five six", "unbrokenunbroken word", " lead", "", "x\ny" * 9):
+        pieces = list(text._pieces(document))
+        assert "".join(pieces) == document
+        assert [w for p in pieces for w in p.split()] == document.split()
+
+
+def test_samples_travel_to_workers_without_their_data(text_config: Config) -> None:
+    samples = load(text_config()).train
+    before = samples.batch([0], [1])
+    copy = pickle.loads(pickle.dumps(samples))
+    assert len(pickle.dumps(samples)) < 2000
+    assert torch.equal(copy.batch([0], [1])["input_ids"], before["input_ids"])
+
+
+@pytest.mark.parametrize("content, rows", [
+    ("a b\nc d\n\ne f\n", ["a b\nc d", "e f"]),  # blank lines separate documents
+    ("a b\r\nc d\r\n\r\ne f\r\n", ["a b\nc d", "e f"]),
+    ("a b\nc d\ne f\n", ["a b", "c d", "e f"]),  # no blank line: a document a line
+])  # fmt: skip
+def test_rows_of_a_text_file(tmp_path: Path, text_config: Config, content: str, rows: list[str]) -> None:
+    from trainer.data.sources import locate
+
+    (tmp_path / "a.txt").write_bytes(content.encode())
+    source = locate(text_config(source=str(tmp_path / "a.txt"), cache=str(tmp_path)))
+    assert [row.strip() for row in source.open()["text"]] == rows
+
+
+def test_parquet_and_a_folder_as_if_it_were_the_hub(tmp_path: Path, text_config: Config, work: list[str]) -> None:
+    import datasets
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for part, count in (("train", 300), ("validation", 30)):
+        rows = {"words": [f"{part} number {i} of some rows and more words" for i in range(count)], "other": [1] * count}
+        datasets.Dataset.from_dict(rows).to_parquet(folder / f"{part}.parquet")
+    shared: dict[str, Any] = {"column": "words", "cache": str(tmp_path / "cache"), "sequence_length": 16}
+    parquet = load(
+        text_config(source=str(folder / "train.parquet"), validation=str(folder / "valid*.parquet"), **shared)
+    )
+    for _ in range(2):
+        hub = load(text_config(source=str(folder), format="hub", validation="validation", **shared))
+    assert work == ["_train", "_tokenize"] * 2, "the second look at the hub finds it prepared"
+    assert torch.equal(whole(hub)["input_ids"], whole(parquet)["input_ids"])
+    assert len(hub.validation) == len(parquet.validation) > 0
+    with pytest.raises(ConfigError, match=r"data.column: 'text': no such column in data.source; it has: words, other"):
+        load(text_config(source=str(folder / "train.parquet"), **{**shared, "column": "text"}))
+    with pytest.raises(ConfigError, match=r"data.column: 'other': holds int64, not text"):
+        load(text_config(source=str(folder / "train.parquet"), **{**shared, "column": "other"}))
+    with pytest.raises(ConfigError, match=r"data.validation: 'test': datasets cannot load it"):
+        load(text_config(source=str(folder), format="hub", validation="test", **shared))
+
+
+@pytest.mark.parametrize("keys_, message", [
+    ({"source": "lines.text"}, "data.source: '.*lines.text': no such file, folder or glob; did you mean .*lines.txt?"),
+    ({"source": "empty"}, "data.source: '.*empty': no file in this folder is one of .txt"),
+    ({"source": "script.py"}, "data.source: .*what is a .py file"),
+    ({"source": "pictures"}, "is imagefolder, but data.kind is text"),
+    ({"validation_share": 0.0}, "data.validation_share: 0.0: of 400 rows, 0 are held out"),
+    ({"validation_share": 1.0}, "data.validation_share: 1.0: of 400 rows, 400 are held out and 0 are left"),
+    ({"source": "one.txt"}, "of 1 rows, 1 are held out.*; name held-out data in data.validation"),
+    ({"sequence_length": 100_000}, "data.sequence_length: 100000: the text does not fill one sequence"),
+    ({"sequence_length": 2000}, "the held-out text does not fill one sequence.*validation_share"),
+    ({"tokenizer": "./nowhere.txt"}, "data.tokenizer: './nowhere.txt': no such file or folder"),
+    ({"tokenizer": "poor.txt"}, r"data.tokenizer: .*does not list \[PAD\] \[CLS\] \[SEP\] \[MASK\]"),
+    ({"validation": "nowhere/"}, "data.validation: .*no such file, folder or glob"),
+])  # fmt: skip
+def test_errors_say_what_to_change(
+    corpus: Path, text_config: Config, tmp_path: Path, keys_: dict[str, Any], message: str
+) -> None:
+    shutil.copy(corpus / "lines.txt", tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    (tmp_path / "pictures" / "cat" / "a.png").touch()
+    (tmp_path / "script.py").touch()
+    (tmp_path / "one.txt").write_text("one line")
+    (tmp_path / "poor.txt").write_text("a\n[UNK]\nb\n")
+    local = {k: str(tmp_path / v) if isinstance(v, str) and not v.startswith(".") else v for k, v in keys_.items()}
+    with pytest.raises(ConfigError, match=message):
+        load(text_config(**{"source": str(tmp_path / "lines.txt"), "cache": str(tmp_path / "cache"), **local}))
+
+
+def test_the_embedded_documentation(tmp_path: Path) -> None:
+    config = TextData(kind="text", vocabulary_size=4096, cache=str(tmp_path))
+    data = load(config)
+    assert data.vocabulary_size == 4096
+    assert len(data.train) > 2000
+    assert len(data.validation) > 50
+    key = next(tmp_path.glob("tokens-*/key.json")).read_text()
+    assert sys.version in json.loads(key)["corpus"]["source"].values(), "another Python has other documentation"
+    text_of_row = data.tokenizer.decode(data.train.batch([100], [1])["input_ids"][0])
+    assert "[CLS]" in text_of_row
+
+
+def test_books_with_the_vocabulary_of_bert(shared_data: Path, tmp_path: Path) -> None:
+    config = TextData(
+        kind="text", source=str(shared_data / "books/validation.parquet"), cache=str(tmp_path), validation_share=0.2,
+        tokenizer=str(shared_data / "vocab/bert-base-uncased-vocab.txt"),
+    )  # fmt: skip
+    data = load(config)
+    assert data.vocabulary_size == 30522
+    assert data.tokenizer.mask_token_id == 103
+    assert data.tokenizer.tokenize("unaffable") == ["una", "##ffa", "##ble"]
+    assert 4000 < len(data.train) < 7000

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, AutoModelForMaskedLM
+
+from trainer.models import Task
+
+OWN: list[dict[str, Any]] = [
+    {"kind": "cifar-resnet", "depth": 8, "channels": 1},
+    {"kind": "wide-resnet", "depth": 10, "width": 1, "zero_init_last": True},
+]
+
+
+@pytest.mark.parametrize("keys", [*OWN, {"kind": "resnet", "depth": 18}])
+def test_classifiers_come_back_as_they_were(make: Callable[..., Task], keys: dict[str, Any], tmp_path: Path) -> None:
+    task = make(**keys)
+    x = torch.randn(4, keys.get("channels", 3), 16, 16)
+    task.model(x)  # moves the running statistics
+    task.eval().model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(x).logits, task.model(x).logits)
+    assert loaded.config.id2label[9] == "class 9"
+    assert loaded.config.label2id["class 9"] == 9
+    assert torch.isfinite(loaded(x, labels=torch.tensor([0, 1, 2, 3])).loss)
+
+
+def test_bert_comes_back_as_it_was(make: Callable[..., Task], tmp_path: Path) -> None:
+    task = make("bert", size="tiny").eval()
+    task.model.save_pretrained(tmp_path)
+    ids = torch.randint(100, (2, 16))
+    assert torch.equal(AutoModelForMaskedLM.from_pretrained(tmp_path).eval()(ids).logits, task.model(ids).logits)
+
+
+SCRIPT = """
+import sys
+sys.modules["trainer"] = sys.modules["optimizers"] = None  # an import of either fails
+import torch
+from transformers import AutoModelForImageClassification
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+x = torch.load(sys.argv[2])
+torch.save(model(x).logits.detach(), sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("keys", OWN)
+def test_exports_load_where_bellwether_is_not_installed(
+    make: Callable[..., Task], keys: dict[str, Any], tmp_path: Path
+) -> None:
+    task = make(**keys)
+    x = torch.randn(4, keys.get("channels", 3), 16, 16)
+    task.model(x)
+    task.eval().model.save_pretrained(tmp_path / "export")
+    torch.save(x, tmp_path / "x.pt")
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "export"), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")],
+        cwd=tmp_path, env={**clean, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}, check=True, timeout=60,
+    )  # fmt: skip
+    assert torch.equal(torch.load(tmp_path / "y.pt"), task.model(x).logits.detach())

@@ -1,0 +1,193 @@
+"""Batches for one rank, prepared by worker processes.
+
+Which samples make up a global batch is decided here, from (seed, position) alone; a rank takes its part of them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from trainer.data import Samples
+from trainer.data.order import Integers, Order, keys
+
+
+class WorkerError(RuntimeError):
+    """A batch could not be prepared: a sample that cannot be read, or a worker process that died."""
+
+
+class _Job(NamedTuple):
+    rows: Integers
+    keys: Integers
+    weight: Tensor | None
+
+
+class _Failure(NamedTuple):
+    text: str
+    trace: str
+
+
+def train_batches(
+    samples: Samples,
+    *,
+    seed: int,
+    start: int,
+    steps: int,
+    global_batch: int,
+    micro: int,
+    accumulation: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> Iterator[dict[str, Tensor]]:
+    """The micro-batches of one rank: ``steps * accumulation`` of them, each of ``micro`` samples.
+
+    In step s, micro-batch a, rank r takes the ``micro`` global positions from
+    ``start + s * global_batch + (a * world_size + r) * micro`` on.
+
+    Args:
+        seed: of sample order and of masking or augmentation.
+        start: global sample position to begin at; any number, so that a run resumes where it stopped.
+        steps: weight updates.
+        workers: processes that prepare batches ahead; 0 prepares them here.
+        pin_memory: put batches in page-locked memory, for copies to a GPU.
+
+    Raises:
+        WorkerError: from the iterator, when a sample cannot be prepared or a worker dies.
+    """
+    if micro * accumulation * world_size != global_batch:
+        raise ValueError(f"{micro} x {accumulation} x {world_size} ranks do not make a global batch of {global_batch}")
+    order = Order(seed, len(samples))
+
+    def jobs() -> Iterator[_Job]:
+        for step in range(steps):
+            for part in range(accumulation):
+                first = start + step * global_batch + (part * world_size + rank) * micro
+                positions = np.arange(first, first + micro)
+                yield _Job(order(positions), keys(seed, positions), None)
+
+    return _batches(samples, jobs, steps * accumulation, workers, pin_memory)
+
+
+def evaluation_batches(
+    samples: Samples, *, limit: int | None, micro: int, rank: int, world_size: int, workers: int
+) -> Iterator[dict[str, Tensor]]:
+    """One rank's share of the held-out samples, each of which appears once over all ranks.
+
+    Every rank yields the same number of batches of exactly ``micro`` samples. An extra entry ``weight``, float32 [B],
+    is 1 for a held-out sample and 0 for one that only fills up the batch.
+
+    Args:
+        limit: use this many samples at most, spread evenly over all; None uses all.
+    """
+    total = len(samples)
+    count = total if limit is None else min(limit, total)
+    batches = math.ceil(count / (micro * world_size))
+
+    def jobs() -> Iterator[_Job]:
+        for batch in range(batches):
+            first = (batch * world_size + rank) * micro
+            positions = np.arange(first, first + micro)
+            weight = torch.from_numpy((positions < count).astype(np.float32))
+            # Rows may lie sorted by class: a limit takes every n-th, not the first ones.
+            rows = (positions % count) * total // count
+            yield _Job(rows, keys(0, rows), weight)
+
+    return _batches(samples, jobs, batches, workers, pin_memory=False)
+
+
+class _Batches(Dataset[Any]):
+    """What a worker does: a job in, a batch out. An error comes back as a value, to be raised in one piece."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, job: _Job) -> dict[str, Tensor] | _Failure:
+        try:
+            batch = self.samples.batch(job.rows, job.keys)
+        except Exception as error:
+            return _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        return batch if job.weight is None else {**batch, "weight": job.weight}
+
+
+class _Jobs(Sampler[_Job], Sized):
+    def __init__(self, jobs: Callable[[], Iterator[_Job]], count: int) -> None:
+        self.jobs, self.count = jobs, count
+
+    def __iter__(self) -> Iterator[_Job]:
+        return self.jobs()
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def _batches(
+    samples: Samples, jobs: Callable[[], Iterator[_Job]], count: int, workers: int, pin_memory: bool
+) -> Iterator[dict[str, Tensor]]:
+    workers = min(workers, count)
+    many: dict[str, Any] = {}
+    if workers:
+        # Not fork: by now this process has threads (tokenizers, arrow, NCCL) that hold locks, and a forked child
+        # could wait for one of them for ever. The fork server has none, and imports torch once for all workers.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["trainer.data.loader", type(samples).__module__, "PIL.Image"])
+        many = {"multiprocessing_context": context, "worker_init_fn": _start_worker}
+    loader: DataLoader[Any] = DataLoader(
+        _Batches(samples),
+        batch_size=None,
+        sampler=_Jobs(jobs, count),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        # Without one of its own, it would draw from torch's global generator, which belongs to dropout.
+        generator=torch.Generator(),
+        **many,
+    )
+    iterator = iter(loader)
+    stop = getattr(iterator, "_shutdown_workers", lambda: None)
+    # Also where the interpreter ends with this iterator still alive: workers ignore the SIGTERM they would get then.
+    atexit.register(stop)
+    forget = atexit.unregister  # when the interpreter has ended, the module is gone before this generator
+    try:
+        for batch in iterator:
+            if isinstance(batch, _Failure):
+                raise WorkerError(f"a batch could not be prepared: {batch.text}\n{batch.trace}")
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerError(
+            f"a data worker died, most often for lack of memory or of shared memory (/dev/shm): {error}; "
+            f"set data.workers lower than {workers}, or to 0, to prepare batches in the training process"
+        ) from error
+    finally:
+        stop()
+        forget(stop)
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C, and the signals by which SLURM announces a preemption, reach every process of a step. They are for the
+    # training process, which may go on for some steps and needs its workers for them.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # torch's own watch looks at the parent, which is the fork server and outlives a killed training process.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,214 @@
+"""Where rows come from: the built-in data, local files, or a hub. Everything becomes a `datasets.Dataset`."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.errors import ConfigError
+from trainer.config.schema import ImageData, TextData
+from trainer.data import embedded
+from trainer.data.cache import files_fingerprint
+from trainer.data.order import Integers, permutation
+
+_BUILT_IN = {"text": "python-docs", "images": "digits"}
+_SUFFIXES = {
+    "text": (".txt", ".text"),
+    "parquet": (".parquet",),
+    "imagefolder": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+}
+# Which rows are held out does not depend on the run: see `trainer.data.load`.
+_HOLD_OUT = 0x686F6C64
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that have been located but not read.
+
+    Attributes:
+        fingerprint: tells this content from any other; part of the keys of what is made from it.
+        open: reads it into a `datasets.Dataset`.
+    """
+
+    fingerprint: dict[str, Any]
+    open: Callable[[], Any]
+
+
+def locate(config: TextData | ImageData, key: str = "data.source") -> Source:
+    """Find ``data.source``, or what ``data.validation`` names.
+
+    Raises:
+        ConfigError: if there is no such thing, or no telling what it is.
+    """
+    held_out = key == "data.validation"
+    name = config.validation if held_out else config.source
+    assert name is not None
+    form: str = config.format
+    built_in = form == "auto" and config.source == _BUILT_IN[config.kind]
+    if built_in and not held_out:
+        return _built_in(name)
+    if form == "hub" or (form == "auto" and not built_in and not _is_path(config.source)):
+        # Beside a hub's data set, `validation` is the name of one of its splits.
+        return _hub(config, config.validation if held_out else config.split, key)
+    files = _files(name, form, key)
+    form = _format(files, name, key) if form == "auto" else form
+    wanted = [f for f in files if f.suffix.lower() in _SUFFIXES[form]] or files
+    if form == "imagefolder":
+        _needs(config, "images", form, name, key)
+        _in_class_folders(wanted, Path(name).expanduser(), key)
+        return Source({"imagefolder": files_fingerprint(wanted)}, lambda: _image_folder(wanted, name, key))
+    if form == "text":
+        _needs(config, "text", form, name, key)
+    return Source({form: files_fingerprint(wanted)}, lambda: _read(form, wanted, config, name, key))
+
+
+def split(rows: int, config: TextData | ImageData) -> tuple[Integers, Integers]:
+    """Rows to train on and rows held out, both ascending: a fixed choice of ``validation_share``, at least one.
+
+    Raises:
+        ConfigError: if that leaves nothing to train on, or nothing held out.
+    """
+    share = config.validation_share
+    held_out = max(1, round(share * rows)) if share > 0 else 0
+    if held_out == 0 or held_out >= rows:
+        problem = f"of {rows} rows, {held_out} are held out and {rows - held_out} are left to train on"
+        advice = "choose another share, or name held-out data in data.validation"
+        if rows < 2:
+            advice = "name held-out data in data.validation"
+        raise ConfigError("data.validation_share", share, problem, advice)
+    order = permutation(_HOLD_OUT, rows)
+    return _ascending(order[held_out:]), _ascending(order[:held_out])
+
+
+def _ascending(rows: Integers) -> Integers:
+    ascending = rows.astype("int64")
+    ascending.sort()
+    return ascending
+
+
+def _built_in(name: str) -> Source:
+    def documents() -> Any:
+        from datasets import Dataset
+
+        return Dataset.from_dict({"text": embedded.python_docs()})
+
+    def digits() -> Any:
+        from datasets import ClassLabel, Dataset, Features, Image
+
+        images, labels, names = embedded.digits()
+        features = Features({"image": Image(decode=False), "label": ClassLabel(names=names)})
+        return Dataset.from_dict({"image": [{"bytes": i, "path": None} for i in images], "label": labels}, features)
+
+    if name == "digits":
+        return Source(embedded.digits_fingerprint(), digits)
+    return Source(embedded.python_docs_fingerprint(), documents)
+
+
+def _is_path(name: str) -> bool:
+    """Whether this is meant as a local path, be it there or not. A hub's name is ``name`` or ``owner/name``."""
+    known = Path(name).suffix.lower() in sum(_SUFFIXES.values(), ())
+    looks_like_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) is not None
+    return known or not looks_like_hub or Path(name).expanduser().exists()
+
+
+def _files(name: str, form: str, key: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        known = _SUFFIXES[form] if form in _SUFFIXES else sum(_SUFFIXES.values(), ())
+        files = [f for f in path.rglob("[!.]*") if f.suffix.lower() in known and f.is_file()]
+        problem, advice = "no file in this folder is one of " + " ".join(known), "name another folder, or a glob"
+    else:
+        files = [f for f in map(Path, glob.glob(str(path), recursive=True)) if f.is_file()]
+        problem, advice = "no such file, folder or glob", _nearest(path)
+    if not files:
+        raise ConfigError(key, name, problem, advice)
+    return sorted(files)
+
+
+def _nearest(path: Path) -> str:
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1, 0.5)
+    return f"did you mean {path.parent / near[0]}?" if near else "paths are relative to where the run is started"
+
+
+def _format(files: list[Path], name: str, key: str) -> str:
+    found = {form for form, suffixes in _SUFFIXES.items() for f in files if f.suffix.lower() in suffixes}
+    if len(found) == 1:
+        return found.pop()
+    problem = f"holds {' and '.join(sorted(found))} files" if found else f"what is a {files[0].suffix or 'plain'} file?"
+    raise ConfigError(key, name, problem, "set data.format, or name the files by a glob such as folder/*.parquet")
+
+
+def _needs(config: TextData | ImageData, kind: str, form: str, name: str, key: str) -> None:
+    if config.kind != kind:
+        raise ConfigError(key, name, f"is {form}, but data.kind is {config.kind}", "name other data, or set data.kind")
+
+
+def _read(form: str, files: list[Path], config: TextData | ImageData, name: str, key: str) -> Any:
+    options: dict[str, Any] = {}
+    if form == "text":
+        # Blank lines separate documents or paragraphs. Files without any have one on each line.
+        options = {"sample_by": "paragraph" if any(map(_has_blank_line, files)) else "line"}
+    return _load_dataset(config, name, key, form, data_files=[str(f) for f in files], split="train", **options)
+
+
+def _has_blank_line(file: Path) -> bool:
+    before = b""
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            if b"\n\n" in (text := (before + block).replace(b"\r\n", b"\n")):
+                return True
+            before = text[-2:]
+    return False
+
+
+def _hub(config: TextData | ImageData, part: str | None, key: str) -> Source:
+    name = config.source if key == "data.source" else str(part)
+    dataset = _load_dataset(config, name, key, config.source, config.subset, split=part)
+    return Source({"hub": config.source, "split": part, "digest": dataset._fingerprint}, lambda: dataset)
+
+
+def _load_dataset(config: TextData | ImageData, name: str, key: str, *args: Any, **options: Any) -> Any:
+    """`datasets.load_dataset`, with its many errors as one. Its own copies go to ``data.cache`` too."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(*args, cache_dir=str(Path(config.cache).expanduser() / "datasets"), **options)
+    except Exception as error:
+        text = " ".join(str(error).split())[:500]
+        advice = "give a path, or a data set's name on the hub; data.subset and data.split choose a part of it"
+        raise ConfigError(key, name, f"datasets cannot load it: {type(error).__name__}: {text}", advice) from error
+
+
+def _in_class_folders(files: list[Path], folder: Path, key: str) -> None:
+    """Refuse what would make a class of a folder that is none, such as ``train`` and ``val`` side by side."""
+    if not folder.is_dir():
+        return
+    for file in files:
+        if file.parent.parent != folder:
+            problem = f"{file.relative_to(folder)} is not in a folder/class/image layout"
+            raise ConfigError(key, str(folder), problem, "name the folder that holds one sub-folder a class, or a glob")
+
+
+def _image_folder(files: list[Path], name: str, key: str) -> Any:
+    """One sub-folder a class. The class is the folder that the image lies in; classes are sorted by name."""
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    classes = sorted({f.parent.name for f in files})
+    if len(classes) < 2:
+        advice = "put the images of each class in a sub-folder of its own"
+        raise ConfigError(key, name, f"all images are of one class, {classes[0]!r}", advice)
+    number = {c: i for i, c in enumerate(classes)}
+    features = Features({"image": Image(decode=False), "label": ClassLabel(names=classes)})
+    rows = {
+        "image": [{"bytes": None, "path": str(f.resolve())} for f in files],
+        "label": [number[f.parent.name] for f in files],
+    }
+    return Dataset.from_dict(rows, features)

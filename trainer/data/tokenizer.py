@@ -1,0 +1,133 @@
+"""The tokenizer: WordPiece trained on the corpus, a vocabulary file, a folder, or one of the hub's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.config.errors import ConfigError
+from trainer.config.schema import TextData
+from trainer.data.cache import prepared, say
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# A vocabulary is learnt from this many characters at most; more would not change it much, but needs the memory.
+_CHARACTERS = 200_000_000
+_REVISION = 1
+
+
+def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iterable[str]]) -> Any:
+    """The fast tokenizer of transformers that ``data.tokenizer`` names.
+
+    Args:
+        corpus_key: what tells the training rows from others.
+        corpus: reads the training rows; called only to train a vocabulary that is not cached.
+
+    Raises:
+        ConfigError: if it cannot be loaded, or lacks a token that masked language modelling needs.
+    """
+    if config.tokenizer == "train":
+        from tokenizers import __version__ as version
+
+        key = {
+            "revision": _REVISION, "tokenizers": version, "corpus": corpus_key,
+            "vocabulary_size": config.vocabulary_size, "lowercase": config.lowercase,
+        }  # fmt: skip
+        entry = prepared(config.cache, "wordpiece", key, lambda folder: _train(config, corpus(), folder / "vocab.txt"))
+        return _from_vocabulary(entry / "vocab.txt", config.lowercase)
+    return _given(config)
+
+
+def _given(config: TextData) -> Any:
+    path = Path(config.tokenizer).expanduser()
+    if path.is_file():
+        found = _from_vocabulary(path, config.lowercase)
+        known = found.get_vocab()
+        lacking = [token for token in SPECIAL if token not in known or known[token] >= found.vocab_size]
+        if lacking:
+            advice = "give a vocabulary file of BERT's, one token a line"
+            raise ConfigError("data.tokenizer", config.tokenizer, f"does not list {' '.join(lacking)}", advice)
+        return found
+    if not path.exists() and config.tokenizer.startswith(("/", ".", "~")):
+        raise ConfigError(
+            "data.tokenizer", config.tokenizer, "no such file or folder", "write train, or correct the path"
+        )
+    found = _pretrained(str(path) if path.exists() else config.tokenizer, config)
+    lacking = [name for name in ("cls", "sep", "mask") if getattr(found, f"{name}_token_id") is None]
+    if lacking or not found.is_fast:
+        problem = "is not a fast tokenizer" if not found.is_fast else f"has no {' and no '.join(lacking)} token"
+        raise ConfigError("data.tokenizer", config.tokenizer, problem, "name one made for masked language modelling")
+    return found
+
+
+def _pretrained(name: str, config: TextData) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        problem = f"transformers cannot load it: {type(error).__name__}: {text}"
+        advice = "write train, or name a vocabulary file, a folder with a saved tokenizer, or one of the hub's"
+        raise ConfigError("data.tokenizer", config.tokenizer, problem, advice) from error
+
+
+def _from_vocabulary(path: Path, lowercase: bool) -> Any:
+    """BERT's tokenizer with the tokens of a file, one a line; the line's number is the token's."""
+    from transformers import BertTokenizerFast
+
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    return BertTokenizerFast(vocab={line: index for index, line in enumerate(lines)}, do_lower_case=lowercase)
+
+
+def _train(config: TextData, corpus: Iterable[str], file: Path) -> None:
+    """Learn a WordPiece vocabulary and write it, one token a line.
+
+    `tokenizers` numbers the pieces ``##c`` in the order of a randomly seeded hash map and breaks ties between merges
+    by these numbers, so two calls give two vocabularies. Naming all pieces of one character beforehand fixes the
+    numbers, and with them the result.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts = list(_first_characters(corpus, _CHARACTERS))
+    alphabet = _alphabet(map(learner.normalizer.normalize_str, texts), config.vocabulary_size // 4)
+    say(f"learning a vocabulary of {config.vocabulary_size:,} from {sum(map(len, texts)):,} characters")
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocabulary_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=SPECIAL + ["##" + c for c in alphabet],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+    )
+    learner.train_from_iterator(texts, trainer)
+    vocabulary = learner.get_vocab()
+    if len(vocabulary) < config.vocabulary_size:
+        say(f"the corpus gives {len(vocabulary):,} pieces that occur twice, not {config.vocabulary_size:,}")
+    file.write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n", encoding="utf-8")
+
+
+def _first_characters(corpus: Iterable[str], limit: int) -> Iterator[str]:
+    seen = 0
+    for text in corpus:
+        if seen >= limit:
+            say(f"the vocabulary is learnt from the first {seen:,} characters")
+            return
+        seen += len(text)
+        yield text
+
+
+def _alphabet(texts: Iterable[str], limit: int) -> list[str]:
+    """The commonest characters, in the order of their code points. What is not among them becomes [UNK]."""
+    counts = np.zeros(0x110000, dtype=np.int64)
+    for text in texts:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        found = np.bincount(points)
+        counts[: len(found)] += found
+    commonest = np.argsort(-counts, kind="stable")[: min(limit, 1000)]
+    return [chr(point) for point in sorted(commonest) if counts[point] and not chr(point).isspace()]
