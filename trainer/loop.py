@@ -131,7 +131,8 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         before, place = place, Place(step, place.samples + batch, phase.index)
         due = functools.partial(_due, before, place, phase, end)
         values = None
-        if due(config.log.every):
+        # The first step of a phase too: it shows where the loss begins.
+        if due(config.log.every) or step == phase.first_step + 1:
             values, layers = meter.read(place)
             run.metrics.write("train", **values)
             if layers:
