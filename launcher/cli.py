@@ -16,6 +16,11 @@ def main(argv: list[str] | None = None) -> int:
         arguments.overrides += rest
     try:
         status: int = arguments.act(arguments)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("launcher", "trainer", "optimizers"):
+            raise
+        print(f"bellwether: {error.name} is not installed; pip install 'bellwether[train]' brings it", file=sys.stderr)
+        return 2
     except ValueError as error:
         from trainer.config import ConfigError, ConfigErrors
 

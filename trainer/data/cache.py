@@ -43,7 +43,7 @@ def files_fingerprint(files: Sequence[Path]) -> dict[str, Any]:
     """
     stats = [f.stat() for f in files]
     if sum(s.st_size for s in stats) > CONTENT_LIMIT:
-        rows = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]
+        rows = [(str(f.absolute()), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]
         return {"files": len(files), "by": "path, size and time", "digest": digest(rows)}
     content = hashlib.sha256()
     for file, stat in zip(files, stats, strict=True):

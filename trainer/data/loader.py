@@ -143,7 +143,7 @@ def _batches(
         # Not fork: by now this process has threads (tokenizers, arrow, NCCL) that hold locks, and a forked child
         # could wait for one of them for ever. The fork server has none, and imports torch once for all workers.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["trainer.data.loader", type(samples).__module__, "PIL.Image"])
+        context.set_forkserver_preload(["torch.utils.data", "trainer.data.loader", type(samples).__module__, "PIL.Image"])
         many = {"multiprocessing_context": context, "worker_init_fn": _start_worker}
     loader: DataLoader[Any] = DataLoader(
         _Batches(samples),

@@ -208,7 +208,7 @@ def _image_folder(files: list[Path], name: str, key: str) -> Any:
     number = {c: i for i, c in enumerate(classes)}
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=classes)})
     rows = {
-        "image": [{"bytes": None, "path": str(f.resolve())} for f in files],
+        "image": [{"bytes": None, "path": str(f.absolute())} for f in files],
         "label": [number[f.parent.name] for f in files],
     }
     return Dataset.from_dict(rows, features)

@@ -55,8 +55,3 @@ class Classification(Task):
         scores = self.model(pixel_values.to(dtype)).logits.float()
         losses = functional.cross_entropy(scores, labels, reduction="none")
         return losses, (scores.argmax(dim=1) == labels).float()
-
-
-def trainable(model: nn.Module) -> int:
-    """Number of weights; tied ones count once."""
-    return sum(p.numel() for p in set(model.parameters()) if p.requires_grad)

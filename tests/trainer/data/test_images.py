@@ -56,7 +56,7 @@ def test_a_folder_a_class(
         assert pixels.is_contiguous()
         assert labels.dtype == torch.int64
         for image, label in zip(pixels, labels, strict=True):
-            colour = COLOURS[data.labels[label]]  # type: ignore[index]
+            colour = COLOURS[data.labels[label]]
             grey = [0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]]
             expected = (torch.tensor(grey if len(mean) == 1 else colour) / 255 - torch.tensor(mean)) / torch.tensor(std)
             # JPEG and rounding move a plain colour by some of 255 levels; the centre is free of padding.
@@ -79,7 +79,9 @@ def test_decoded_once(config: Callable[..., ImageData], monkeypatch: pytest.Monk
     decoded = []
     real = images.decode
     monkeypatch.setattr(images, "decode", lambda *args: (decoded.append(1), real(*args))[1])
-    first = load(config()).train.batch([1, 2], [3, 4])
+    samples = load(config()).train
+    first = samples.batch([1, 2], [3, 4])
+    assert len(pickle.dumps(samples)) < 20_000, "labels travel to workers, pixels do not"
     assert len(decoded) == 1797
     again = load(config(mean=[0.1, 0.2, 0.3], crop="none"))
     again.train.batch([1, 2], [3, 4])

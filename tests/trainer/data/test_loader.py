@@ -137,7 +137,7 @@ def test_each_held_out_row_counts_once_over_all_ranks(
         assert max(rows) >= length * (1 - 1 / limit) - 1, "a limit spreads over all rows"
 
 
-def train(samples: Samples, workers: int, steps: int = 50):  # type: ignore[no-untyped-def]
+def train(samples: Samples, workers: int, steps: int = 50):
     return train_batches(samples, seed=1, start=0, steps=steps, global_batch=4, micro=4, accumulation=1, rank=0, world_size=1, workers=workers)  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def test_rows_are_packed_and_exactly_k_tokens_are_masked(text_config: Config) ->
         assert places.max() <= length - 2
         # Put back, the rows are the stream: nothing lost between them, no padding, no special token.
         mended = ids.scatter(1, places, labels)[:, 1:-1].flatten()
-        stream = np.fromfile(data.train.path, dtype="uint16")  # type: ignore[attr-defined]
+        stream = np.fromfile(data.train.path, dtype="uint16")
         assert (mended.numpy() == stream[: len(mended)]).all()
         assert len(stream) - len(mended) < length - 2
         special = {words.cls_token_id, words.sep_token_id, words.mask_token_id, words.pad_token_id}
@@ -102,12 +102,12 @@ def test_held_out_rows_are_not_trained_on(tmp_path: Path) -> None:
         validation_share=0.2,
     )
     data = load(config, seed=1)
-    train, held_out = (set(np.fromfile(part.path, dtype="uint16").tolist()) for part in (data.train, data.validation))  # type: ignore[attr-defined]
+    train, held_out = (set(np.fromfile(part.path, dtype="uint16").tolist()) for part in (data.train, data.validation))
     assert len(train) == 80
     assert len(held_out) == 20
     assert not train & held_out
     assert held_out not in (set(range(5, 25)), set(range(85, 105))), "not simply the first or last"
-    assert load(config, seed=2).validation.path == data.validation.path, "runs that differ in the seed share the split"  # type: ignore[attr-defined]
+    assert load(config, seed=2).validation.path == data.validation.path, "runs that differ in the seed share the split"
 
 
 def test_prepared_once(text_config: Config, tmp_path: Path, work: list[str], corpus: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_trained_vocabulary_is_the_same_each_time(text_config: Config, tmp_pat
 def test_special_tokens_spelt_in_the_text_are_text(tmp_path: Path, text_config: Config) -> None:
     (tmp_path / "a.txt").write_text("\n".join("the [MASK] and [CLS] of [SEP] are [PAD] words" for _ in range(200)))
     data = load(text_config(source=str(tmp_path / "a.txt"), cache=str(tmp_path)))
-    stream = np.fromfile(data.train.path, dtype="uint16")  # type: ignore[attr-defined]
+    stream = np.fromfile(data.train.path, dtype="uint16")
     assert len(stream) > 1000
     assert not set(stream.tolist()) & set(data.tokenizer.all_special_ids)
     # The tokenizer that is exported knows them as ever.

@@ -24,7 +24,7 @@ def test_scores_at_the_masked_positions_equal_those_of_the_whole_sequence(make: 
     task, given = make("bert", size="tiny").eval(), batch()
     places = given["masked_positions"].unsqueeze(2).expand(-1, -1, 100)
     whole = task.model(given["input_ids"]).logits.gather(1, places)
-    scores = task.scores(given["input_ids"], given["masked_positions"])  # type: ignore[operator]
+    scores = task.scores(given["input_ids"], given["masked_positions"])
     torch.testing.assert_close(scores, whole, rtol=1e-6, atol=1e-6)  # the same sums over rows of another matrix shape
     losses, correct = task(**given)
     expected = functional.cross_entropy(whole.transpose(1, 2), given["labels"], reduction="none").mean(dim=1)
@@ -86,7 +86,7 @@ def test_recomputed_activations_change_nothing(make: Make, dropout: float) -> No
         task(**batch())[0].mean().backward()
         assert len(calls) == 1 + checkpointing
         gradients.append({name: p.grad for name, p in task.named_parameters()})
-    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])  # type: ignore[arg-type]
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -44,24 +44,26 @@ import sys
 sys.modules["trainer"] = sys.modules["optimizers"] = None  # an import of either fails
 import torch
 from transformers import AutoModelForImageClassification
-model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-x = torch.load(sys.argv[2])
-torch.save(model(x).logits.detach(), sys.argv[3])
+for folder in sys.argv[1:]:
+    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
+    torch.save(model(torch.load(folder + "/x.pt")).logits.detach(), folder + "/y.pt")
 """
 
 
-@pytest.mark.parametrize("keys", OWN)
-def test_exports_load_where_bellwether_is_not_installed(
-    make: Callable[..., Task], keys: dict[str, Any], tmp_path: Path
-) -> None:
-    task = make(**keys)
-    x = torch.randn(4, keys.get("channels", 3), 16, 16)
-    task.model(x)
-    task.eval().model.save_pretrained(tmp_path / "export")
-    torch.save(x, tmp_path / "x.pt")
+def test_exports_load_where_bellwether_is_not_installed(make: Callable[..., Task], tmp_path: Path) -> None:
+    expected = {}
+    for keys in OWN:
+        task = make(**keys)
+        x = torch.randn(4, keys.get("channels", 3), 16, 16)
+        task.model(x)
+        folder = tmp_path / keys["kind"]
+        task.eval().model.save_pretrained(folder)
+        torch.save(x, folder / "x.pt")
+        expected[str(folder)] = task.model(x).logits.detach()
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "export"), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")],
-        cwd=tmp_path, env={**clean, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}, check=True, timeout=60,
+        [sys.executable, "-c", SCRIPT, *expected], cwd=tmp_path, check=True, timeout=60,
+        env={**clean, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
-    assert torch.equal(torch.load(tmp_path / "y.pt"), task.model(x).logits.detach())
+    for name, logits in expected.items():
+        assert torch.equal(torch.load(Path(name) / "y.pt"), logits)

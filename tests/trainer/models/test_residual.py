@@ -9,7 +9,7 @@ from torch import nn
 
 from trainer.models import Task
 from trainer.models.modeling_residual import BasicBlock, PreActivationBlock
-from trainer.models.norm import BatchNorm2d
+from trainer.models.norm import BatchNorm2d, norms
 from trainer.models.residual import blocks
 
 Make = Callable[..., Task]
@@ -80,6 +80,8 @@ def test_zero_init_makes_each_block_its_shortcut(make: Make, keys: dict[str, Any
             inputs = next(m for m in block.modules() if isinstance(m, nn.Conv2d)).in_channels
             x = torch.rand(2, inputs, 4, 4)  # not negative, as after a ReLU
             assert torch.allclose(block(x.clone()), shortcut(block, x), atol=1e-6) == zero
+            weights = [norm.weight for norm in norms(getattr(block, "layer", block))]
+            assert [bool(weight.any()) for weight in weights] == [True] * (len(weights) - 1) + [not zero]
 
 
 def shortcut(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -127,17 +129,17 @@ def test_statistics_stay_in_float32(make: Make, keys: dict[str, Any], dtype: tor
     losses.mean().backward()
     assert losses.dtype == torch.float32
     assert {p.dtype for p in task.parameters()} == {dtype}
-    norms = [m for m in task.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert norms
-    assert all(m.running_mean.dtype == m.running_var.dtype == torch.float32 for m in norms)
-    assert all(m.running_mean.abs().sum() > 0 for m in norms)  # type: ignore[union-attr]
+    found = list(norms(task))
+    assert found
+    assert all(m.running_mean.dtype == m.running_var.dtype == torch.float32 for m in found)
+    assert all(m.running_mean.abs().sum() > 0 for m in found)
 
 
 def test_casting_keeps_statistics_exact() -> None:
     norm = nn.BatchNorm2d(3)
     BatchNorm2d.replace(norm)
     exact = torch.tensor([1 / 3, 1e-9, 1e30])
-    norm.running_mean.copy_(exact)  # type: ignore[union-attr]
+    norm.running_mean.copy_(exact)
     for cast in (nn.Module.half, nn.Module.bfloat16, nn.Module.float):
         assert torch.equal(cast(norm).running_mean, exact)
     assert norm.to("meta").running_mean.device.type == "meta"
