@@ -16,6 +16,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments.overrides += rest
     try:
         status: int = arguments.act(arguments)
+    except KeyboardInterrupt:
+        return 130
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("launcher", "trainer", "optimizers"):
             raise

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
-from trainer.config import load, phases
+from trainer.config import ConfigError, load, phases
 from trainer.plan import split
 
 
@@ -22,13 +24,21 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
 
     if nproc is None:
         nproc = torch.cuda.device_count() if checked.engine.device != "cpu" and torch.cuda.is_available() else 1
-    for phase in phases(checked):
-        split(phase.batch.global_, phase.batch.micro, nproc)
+    elif checked.engine.device != "cpu" and 0 < torch.cuda.device_count() < nproc:
+        problem = f"there are {torch.cuda.device_count()} GPUs here"
+        raise ConfigError("--nproc", nproc, problem, "start one process a GPU, or write engine.device=cpu")
+    parts = phases(checked)
+    for index, phase in enumerate(parts):
+        key = f"phases[{index}].batch" if len(parts) > 1 else "batch"
+        split(phase.batch.global_, phase.batch.micro, nproc, key)
 
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
+    # What it logs of a failure, we tell in our own words.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logs = Path(checked.runs).expanduser() / checked.name / "logs"
     os.environ["BELLWETHER_WORLD_SIZE"] = str(nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     launch = LaunchConfig(
@@ -41,20 +51,20 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
-        logs_specs=DefaultLogsSpecs(redirects=dict.fromkeys(range(1, nproc), Std.ALL)),
+        logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, nproc), Std.ALL)),
         log_line_prefix_template=None,
     )
     try:
         launch_agent(launch, sys.executable, ["-m", "trainer", config, *overrides])
     except ChildFailedError as error:
-        return _explain(error)
+        return _explain(error, logs)
     except (SignalException, KeyboardInterrupt):
         print("bellwether: stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130
     return 0
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, logs: Path) -> int:
     """The failure that came first, and why. Others are its consequence."""
     failures = error.failures  # type: ignore[attr-defined]
 
@@ -73,6 +83,8 @@ def _explain(error: Exception) -> int:
         print(f"bellwether: rank {first} was killed by {name}{hint}", file=sys.stderr)
     else:
         print(f"bellwether: rank {first} failed:\n{_message(failure)}", file=sys.stderr)
+    if first != 0:
+        print(f"bellwether: what it printed is below {logs}", file=sys.stderr)
     others = sorted(set(failures) - {first})
     if others:
         print(f"bellwether: ranks {', '.join(map(str, others))} were ended because of it", file=sys.stderr)

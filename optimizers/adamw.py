@@ -33,8 +33,6 @@ class AdamW(Composed):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
-        *,
-        trust_ratio: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -43,5 +41,5 @@ class AdamW(Composed):
             eps=eps,
             weight_decay=weight_decay,
             decoupled=True,
-            trust_ratio=trust_ratio,
+            trust_ratio=False,
         )

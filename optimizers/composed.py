@@ -58,11 +58,19 @@ class Composed(Optimizer):
         self._ratios: dict[tuple[str, ...], Tensor] = {}
         self._attached = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "attached": self._attached}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """For pickle and deepcopy, and for torch's load_state_dict, which leaves the tensors as they are."""
+        attached = state.pop("attached", None)
         super().__setstate__(state)
+        if attached is None:
+            return
         self._forget()
-        for index, group in enumerate(self.param_groups):
-            self._know(group, index)
+        if not attached:  # an engine's shards cannot be copied: step() asks for attach again
+            for index, group in enumerate(self.param_groups):
+                self._know(group, index)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -89,11 +97,10 @@ class Composed(Optimizer):
 
     def trust_ratios(self) -> dict[str, float]:
         """The last step's trust ratio of each adapted parameter, by name. Waits for the device; the same on all ranks."""
-        return {
-            name: ratio
-            for names, ratios in self._ratios.items()
-            for name, ratio in zip(names, ratios.tolist(), strict=True)
-        }
+        if not self._ratios:
+            return {}
+        names = [name for names in self._ratios for name in names]
+        return dict(zip(names, torch.cat(list(self._ratios.values())).tolist(), strict=True))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

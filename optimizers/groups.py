@@ -8,11 +8,10 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-_TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+_TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # transformers and others define their own (LlamaRMSNorm, T5LayerNorm, FrozenBatchNorm2d, ...): known by name.
-_NORM_NAME = re.compile(
-    r"(Batch|Layer|Group|Instance|RMS|Scale)_?Norm(alization)?([123]d)?$|RMSNorm|LayerNorm", re.IGNORECASE
-)
+# To the end of the name: a fused LayerNormLinear is mostly weights.
+_NORM_NAME = re.compile(r"(Batch|Layer|Group|Instance|RMS|Scale)_?Norm(alization)?([123]d)?$", re.IGNORECASE)
 
 
 def groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:

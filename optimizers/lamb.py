@@ -47,8 +47,6 @@ class Lamb(Composed):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.01,
-        *,
-        trust_ratio: bool = True,
     ) -> None:
         super().__init__(
             params,
@@ -57,5 +55,5 @@ class Lamb(Composed):
             eps=eps,
             weight_decay=weight_decay,
             decoupled=True,
-            trust_ratio=trust_ratio,
+            trust_ratio=True,
         )

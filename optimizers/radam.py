@@ -37,8 +37,6 @@ class RAdam(Composed):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
-        *,
-        trust_ratio: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -47,5 +45,5 @@ class RAdam(Composed):
             eps=eps,
             weight_decay=weight_decay,
             decoupled=decoupled_weight_decay,
-            trust_ratio=trust_ratio,
+            trust_ratio=False,
         )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 import sys
+import threading
+import time
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
-        description="Run one process of a training run. Start it with bellwether train, torchrun, accelerate, mpirun or srun.",
+        description="Run one process of a training run. Start it with bellwether train, torchrun, or what else sets RANK and WORLD_SIZE.",
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/")
     parser.add_argument(
@@ -20,31 +24,52 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
 
+    try:
+        return _run(arguments.config, arguments.overrides)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(path: str, overrides: list[str]) -> int:
+    if "BELLWETHER_WORLD_SIZE" in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     from trainer.config import ConfigError, ConfigErrors, load
 
     try:
-        config = load(arguments.config, arguments.overrides)
+        config = load(path, overrides)
         from trainer.loop import run
 
         run(config)
     except (ConfigError, ConfigErrors) as error:
-        # Every rank comes to the same verdict; one tells.
-        from trainer.distributed import rank_from_environment
-
-        if rank_from_environment() == 0:
-            for line in str(error).splitlines():
-                print(f"bellwether: {line}", file=sys.stderr)
+        _tell(error)
         return 2
-    except KeyboardInterrupt:
-        return 130
     except Exception as error:
         return _failed(error)
     return 0
 
 
+def _end_with(parent: int) -> None:
+    """Not to train on, unseen, when bellwether was killed and could not end its ranks."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _tell(error: Exception) -> None:
+    """Once where all ranks come to the same verdict, as they do once they can talk; before, once a machine."""
+    from torch.distributed import is_initialized
+
+    from trainer.distributed import rank_from_environment
+
+    rank = rank_from_environment()
+    if rank == 0 or (os.environ.get("LOCAL_RANK") == "0" and not is_initialized()):
+        where = "" if rank == 0 else f"{socket.gethostname()}: "
+        for line in str(error).splitlines():
+            print(f"bellwether: {where}{line}", file=sys.stderr)
+
+
 def _failed(error: Exception) -> int:
     """Hand the traceback to torchrun's error file, from which bellwether shows that of the rank that failed first."""
-    import os
     import traceback
 
     from torch.distributed.elastic.multiprocessing.errors import ErrorHandler

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
+import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from trainer.config import ConfigError
 
@@ -39,7 +43,7 @@ class World:
 def rank_from_environment() -> int:
     """This process's rank before any process group is up."""
     for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
-        if name in os.environ:
+        if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 0
 
@@ -57,7 +61,16 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not os.environ.get(name, "0").isdigit():
+            raise ConfigError(name, os.environ[name], "is no number", "let the launcher set it for each process")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if on_gpu and "LOCAL_RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        advice = "let the launcher set LOCAL_RANK for each process, as torchrun does"
+        raise ConfigError("LOCAL_RANK", None, "is not set, so every process would take the first GPU", advice)
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        problem = f"there are {torch.cuda.device_count()} GPUs here"
+        raise ConfigError("LOCAL_RANK", local_rank, problem, "start one process a GPU, or write engine.device=cpu")
     where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(where)
@@ -72,8 +85,21 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
         os.environ["MASTER_PORT"] = "0" if os.environ["WORLD_SIZE"] == "1" else "29500"
     deepspeed = import_deepspeed()
     backend = "nccl" if on_gpu else "gloo"
+    waiting = threading.Timer(15, _say_waiting)
+    waiting.daemon = True
+    waiting.start()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
-    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, where)
+    waiting.cancel()
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, where)
+
+
+def _say_waiting() -> None:
+    e = os.environ
+    print(
+        f"bellwether: rank {e['RANK']} waits for all {e['WORLD_SIZE']} processes at {e['MASTER_ADDR']}:{e['MASTER_PORT']}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def import_deepspeed() -> Any:
@@ -93,15 +119,20 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+def _asking() -> Iterable[tuple[str, str]]:
+    """The variables that speak of this run's processes. Inside torchrun, those of srun and mpirun count torchruns."""
+    if "BELLWETHER_WORLD_SIZE" in os.environ:
+        return [("BELLWETHER_WORLD_SIZE", _ASKED["BELLWETHER_WORLD_SIZE"])]
+    return [] if "TORCHELASTIC_RUN_ID" in os.environ else _ASKED.items()
+
+
 def check_world_size(actual: int, configured: int | None) -> None:
     """Refuse a run on another number of processes than was asked for: some launchers start N runs of one process each.
 
     Raises:
         ConfigError: naming who asked for how many.
     """
-    asked = {
-        f"{who} ({name})": int(os.environ[name]) for name, who in _ASKED.items() if os.environ.get(name, "").isdigit()
-    }
+    asked = {f"{who} ({name})": int(os.environ[name]) for name, who in _asking() if os.environ.get(name, "").isdigit()}
     if configured is not None:
         asked["engine.world_size"] = configured
     for who, size in asked.items():
@@ -116,13 +147,34 @@ def check_world_size(actual: int, configured: int | None) -> None:
 
 def agree(world: World, act: Callable[[], T]) -> T:
     """Do it on rank 0 alone; every rank gets what it returned, or raises what it raised. Collective."""
-    outcome: list[Any] = [None, None]
-    if world.main:
+    outcome: list[Any] = [_outcome(act) if world.main else None]
+    dist.broadcast_object_list(outcome, src=0)
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def everywhere(world: World, act: Callable[[], T]) -> list[T]:
+    """Do it on every rank; if it fails on any, all raise the first one's error. Collective.
+
+    Returns what the call returned on each rank.
+    """
+    outcomes: list[Any] = [None] * world.size
+    dist.all_gather_object(outcomes, _outcome(act))
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [result for result, _ in outcomes]
+
+
+def _outcome(act: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return act(), None
+    except Exception as error:
         try:
-            outcome[0] = act()
-        except Exception as error:
-            outcome[1] = error
-    torch.distributed.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+            # Some exceptions can be pickled but not read back, which would fail on the other ranks alone.
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            return None, RuntimeError(f"{type(error).__name__}: {error}")
+        return None, error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import optimizers
 from optimizers import Composed, WarmupConstant
@@ -14,18 +14,7 @@ from trainer.config import ConfigError
 from trainer.distributed import World, import_deepspeed
 from trainer.plan import Phase
 
-# What Bellwether solves itself; a second opinion in engine.deepspeed would win silently.
-_OURS = {
-    "train_batch_size": "batch.global",
-    "train_micro_batch_size_per_gpu": "batch.micro",
-    "gradient_accumulation_steps": "batch.global and batch.micro",
-    "gradient_clipping": "optimizer.clip",
-    "optimizer": "optimizer",
-    "scheduler": "schedule",
-    "zero_optimization.stage": "engine.stage",
-    "bf16.enabled": "engine.precision",
-    "fp16.enabled": "engine.precision",
-}
+_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass
@@ -35,15 +24,51 @@ class Engine:
     deepspeed: Any
     optimizer: Composed
     schedule: WarmupConstant
+    precision: str = "fp32"
 
     @property
     def task(self) -> nn.Module:
         return self.deepspeed.module
 
+    @property
+    def name(self) -> str:
+        """Of the update rule, as people know it."""
+        return type(self.optimizer).__name__
+
     def grad_norm(self) -> float | None:
         """Global gradient norm of the last step, before clipping; None where DeepSpeed does not compute it."""
         norm = self.deepspeed.get_global_grad_norm()
         return None if norm is None else float(norm)
+
+    def buffers(self) -> list[tuple[str, Tensor]]:
+        """The buffers that belong to a checkpoint, by name; each rank has its own."""
+        kept = self.task.state_dict(keep_vars=True)
+        return [(name, buffer) for name, buffer in self.task.named_buffers() if name in kept]
+
+    def frozen(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that are not trained. Under ZeRO-3 they are whole inside `gathered` alone."""
+        return [(name, p) for name, p in self.task.named_parameters() if not p.requires_grad]
+
+    def gathered(self, parameter: nn.Parameter, modify: bool = False) -> Any:
+        """Context in which a parameter is whole on each rank; with ``modify``, rank 0's changes reach all. Collective."""
+        return import_deepspeed().zero.GatheredParameters([parameter], modifier_rank=0 if modify else None)
+
+    def loss_scale(self) -> dict[str, float]:
+        """What the dynamic loss scale of fp16 has come to; nothing in other precisions."""
+        scaler = self._scaler()
+        return {name: getattr(scaler, name) for name in _SCALE if hasattr(scaler, name)}
+
+    def set_loss_scale(self, saved: dict[str, float]) -> None:
+        """Take over what `loss_scale` gave, where both then and now are fp16."""
+        scaler = self._scaler()
+        if scaler is not None:
+            vars(scaler).update(saved)
+
+    def _scaler(self) -> Any:
+        wrapper = self.deepspeed.optimizer
+        if self.precision != "fp16":
+            return None
+        return getattr(wrapper, "loss_scaler", None) or getattr(wrapper, "loss_scale_config", None)
 
     def destroy(self) -> None:
         self.deepspeed.destroy()
@@ -54,16 +79,25 @@ def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     deepspeed = import_deepspeed()
     optimizer = _optimizer(task, phase)
     schedule = _schedule(optimizer, phase)
-    engine, *_ = deepspeed.initialize(model=task.to(world.device), optimizer=optimizer, config=deepspeed_config(phase))
-    return Engine(engine, optimizers.attach(engine), schedule)
+    given = phase.config.engine.deepspeed
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=task.to(world.device), optimizer=optimizer, config=deepspeed_config(phase)
+        )
+        optimizers.attach(engine)
+    except Exception as error:
+        if not given:
+            raise
+        # What DeepSpeed says of a key it does not like ranges from a sentence to an AttributeError deep inside.
+        problem = f"DeepSpeed refuses it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ConfigError(
+            "engine.deepspeed", given, problem, "take the key out, or see DeepSpeed's documentation"
+        ) from error
+    return Engine(engine, optimizer, schedule, phase.config.engine.precision)
 
 
 def deepspeed_config(phase: Phase) -> dict[str, Any]:
-    """DeepSpeed's config for a phase, `engine.deepspeed` laid over ours.
-
-    Raises:
-        ConfigError: if that sets a key which has its own place in our config.
-    """
+    """DeepSpeed's config for a phase, `engine.deepspeed` laid over ours."""
     engine = phase.config.engine
     config: dict[str, Any] = {
         "train_batch_size": phase.split.global_batch,
@@ -81,11 +115,6 @@ def deepspeed_config(phase: Phase) -> dict[str, Any]:
     if engine.precision != "fp32" and engine.stage:
         # Without ZeRO, DeepSpeed can only accumulate in the model's own precision.
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    for key, place in _OURS.items():
-        section, _, inner = key.partition(".")
-        given = engine.deepspeed.get(section)
-        if section in engine.deepspeed and (not inner or (isinstance(given, dict) and inner in given)):
-            raise ConfigError(f"engine.deepspeed.{key}", given, "has its own place", f"set {place}")
     for key, value in engine.deepspeed.items():
         ours = config.get(key)
         config[key] = {**ours, **value} if isinstance(ours, dict) and isinstance(value, dict) else value
@@ -96,6 +125,8 @@ def _optimizer(task: nn.Module, phase: Phase) -> Composed:
     wanted = phase.config.optimizer
     make = {"lamb": optimizers.Lamb, "adamw": optimizers.AdamW, "radam": optimizers.RAdam}[wanted.name]
     keywords: dict[str, Any] = {"lr": phase.lr, "betas": wanted.betas, "weight_decay": wanted.weight_decay}
+    if wanted.name == "radam":
+        keywords["decoupled_weight_decay"] = True
     if wanted.eps is not None:
         keywords["eps"] = wanted.eps
     return make(optimizers.groups(task), **keywords)

@@ -17,7 +17,7 @@ from trainer.models import build
 def export(source: Path, run: Path, config: Config, data: Data) -> Path:
     """Write ``run/export`` from a checkpoint's fp32 weights, with BatchNorm statistics as the ranks agree on them.
 
-    An earlier export of the same run is replaced in one rename.
+    An earlier export of the same run is moved aside, and deleted once the new one is in its place.
     """
     torch.manual_seed(config.seed)
     task = build(config.model, data)
@@ -28,6 +28,10 @@ def export(source: Path, run: Path, config: Config, data: Data) -> Path:
     task.model.save_pretrained(partial)
     if data.tokenizer is not None:
         data.tokenizer.save_pretrained(partial)
-    shutil.rmtree(final, ignore_errors=True)
+    old = run / "export.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
     partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
     return final

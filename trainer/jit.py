@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_OLD = 300.0  # seconds; the longest build seen took a minute
+_OLD = 1800.0  # seconds; the longest build seen took a minute, and another machine may be at it
 
 
 def locks() -> Iterator[Path]:
     """The lock files of builds, under way or dead."""
-    root = os.environ.get("TORCH_EXTENSIONS_DIR")
-    folder = Path(root) if root else Path.home() / ".cache" / "torch_extensions"
+    from torch.utils.cpp_extension import get_default_build_root
+
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     yield from (path for depth in ("*/lock", "*/*/lock") for path in folder.glob(depth))
 
 
@@ -29,7 +30,7 @@ def mend_stale_locks() -> list[str]:
             lock.unlink(missing_ok=True)
             said.append(f"deleted the lock of a dead build ({age / 60:.0f} minutes old): {lock}")
         else:
-            said.append(f"an extension is being built since {age:.0f} s; if nothing moves for 5 minutes, delete {lock}")
+            said.append(f"an extension is being built since {age:.0f} s; if nothing moves for minutes, delete {lock}")
     return said
 
 

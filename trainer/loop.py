@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import math
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
 
 from trainer import checkpoint, data, distributed, jit, models, report, rundir
-from trainer.checkpoint import Place
-from trainer.config import Config, ConfigError, Duration, phases
+from trainer.checkpoint import Manifest, Place
+from trainer.config import Config, ConfigError, Duration, dump, phases
 from trainer.data.loader import evaluation_batches, train_batches
 from trainer.data.order import key
-from trainer.distributed import World, agree
+from trainer.distributed import World, agree, everywhere
 from trainer.engine import Engine, build
 from trainer.evaluate import evaluate
 from trainer.export import export
@@ -56,23 +57,48 @@ class Run:
 def run(config: Config) -> None:
     """Train as the config says, from where the run directory stands: the body of every process of a run."""
     world = distributed.start(config.engine.device)
-    try:
-        distributed.check_world_size(world.size, config.engine.world_size)
-        train(config, world)
-    finally:
-        dist.destroy_process_group()
+    distributed.check_world_size(world.size, config.engine.world_size)
+    train(config, world)
+    # Not when it failed: the other ranks may be in a collective that this one would wait for.
+    dist.destroy_process_group()
 
 
 def train(config: Config, world: World) -> None:
     """All of a run but its processes. Collective."""
-    for line in agree(world, jit.mend_stale_locks):
+    for line in everywhere(world, lambda: jit.mend_stale_locks() if world.local_rank == 0 else [])[0]:
         _say(world, line)
-    directory = agree(world, lambda: rundir.prepare(config))
-    source = agree(world, lambda: rundir.start_from(config, directory))
+    held: list[IO[str] | None] = []
+
+    def take() -> Path:
+        path, lock = rundir.prepare(config)
+        held.append(lock)
+        return path
+
+    directory = agree(world, take)
+    try:
+        _train(config, world, directory)
+    finally:
+        for file in filter(None, held):
+            file.close()
+
+
+def _train(config: Config, world: World, directory: Path) -> None:
+    own, said = checkpoint.newest_intact(directory / "checkpoints", world)
+    for line in said:
+        _say(world, line)
+    source = agree(world, lambda: rundir.start_from(config, directory, own))
     configs = phases(config)
-    datas = [data.load(c.data, config.seed) for c in configs]
+    datas: list[data.Data] = []
+    everywhere(world, lambda: datas.extend(data.load(c.data) for c in configs))
     plans = plan(configs, world.size, [len(d.train) for d in datas])
-    place = checkpoint.read_place(source) if source else Place(0, 0, 0)
+    _check_data(datas)
+    place = Place(0, 0, 0)
+    if source is not None:
+        manifest = agree(world, functools.partial(Manifest.read, source))
+        place = manifest.place
+        _check_place(plans, place, config, own is not None)
+        if own is not None:
+            _check_same_data(config, manifest, datas)
     run = Run(
         config, directory, world, plans, datas,
         metrics=Metrics(directory if world.main else None, tensorboard=config.log.tensorboard),
@@ -80,20 +106,17 @@ def train(config: Config, world: World) -> None:
         stop=_stop(config, plans),
     )  # fmt: skip
     _announce(run, place, source)
+    began = place
     try:
         while place.step < run.stop:
-            phase = _phase_at(plans, place, config)
+            phase = next(p for p in plans if p.first_step <= place.step < p.last_step)
             place, source = _run_phase(run, phase, place, source)
-        finished = place.step == plans[-1].last_step
-        seconds = time.time() - run.began
-        run.metrics.write(
-            "end",
-            time=time.time(),
-            step=place.step,
-            samples=place.samples,
-            seconds=seconds,
-            reason="finished" if finished else "stopped",
-        )
+        if place != began:
+            finished = place.step == plans[-1].last_step
+            run.metrics.write(
+                "end", step=place.step, samples=place.samples,
+                seconds=time.time() - run.began, reason="finished" if finished else "stopped",
+            )  # fmt: skip
     finally:
         run.metrics.close()
         if run.progress is not None:
@@ -134,6 +157,7 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         # The first step of a phase too: it shows where the loss begins.
         if due(config.log.every) or step == phase.first_step + 1:
             values, layers = meter.read(place)
+            _check_loss(run, phase, values)
             run.metrics.write("train", **values)
             if layers:
                 run.metrics.write("layers", step=place.step, samples=place.samples, trust_ratio=layers)
@@ -149,6 +173,21 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
     gc.collect()
     assert saved is not None
     return place, saved
+
+
+def _check_loss(run: Run, phase: Phase, values: dict[str, Any]) -> None:
+    """Every rank has the same mean loss, so all stop together.
+
+    Raises:
+        ConfigError: if training has diverged.
+    """
+    if not math.isnan(values["loss"]):
+        return
+    run.metrics.write("train", **values)
+    saved = agree(run.world, lambda: checkpoint.newest(run.checkpoints))
+    problem = f"the loss is not a number at step {values['step']:,}"
+    advice = "lower it, lengthen schedule.warmup, or clip" + (f"; the newest checkpoint is {saved}" if saved else "")
+    raise ConfigError("optimizer.lr", phase.config.optimizer.lr, problem, advice)
 
 
 def _due(before: Place, now: Place, phase: Phase, end: int, every: Duration | None) -> bool:
@@ -180,7 +219,9 @@ def _evaluate(run: Run, phase: Phase, engine: Engine, place: Place) -> None:
 
 def _save(run: Run, engine: Engine, place: Place) -> Path:
     began = time.monotonic()
-    path = checkpoint.save(run.checkpoints, engine, place, run.world, run.config.checkpoint.keep)
+    path = checkpoint.save(
+        run.checkpoints, engine, place, run.world, run.config.checkpoint.keep, [d.fingerprint for d in run.datas]
+    )
     seconds = time.monotonic() - began
     inside = path.relative_to(run.directory)
     run.metrics.write("checkpoint", step=place.step, samples=place.samples, path=inside, seconds=seconds)
@@ -192,28 +233,63 @@ def _stop(config: Config, plans: list[Phase]) -> int:
     last = plans[-1].last_step
     if config.stop_after is None:
         return last
-    samples = config.stop_after.samples(plans[0].split.global_batch, plans[0].epoch)
+    left, unit = config.stop_after.amount, config.stop_after.unit
     for phase in plans:
-        if samples <= phase.first_sample + phase.samples:
-            return phase.first_step + math.ceil((samples - phase.first_sample) / phase.split.global_batch)
+        # A phase's length, and that of a step in it, in the unit that the config counts in.
+        step = {
+            "steps": 1.0,
+            "samples": float(phase.split.global_batch),
+            "epochs": phase.split.global_batch / phase.epoch,
+        }[unit]
+        if left <= phase.steps * step:
+            return phase.first_step + math.ceil(round(left / step, 6))
+        left -= phase.steps * step
     return last
 
 
-def _phase_at(plans: list[Phase], place: Place, config: Config) -> Phase:
-    """The phase that the next step belongs to.
+def _check_place(plans: list[Phase], place: Place, config: Config, own: bool) -> None:
+    """Refuse a checkpoint that lies between two steps of this run, or behind its last.
 
     Raises:
-        ConfigError: if a checkpoint of another run, with another batch, stands between two steps of this one.
+        ConfigError: naming where it stands and where this run would be.
     """
-    phase = next(p for p in plans if p.first_step <= place.step < p.last_step)
-    if place.samples - phase.first_sample != (place.step - phase.first_step) * phase.split.global_batch:
-        raise ConfigError(
-            "resume", config.resume,
-            f"the checkpoint stands at step {place.step} after {place.samples:,} samples, where this config has seen "
-            f"{phase.first_sample + (place.step - phase.first_step) * phase.split.global_batch:,}",
-            "resume with the batch that it was made with",
-        )  # fmt: skip
-    return phase
+    last = plans[-1]
+    if place.step > last.last_step or (place.step == last.last_step and not own):
+        problem = f"the checkpoint stands at step {place.step:,}, this run ends at step {last.last_step:,}"
+        raise ConfigError("resume", config.resume, problem, "lengthen duration, or resume from an earlier checkpoint")
+    phase = next((p for p in plans if p.first_step <= place.step < p.last_step), last)
+    samples = phase.first_sample + (place.step - phase.first_step) * phase.split.global_batch
+    if place.samples != samples:
+        problem = (
+            f"the checkpoint stands at step {place.step:,} after {place.samples:,} samples, this run after {samples:,}"
+        )
+        raise ConfigError("resume", config.resume, problem, "resume with the batch that it was made with")
+
+
+def _check_data(datas: list[data.Data]) -> None:
+    """One model has one vocabulary, and one list of classes, over all phases."""
+    for index, (first, other) in enumerate(itertools.pairwise(datas), 1):
+        same = first.labels == other.labels
+        if first.tokenizer is not None and other.tokenizer is not None:
+            same = first.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+        if not same:
+            problem = "its vocabulary or classes differ from those of the phase before"
+            raise ConfigError(f"phases[{index}].data", "", problem, "name one data.tokenizer for all, outside phases")
+
+
+def _check_same_data(config: Config, manifest: Manifest, datas: list[data.Data]) -> None:
+    """A run goes on with the samples that it began with.
+
+    Raises:
+        ConfigError: if the data, or what is made of it, has changed since the checkpoint.
+    """
+    for index, (then, now) in enumerate(zip(manifest.data, (d.fingerprint for d in datas), strict=True)):
+        if then != now:
+            key = f"phases[{index}].data.source" if len(datas) > 1 else "data.source"
+            problem = f"the data has changed since the checkpoint was made ({then} then, {now} now)"
+            raise ConfigError(
+                key, phases(config)[index].data.source, problem, "bring it back, or choose another name=..."
+            )
 
 
 def _announce(run: Run, place: Place, source: Path | None) -> None:
@@ -242,7 +318,7 @@ def _announce(run: Run, place: Place, source: Path | None) -> None:
     if source is not None:
         _say(run.world, f"going on at step {place.step} from {source}")
     run.metrics.write(
-        "start", time=time.time(), version=rundir.code_version(), world_size=run.world.size, device=str(run.world.device),
+        "start", time=time.time(), version=rundir.code_version(), world_size=run.world.size, device=str(run.world.device), engine=dump(run.config)["engine"],
         step=place.step, samples=place.samples, resumed_from=None if source is None else str(source),
     )  # fmt: skip
     run.metrics.write("plan", phases=[[{"label": label, "value": value} for label, value in table] for table in tables])

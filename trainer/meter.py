@@ -56,6 +56,8 @@ class Meter:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time spent in here is no training time."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()  # work that is still queued is training time
         began = time.monotonic()
         yield
         self.away += time.monotonic() - began
@@ -64,6 +66,7 @@ class Meter:
         """The values of a train event, and now and then the trust ratio of every parameter. Collective."""
         loss = self.loss / self.steps
         dist.all_reduce(loss)
+        mean = loss.item() / self.world.size  # waits for the device: only now is the clock right
         seconds = (time.monotonic() - self.began - self.away) / self.steps
         samples_per_s = self.phase.split.global_batch / seconds
         values: dict[str, Any] = {
@@ -72,7 +75,7 @@ class Meter:
             "samples": place.samples,
             "phase": place.phase,
             "epoch": (place.samples - self.phase.first_sample) / self.phase.epoch,
-            "loss": loss.item() / self.world.size,
+            "loss": mean,
             "lr": self.lr,
             "samples_per_s": samples_per_s,
             "step_time": seconds,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from trainer import __version__, checkpoint
 from trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml
+
+LOCK = ".lock"
+_HEAD = "# bellwether "
 
 # What may change when a run goes on: who computes which part, how often something is written, and where it stops.
 FREE = (
@@ -26,46 +32,83 @@ FREE = (
 )
 
 
-def prepare(config: Config) -> Path:
+def prepare(config: Config) -> tuple[Path, IO[str] | None]:
     """Make the run directory, or check that it belongs to this config. Writes ``config.yaml``.
+
+    Returns:
+        the directory, and a lock on it that holds for as long as it is open (None where the file system has none).
 
     Raises:
         ConfigErrors: if the directory holds another run, with a line for each key that differs.
-        ConfigError: if it holds something else, or a run that ``resume: never`` must not go on with.
+        ConfigError: if it holds something else, or a run that ``resume: never`` must not go on with, or if another
+            process trains in it.
     """
-    run = Path(config.runs) / config.name
+    run = Path(config.runs).expanduser() / config.name
+    try:
+        return run, _prepare(config, run)
+    except OSError as error:
+        key, value = ("runs", config.runs) if not Path(config.runs).expanduser().is_dir() else ("name", config.name)
+        problem = f"{error.filename or run} cannot be written: {error.strerror}"
+        raise ConfigError(key, value, problem, "name a directory that can") from error
+
+
+def _prepare(config: Config, run: Path) -> IO[str] | None:
     file = run / "config.yaml"
-    # A run that was refused before its first step may be mended under the same name.
-    begun = (run / "metrics.jsonl").exists() or checkpoint.newest(run / "checkpoints") is not None
-    if file.is_file() and begun:
-        _same_run(config, run, yaml.safe_load(file.read_text()) or {})
-        if config.resume == "never":
-            advice = "choose another name=..., or write resume=auto to go on with it"
-            raise ConfigError("resume", "never", f"{run} already holds a run", advice)
-    elif not file.is_file() and run.exists() and any(run.iterdir()):
+    text = file.read_text(errors="replace") if file.is_file() else ""
+    if not text.startswith(_HEAD) and run.exists() and any(p.name not in ("logs", LOCK) for p in run.iterdir()):
         raise ConfigError(
             "name", config.name, f"{run} exists and holds no run of Bellwether", "choose another name=..."
         )
+    # A run that was refused before its first step may be mended under the same name.
+    if text and ((run / "metrics.jsonl").exists() or checkpoint.newest(run / "checkpoints") is not None):
+        _same_run(config, run, text)
+        if config.resume == "never":
+            advice = "choose another name=..., or write resume=auto to go on with it"
+            raise ConfigError("resume", "never", f"{run} already holds a run", advice)
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run / "logs").mkdir(exist_ok=True)
+    held = _lock(run)
     partial = run / "config.yaml.partial"
-    partial.write_text(f"# bellwether {code_version()}\n{to_yaml(config)}")
+    partial.write_text(f"{_HEAD}{code_version()}\n{to_yaml(config)}")
     partial.rename(file)
-    return run
+    return held
 
 
-def start_from(config: Config, run: Path) -> Path | None:
-    """The checkpoint to begin with: the run's own newest, else the one that ``resume`` names, else none."""
-    own = checkpoint.newest(run / "checkpoints")
-    if own is not None or config.resume in ("auto", "never"):
+def start_from(config: Config, run: Path, own: Path | None) -> Path | None:
+    """The checkpoint to begin with: the run's ``own`` newest, else the one that ``resume`` names, else none.
+
+    A run that is started again and again with ``resume: PATH`` begins there once and then goes on with its own.
+
+    Raises:
+        ConfigError: if PATH is no checkpoint, or an older one of this run.
+    """
+    if config.resume in ("auto", "never"):
         return own
     path = Path(config.resume).expanduser()
-    inside = checkpoint.newest(path / "checkpoints") or checkpoint.newest(path)
-    if not (path / "manifest.json").is_file() and inside is None:
-        raise ConfigError(
-            "resume", config.resume, "no checkpoint there", "write auto, never, or a checkpoint's directory"
-        )
-    return inside or path
+    path = checkpoint.newest(path / "checkpoints") or checkpoint.newest(path) or path
+    if not (path / "manifest.json").is_file():
+        advice = "write auto, never, or a checkpoint's directory"
+        raise ConfigError("resume", config.resume, "no checkpoint there", advice)
+    if own is not None and path.resolve() != own.resolve() and path.resolve().parent == own.resolve().parent:
+        advice = "to go back, rename the later checkpoints, or choose another name=..."
+        raise ConfigError("resume", config.resume, f"this run stands at {own.name} already", advice)
+    return own or path
+
+
+def _lock(run: Path) -> IO[str] | None:
+    file = open(run / LOCK, "a+")  # noqa: SIM115  (held until the process ends)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        problem = f"another process trains in {run} ({file.read().strip() or 'it did not say which'})"
+        raise ConfigError("name", run.name, problem, "wait for it, end it, or choose another name=...") from None
+    except OSError:
+        return None  # some parallel file systems are mounted without locks
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def code_version() -> str:
@@ -85,8 +128,12 @@ def code_version() -> str:
     return f"{__version__} ({commit})"
 
 
-def _same_run(config: Config, run: Path, there: dict[str, Any]) -> None:
-    old, new = _flat(there), _flat(dump(config))
+def _same_run(config: Config, run: Path, text: str) -> None:
+    try:
+        old, new = _flat(dict(yaml.safe_load(text))), _flat(dump(config))
+    except (yaml.YAMLError, TypeError, ValueError):
+        advice = "bring it back as it was, or choose another name=..."
+        raise ConfigError("name", config.name, f"config.yaml in {run} is damaged", advice) from None
     errors = [
         ConfigError(
             key,

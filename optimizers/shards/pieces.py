@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_CHUNK = 1 << 22  # elements
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -83,8 +85,15 @@ def squared_norms(shard: Shard, *tensors: Tensor) -> Tensor:
     """
     sums = torch.zeros(len(tensors), len(shard.parameters), dtype=torch.float64, device=shard.tensor.device)
     for row, tensor in enumerate(tensors):
+        found: dict[int, Tensor] = {}
         for piece, view in shard.views(tensor):
-            sums[row, piece.index] += torch.linalg.vector_norm(view, dtype=torch.float64).square()
+            # In chunks: torch makes a float64 copy of what it is to sum in float64.
+            norms = torch.stack([torch.linalg.vector_norm(c, dtype=torch.float64) for c in view.split(_CHUNK)])
+            square = norms.square().sum()
+            # Several fragments of one parameter add up; in this order, so that the bits are the same every time.
+            found[piece.index] = found[piece.index] + square if piece.index in found else square
+        if found:
+            sums[row, list(found)] = torch.stack(list(found.values()))
     return sums
 
 

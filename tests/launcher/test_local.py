@@ -80,7 +80,8 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
 
 
 def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
-    status, out, error = finish(start(space, "launcher", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3"))
+    arguments = ("launcher", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3")
+    status, out, error = finish(start(space, *arguments, SLURM_STEP_NUM_TASKS="1"))
     assert status == 0, error
     assert re.search(r"held-out loss +\d", out)
     assert (space / "runs/done/report.html").is_file()
@@ -98,10 +99,23 @@ def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
     assert "Traceback" not in error
 
 
-def test_torchrun_by_hand(space: Path) -> None:
+def test_a_killed_launcher_takes_its_ranks_along_and_a_second_run_is_kept_out(space: Path) -> None:
+    process = start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=orphans")
+    wait_for_step(process, space, "orphans", 3)
+    status, _, error = finish(start(space, "trainer", "long.yaml", "name=orphans"))
+    assert status == 2
+    assert "another process trains in" in error
+    children = ranks_of(process)
+    process.kill()
+    process.communicate()
+    gone, alive = psutil.wait_procs(children.values(), timeout=20)
+    assert len(gone) == 2, alive
+
+
+def test_torchrun_by_hand_also_within_a_step_of_srun(space: Path) -> None:
     status, _, error = finish(
         start(space, "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint",
-              "127.0.0.1:0", "-m", "trainer", "quick.yaml", "name=torchrun", "engine.world_size=2")
+              "127.0.0.1:0", "-m", "trainer", "quick.yaml", "name=torchrun", "engine.world_size=2", SLURM_STEP_NUM_TASKS="1")
     )  # fmt: skip
     assert status == 0, error
     assert steps(space, "torchrun") == [1, 2, 3, 4]
@@ -112,6 +126,7 @@ def test_another_number_of_processes_than_asked_for_is_refused(space: Path) -> N
         (["engine.world_size=2"], {}, "engine.world_size asked for 2"),
         ([], {"BELLWETHER_WORLD_SIZE": "2"}, "bellwether --nproc"),
         ([], {"SLURM_STEP_NUM_TASKS": "4"}, "srun"),
+        ([], {"RANK": "one"}, "RANK: 'one'"),
     ):
         status, _, error = finish(start(space, "trainer", "quick.yaml", "name=alone", *arguments, **environment))
         assert status == 2

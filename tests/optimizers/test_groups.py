@@ -77,7 +77,11 @@ def test_not_every_name_is_a_norm() -> None:
     class Normaliser(nn.Module):
         pass
 
+    class LayerNormLinear(nn.Linear):
+        """As Transformer Engine's: a norm and a matrix in one."""
+
     assert not is_norm(Normaliser())
+    assert not is_norm(LayerNormLinear(2, 2))
     assert not is_norm(nn.Linear(2, 2))
 
 

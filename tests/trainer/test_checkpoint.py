@@ -15,7 +15,7 @@ import torch
 from tests.optimizers import sharded
 from tests.ranks import Ranks
 from trainer import checkpoint
-from trainer.checkpoint import Place
+from trainer.checkpoint import Place, writing
 from trainer.config import ConfigError
 
 STAGES = [0, 1, 2, 3]
@@ -60,7 +60,7 @@ def _save(root: str, stage: int) -> dict[str, Any]:
     engine = _engine(stage)
     for step in range(BEFORE):
         sharded.feed(engine.deepspeed, step)
-    checkpoint.save(Path(root) / str(stage), engine, Place(BEFORE, BEFORE * 8, 0), _world(), keep=3)
+    checkpoint.save(Path(root) / str(stage), engine, Place(BEFORE, BEFORE * 8, 0), _world(), keep=3, data=["d"])
     saved = _everything(engine)
     for step in range(BEFORE, BEFORE + AFTER):
         sharded.feed(engine.deepspeed, step)
@@ -71,7 +71,7 @@ def _save(root: str, stage: int) -> dict[str, Any]:
 
 def _load(root: str, saved_stage: int, stage: int) -> dict[str, Any]:
     engine = _engine(stage)
-    place = checkpoint.load(checkpoint.newest(Path(root) / str(saved_stage)), engine, _world())  # type: ignore[arg-type]
+    place = checkpoint.load(checkpoint.newest(Path(root) / str(saved_stage)), engine, _world()).place  # type: ignore[arg-type]
     loaded = _everything(engine)
     buffers = {n: b.tolist() for n, b in engine.task.named_buffers()}
     for step in range(BEFORE, BEFORE + AFTER):
@@ -142,7 +142,8 @@ def one(written: Any, tmp_path: Path) -> Path:
 
 def test_the_manifest_says_what_is_there(one: Path) -> None:
     manifest = json.loads((one / "manifest.json").read_text())
-    assert (manifest["step"], manifest["samples"], manifest["world_size"]) == (BEFORE, BEFORE * 8, 2)
+    assert manifest["place"] == {"step": BEFORE, "samples": BEFORE * 8, "phase": 0}
+    assert (manifest["world_size"], manifest["states"], manifest["data"]) == (2, ["exp_avg", "exp_avg_sq"], ["d"])
     assert sorted(manifest["files"]) == ["rank-00000.safetensors", "rank-00001.safetensors"]
     assert manifest["parameters"]["big.weight"] == {"shape": [97, 31], "step": BEFORE}
     assert {p.suffix for p in one.iterdir()} == {".json", ".safetensors"}, "no pickle"
@@ -189,7 +190,7 @@ def _save_often(root: str) -> list[str]:
     engine = _engine(2)
     for step in range(1, 6):
         sharded.feed(engine.deepspeed, step)
-        checkpoint.save(Path(root), engine, Place(step, step * 8, 0), _world(), keep=2)
+        checkpoint.save(Path(root), engine, Place(step, step * 8, 0), _world(), keep=2, data=["d"])
     engine.destroy()
     return sorted(p.name for p in Path(root).iterdir())
 
@@ -203,19 +204,19 @@ def test_the_last_k_are_kept(ranks: Ranks, tmp_path: Path) -> None:
 def _cannot_write(root: str) -> str:
     engine = _engine(2)
     sharded.feed(engine.deepspeed, 0)
-    original = checkpoint._write
+    original = writing._write
     if torch.distributed.get_rank() == 1:
 
         def full(*_: Any) -> Any:
             raise OSError("no space left on device")
 
-        checkpoint._write = full
+        writing._write = full
     try:
-        checkpoint.save(Path(root), engine, Place(1, 8, 0), _world(), keep=2)
+        checkpoint.save(Path(root), engine, Place(1, 8, 0), _world(), keep=2, data=["d"])
     except OSError as error:
         return str(error)
     finally:
-        checkpoint._write = original
+        writing._write = original
         engine.destroy()
     return ""
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.ranks import Ranks
 from trainer import checkpoint
 from trainer import config as c
+from trainer.checkpoint import Manifest
 from trainer.metrics import read
 
 
@@ -169,6 +170,7 @@ def test_phases_change_batch_length_and_schedule(ranks: Ranks, workspace: Path) 
         [0.5e-2, 1e-2 * 5 / 6, 1e-2 / 2, 1e-2 / 6, 1e-3, 2e-3 * 5 / 6, 1e-3, 2e-3 / 6]
     )
     assert losses(stopped) == losses(raw)
+    assert [line["step"] for line in read(Path(raw["runs"]) / "phases-stopped").end] == [3, 5, 8]
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
@@ -197,8 +199,7 @@ def test_fp16_with_dynamic_loss_scale(ranks: Ranks, workspace: Path, stage: int)
     raw = text(workspace, f"fp16-{stage}", engine={"stage": stage, "precision": "fp16"}, duration="12 steps")
     ranks.run(_run, raw)
     assert losses(raw)[-1] < losses(raw)[0]
-    saved = checkpoint._manifest(last(raw))["loss_scaler"]
-    assert saved["cur_scale"] > 1
+    assert Manifest.read(last(raw)).loss_scaler["cur_scale"] > 1
     ranks.run(_run, {**raw, "name": f"{raw['name']}-halves", "stop_after": "6 steps"})
     ranks.run(_run, {**raw, "name": f"{raw['name']}-halves"})
     assert losses({**raw, "name": f"{raw['name']}-halves"}) == losses(raw)
@@ -244,6 +245,101 @@ def test_the_run_directory_and_the_export(ranks: Ranks, workspace: Path) -> None
     history = read(run)
     assert set(history.train[-1]["trust_ratio"]) == {"min", "median", "max"}
     assert history.eval[-1]["examples"] == 10
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_precision_may_change_and_the_loss_scale_does_not_cross_over(ranks: Ranks, workspace: Path) -> None:
+    raw = text(workspace, "precision", duration="9 steps")
+    for stop, precision in (("3 steps", "fp32"), ("6 steps", "bf16"), (None, "fp32")):
+        ranks.run(_run, {**raw, "stop_after": stop, "engine": {"stage": 2, "precision": precision}})
+        assert Manifest.read(last(raw)).loss_scaler == {}
+    assert losses(raw)[-1] < losses(raw)[0]
+    if ranks.run(_supports_fp16)[0]:
+        half = {**raw, "name": "half", "engine": {"stage": 2, "precision": "fp16"}}
+        ranks.run(_run, {**half, "resume": str(last({**raw})), "duration": "12 steps"})
+        assert Manifest.read(last(half)).loss_scaler["cur_scale"] > 1
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_a_damaged_newest_checkpoint_is_passed_over(ranks: Ranks, workspace: Path) -> None:
+    whole = text(workspace, "undamaged")
+    ranks.run(_run, whole)
+    raw = text(workspace, "damaged", checkpoint={"every": "2 steps"})
+    ranks.run(_run, {**raw, "stop_after": "6 steps"})
+    file = last(raw) / "rank-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+    ranks.run(_run, raw)
+    assert losses(raw) == losses(whole)
+    assert (last(raw).parent / "step-00000006.damaged").is_dir()
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_a_diverged_run_stops_and_says_so(ranks: Ranks, workspace: Path) -> None:
+    raw = text(workspace, "diverged", optimizer={"name": "adamw", "lr": 1e30, "clip": 0}, schedule={"warmup": 0})
+    with pytest.raises(AssertionError, match=r"optimizer\.lr: 1e\+30: the loss is not a number at step"):
+        ranks.run(_run, raw)
+    assert not (Path(raw["runs"]) / "diverged" / "export").exists()
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_a_run_goes_on_with_the_data_it_began_with(ranks: Ranks, workspace: Path) -> None:
+    corpus = workspace / "growing.txt"
+    corpus.write_bytes((workspace / "corpus.txt").read_bytes())
+    raw = text(workspace, "growing", data={"source": str(corpus)}, stop_after="3 steps")
+    ranks.run(_run, raw)
+    corpus.write_text(corpus.read_text() * 2)
+    with pytest.raises(AssertionError, match=r"data\.source.*the data has changed"):
+        ranks.run(_run, {**raw, "stop_after": None})
+    phase = {"data": {"source": str(workspace / "corpus.txt")}}
+    with pytest.raises(AssertionError, match=r"phases\[1\]\.data.*vocabulary"):
+        ranks.run(
+            _run, {**raw, "name": "mixed", "phases": [{}, phase | {"data": {**phase["data"], "lowercase": False}}]}
+        )
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_a_checkpoint_behind_the_end_is_refused(ranks: Ranks, workspace: Path) -> None:
+    first = text(workspace, "long-one")
+    ranks.run(_run, first)
+    for duration in ("8 steps", "5 steps"):
+        raw = text(workspace, "short-one", duration=duration, resume=str(last(first)))
+        with pytest.raises(AssertionError, match="the checkpoint stands at step 8, this run ends at step"):
+            ranks.run(_run, raw)
+
+
+REFUSED_BY_DEEPSPEED: list[dict[str, Any]] = [
+    {"zero_optimization": {"nope": 1}},
+    {"zero_optimization": 5},
+    {"zero_optimization": {"reduce_bucket_size": "big"}},
+]
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("given", REFUSED_BY_DEEPSPEED, ids=str)
+def test_what_deepspeed_refuses_is_named(ranks: Ranks, workspace: Path, given: dict[str, Any]) -> None:
+    raw = text(workspace, "refused", engine={"stage": 2, "deepspeed": given})
+    with pytest.raises(AssertionError, match=r"engine\.deepspeed: .*DeepSpeed refuses it"):
+        ranks.run(_run, raw)
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_keys_for_deepspeed_reach_it(ranks: Ranks, workspace: Path) -> None:
+    given = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}, "round_robin_gradients": True}}
+    raw = text(workspace, "passed-on", engine={"stage": 2, "deepspeed": given})
+    plain = text(workspace, "not-passed-on", engine={"stage": 2})
+    ranks.run(_run, raw)
+    ranks.run(_run, plain)
+    assert losses(raw) == pytest.approx(losses(plain), rel=1e-5)
+    # The layout is another: each rank holds other parameters.
+    assert tensors(last(raw)).keys() != tensors(last(plain)).keys()
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_anothers_optimizer_state_is_refused(ranks: Ranks, workspace: Path) -> None:
+    first = text(workspace, "lamb", stop_after="3 steps")
+    ranks.run(_run, first)
+    with pytest.raises(AssertionError, match=r"Lamb's, not AdamW's; set optimizer\.name: lamb"):
+        ranks.run(_run, text(workspace, "adamw", resume=str(last(first)), optimizer={"name": "adamw"}))
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)

@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> Config:
 
 def prepared(config: Config) -> Path:
     """A run directory in which training has begun."""
-    run = rundir.prepare(config)
+    run, _ = rundir.prepare(config)
     (run / "metrics.jsonl").touch()
     return run
 
@@ -39,7 +39,7 @@ def changed(config: Config, **changes: object) -> Config:
 
 
 def test_the_resolved_config_can_be_run_again(config: Config) -> None:
-    run = rundir.prepare(config)
+    run, _ = rundir.prepare(config)
     assert c.load(run / "config.yaml") == config
     assert (run / "config.yaml").read_text().startswith("# bellwether 0.1.0")
 
@@ -63,7 +63,7 @@ def test_who_computes_which_part_may_change(config: Config, free: dict) -> None:
 def test_a_run_that_never_began_may_be_changed(config: Config) -> None:
     rundir.prepare(config)
     other = changed(config, seed=7)
-    assert c.load(rundir.prepare(other) / "config.yaml") == other
+    assert c.load(rundir.prepare(other)[0] / "config.yaml") == other
 
 
 @pytest.mark.parametrize(
@@ -95,20 +95,58 @@ def test_a_foreign_directory_is_left_alone(config: Config) -> None:
     assert [p.name for p in run.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("mine: 1", "no run of Bellwether"), ("# bellwether 0\na: [1", "damaged"), ("# bellwether 0\n- a", "damaged")],
+)
+def test_anothers_or_a_damaged_config_is_left_alone(config: Config, text: str, word: str) -> None:
+    run = Path(config.runs) / "x"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(text)
+    (run / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match=word):
+        rundir.prepare(config)
+    assert (run / "config.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"runs": "/dev/null"}, "runs"), ({"runs": "/proc/none"}, "runs"), ({"name": "x" * 300}, "name")],
+)
+def test_a_directory_that_cannot_be_made_is_named(config: Config, change: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}: .* cannot be written"):
+        rundir.prepare(changed(config, **change))
+
+
 def test_resume_never_and_resume_from_elsewhere(config: Config, tmp_path: Path) -> None:
     run = prepared(config)
     with pytest.raises(ConfigError, match="already holds a run"):
         rundir.prepare(changed(config, resume="never"))
     with pytest.raises(ConfigError, match="no checkpoint there"):
-        rundir.start_from(changed(config, resume=str(tmp_path)), run)
+        rundir.start_from(changed(config, resume=str(tmp_path)), run, None)
     other = tmp_path / "other" / "checkpoints" / "step-00000007"
     other.mkdir(parents=True)
     (other / "manifest.json").write_text("{}")
     for named in (other, other.parent, other.parent.parent):
-        assert rundir.start_from(changed(config, resume=str(named)), run) == other
-    own = run / "checkpoints" / "step-00000003"
-    own.mkdir()
-    assert rundir.start_from(changed(config, resume=str(other)), run) == own
+        assert rundir.start_from(changed(config, resume=str(named)), run, None) == other
+    # Started again with the same words, it goes on with its own; back to an older one of its own it does not go.
+    older, own = run / "checkpoints" / "step-00000003", run / "checkpoints" / "step-00000009"
+    for path in (older, own):
+        path.mkdir()
+        (path / "manifest.json").write_text("{}")
+    assert rundir.start_from(changed(config, resume=str(other)), run, own) == own
+    assert rundir.start_from(changed(config, resume=str(own)), run, own) == own
+    with pytest.raises(ConfigError, match="stands at step-00000009 already"):
+        rundir.start_from(changed(config, resume=str(older)), run, own)
+
+
+def test_two_processes_do_not_share_a_directory(config: Config) -> None:
+    _, held = rundir.prepare(config)
+    assert held is not None
+    with pytest.raises(ConfigError, match=f"another process trains in.*process {os.getpid()} on "):
+        rundir.prepare(config)
+    held.close()
+    rundir.prepare(config)
 
 
 def test_a_dead_builds_lock_is_deleted_and_a_live_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

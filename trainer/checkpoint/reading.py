@@ -1,0 +1,118 @@
+"""Reading: into an engine of any stage and world size, or into a plain model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from optimizers.shards import deepspeed as zero
+from trainer.checkpoint.files import Files, Manifest, damage, newest
+from trainer.config import ConfigError
+from trainer.distributed import World, agree, everywhere
+from trainer.engine import Engine
+
+_MODEL = "set model and data as they were, or start afresh under another name=..."
+
+
+def newest_intact(root: Path, world: World) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are as they were written, and a line about each that was not. Collective.
+
+    A damaged one is renamed to ``step-....damaged``, so that training goes on from the one before it.
+    """
+    said = []
+    while (path := agree(world, lambda: newest(root))) is not None:
+        problem = _problem(path, world)
+        if problem is None:
+            break
+        aside = path.with_name(f"{path.name}.damaged")
+        agree(world, lambda path=path, aside=aside: path.rename(aside))  # type: ignore[misc]
+        said.append(f"{path}: {problem}; kept as {aside.name}, going on from the checkpoint before it")
+    return path, said
+
+
+def _problem(path: Path, world: World) -> str | None:
+    """Its first damage, if any; each rank checks its share of the files. Collective."""
+
+    def check() -> str | None:
+        try:
+            return damage(path, Manifest.read(path), world.rank, world.size)
+        except ConfigError as error:
+            return error.problem
+
+    return next(filter(None, everywhere(world, check)), None)
+
+
+def load(path: Path, engine: Engine, world: World) -> Manifest:
+    """Read a checkpoint into an engine of any stage and world size. Collective.
+
+    Raises:
+        ConfigError: if the model is another, or a file is missing or damaged.
+    """
+    problem = _problem(path, world)
+    if problem is not None:
+        raise ConfigError("resume", str(path), problem, "resume from another checkpoint")
+    manifest = Manifest.read(path)
+    with Files(path, manifest) as files, torch.no_grad():
+        everywhere(world, lambda: _fill(engine, files, manifest))
+        for name, parameter in engine.frozen():
+            with engine.gathered(parameter, modify=True):
+                if parameter.numel():
+                    files.read("frozen", name, 0, parameter.view(-1))
+        if manifest.world_size == world.size:
+            saved = everywhere(world, lambda: files.buffers(f"rank-{world.rank:05d}.safetensors"))[world.rank]
+        else:
+            # Another number of ranks: all begin with what the old ones agree on.
+            saved = agree(world, lambda: files.agreed_buffers(list(manifest.files)))
+        for name, buffer in engine.buffers():
+            buffer.copy_(saved[name].view_as(buffer))
+    zero.publish(engine.deepspeed)
+    engine.set_loss_scale(manifest.loss_scaler)
+    return manifest
+
+
+def load_into_model(path: Path, task: nn.Module) -> None:
+    """Read a checkpoint's fp32 weights, and what the ranks' buffers agree on, into a whole model in one process."""
+    manifest = Manifest.read(path)
+    with Files(path, manifest) as files, torch.no_grad():
+        for name, parameter in task.named_parameters():
+            files.read("weight" if name in manifest.parameters else "frozen", name, 0, parameter.view(-1))
+        saved = files.agreed_buffers(list(manifest.files))
+        for name, buffer in task.named_buffers():
+            if name in saved:
+                buffer.copy_(saved[name].view_as(buffer))
+
+
+def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
+    """Weights and optimizer state of this rank's pieces."""
+    saved, path = manifest.parameters, str(files.path)
+    if manifest.optimizer != engine.name:
+        advice = f"set optimizer.name: {manifest.optimizer.lower()}, or start afresh under another name=..."
+        raise ConfigError("resume", path, f"its state is {manifest.optimizer}'s, not {engine.name}'s", advice)
+    ours = {p.name: list(p.shape) for shard in engine.optimizer.shards for p in shard.parameters}
+    for name in sorted(set(saved) ^ set(ours)):
+        side = "checkpoint" if name in saved else "model"
+        raise ConfigError("resume", path, f"another model: parameter {name} is only in the {side}", _MODEL)
+    for name, shape in ours.items():
+        if saved[name]["shape"] != shape:
+            raise ConfigError(
+                "resume", path, f"another model: {name} is {saved[name]['shape']} there, {shape} here", _MODEL
+            )
+    for shard in engine.optimizer.shards:
+        steps = {saved[p.name]["step"] for p in shard.parameters}
+        if len(steps) > 1:
+            problem = f"parameters with different step counts {sorted(map(str, steps))} cannot share a shard"
+            raise ConfigError("resume", path, problem, "resume with engine.stage: 0")
+        tensors = {"weight": shard.tensor.detach()}
+        step = steps.pop()
+        if step is not None:
+            state = engine.optimizer.state[shard.tensor]
+            state["step"] = torch.tensor(step, dtype=torch.float32)
+            for kind in manifest.states:
+                tensors[kind] = state[kind] = torch.zeros_like(shard.tensor.detach())
+        for kind, tensor in tensors.items():
+            flat = tensor.contiguous()  # channels_last weights are not
+            for piece, view in shard.views(flat):
+                files.read(kind, shard.parameters[piece.index].name, piece.start, view)
+            tensor.copy_(flat)
