@@ -38,6 +38,16 @@ Line = dict[str, Any]
 _EVENTS = ("start", "plan", "train", "layers", "eval", "checkpoint", "end")
 # These hold numbers only, so a string "nan" in them is a number; elsewhere it is someone's text.
 _NUMERIC = ("train", "layers", "eval")
+# What a value is, by its key: who reads a history counts on it. None: not measured.
+_NUMBER = (int, float, type(None))
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "phases": list,
+    "trust_ratio": dict,
+    **dict.fromkeys(("step", "samples", "examples"), int),
+    **dict.fromkeys(("device", "path", "reason"), str),
+    **dict.fromkeys(("time", "seconds", "step_time", "epoch", "loss", "accuracy", "lr", "grad_norm"), _NUMBER),
+    **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib"), _NUMBER),
+}
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 # Counters and clocks: on the x axis or of no use as a curve.
 _NOT_CURVES = ("step", "samples", "phase", "time", "examples")
@@ -130,7 +140,7 @@ class History:
     checkpoint: list[Line] = field(default_factory=list)
     end: list[Line] = field(default_factory=list)
     restarts: list[Line] = field(default_factory=list)  #: the starts that went on from an earlier step, one a step
-    skipped: int = 0  #: lines that could not be read: cut off by a kill
+    skipped: int = 0  #: lines that could not be read: cut off by a kill, or with a value of the wrong type
     seconds: float = 0.0  #: wall time of all launches together, without the waits between them
     state: str = "empty"  #: finished, stopped, unfinished (running, or killed), or empty
 
@@ -183,15 +193,16 @@ def _supersede(lines: list[Line], new: Line) -> None:
 def _parse(raw: bytes) -> Line | None:
     try:
         line = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(line, dict) or line.get("event") not in _EVENTS:
         return None
-    if line["event"] not in ("plan", "end") and not isinstance(line.get("step"), int):
+    if line["event"] != "plan" and not {"step", "samples"} <= line.keys():
         return None
     if line["event"] in _NUMERIC:
         line = {key: value if key in ("event", "phase") else _number(value) for key, value in line.items()}
-    return line
+    known = (isinstance(value, _TYPES.get(key, object)) for key, value in line.items())
+    return line if all(known) else None
 
 
 def _number(value: Any) -> Any:

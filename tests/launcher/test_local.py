@@ -99,6 +99,17 @@ def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("recipe", ["bert-tiny", "resnet-digits"])
+def test_the_small_recipes_run(space: Path, recipe: str) -> None:
+    arguments = (f"data.cache={space}/cache", "stop_after=3 steps", "evaluate.limit=64")
+    status, out, error = finish(
+        start(space, "launcher", "train", f"{ROOT}/configs/{recipe}.yaml", "--nproc", "2", *arguments)
+    )
+    assert status == 0, error
+    assert steps(space, recipe) == [1, 3]
+    assert f"{recipe}: stopped" in out
+
+
 def test_a_killed_launcher_takes_its_ranks_along_and_a_second_run_is_kept_out(space: Path) -> None:
     process = start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=orphans")
     wait_for_step(process, space, "orphans", 3)

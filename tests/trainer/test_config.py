@@ -57,6 +57,19 @@ def test_extends_merges_and_overrides_win(base: Path) -> None:
     assert (config.optimizer.name, config.optimizer.lr) == ("adamw", 1e-3)
 
 
+def test_yaml_as_people_mean_it(base: Path) -> None:
+    base.write_text(
+        BASE.replace("{lr: 1e-3}", "&ours {lr: 1e-3, clip: 2}")
+        + "phases: [{optimizer: {<<: *ours, lr: 5e-4}}]\nruns: 010\nresume: 1:30\nscaling: {warmup: no}\n"
+    )
+    config = c.load(base, ["data.source=2020-01-01", "name='1e5'"])
+    assert config.phases == [{"optimizer": {"lr": 5e-4, "clip": 2}}]
+    assert (config.runs, config.resume, config.scaling.warmup) == ("010", "1:30", False)
+    assert (config.name, config.data.source) == ("1e5", "2020-01-01")
+    base.write_text(c.to_yaml(config))
+    assert c.load(base) == config
+
+
 def test_another_kind_starts_the_section_afresh(base: Path) -> None:
     child = base.parent / "child.yaml"
     child.write_text("extends: base.yaml\nmodel: {kind: cifar-resnet}\ndata: {kind: images}\n")
@@ -88,18 +101,51 @@ ERRORS = {
     "optimizer=lamb": ["optimizer", "'lamb'", "name, lr, betas"],
     "name=a/b": ["name", "'a/b'", "letters"],
     "engine.stage=4": ["engine.stage", "4", "0, 1, 2 or 3"],
-    "engine.world_size=two": ["engine.world_size", "'two'", "integer"],
+    "engine.world_size=two": ["engine.world_size", "'two'", "not a whole number"],
     "phases=[{batch: {global: 0}}]": ["phases[0].batch.global", "0", "greater than 0"],
     "phases=[{model: {}}]": ["phases[0].model", "a phase cannot set this"],
     "phases=[{optimizer: {name: adamw}}]": ["phases[0].optimizer.name", "'adamw'", "outside phases"],
-    "phases=[3]": ["phases[0]", "3", "dictionary"],
+    "phases=[3]": ["phases[0]", "3", "not a section"],
     "optimizer.lr": ["optimizer.lr", "key.path=value"],
-    "model={kind: wide-resnet, depth: 21}": ["model.depth", "21", "6n + 4"],
+    "model={kind: wide-resnet, depth: 21}": ["model.depth: 21: a wide ResNet has 6n + 4"],
     "optimizer.lr=.nan": ["optimizer.lr", "nan", "finite"],
+    # Too large for what comes after.
+    f"seed={2**63}": ["seed", "must be less than"],
+    f"seed={'9' * 5000}": ["seed", "not a whole number"],
+    "batch.global=2_000_000_000_000": ["batch.global", "must be less than"],
+    "batch.micro=2_000_000_000_000": ["batch.micro", "must be less than"],
+    "data.vocabulary_size=100_000_000": ["data.vocabulary_size", "must be less than"],
+    "duration=1e400 steps": ["duration", "'1e400 steps'", "too long"],
+    # What a lenient reader would take for a number.
+    "optimizer.lr=true": ["optimizer.lr: True: not a number", "peak learning rate"],
+    "optimizer.betas=[false, 0.9]": ["optimizer.betas[0]: False: not a number"],
+    "batch.global=true": ["batch.global: True: not a number"],
+    "schedule.warmup=true": ["schedule.warmup: True: not a number"],
+    "engine.stage=true": ["engine.stage: True: not a number"],
+    "phases=[{batch: {global: true}}]": ["phases[0].batch.global: True: not a number"],
+    "seed=1:30": ["seed: '1:30': not a whole number"],
+    "evaluate.every=0 steps": ["evaluate.every: '0 steps'", "longer than 0"],
+    "checkpoint.every=0 epochs": ["checkpoint.every: '0 epochs'", "longer than 0"],
+    "log.every=0.0 samples": ["log.every: '0.0 samples'", "longer than 0"],
+    # The words for a wrong shape.
+    "phases={}": ["phases: {}: not a list", "each says what differs"],
+    "optimizer.betas=0.9": ["optimizer.betas: 0.9: not a list", "as in [0.9, 0.999]"],
+    "optimizer.betas=[0.9]": ["command line: optimizer.betas[1]", "too short"],
+    "model=bert": ["model: 'bert'", "kind: one of bert, resnet"],
+    "model.kind=null": ["model.kind: None: this key is needed"],
+    "name=123": ["name: 123: not text", "quotes"],
+    "name=no": ["name: False: not text", "quotes"],
+    "yes=3": ["yes: 3: there is no such key"],
+    # Places that are none.
+    ".lr=5": ["command line: .lr=5", "key.path=value"],
+    "foo.bar=5": ["command line: foo: {'bar': 5}", "no such key"],
+    "optimizer.lr.x=5": ["optimizer.lr holds no keys", "optimizer.lr=..."],
+    "optimizer.betas[0]=2": ["command line: optimizer.betas[0]", "optimizer.betas is no list", "optimizer.betas=..."],
+    "phases[5].batch.global=3": ["command line: phases[5]", "phases is no list", "phases=..."],
 }
 
 
-@pytest.mark.parametrize("override", ERRORS)
+@pytest.mark.parametrize("override", ERRORS, ids=lambda override: override[:60])
 def test_an_error_names_the_place_the_value_and_the_way_out(base: Path, override: str) -> None:
     with pytest.raises(ConfigErrors) as caught:
         c.load(base, [override])
@@ -124,7 +170,9 @@ def test_the_file_that_set_a_value_is_named(base: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [("a: [", "not YAML"), ("- 1\n", "no mapping"), ("name: a\nname: b\n", "twice"), ("extends: other.yaml\n", "no such file"),
-     ("extends: broken.yaml\n", "extends itself"), ("", "no mapping"), ("\x00\x01", "not YAML")],
+     ("extends: broken.yaml\n", "extends itself"), ("", "no mapping"), ("\x00\x01", "not YAML"), ("? [a, b]\n: 3\n", "a key is a word"),
+     ("extends: ~nouser/x.yaml\n", "extends: '~nouser/x.yaml': cannot be read"),
+     ('extends: "a\\0b"\n', "null byte"), ("a: " + "[" * 5000, "cannot be read")],
 )  # fmt: skip
 def test_a_broken_file(tmp_path: Path, text: str, word: str) -> None:
     path = tmp_path / "broken.yaml"
@@ -133,11 +181,19 @@ def test_a_broken_file(tmp_path: Path, text: str, word: str) -> None:
         c.load(path)
 
 
+def test_a_default_that_does_not_fit_is_shown(base: Path) -> None:
+    base.write_text(BASE.replace(", sequence_length: 64", ""))
+    with pytest.raises(ConfigErrors, match=r"data\.sequence_length: 128: 128 tokens"):
+        c.load(base, ["model.max_positions=32"])
+
+
 def test_a_missing_file_names_its_neighbour(base: Path) -> None:
     with pytest.raises(ConfigErrors, match=r"base\.yaml"):
         c.load(base.parent / "bse.yaml")
     with pytest.raises(ConfigErrors, match="directory"):
         c.load(base.parent)
+    with pytest.raises(ConfigErrors, match="null byte"):
+        c.load("a\0b")
 
 
 def test_a_missing_key_is_asked_for(base: Path) -> None:

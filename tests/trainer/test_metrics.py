@@ -143,8 +143,24 @@ def test_of_two_lines_for_a_step_the_later_counts_but_phases_are_apart(tmp_path:
     assert steps(read(tmp_path), "eval") == [(5, 2.0), (5, 3.0)]
 
 
-@pytest.mark.parametrize("cut", ['{"event": "train", "step": 5, "lo', "{", '{"event": "train"}', '"text"', "\xff\xfe"])
-def test_a_line_cut_by_a_kill_harms_no_other(tmp_path: Path, cut: str) -> None:
+UNREADABLE = [
+    '{"event": "train", "step": 5, "lo',
+    "{",
+    '{"event": "train"}',
+    '"text"',
+    "\xff\xfe",
+    '{"event": "plan", "phases": 5}',
+    '{"event": "train", "step": 5}',
+    '{"event": "train", "step": "5", "samples": 40}',
+    '{"event": "eval", "step": 5, "samples": 40, "loss": [1.0]}',
+    '{"event": "layers", "step": 5, "samples": 40, "trust_ratio": 1.0}',
+    '{"event": "end", "step": 5, "samples": 40, "time": "noon"}',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("cut", UNREADABLE, ids=lambda cut: cut[:60])
+def test_a_line_that_is_cut_or_wrong_harms_no_other(tmp_path: Path, cut: str) -> None:
     launch(tmp_path, 0, 2, loss=1.0)
     with open(tmp_path / FILE, "ab") as file:
         file.write(cut.encode("latin-1"))

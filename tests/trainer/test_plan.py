@@ -71,10 +71,16 @@ def test_durations(duration: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["3", "epochs", "-1 steps", "3 weeks", "1 step extra", None, [], "1e steps", "__ steps"]
+    "text", ["3", "epochs", "-1 steps", "3 weeks", "1 step extra", None, [], "1e steps", "__ steps", "1_ steps", True]
 )
 def test_what_is_no_duration(text: object) -> None:
     with pytest.raises(ValueError, match="a number and a unit"):
+        Duration.parse(text)
+
+
+@pytest.mark.parametrize("text", ["1e30 steps", "1e400 samples"])
+def test_no_duration_is_without_end(text: str) -> None:
+    with pytest.raises(ValueError, match="too long"):
         Duration.parse(text)
 
 

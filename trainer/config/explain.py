@@ -17,27 +17,45 @@ from trainer.config.schema import Config
 Key = tuple[str | int, ...]
 Origins = dict[Key, str]
 
+# What a value of the wrong type is not.
+_WANTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a section of key: value lines",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+
 
 def explain(error: Any, raw: dict[str, Any], origins: Origins, source: str) -> ConfigError:
     """One of ``ValidationError.errors()`` as an error that names file, key, value and what to write instead."""
     place = _without_tags(error["loc"], raw)
     value, kind = error["input"], error["type"]
     message: str = error["msg"].removeprefix("Value error, ")
-    if kind == "value_error" and re.match(r"^[a-z_.]+( and [a-z_.]+)?: ", message):
+    if kind == "value_error" and re.match(r"^[a-z0-9_.]+( and [a-z0-9_.]+)?: ", message):
         # A check over several keys names the one to change at the head of its message.
         named, message = message.split(": ", 1)
         place = (*place, *named.split(" and ")[0].split("."))
-        value = _at(raw, place)
+        value = at(raw, place)
+        if value is None and (field := _field(place, raw)):
+            value = field.get_default(call_default_factory=True)
     elif kind in ("union_tag_not_found", "union_tag_invalid"):
         place = (*place, "kind")
-        value = error["ctx"].get("tag")
+        value = at(raw, place)
     elif kind == "missing":
         value = None
     problem, allowed = _words(kind, message, place, value, error, raw)
-    # What is not there was set nowhere: name the file that was asked for.
-    return ConfigError(
-        dotted(place), value, problem, allowed, origin_of(() if kind == "missing" else place, origins, source)
-    )
+    # A key that is not there was set nowhere: name the file that was asked for.
+    absent = kind == "missing" and isinstance(place[-1], str)
+    return ConfigError(dotted(place), value, problem, allowed, origin_of(() if absent else place, origins, source))
 
 
 def _words(kind: str, message: str, place: Key, value: Any, error: Any, raw: Any) -> tuple[str, str]:
@@ -45,13 +63,13 @@ def _words(kind: str, message: str, place: Key, value: Any, error: Any, raw: Any
     if kind == "extra_forbidden":
         return "there is no such key", nearest(str(place[-1]), _fields(place[:-1], raw))
     if kind == "missing":
-        field = _fields(place[:-1], raw).get(str(place[-1]))
-        return "this key is needed", (field.description or "") if field else ""
+        return "this list is too short" if isinstance(place[-1], int) else "this key is needed", meaning(place, raw)
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return "this key is needed" if value is None else "not one of the kinds", f"write one of {_kinds(place[:-1])}"
     if kind in ("model_type", "model_attributes_type"):
-        keys = ", ".join(_fields(place, raw))
-        return "this is a section", f"write its keys below it: {keys}" if keys else "write its keys below it"
+        # Which keys a section with a kind has is open before the kind is known.
+        keys = ", ".join(_fields(place, raw)) or f"kind: one of {_kinds(place)}, and the keys of that kind"
+        return "this is a section", f"write its keys below it: {keys}"
     if kind == "literal_error":
         allowed = error["ctx"]["expected"]
         near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", allowed), 1, 0.5)
@@ -59,8 +77,25 @@ def _words(kind: str, message: str, place: Key, value: Any, error: Any, raw: Any
     if kind == "string_pattern_mismatch":
         return "not a plain name", "letters, digits, '.', '_' and '-' only, the first a letter or digit"
     if kind == "value_error":
-        return (f"not {message}" if message.startswith("a ") else message), ""
-    return message[:1].lower() + message[1:], ""
+        return message, ""
+    if kind == "string_type" and isinstance(value, int | float):
+        return "not text", """put it in quotes: "..." in a file, '"..."' on the command line"""
+    if kind == "too_long":
+        return f"more than {error['ctx']['max_length']} values", meaning(place, raw)
+    if kind in _WANTED:
+        return f"not {_WANTED[kind]}", meaning(place, raw)
+    return message.replace("Input should be", "must be"), meaning(place, raw)
+
+
+def meaning(place: Key, raw: Any) -> str:
+    """What the key at a place is for, with its default as an example where that is a list."""
+    while place and isinstance(place[-1], int):
+        place = place[:-1]
+    field = _field(place, raw)
+    if field is None:
+        return ""
+    example = f", as in {list(field.default)}" if isinstance(field.default, list | tuple) else ""
+    return f"{field.description or ''}{example}"
 
 
 def _kinds(place: Key) -> str:
@@ -85,13 +120,17 @@ def _without_tags(loc: tuple[Any, ...], raw: Any) -> Key:
     return tuple(place)
 
 
-def _at(raw: Any, place: Key) -> Any:
+def at(raw: Any, place: Key) -> Any:
     for key in place:
         try:
             raw = raw[key]
         except (KeyError, IndexError, TypeError):
             return None
     return raw
+
+
+def _field(place: Key, raw: Any) -> Any:
+    return _fields(place[:-1], raw).get(str(place[-1])) if place else None
 
 
 def _fields(place: Key, raw: Any) -> dict[str, Any]:

@@ -16,36 +16,53 @@ import yaml
 from pydantic import ValidationError
 
 from trainer.config.errors import ConfigError, ConfigErrors
-from trainer.config.explain import Key, Origins, dotted, explain, nearest, origin_of
+from trainer.config.explain import Key, Origins, at, dotted, explain, meaning, nearest, origin_of
 from trainer.config.schema import Config
+from trainer.config.units import DIGITS
 
 PHASE_KEYS = ("duration", "batch", "data", "optimizer", "scaling", "schedule")
 # A phase goes on with the model and the optimizer state of the one before, so these cannot change.
-PHASE_FIXED = ("optimizer.name", "data.kind", "data.tokenizer", "data.vocabulary_size")
+PHASE_FIXED = ("optimizer.name", "data.kind", "data.tokenizer", "data.vocabulary_size", "data.validation_share")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, and reads 1e-3 as the number that people mean."""
+    """YAML with text for keys, none of them twice, and with the numbers that people mean.
+
+    1e-3 is a number, and 010 (octal 8 in YAML 1.1), 1:30 (90 there) and 2020-01-01 are text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] in ("null", "bool", "merge")]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands here twice", key_node.start_mark
-            )
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        plain = isinstance(key, yaml.ScalarNode)
+        if not plain or key.value in seen:
+            problem = f"the key {key.value!r} stands here twice" if plain else "a key is a word"
+            raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        seen.add(key.value)
+    loader.flatten_mapping(node)
+    return {key.value: loader.construct_object(value, deep=True) for key, value in node.value}
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around text that `_Loader` would take for a number."""
+
+
+_INT = re.compile(r"^[-+]?(0|[1-9](_?[0-9])*)$")
+_FLOAT = re.compile(
+    rf"^[-+]?(({DIGITS}\.({DIGITS})?|\.{DIGITS})([eE][-+]?[0-9]+)?|{DIGITS}[eE][-+]?[0-9]+|\.(inf|Inf|INF|nan|NaN|NAN))$"
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def parse_yaml(text: str) -> Any:
@@ -89,25 +106,27 @@ def dump(config: Config) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    return yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(dump(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
     key = "extends" if below else "CONFIG"
     source = str(below[-1]) if below else ""
-    if path.resolve() in [p.resolve() for p in below]:
-        raise ConfigErrors([ConfigError(key, str(path), "extends itself", "remove the circle", source)])
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
+        path = (below[-1].parent if below else Path()) / path.expanduser()
+        circle = path.resolve() in [p.resolve() for p in below]
+        raw = {} if circle else parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1, 0.5)
         hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, as in configs/"
         raise ConfigErrors([ConfigError(key, str(path), "no such file", hint, source)]) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # no text, a NUL in the path, an unknown ~user
         raise ConfigErrors([ConfigError(key, str(path), f"cannot be read: {error}", "", source)]) from None
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise ConfigErrors([ConfigError(key, str(path), f"not YAML: {problem}", "", source)]) from None
+    if circle:
+        raise ConfigErrors([ConfigError(key, str(path), "extends itself", "remove the circle", source)])
     if not isinstance(raw, dict):
         raise ConfigErrors([ConfigError(key, str(path), "holds no mapping", "write key: value lines", source)])
     base: dict[str, Any] = {}
@@ -116,7 +135,7 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
         parent = raw.pop("extends")
         if not isinstance(parent, str):
             raise ConfigErrors([ConfigError("extends", parent, "not a path", "name one YAML file", str(path))])
-        base, origins = _read(path.parent / Path(parent).expanduser(), (*below, path))
+        base, origins = _read(Path(parent), (*below, path))
     for leaf in _leaves(raw):
         origins[leaf] = str(path)
     return _merged(base, raw), origins
@@ -125,30 +144,32 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
 def _override(raw: dict[str, Any], origins: Origins, text: str) -> None:
     where = "command line"
     name, equals, value = text.partition("=")
-    if not equals or not name.strip():
+    parts = re.sub(r"\[(\d+)\]", r".\1", name.strip()).split(".")
+    if not equals or not all(parts) or parts[0].isdecimal():
         raise ConfigErrors(
             [ConfigError(text, "", "not an override", "write key.path=value, as in optimizer.lr=2e-3", where)]
         )
     try:
         parsed = parse_yaml(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         parsed = value
-    keys: Key = tuple(int(k) if k.isdigit() else k for k in re.sub(r"\[(\d+)\]", r".\1", name.strip()).split("."))
+    keys: Key = tuple(int(part) if part.isdecimal() else part for part in parts)
     node: Any = raw
-    for depth, key in enumerate(keys[:-1]):
-        inside = isinstance(node, list) and isinstance(key, int) and key < len(node)
-        if isinstance(node, dict) and isinstance(key, str):
-            node = node.setdefault(key, {})
-        elif inside:
-            node = node[key]
-        if not isinstance(node, dict | list) or (isinstance(key, int) and not inside):
-            raise ConfigErrors([ConfigError(dotted(keys[: depth + 1]), value, "holds no keys of its own", "", where)])
-    try:
-        node[keys[-1]] = parsed
-    except (IndexError, TypeError):
-        raise ConfigErrors(
-            [ConfigError(dotted(keys), value, "there is no such place in the list", "", where)]
-        ) from None
+    for depth, key in enumerate(keys):
+        if not (isinstance(node, dict) if isinstance(key, str) else isinstance(node, list) and key < len(node)):
+            parent = dotted(keys[:depth])
+            if isinstance(node, list):
+                problem = f"{parent} is a list of {len(node)}, counted from 0"
+            else:
+                problem = f"{parent} is no list" if isinstance(key, int) else f"{parent} holds no keys of its own"
+            advice = f"set it as a whole: {parent}=..."
+            raise ConfigErrors([ConfigError(dotted(keys[: depth + 1]), value, problem, advice, where)])
+        if depth == len(keys) - 1:
+            node[key] = parsed
+        elif isinstance(node, dict) and key not in node:
+            node[key] = {}
+            origins[keys[: depth + 1]] = where
+        node = node[key]
     for leaf in _leaves(parsed):
         origins[keys + leaf] = where
 
@@ -175,10 +196,20 @@ def _leaves(value: Any) -> Iterable[Key]:
 
 def _check(raw: dict[str, Any], origins: Origins, source: str) -> tuple[Config | None, list[ConfigError]]:
     try:
-        return Config.model_validate(raw), []
+        config = Config.model_validate(raw)
     except ValidationError as error:
         found = [explain(e, raw, origins, source) for e in error.errors(include_url=False)]
-        return None, list({str(e): e for e in found}.values())
+    else:
+        taken = dump(config)
+        # pydantic takes true for the number 1.
+        found = [
+            ConfigError(dotted(leaf), value, "not a number", meaning(leaf, raw), origin_of(leaf, origins, source))
+            for leaf in _leaves(raw)
+            if isinstance(value := at(raw, leaf), bool) and not isinstance(at(taken, leaf), bool)
+        ]
+        if not found:
+            return config, []
+    return None, list({str(e): e for e in found}.values())
 
 
 def _phase_errors(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trainer.config.units import Duration, DurationField, Span, SpanField
+from trainer.config.units import Duration, DurationField, IntervalField, Span, SpanField
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# The bound is far beyond any use, and keeps products of a few counts finite as floats.
+Count = Annotated[int, Field(gt=0, le=2**40)]
 
 
 class Section(BaseModel):
@@ -32,7 +34,7 @@ class BertModel(Section):
         description="layers/hidden: tiny 2/128, mini 4/256, small 4/512, medium 8/512, base 12/768, large 24/1024",
     )
     dropout: Share = Field(0.1, description="probability, for hidden states and attention alike")
-    max_positions: PositiveInt = Field(512, description="longest sequence the position table can hold, in tokens")
+    max_positions: Count = Field(512, description="longest sequence the position table can hold, in tokens")
 
 
 class ResNetModel(Section):
@@ -49,7 +51,7 @@ class CifarResNetModel(Section):
     """The CIFAR ResNets of He et al. 2015, section 4.2: depth 6n + 2."""
 
     kind: Literal["cifar-resnet"]
-    depth: PositiveInt = Field(20, description="number of layers, 6n + 2: 20, 32, 44, 56, 110")
+    depth: Count = Field(20, description="number of layers, 6n + 2: 20, 32, 44, 56, 110")
     zero_init_last: bool = Field(
         False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
     )
@@ -65,8 +67,8 @@ class WideResNetModel(Section):
     """Wide pre-activation ResNet (Zagoruyko and Komodakis 2016): depth 6n + 4."""
 
     kind: Literal["wide-resnet"]
-    depth: PositiveInt = Field(22, description="number of layers, 6n + 4: 10, 16, 22, 28, 40")
-    width: PositiveInt = Field(6, description="widening factor k; channels are 16k, 32k, 64k")
+    depth: Count = Field(22, description="number of layers, 6n + 4: 10, 16, 22, 28, 40")
+    width: Count = Field(6, description="widening factor k; channels are 16k, 32k, 64k")
     zero_init_last: bool = Field(
         False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
     )
@@ -110,7 +112,7 @@ class TextData(_Data):
         "train",
         description="train (WordPiece on this corpus), a vocabulary file, a tokenizer folder, or a hub name",
     )
-    vocabulary_size: Annotated[int, Field(ge=64)] = Field(
+    vocabulary_size: Annotated[int, Field(ge=64, le=2**24)] = Field(
         30522, description="entries of a trained WordPiece vocabulary (a given one has its own size)"
     )
     lowercase: bool = Field(True, description="fold case and strip accents (trained vocabulary or vocabulary file)")
@@ -125,7 +127,7 @@ class ImageData(_Data):
     source: str = Field("digits", description="digits (built in), a folder or glob, or a hub dataset's name")
     image_column: str = Field("image", description="the column that holds the image")
     label_column: str = Field("label", description="the column that holds the class")
-    size: PositiveInt = Field(32, description="height and width that the model sees, in pixels")
+    size: Count = Field(32, description="height and width that the model sees, in pixels")
     crop: Literal["none", "pad", "resized"] = Field(
         "pad",
         description="training crop: pad by size/8 and cut (CIFAR), or random area and aspect (ImageNet)",
@@ -149,10 +151,8 @@ Data = Annotated[TextData | ImageData, Field(discriminator="kind")]
 class Batch(Section):
     """The unit of training. What a rank does at a time is solved from it and the world size."""
 
-    global_: PositiveInt = Field(alias="global", description="samples a weight update, over all ranks")
-    micro: PositiveInt = Field(
-        32, description="most samples one rank takes through the model at a time (memory decides)"
-    )
+    global_: Count = Field(alias="global", description="samples a weight update, over all ranks")
+    micro: Count = Field(32, description="most samples one rank takes through the model at a time (memory decides)")
 
 
 class Optimizer(Section):
@@ -168,7 +168,9 @@ class Optimizer(Section):
     eps: Annotated[float, Field(gt=0)] | None = Field(
         None, description="added to the denominator; null: the rule's own default"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not applied to biases and normalisation")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="decoupled from the gradient; not applied to biases and normalisation"
+    )
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest global gradient norm; 0: no clipping")
 
 
@@ -178,7 +180,7 @@ class Scaling(Section):
     rule: Literal["none", "linear", "sqrt"] = Field(
         "none", description="lr = optimizer.lr x (batch.global / base_batch) to the power 0, 1 or 1/2"
     )
-    base_batch: PositiveInt | None = Field(
+    base_batch: Count | None = Field(
         None, description="the global batch at which optimizer.lr and schedule.warmup were chosen, in samples"
     )
     warmup: bool = Field(True, description="lengthen the warm-up, in samples, in proportion to the batch")
@@ -207,22 +209,36 @@ class Schedule(Section):
 class Evaluate(Section):
     """Held-out loss and accuracy."""
 
-    every: DurationField | None = Field(None, description="how often; null: only at the end of each phase")
-    limit: PositiveInt | None = Field(None, description="most held-out samples to use; null: all")
+    every: IntervalField | None = Field(None, description="how often; null: only at the end of each phase")
+    limit: Count | None = Field(None, description="most held-out samples to use; null: all")
 
 
 class Checkpoint(Section):
     """Saving, always at a step boundary and always at the end of each phase."""
 
-    every: DurationField | None = Field(None, description="how often; null: only at the end of each phase")
-    keep: PositiveInt = Field(3, description="how many of the newest checkpoints stay")
+    every: IntervalField | None = Field(None, description="how often; null: only at the end of each phase")
+    keep: Count = Field(3, description="how many of the newest checkpoints stay")
 
 
 class Log(Section):
     """Metrics on the terminal, in metrics.jsonl and in TensorBoard."""
 
-    every: DurationField = Field(Duration(10, "steps"), description="how often")
+    every: IntervalField = Field(Duration(10, "steps"), description="how often")
     tensorboard: bool = Field(True, description="write TensorBoard event files to logs/")
+
+
+# What Bellwether solves itself; a second opinion in engine.deepspeed would win silently.
+_OURS = {
+    "train_batch_size": "batch.global",
+    "train_micro_batch_size_per_gpu": "batch.micro",
+    "gradient_accumulation_steps": "batch.global and batch.micro",
+    "gradient_clipping": "optimizer.clip",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "zero_optimization.stage": "engine.stage",
+    "bf16.enabled": "engine.precision",
+    "fp16.enabled": "engine.precision",
+}
 
 
 class Engine(Section):
@@ -240,10 +256,19 @@ class Engine(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="cuda with NCCL or cpu with gloo; auto: cuda where there is one"
     )
-    world_size: PositiveInt | None = Field(None, description="refuse to run on another number of processes; null: any")
+    world_size: Count | None = Field(None, description="refuse to run on another number of processes; null: any")
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="keys passed on to DeepSpeed's config as they are"
     )
+
+    @model_validator(mode="after")
+    def _ours(self) -> Engine:
+        for key, place in _OURS.items():
+            section, _, inner = key.partition(".")
+            given = self.deepspeed.get(section)
+            if section in self.deepspeed and (not inner or (isinstance(given, dict) and inner in given)):
+                raise ValueError(f"deepspeed.{key}: has a place of its own: set {place} instead")
+        return self
 
 
 class Config(Section):
@@ -256,8 +281,9 @@ class Config(Section):
     resume: str = Field(
         "auto", description="auto (go on where the run directory stands), never, or a checkpoint's path"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(
-        1, description="of weights, sample order, masking, augmentation and dropout"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        1,
+        description="of weights, sample order, masking and augmentation, whatever the number of processes; and of dropout, which each process draws for itself",
     )
     duration: DurationField = Field(description="length of the run, or of each phase")
     stop_after: DurationField | None = Field(None, description="stop early, with a checkpoint, this far into the run")

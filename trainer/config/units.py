@@ -7,9 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
-_FORM = re.compile(r"^\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*(samples?|epochs?|steps?)\s*$", re.IGNORECASE)
+DIGITS = "[0-9](?:_?[0-9])*"
+_FORM = re.compile(rf"^\s*({DIGITS}\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*(samples?|epochs?|steps?)\s*$", re.IGNORECASE)
+# Far beyond any run, and still exact as a float.
+_MOST = 1e15
+_NO_SPAN = "neither a share of the phase from 0 to 1 nor a duration with its unit, as in '500 steps'"
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,13 @@ class Duration:
             return text
         match = _FORM.match(str(text))
         if not match:
-            raise ValueError("a duration: a number and a unit, as in '500 steps', '3 epochs', '1_000_000 samples'")
-        return cls(float(match[1].replace("_", "")), match[2].lower().rstrip("s") + "s")
+            raise ValueError(
+                "not a duration: write a number and a unit, as in '500 steps', '3 epochs', '1_000_000 samples'"
+            )
+        amount = float(match[1].replace("_", ""))
+        if amount > _MOST:
+            raise ValueError(f"too long: write {_MOST:g} at most")
+        return cls(amount, match[2].lower().rstrip("s") + "s")
 
     def samples(self, global_batch: int, epoch: int) -> int:
         """Length in samples, for a global batch and an epoch given in samples."""
@@ -55,9 +64,9 @@ class Span:
             try:
                 return cls(duration=Duration.parse(text))
             except ValueError:
-                raise ValueError("a share of the phase from 0 to 1, or a duration as in '500 steps'") from None
+                raise ValueError(_NO_SPAN) from None
         if not 0 <= share <= 1:
-            raise ValueError("a share of the phase from 0 to 1, or a duration with its unit, as in '500 steps'")
+            raise ValueError(_NO_SPAN)
         return cls(share=share)
 
     def samples(self, total: int, global_batch: int, epoch: int) -> int:
@@ -71,5 +80,12 @@ class Span:
         return str(self.duration) if self.duration is not None else f"{self.share:g}"
 
 
+def _some(every: Duration) -> Duration:
+    if not every.amount:
+        raise ValueError("an interval is longer than 0")
+    return every
+
+
 DurationField = Annotated[Duration, BeforeValidator(Duration.parse), PlainSerializer(str)]
+IntervalField = Annotated[DurationField, AfterValidator(_some)]
 SpanField = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]
