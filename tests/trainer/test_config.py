@@ -85,6 +85,12 @@ def test_phases_lay_over_the_rest(base: Path) -> None:
 
 
 ERRORS = {
+    "engine.deepspeed={train_batch_size: 3}": ["engine.deepspeed.train_batch_size", "3", "set batch.global"],
+    "engine.deepspeed={zero_optimization: {stage: 1}}": [
+        "engine.deepspeed.zero_optimization.stage",
+        "set engine.stage",
+    ],
+    "engine.deepspeed={bf16: {enabled: true}}": ["engine.deepspeed.bf16.enabled", "True", "set engine.precision"],
     "batch.globl=3": ["batch.globl", "3", "did you mean 'global'"],
     "optimzer.lr=3": ["optimzer", "did you mean 'optimizer'"],
     "optimizer.lr=-1": ["optimizer.lr", "-1", "greater than 0"],

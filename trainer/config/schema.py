@@ -238,6 +238,9 @@ _OURS = {
     "zero_optimization.stage": "engine.stage",
     "bf16.enabled": "engine.precision",
     "fp16.enabled": "engine.precision",
+    "bfloat16": "engine.precision",
+    "torch_autocast": "engine.precision",
+    "amp": "engine.precision",
 }
 
 
