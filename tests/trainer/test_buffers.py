@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.ranks import Ranks
+from trainer import buffers
+
+
+def _agree() -> tuple[list[float], list[float], list[float]]:
+    rank = torch.distributed.get_rank()
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(1, track_running_stats=False))
+    model[0].running_mean.copy_(torch.tensor([1.0, 10.0]) * (rank + 1))
+    before = model[0].running_mean.tolist()
+    with buffers.agreed(model):
+        inside = model[0].running_mean.tolist()
+    return before, inside, model[0].running_mean.tolist()
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_running_statistics_agree_inside_and_are_given_back(ranks: Ranks) -> None:
+    for before, inside, after in ranks.run(_agree):
+        assert inside == [1.5, 15.0]
+        assert after == before
