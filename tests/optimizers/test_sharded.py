@@ -114,5 +114,37 @@ def test_cases(ranks: Ranks, rule: str, case: str) -> None:
         assert results[0]["shards"] > groups_with_ratio() + 1
 
 
+def _ddp(rule: str) -> dict:
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    import optimizers
+
+    make = {"lamb": optimizers.Lamb, "adamw": optimizers.AdamW, "radam": optimizers.RAdam}[rule]
+    model = sharded.Toy()
+    optimizer = make(sharded.param_groups(model), lr=sharded.LR)
+    parallel = DistributedDataParallel(model)
+    _, reduces = sharded._count(optimizer)
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    share = sharded.GLOBAL_BATCH // world
+    for step in range(sharded.STEPS):
+        batch = {k: torch.tensor(v[rank * share : (rank + 1) * share]) for k, v in sharded.targets(step).items()}
+        optimizer.zero_grad()
+        parallel(batch).backward()
+        optimizer.step()
+    weights = {n.removesuffix(".weight"): p.detach().double().numpy() for n, p in model.named_parameters()}
+    ratios = {k.removesuffix(".weight"): v for k, v in optimizer.trust_ratios().items()}
+    return {"owned": sharded.owned(optimizer), "model": weights, "ratios": ratios, "reduces": len(reduces)}
+
+
+@pytest.mark.parametrize("rule", ["lamb", "adamw", "radam"])
+def test_ddp(ranks: Ranks, rule: str) -> None:
+    results = ranks.run(_ddp, rule)
+    for result in results:
+        result["owned"].pop("frozen", None)
+        assert result["reduces"] == 0
+    check(results, rule, clip=0.0)
+
+
 def _train(rule: str, zero: dict, keywords: dict) -> dict:
     return sharded.train(rule, zero, **keywords)
