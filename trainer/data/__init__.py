@@ -49,6 +49,7 @@ class Data:
         vocabulary_size: entries of the tokenizer, for text.
         classes, channels, labels: number and names of the classes, and channels of the images, for images.
         tokenizer: a fast tokenizer of transformers, for text.
+        fingerprint: stands for the content and all that was made of it; another one means other samples.
     """
 
     train: Samples
@@ -58,16 +59,17 @@ class Data:
     channels: int | None = None
     labels: list[str] | None = None
     tokenizer: Any = None
+    fingerprint: str = ""
 
 
-def load(config: TextData | ImageData, seed: int = 0) -> Data:
+def load(config: TextData | ImageData) -> Data:
     """Prepare the data, or find it prepared. Any number of processes may call it at once; one does the work.
+
+    Nothing that is prepared depends on a run's seed: runs that differ in it alone are held out the same rows, with the
+    same vocabulary and the same masks, so their losses can be compared, and share one cache.
 
     Args:
         config: the section `data` of a config.
-        seed: of the run. Nothing that is prepared depends on it: runs that differ in the seed alone are held out the
-            same rows, with the same vocabulary and the same masks, so their losses can be compared, and share one
-            cache.
 
     Raises:
         ConfigError: if the source cannot be read as the config says, or is too small to hold out a part of it.

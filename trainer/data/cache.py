@@ -2,7 +2,7 @@
 
 An entry is a directory named after what it holds and a digest of everything that it was made from. It is built beside
 its place and moved there by one rename. A lock that dies with its process makes the others wait for the builder; what
-a killed builder left behind is removed by the next.
+a killed builder left behind is removed by the next. An entry whose files have lost their sizes is built anew.
 """
 
 from __future__ import annotations
@@ -52,31 +52,50 @@ def files_fingerprint(files: Sequence[Path]) -> dict[str, Any]:
     return {"files": len(files), "by": "content", "digest": content.hexdigest()[:32]}
 
 
+def local_path(key: str, name: str) -> Path:
+    """The path that ``key`` of the config names, with ``~`` written out.
+
+    Raises:
+        ConfigError: if no file can have this name, or ``~`` is of no user.
+    """
+    try:
+        path = Path(name).expanduser()
+        if b"\0" in os.fsencode(path):
+            raise ValueError("it holds a NUL byte")
+        return path
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(key, name, f"is not a path: {error}", "correct it") from error
+
+
 def say(text: str) -> None:
     """A line about the preparation, on stderr."""
     print(f"data: {text}", file=sys.stderr, flush=True)
 
 
 def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
-    """The directory of an entry, which is built if it is not there.
+    """The directory of an entry, which is built if it is not there or damaged.
 
     Args:
         root: ``data.cache`` of the config.
         name: kind of the entry, the readable part of its name.
-        key: everything that the content depends on; JSON-like. Kept beside the content, in ``key.json``.
+        key: everything that the content depends on; JSON-like. Kept beside the content, in ``key.json``,
+            together with the sizes of all ``files``.
         build: fills the empty directory it is given. Called by one process at a time over all that share ``root``.
 
     Raises:
         ConfigError: if nothing can be written to ``root``.
     """
-    directory = Path(root).expanduser()
+    directory = local_path("data.cache", root)
     final = directory / f"{name}-{digest(key)}"
-    if final.is_dir():
+    if _whole(final):
         return final
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _waited_for(FileLock(directory / f"{final.name}.lock"), final):
-            if not final.is_dir():
+            if not _whole(final):
+                if final.exists():
+                    say(f"{final} is damaged and prepared anew")
+                    final.rename(_partial(final))
                 _remove_leftovers(final)
                 _publish(final, key, build)
     except OSError as error:
@@ -89,6 +108,19 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
     return final
 
 
+def _whole(entry: Path) -> bool:
+    """Whether an entry is there, and its files as long as they were when it was published."""
+    try:
+        sizes = json.loads((entry / "key.json").read_text(encoding="utf-8"))["files"]
+        return all((entry / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, LookupError):
+        return False
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f"{final.name}.partial-{socket.gethostname()}-{os.getpid()}")
+
+
 def _waited_for(lock: FileLock, final: Path) -> Any:
     try:
         return lock.acquire(timeout=_IMPATIENCE)
@@ -96,18 +128,21 @@ def _waited_for(lock: FileLock, final: Path) -> Any:
         # The other ranks of this process's machine wait for the same.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             say(f"waiting for another process that prepares {final}")
-        return lock.acquire()
+        # Seldom: hundreds of ranks may wait for the same entry of a shared file system.
+        return lock.acquire(poll_interval=_IMPATIENCE)
 
 
 def _publish(final: Path, key: dict[str, Any], build: Callable[[Path], None]) -> None:
-    partial = final.with_name(f"{final.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    partial = _partial(final)
     partial.mkdir()
     try:
         build(partial)
-        (partial / "key.json").write_text(json.dumps(key, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
-        for path in partial.rglob("*"):
-            if path.is_file():
-                _flush(path)
+        files = [path for path in partial.rglob("*") if path.is_file()]
+        sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
+        text = json.dumps({**key, "files": sizes}, indent=1, ensure_ascii=True)
+        (partial / "key.json").write_text(text + "\n", encoding="utf-8")
+        for path in (*files, partial / "key.json"):
+            _flush(path)
         try:
             partial.rename(final)
         except OSError:

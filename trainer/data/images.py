@@ -31,7 +31,7 @@ from trainer.data.order import Integers
 from trainer.data.sources import Source, locate, split
 
 DECODED_LIMIT = 2 * 10**9  # bytes
-_REVISION = 1
+_REVISION = 2
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
@@ -103,11 +103,27 @@ def decode(value: Any, channels: int) -> Any:
     from PIL import Image
 
     try:
+        if value["bytes"] is None and value["path"] is None:
+            raise ValueError("its row holds neither bytes nor a path")
         image = Image.open(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"])
+        if image.mode.startswith(("I", "F")):
+            image = _eight_bits(image)
         return image.convert("L" if channels == 1 else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         problem = f"cannot be decoded: {error}"
         raise ConfigError("data.source", value["path"] or "an image", problem, "mend it or take it out") from error
+
+
+def _eight_bits(image: Any) -> Any:
+    """Grey of up to 16 bits, in 8. Pillow's own conversion clips instead: all beyond 255 becomes white."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    # Of 16-bit modes only TIFF fills fewer bits, and says so in its tag BitsPerSample. Pillow scales others to 16.
+    bits = getattr(image, "tag_v2", {}).get(258, [16])[0] if image.mode.startswith("I;") else 16
+    if image.mode == "F" or values.min() < 0 or values.max() >= 2**bits:
+        raise ValueError(f"values of mode {image.mode} that are not whole numbers of {bits} bits")
+    return Image.fromarray(np.rint(values * (255 / (2**bits - 1))).astype(np.uint8))
 
 
 def load(config: ImageData) -> Data:
@@ -133,7 +149,10 @@ def load(config: ImageData) -> Data:
         return ImageSamples(entry / part, config, part == "train", encoded)
 
     channels = len(config.mean)
-    return Data(samples("train"), samples("validation"), classes=len(names), channels=channels, labels=names)
+    return Data(
+        samples("train"), samples("validation"),
+        classes=len(names), channels=channels, labels=names, fingerprint=entry.name,
+    )  # fmt: skip
 
 
 def _prepare(folder: Path, config: ImageData, source: Source, validation: Source | None) -> None:

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from trainer.config.errors import ConfigError
 from trainer.data import Samples
 from trainer.data.order import Integers, Order, keys
 
 
 class WorkerError(RuntimeError):
-    """A batch could not be prepared: a sample that cannot be read, or a worker process that died."""
+    """A batch could not be prepared: an error of ours, or a worker process that died."""
 
 
 class _Job(NamedTuple):
@@ -66,7 +67,8 @@ def train_batches(
         pin_memory: put batches in page-locked memory, for copies to a GPU.
 
     Raises:
-        WorkerError: from the iterator, when a sample cannot be prepared or a worker dies.
+        ConfigError: from the iterator, when a sample cannot be read.
+        WorkerError: from the iterator, when a batch cannot be prepared for another reason or a worker dies.
     """
     if micro * accumulation * world_size != global_batch:
         raise ValueError(f"{micro} x {accumulation} x {world_size} ranks do not make a global batch of {global_batch}")
@@ -115,9 +117,11 @@ class _Batches(Dataset[Any]):
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitem__(self, job: _Job) -> dict[str, Tensor] | _Failure:
+    def __getitem__(self, job: _Job) -> dict[str, Tensor] | ConfigError | _Failure:
         try:
             batch = self.samples.batch(job.rows, job.keys)
+        except ConfigError as error:
+            return error
         except Exception as error:
             return _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
         return batch if job.weight is None else {**batch, "weight": job.weight}
@@ -143,7 +147,9 @@ def _batches(
         # Not fork: by now this process has threads (tokenizers, arrow, NCCL) that hold locks, and a forked child
         # could wait for one of them for ever. The fork server has none, and imports torch once for all workers.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.utils.data", "trainer.data.loader", type(samples).__module__, "PIL.Image"])
+        context.set_forkserver_preload(
+            ["torch.utils.data", "trainer.data.loader", type(samples).__module__, "PIL.Image"]
+        )
         many = {"multiprocessing_context": context, "worker_init_fn": _start_worker}
     loader: DataLoader[Any] = DataLoader(
         _Batches(samples),
@@ -162,6 +168,8 @@ def _batches(
     forget = atexit.unregister  # when the interpreter has ended, the module is gone before this generator
     try:
         for batch in iterator:
+            if isinstance(batch, ConfigError):
+                raise batch
             if isinstance(batch, _Failure):
                 raise WorkerError(f"a batch could not be prepared: {batch.text}\n{batch.trace}")
             yield batch

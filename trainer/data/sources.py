@@ -13,7 +13,7 @@ from typing import Any
 from trainer.config.errors import ConfigError
 from trainer.config.schema import ImageData, TextData
 from trainer.data import embedded
-from trainer.data.cache import files_fingerprint
+from trainer.data.cache import files_fingerprint, local_path
 from trainer.data.order import Integers, permutation
 
 _BUILT_IN = {"text": "python-docs", "images": "digits"}
@@ -117,7 +117,7 @@ def _is_path(name: str) -> bool:
 
 
 def _files(name: str, form: str, key: str) -> list[Path]:
-    path = Path(name).expanduser()
+    path = local_path(key, name)
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -127,6 +127,8 @@ def _files(name: str, form: str, key: str) -> list[Path]:
     else:
         files = [f for f in map(Path, glob.glob(str(path), recursive=True)) if f.is_file()]
         problem, advice = "no such file, folder or glob", _nearest(path)
+        if path.exists():
+            problem, advice = "neither a file nor a folder", "name one of these"
     if not files:
         raise ConfigError(key, name, problem, advice)
     return sorted(files)
@@ -151,11 +153,43 @@ def _needs(config: TextData | ImageData, kind: str, form: str, name: str, key: s
 
 
 def _read(form: str, files: list[Path], config: TextData | ImageData, name: str, key: str) -> Any:
+    from datasets import Features, Value
+
     options: dict[str, Any] = {}
     if form == "text":
         # Blank lines separate documents or paragraphs. Files without any have one on each line.
-        options = {"sample_by": "paragraph" if any(map(_has_blank_line, files)) else "line"}
-    return _load_dataset(config, name, key, form, data_files=[str(f) for f in files], split="train", **options)
+        by = "paragraph" if any(map(_has_blank_line, files)) else "line"
+        options = {"sample_by": by, "features": Features({"text": Value("string")})}
+    try:
+        return _load_dataset(config, form, data_files=[str(f) for f in files], split="train", **options)
+    except Exception as error:
+        file, problem = _unreadable(form, files) or (name, _said(error))
+        advice = "text must be UTF-8" if form == "text" else "all files must be parquet, with rows, of the same columns"
+        raise ConfigError(key, name, f"{file} cannot be read: {problem}", advice) from error
+
+
+def _unreadable(form: str, files: list[Path]) -> tuple[Path, str] | None:
+    """The first file that cannot be read, and why. `datasets` does not say which it was."""
+    import pyarrow.parquet
+
+    columns = None
+    for file in files:
+        try:
+            if form == "text":
+                with file.open(encoding="utf-8") as stream:
+                    while stream.read(1 << 20):
+                        pass
+                continue
+            metadata = pyarrow.parquet.read_metadata(file)
+        except Exception as error:
+            return file, _said(error)
+        found = sorted(metadata.schema.to_arrow_schema().names)
+        columns = columns or found
+        if not metadata.num_rows:
+            return file, "it has no rows"
+        if found != columns:
+            return file, f"it has the columns {', '.join(found)}, but {files[0].name} has {', '.join(columns)}"
+    return None
 
 
 def _has_blank_line(file: Path) -> bool:
@@ -170,21 +204,27 @@ def _has_blank_line(file: Path) -> bool:
 
 def _hub(config: TextData | ImageData, part: str | None, key: str) -> Source:
     name = config.source if key == "data.source" else str(part)
-    dataset = _load_dataset(config, name, key, config.source, config.subset, split=part)
+    try:
+        dataset = _load_dataset(config, config.source, config.subset, split=part)
+    except Exception as error:
+        advice = "give a path, or a data set's name on the hub; data.subset and data.split choose a part of it"
+        raise ConfigError(key, name, f"datasets cannot load it: {_said(error)}", advice) from error
     return Source({"hub": config.source, "split": part, "digest": dataset._fingerprint}, lambda: dataset)
 
 
-def _load_dataset(config: TextData | ImageData, name: str, key: str, *args: Any, **options: Any) -> Any:
-    """`datasets.load_dataset`, with its many errors as one. Its own copies go to ``data.cache`` too."""
+def _load_dataset(config: TextData | ImageData, *args: Any, **options: Any) -> Any:
+    """`datasets.load_dataset`. Its own copies go to ``data.cache`` too."""
     import datasets
 
     datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(*args, cache_dir=str(Path(config.cache).expanduser() / "datasets"), **options)
-    except Exception as error:
-        text = " ".join(str(error).split())[:500]
-        advice = "give a path, or a data set's name on the hub; data.subset and data.split choose a part of it"
-        raise ConfigError(key, name, f"datasets cannot load it: {type(error).__name__}: {text}", advice) from error
+    return datasets.load_dataset(*args, cache_dir=str(local_path("data.cache", config.cache) / "datasets"), **options)
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, or what it was raised from: `datasets` hides the reason behind errors of its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _in_class_folders(files: list[Path], folder: Path, key: str) -> None:

@@ -6,6 +6,7 @@ On disk a corpus is one long stream of tokens without any special token. Row i o
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +24,13 @@ from trainer.data import Data, order, tokenizer
 from trainer.data.cache import digest, prepared, say
 from trainer.data.sources import Source, locate, split
 
-_REVISION = 1
+_REVISION = 2
 _PIECE = 100_000  # characters; a longer document is cut at white space, for the tokenizer's threads
 _CHUNK = 4_000_000  # characters tokenized at a time
+# Runs of letters and digits longer than any word, such as base64. BERT makes one [UNK] of all beyond 100 characters; to
+# learn a vocabulary takes time quadratic in their length. Chinese characters are words of their own, however many.
+_IN_WORD = r"[^\W_\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]"
+_LONG_WORD = re.compile(f"(?<!{_IN_WORD})({_IN_WORD}{{200}}){_IN_WORD}+")
 _VALIDATION_MASKS = 0x6D61736B
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -121,7 +126,7 @@ def load(config: TextData) -> Data:
             raise ConfigError(
                 "data.sequence_length", config.sequence_length, problem, f"use shorter sequences, or {advice}"
             )
-    return Data(train, held_out, vocabulary_size=size, tokenizer=words)
+    return Data(train, held_out, vocabulary_size=size, tokenizer=words, fingerprint=entry.name)
 
 
 class _Corpus:
@@ -157,10 +162,10 @@ class _Corpus:
         if column not in rows.column_names:
             have = ", ".join(rows.column_names)
             raise ConfigError("data.column", column, f"no such column in {key}", f"it has: {have}")
-        if rows.features[column].dtype not in ("string", "large_string"):
-            raise ConfigError(
-                "data.column", column, f"holds {rows.features[column].dtype}, not text", "name another column"
-            )
+        feature = rows.features[column]
+        held = getattr(feature, "dtype", feature)  # lists and structs have none
+        if held not in ("string", "large_string"):
+            raise ConfigError("data.column", column, f"holds {held}, not text", "name another column")
         if not len(rows):
             raise ConfigError(key, getattr(self.config, key.removeprefix("data.")), "has no rows", "name other data")
         return rows.select_columns([column])
@@ -169,7 +174,7 @@ class _Corpus:
 def _texts(rows: Any, column: str) -> Iterator[str]:
     for batch in rows.iter(batch_size=100):
         for text in batch[column]:
-            yield text or ""
+            yield _LONG_WORD.sub(r"\1", text or "")
 
 
 def _tokenize(corpus: _Corpus, words: Any, dtype: str, folder: Path) -> None:
@@ -219,7 +224,7 @@ def _pieces(text: str) -> Iterator[str]:
     while len(text) > _PIECE:
         cut = max(text.rfind(space, 1, _PIECE) for space in " \n\t")
         if cut < 1:
-            break  # one word of that length: let the tokenizer make of it what it will
+            break  # no white space: let the tokenizer make of it what it will
         yield text[:cut]
         text = text[cut:]
     yield text

@@ -10,12 +10,12 @@ import numpy as np
 
 from trainer.config.errors import ConfigError
 from trainer.config.schema import TextData
-from trainer.data.cache import prepared, say
+from trainer.data.cache import local_path, prepared, say
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # A vocabulary is learnt from this many characters at most; more would not change it much, but needs the memory.
 _CHARACTERS = 200_000_000
-_REVISION = 1
+_REVISION = 2
 
 
 def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iterable[str]]) -> Any:
@@ -41,13 +41,16 @@ def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iter
 
 
 def _given(config: TextData) -> Any:
-    path = Path(config.tokenizer).expanduser()
+    path = local_path("data.tokenizer", config.tokenizer)
     if path.is_file():
-        found = _from_vocabulary(path, config.lowercase)
+        advice = "give a vocabulary file of BERT's, one token a line"
+        try:
+            found = _from_vocabulary(path, config.lowercase)
+        except ValueError as error:
+            raise ConfigError("data.tokenizer", config.tokenizer, f"cannot be read: {error}", advice) from error
         known = found.get_vocab()
         lacking = [token for token in SPECIAL if token not in known or known[token] >= found.vocab_size]
         if lacking:
-            advice = "give a vocabulary file of BERT's, one token a line"
             raise ConfigError("data.tokenizer", config.tokenizer, f"does not list {' '.join(lacking)}", advice)
         return found
     if not path.exists() and config.tokenizer.startswith(("/", ".", "~")):
@@ -79,7 +82,11 @@ def _from_vocabulary(path: Path, lowercase: bool) -> Any:
     from transformers import BertTokenizerFast
 
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    return BertTokenizerFast(vocab={line: index for index, line in enumerate(lines)}, do_lower_case=lowercase)
+    vocabulary = {line: index for index, line in enumerate(lines)}
+    if len(vocabulary) < len(lines):
+        twice = next(line for index, line in enumerate(lines) if vocabulary[line] != index)
+        raise ValueError(f"{twice!r} is on more than one line")
+    return BertTokenizerFast(vocab=vocabulary, do_lower_case=lowercase)
 
 
 def _train(config: TextData, corpus: Iterable[str], file: Path) -> None:

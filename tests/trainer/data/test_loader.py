@@ -56,7 +56,7 @@ SPLITS = [(1, 16), (1, 4), (1, 1), (2, 8), (2, 2), (4, 4), (4, 1), (8, 2)]
 def test_global_batches_do_not_depend_on_who_computes_them(
     text_config: Callable[..., TextData], world_size: int, micro: int
 ) -> None:
-    samples = load(text_config(), 1).train
+    samples = load(text_config()).train
     assert same(global_batches(samples, world_size, micro), global_batches(samples, 1, 16))
 
 
@@ -85,7 +85,7 @@ def test_a_row_looks_different_each_epoch_and_with_each_seed() -> None:
 
 
 def test_workers_change_nothing_and_use_one_thread(text_config: Callable[..., TextData]) -> None:
-    samples = load(text_config(), 1).train
+    samples = load(text_config()).train
     state = torch.get_rng_state()
     assert same(global_batches(samples, 1, 4, workers=2), global_batches(samples, 1, 4))
     assert torch.equal(torch.get_rng_state(), state), "the loader drew from the generator of dropout"
