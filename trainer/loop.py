@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import itertools
 import math
 import sys
 import time
@@ -27,8 +26,9 @@ from trainer.evaluate import evaluate
 from trainer.export import export
 from trainer.meter import Meter
 from trainer.metrics import Metrics
-from trainer.plan import Phase, plan, rows, wasteful
+from trainer.plan import Phase, plan, rows, stop_step, wasteful
 from trainer.progress import Progress
+from trainer.resume import check_phases, check_place, check_unchanged
 
 
 @dataclass
@@ -91,19 +91,19 @@ def _train(config: Config, world: World, directory: Path) -> None:
     datas: list[data.Data] = []
     everywhere(world, lambda: datas.extend(data.load(c.data) for c in configs))
     plans = plan(configs, world.size, [len(d.train) for d in datas])
-    _check_data(datas)
+    check_phases(datas)
     place = Place(0, 0, 0)
     if source is not None:
         manifest = agree(world, functools.partial(Manifest.read, source))
         place = manifest.place
-        _check_place(plans, place, config, own is not None)
+        check_place(plans, place, config, own is not None)
         if own is not None:
-            _check_same_data(config, manifest, datas)
+            check_unchanged(config, manifest, datas)
     run = Run(
         config, directory, world, plans, datas,
         metrics=Metrics(directory if world.main else None, tensorboard=config.log.tensorboard),
         progress=Progress() if world.main else None,
-        stop=_stop(config, plans),
+        stop=stop_step(config, plans),
     )  # fmt: skip
     _announce(run, place, source)
     began = place
@@ -154,8 +154,8 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         before, place = place, Place(step, place.samples + batch, phase.index)
         due = functools.partial(_due, before, place, phase, end)
         values = None
-        # The first step of a phase too: it shows where the loss begins.
-        if due(config.log.every) or step == phase.first_step + 1:
+        # The first step of a phase too, which shows where the loss begins; and none is saved whose loss was not seen.
+        if due(config.log.every) or due(config.checkpoint.every) or step == phase.first_step + 1:
             values, layers = meter.read(place)
             _check_loss(run, phase, values)
             run.metrics.write("train", **values)
@@ -228,70 +228,6 @@ def _save(run: Run, engine: Engine, place: Place) -> Path:
     return path
 
 
-def _stop(config: Config, plans: list[Phase]) -> int:
-    """The step at which this start of the run stops."""
-    last = plans[-1].last_step
-    if config.stop_after is None:
-        return last
-    left, unit = config.stop_after.amount, config.stop_after.unit
-    for phase in plans:
-        # A phase's length, and that of a step in it, in the unit that the config counts in.
-        step = {
-            "steps": 1.0,
-            "samples": float(phase.split.global_batch),
-            "epochs": phase.split.global_batch / phase.epoch,
-        }[unit]
-        if left <= phase.steps * step:
-            return phase.first_step + math.ceil(round(left / step, 6))
-        left -= phase.steps * step
-    return last
-
-
-def _check_place(plans: list[Phase], place: Place, config: Config, own: bool) -> None:
-    """Refuse a checkpoint that lies between two steps of this run, or behind its last.
-
-    Raises:
-        ConfigError: naming where it stands and where this run would be.
-    """
-    last = plans[-1]
-    if place.step > last.last_step or (place.step == last.last_step and not own):
-        problem = f"the checkpoint stands at step {place.step:,}, this run ends at step {last.last_step:,}"
-        raise ConfigError("resume", config.resume, problem, "lengthen duration, or resume from an earlier checkpoint")
-    phase = next((p for p in plans if p.first_step <= place.step < p.last_step), last)
-    samples = phase.first_sample + (place.step - phase.first_step) * phase.split.global_batch
-    if place.samples != samples:
-        problem = (
-            f"the checkpoint stands at step {place.step:,} after {place.samples:,} samples, this run after {samples:,}"
-        )
-        raise ConfigError("resume", config.resume, problem, "resume with the batch that it was made with")
-
-
-def _check_data(datas: list[data.Data]) -> None:
-    """One model has one vocabulary, and one list of classes, over all phases."""
-    for index, (first, other) in enumerate(itertools.pairwise(datas), 1):
-        same = first.labels == other.labels
-        if first.tokenizer is not None and other.tokenizer is not None:
-            same = first.tokenizer.get_vocab() == other.tokenizer.get_vocab()
-        if not same:
-            problem = "its vocabulary or classes differ from those of the phase before"
-            raise ConfigError(f"phases[{index}].data", "", problem, "name one data.tokenizer for all, outside phases")
-
-
-def _check_same_data(config: Config, manifest: Manifest, datas: list[data.Data]) -> None:
-    """A run goes on with the samples that it began with.
-
-    Raises:
-        ConfigError: if the data, or what is made of it, has changed since the checkpoint.
-    """
-    for index, (then, now) in enumerate(zip(manifest.data, (d.fingerprint for d in datas), strict=True)):
-        if then != now:
-            key = f"phases[{index}].data.source" if len(datas) > 1 else "data.source"
-            problem = f"the data has changed since the checkpoint was made ({then} then, {now} now)"
-            raise ConfigError(
-                key, phases(config)[index].data.source, problem, "bring it back, or choose another name=..."
-            )
-
-
 def _announce(run: Run, place: Place, source: Path | None) -> None:
     """The plan, on the terminal and in the metrics."""
     if not run.world.main:
@@ -305,11 +241,8 @@ def _announce(run: Run, place: Place, source: Path | None) -> None:
         if first.classes is not None:
             table.append(("classes", f"{first.classes:,}"))
         tables.append(table)
-        _say(
-            run.world,
-            f"plan of {run.config.name}"
-            + (f", phase {phase.index + 1} of {len(run.plans)}" if len(run.plans) > 1 else ""),
-        )
+        part = f", phase {phase.index + 1} of {len(run.plans)}" if len(run.plans) > 1 else ""
+        _say(run.world, f"plan of {run.config.name}{part}")
         for label, value in table:
             _say(run.world, f"  {label:<13} {value}")
         advice = wasteful(phase.split, phase.config.batch.micro)
@@ -317,9 +250,11 @@ def _announce(run: Run, place: Place, source: Path | None) -> None:
             _say(run.world, f"  note          {advice}")
     if source is not None:
         _say(run.world, f"going on at step {place.step} from {source}")
+    if place.step >= run.stop:
+        _say(run.world, f"nothing is left to do: the run stands at step {place.step} and was to stop at {run.stop}")
     run.metrics.write(
-        "start", time=time.time(), version=rundir.code_version(), world_size=run.world.size, device=str(run.world.device), engine=dump(run.config)["engine"],
-        step=place.step, samples=place.samples, resumed_from=None if source is None else str(source),
+        "start", time=time.time(), version=rundir.code_version(), world_size=run.world.size,
+        device=str(run.world.device), engine=dump(run.config)["engine"], step=place.step, samples=place.samples, resumed_from=None if source is None else str(source),
     )  # fmt: skip
     run.metrics.write("plan", phases=[[{"label": label, "value": value} for label, value in table] for table in tables])
 

@@ -144,3 +144,22 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
         ("schedule", decay),
         ("engine", f"ZeRO {config.engine.stage}, {config.engine.precision}"),
     ]
+
+
+def stop_step(config: Config, phases: Sequence[Phase]) -> int:
+    """The step of the run at which to stop: its last, or where ``stop_after`` says."""
+    last = phases[-1].last_step
+    if config.stop_after is None:
+        return last
+    left, unit = config.stop_after.amount, config.stop_after.unit
+    for phase in phases:
+        # A phase's length, and that of a step in it, in the unit that the config counts in.
+        step = {
+            "steps": 1.0,
+            "samples": float(phase.split.global_batch),
+            "epochs": phase.split.global_batch / phase.epoch,
+        }[unit]
+        if left <= phase.steps * step:
+            return phase.first_step + math.ceil(round(left / step, 6))
+        left -= phase.steps * step
+    return last

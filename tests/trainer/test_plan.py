@@ -4,7 +4,7 @@ import pytest
 
 from trainer import config as c
 from trainer.config import Config, ConfigError, Duration, Span
-from trainer.plan import plan, rows, split, wasteful
+from trainer.plan import plan, rows, split, stop_step, wasteful
 
 
 def config(**changes: object) -> Config:
@@ -122,3 +122,16 @@ def test_phases_follow_one_another() -> None:
     assert (second.first_step, second.last_step, second.first_sample) == (9, 13, 9 * 512)
     with pytest.raises(ConfigError, match=r"phases\[1\]\.batch\.global"):
         plan(c.phases(run), 512, [2000, 900])
+
+
+@pytest.mark.parametrize(
+    ("stop", "step"),
+    [
+        (None, 13), ("5 steps", 5), ("9 steps", 9), ("11 steps", 11), ("99 steps", 13), ("4608 samples", 9),
+        ("4609 samples", 10), ("5120 samples", 11), ("1 epochs", 4), ("2.304 epochs", 9), ("2.5 epochs", 10), ("99 epochs", 13),
+    ],
+)  # fmt: skip
+def test_where_to_stop(stop: str | None, step: int) -> None:
+    """Two phases: 9 steps of 512 over 2,000 rows, then 4 steps of 256 over 900."""
+    run = config(phases=[{"duration": "9 steps"}, {"duration": "4 steps", "batch": {"global": 256}}], stop_after=stop)
+    assert stop_step(run, plan(c.phases(run), 2, [2000, 900])) == step
