@@ -153,24 +153,26 @@ def _needs(config: TextData | ImageData, kind: str, form: str, name: str, key: s
 
 
 def _read(form: str, files: list[Path], config: TextData | ImageData, name: str, key: str) -> Any:
-    from datasets import Features, Value
+    from datasets.arrow_writer import SchemaInferenceError
 
+    cache = local_path("data.cache", config.cache)
     options: dict[str, Any] = {}
     if form == "text":
         # Blank lines separate documents or paragraphs. Files without any have one on each line.
-        by = "paragraph" if any(map(_has_blank_line, files)) else "line"
-        options = {"sample_by": by, "features": Features({"text": Value("string")})}
+        options = {"sample_by": "paragraph" if any(map(_has_blank_line, files)) else "line"}
     try:
-        return _load_dataset(config, form, data_files=[str(f) for f in files], split="train", **options)
+        return _load_dataset(cache, form, data_files=[str(f) for f in files], split="train", **options)
     except Exception as error:
+        if isinstance(error.__cause__, SchemaInferenceError):
+            raise ConfigError(key, name, "has no rows", "name other data") from error
         file, problem = _unreadable(form, files) or (name, _said(error))
-        advice = "text must be UTF-8" if form == "text" else "all files must be parquet, with rows, of the same columns"
+        advice = "text must be UTF-8" if form == "text" else "all files must be parquet, with rows and the same columns"
         raise ConfigError(key, name, f"{file} cannot be read: {problem}", advice) from error
 
 
 def _unreadable(form: str, files: list[Path]) -> tuple[Path, str] | None:
     """The first file that cannot be read, and why. `datasets` does not say which it was."""
-    import pyarrow.parquet
+    from pyarrow import parquet
 
     columns = None
     for file in files:
@@ -180,15 +182,15 @@ def _unreadable(form: str, files: list[Path]) -> tuple[Path, str] | None:
                     while stream.read(1 << 20):
                         pass
                 continue
-            metadata = pyarrow.parquet.read_metadata(file)
+            metadata = parquet.read_metadata(file)
         except Exception as error:
             return file, _said(error)
-        found = sorted(metadata.schema.to_arrow_schema().names)
+        found = metadata.schema.to_arrow_schema().names
         columns = columns or found
         if not metadata.num_rows:
             return file, "it has no rows"
-        if found != columns:
-            return file, f"it has the columns {', '.join(found)}, but {files[0].name} has {', '.join(columns)}"
+        if more := [column for column in found if column not in columns]:
+            return file, f"{files[0].name} does not have its columns {', '.join(more)}"
     return None
 
 
@@ -204,20 +206,21 @@ def _has_blank_line(file: Path) -> bool:
 
 def _hub(config: TextData | ImageData, part: str | None, key: str) -> Source:
     name = config.source if key == "data.source" else str(part)
+    cache = local_path("data.cache", config.cache)
     try:
-        dataset = _load_dataset(config, config.source, config.subset, split=part)
+        dataset = _load_dataset(cache, config.source, config.subset, split=part)
     except Exception as error:
         advice = "give a path, or a data set's name on the hub; data.subset and data.split choose a part of it"
         raise ConfigError(key, name, f"datasets cannot load it: {_said(error)}", advice) from error
     return Source({"hub": config.source, "split": part, "digest": dataset._fingerprint}, lambda: dataset)
 
 
-def _load_dataset(config: TextData | ImageData, *args: Any, **options: Any) -> Any:
-    """`datasets.load_dataset`. Its own copies go to ``data.cache`` too."""
+def _load_dataset(cache: Path, *args: Any, **options: Any) -> Any:
+    """`datasets.load_dataset`. Its own copies go to the cache too."""
     import datasets
 
     datasets.disable_progress_bars()
-    return datasets.load_dataset(*args, cache_dir=str(local_path("data.cache", config.cache) / "datasets"), **options)
+    return datasets.load_dataset(*args, cache_dir=str(cache / "datasets"), **options)
 
 
 def _said(error: BaseException) -> str:

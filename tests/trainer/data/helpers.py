@@ -15,8 +15,8 @@ from trainer.config.errors import ConfigError
 class Plain:
     """Samples that show which row and which key they were asked for."""
 
-    def __init__(self, length: int, broken: int = -1, deadly: int = -1) -> None:
-        self.length, self.broken, self.deadly = length, broken, deadly
+    def __init__(self, length: int, broken: int = -1, buggy: int = -1, deadly: int = -1) -> None:
+        self.length, self.broken, self.buggy, self.deadly = length, broken, buggy, deadly
 
     def __len__(self) -> int:
         return self.length
@@ -24,6 +24,8 @@ class Plain:
     def batch(self, indices: Sequence[int], keys: Sequence[int]) -> dict[str, Tensor]:
         if self.broken in indices:
             raise ConfigError("data.source", "cat.png", "cannot be decoded: truncated", "mend it or take it out")
+        if self.buggy in indices:
+            raise KeyError("a bug")
         if self.deadly in indices:
             os.kill(os.getpid(), signal.SIGKILL)
         size = len(indices)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,7 @@ def test_a_failed_build_leaves_nothing_and_can_be_tried_again(tmp_path: Path) ->
         prepared(str(tmp_path), "thing", {}, fail)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
     entry = prepared(str(tmp_path), "thing", {}, lambda folder: None)
-    assert (entry / "key.json").read_text() == "{}\n"
+    assert json.loads((entry / "key.json").read_text()) == {"files": {}}
 
 
 def test_another_builder_may_be_first_where_there_are_no_locks(tmp_path: Path) -> None:
@@ -57,6 +59,32 @@ def test_another_builder_may_be_first_where_there_are_no_locks(tmp_path: Path) -
 
     entry = prepared(str(tmp_path), "thing", {}, overtaken)
     assert (entry / "by").read_text() == "the other"
+
+
+@pytest.mark.parametrize("damage, mended", [
+    (lambda entry: None, False),
+    (lambda entry: (entry / "part" / "a.bin").write_text("od"), True),
+    (lambda entry: (entry / "part" / "a.bin").write_text(""), True),
+    (lambda entry: (entry / "part" / "a.bin").unlink(), True),
+    (lambda entry: (entry / "key.json").unlink(), True),
+    (lambda entry: (entry / "key.json").write_bytes(bytes(20)), True),
+])  # fmt: skip
+def test_a_damaged_entry_is_built_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], mended: bool
+) -> None:
+    def build(folder: Path) -> None:
+        (folder / "part").mkdir()
+        (folder / "part" / "a.bin").write_text("content")
+        print("built")
+
+    entry = prepared(str(tmp_path), "thing", {"a": 1}, build)
+    damage(entry)
+    assert prepared(str(tmp_path), "thing", {"a": 1}, build) == entry
+    assert (entry / "part" / "a.bin").read_text() == "content"
+    said = capsys.readouterr()
+    assert said.out == "built\n" * (1 + mended)
+    assert ("is damaged and prepared anew" in said.err) == mended
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [entry]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,41 @@ def test_errors_say_what_to_change(tmp_path: Path, pictures: Path, config: Calla
     (pictures / "red" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ConfigError, match=r"broken.png': cannot be decoded"):
         load(config(source=str(pictures)))
+
+
+@pytest.mark.parametrize("values, suffix, expected", [
+    (np.array([[0, 257, 32896, 65535]], dtype=np.uint16), "png", [0, 1, 128, 255]),
+    (np.array([[0, 257, 32896, 65535]], dtype=np.uint16), "tiff", [0, 1, 128, 255]),
+    (np.array([[0, 257, 32896, 65535]], dtype=np.int32), "tiff", [0, 1, 128, 255]),
+    (np.array([[0, 65536]], dtype=np.int32), "tiff", "grey.tiff': cannot be decoded: values of mode I that"),
+    (np.array([[0, -1]], dtype=np.int32), "tiff", "grey.tiff': cannot be decoded: values of mode I that"),
+    (np.array([[0, 0.5]], dtype=np.float32), "tiff", "grey.tiff': cannot be decoded: values of mode F that"),
+    (None, "", "'an image': cannot be decoded: its row holds neither bytes nor a path"),
+])  # fmt: skip
+def test_grey_of_more_than_8_bits(tmp_path: Path, values: Any, suffix: str, expected: list[int] | str) -> None:
+    path = None
+    if values is not None:
+        path = str(tmp_path / f"grey.{suffix}")
+        Image.fromarray(values).save(path)
+    for channels in (1, 3):
+        if isinstance(expected, str):
+            with pytest.raises(ConfigError, match=expected):
+                images.decode({"bytes": None, "path": path}, channels)
+        else:
+            found = np.asarray(images.decode({"bytes": None, "path": path}, channels)).reshape(4, channels)
+            assert found.tolist() == [[grey] * channels for grey in expected]
+
+
+def test_of_12_bits_in_tiff(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((1, 4), dtype=np.uint16)).save(tmp_path / "a.tiff")
+    packed = (tmp_path / "a.tiff").read_bytes()
+    tag = struct.pack("<HHI", 258, 3, 1)  # BitsPerSample, of one short
+    changed = packed.replace(tag + b"\x10", tag + b"\x0c")
+    assert changed != packed
+    content = bytes.fromhex("000 010 800 fff".replace(" ", ""))  # 4 values of 12 bits
+    (tmp_path / "a.tiff").write_bytes(changed[:-8] + content + b"\0\0")
+    found = images.decode({"bytes": None, "path": str(tmp_path / "a.tiff")}, 1)
+    assert np.asarray(found).tolist() == [[0, 1, 128, 255]]
 
 
 def test_cifar(shared_data: Path, config: Callable[..., ImageData]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.trainer.data.helpers import Plain
+from trainer.config.errors import ConfigError
 from trainer.config.schema import TextData
 from trainer.data import Samples, load
 from trainer.data.loader import WorkerError, evaluation_batches, train_batches
@@ -142,9 +143,15 @@ def train(samples: Samples, workers: int, steps: int = 50):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_sample_that_cannot_be_read_is_named(workers: int) -> None:
-    with pytest.raises(WorkerError, match=r"data.source: 'cat.png': cannot be decoded: truncated; mend it"):
-        list(train(Plain(20, broken=5), workers))
+@pytest.mark.parametrize("samples, error, message", [
+    (Plain(20, broken=5), ConfigError, "^data.source: 'cat.png': cannot be decoded: truncated; mend it or take it out$"),
+    (Plain(20, buggy=5), WorkerError, "a batch could not be prepared: KeyError: 'a bug'\nTraceback"),
+])  # fmt: skip
+def test_an_error_of_the_data_is_told_from_a_bug(
+    workers: int, samples: Plain, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        list(train(samples, workers))
 
 
 def test_a_dead_worker_says_what_to_change() -> None:

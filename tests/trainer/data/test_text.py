@@ -4,10 +4,12 @@ import json
 import pickle
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -162,6 +164,25 @@ def test_long_documents_are_cut_between_words(monkeypatch: pytest.MonkeyPatch) -
         assert [w for p in pieces for w in p.split()] == document.split()
 
 
+@pytest.mark.parametrize("given, kept", [
+    ("a" * 1000 + " b", "a" * 200 + " b"),
+    ("一" * 1000, "一" * 1000),  # words of one character each
+    ("a_b(c);" * 1000, "a_b(c);" * 1000),
+    ("b " + "a" * 200, "b " + "a" * 200),
+])  # fmt: skip
+def test_endless_words_are_cut_and_no_others(given: str, kept: str) -> None:
+    assert list(text._texts(datasets.Dataset.from_dict({"text": [given]}), "text")) == [kept]
+
+
+def test_endless_words_take_no_time(tmp_path: Path, text_config: Config) -> None:
+    letters = np.random.default_rng(0).integers(97, 123, 100_000, dtype=np.uint8).tobytes().decode()
+    lines = [letters * 10, "a" * 10**6, letters[:20] * 50_000, "x=[1];" * 150_000]
+    (tmp_path / "lines.txt").write_text("\n".join([*lines, *["some words more"] * 200]))
+    began = time.monotonic()
+    load(text_config(source=str(tmp_path / "lines.txt"), cache=str(tmp_path), validation_share=0.5))
+    assert time.monotonic() - began < 60, "it takes 2 s, and hours if the words are left whole"
+
+
 def test_samples_travel_to_workers_without_their_data(text_config: Config) -> None:
     samples = load(text_config()).train
     before = samples.batch([0], [1])
@@ -184,8 +205,6 @@ def test_rows_of_a_text_file(tmp_path: Path, text_config: Config, content: str, 
 
 
 def test_parquet_and_a_folder_as_if_it_were_the_hub(tmp_path: Path, text_config: Config, work: list[str]) -> None:
-    import datasets
-
     folder = tmp_path / "data"
     folder.mkdir()
     for part, count in (("train", 300), ("validation", 30)):
@@ -220,7 +239,23 @@ def test_parquet_and_a_folder_as_if_it_were_the_hub(tmp_path: Path, text_config:
     ({"sequence_length": 2000}, "the held-out text does not fill one sequence.*validation_share"),
     ({"tokenizer": "./nowhere.txt"}, "data.tokenizer: './nowhere.txt': no such file or folder"),
     ({"tokenizer": "poor.txt"}, r"data.tokenizer: .*does not list \[PAD\] \[CLS\] \[SEP\] \[MASK\]"),
+    ({"tokenizer": "latin.txt"}, "data.tokenizer: .*latin.txt': cannot be read: 'utf-8' codec"),
+    ({"tokenizer": "twice.txt"}, "data.tokenizer: .*twice.txt': cannot be read: 'a' is on more than one line"),
+    ({"tokenizer": "./a\0b"}, "data.tokenizer: .*is not a path: it holds a NUL byte"),
     ({"validation": "nowhere/"}, "data.validation: .*no such file, folder or glob"),
+    ({"source": "a\0b.txt"}, "data.source: .*is not a path: it holds a NUL byte"),
+    ({"source": "~nouser/a.txt"}, "data.source: '~nouser/a.txt': is not a path: Could not determine home"),
+    ({"cache": "a\0b"}, "data.cache: .*is not a path: it holds a NUL byte"),
+    ({"cache": "~nouser/cache"}, "data.cache: '~nouser/cache': is not a path: Could not determine home"),
+    ({"source": "/dev/null"}, "data.source: '/dev/null': neither a file nor a folder"),
+    ({"source": "void.txt"}, "data.source: .*void.txt': has no rows"),
+    ({"source": "latin.txt"}, "latin.txt cannot be read: UnicodeDecodeError: .* 0xe9 in position 3.*; text must be UTF-8"),
+    ({"source": "[al]*i*.txt"}, r"data.source: .*\[al\]\*i\*.txt': .*/latin.txt cannot be read: UnicodeDecodeError"),
+    ({"source": "void.parquet"}, "void.parquet cannot be read: ArrowInvalid: Parquet file size is 0 bytes; all files must"),
+    ({"source": "rowless.parquet"}, "rowless.parquet cannot be read: it has no rows"),
+    ({"source": "like*.parquet"}, "like2.parquet cannot be read: like1.parquet does not have its columns more"),
+    ({"source": "like2.parquet", "column": "more"}, r"data.column: 'more': holds List\(Value\('int64'\)\), not text"),
+    ({"source": "like2.parquet", "column": "text"}, r"data.column: 'text': holds {'a': Value\('int64'\)}, not text"),
 ])  # fmt: skip
 def test_errors_say_what_to_change(
     corpus: Path, text_config: Config, tmp_path: Path, keys_: dict[str, Any], message: str
@@ -231,8 +266,18 @@ def test_errors_say_what_to_change(
     (tmp_path / "pictures" / "cat" / "a.png").touch()
     (tmp_path / "script.py").touch()
     (tmp_path / "one.txt").write_text("one line")
+    (tmp_path / "void.txt").touch()
+    (tmp_path / "void.parquet").touch()
+    (tmp_path / "latin.txt").write_bytes("café\n".encode("latin-1"))
+    (tmp_path / "twice.txt").write_text("\n".join([*tokenizer.SPECIAL, "a", "b", "a"]))
+    struct = {"text": [{"a": 1}]}
+    for name, rows in (("rowless", {"text": []}), ("like1", struct), ("like2", {**struct, "more": [[1]]})):
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
     (tmp_path / "poor.txt").write_text("a\n[UNK]\nb\n")
-    local = {k: str(tmp_path / v) if isinstance(v, str) and not v.startswith(".") else v for k, v in keys_.items()}
+    local = {
+        k: str(tmp_path / v) if isinstance(v, str) and k != "column" and v[0] not in "./~" else v
+        for k, v in keys_.items()
+    }
     with pytest.raises(ConfigError, match=message):
         load(text_config(**{"source": str(tmp_path / "lines.txt"), "cache": str(tmp_path / "cache"), **local}))
 
