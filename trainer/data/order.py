@@ -45,7 +45,7 @@ def keys(seed: int, positions: npt.ArrayLike) -> Integers:
 def key(seed: int, position: int) -> int:
     """`keys` for one position.
 
-    >>> key(1, 0) == keys(1, [0])[0], 0 <= key(1, 0) < 2**63
+    >>> key(1, 0) == int(keys(1, [0])[0]), 0 <= key(1, 0) < 2**63
     (True, True)
     """
     return int(keys(seed, [position])[0])
