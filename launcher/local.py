@@ -40,7 +40,7 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     logs = Path(checked.runs).expanduser() / checked.name / "logs"
     os.environ["BELLWETHER_WORLD_SIZE"] = str(nproc)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -64,6 +64,11 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
     return 0
 
 
+def _cores() -> int:
+    """The cores that this process may use, which a scheduler may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _explain(error: Exception, logs: Path) -> int:
     """The failure that came first, and why. Others are its consequence."""
     failures = error.failures  # type: ignore[attr-defined]
@@ -75,7 +80,9 @@ def _explain(error: Exception, logs: Path) -> int:
 
     first = min(failures, key=order)
     failure = failures[first]
-    if failure.exitcode == 2:  # a user's error; rank 0 has told
+    if failure.exitcode == 2:  # a user's error; rank 0 has told, unless it is another rank's own or came too late
+        if 0 not in failures or failures[0].exitcode != 2:
+            print(f"bellwether: rank {first}: {_message(failure, brief=True)}", file=sys.stderr)
         return 2
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
@@ -91,9 +98,11 @@ def _explain(error: Exception, logs: Path) -> int:
     return 1
 
 
-def _message(failure: object) -> str:
+def _message(failure: object, brief: bool = False) -> str:
     data = failure.error_file_data  # type: ignore[attr-defined]
     message = data.get("message", "") if isinstance(data, dict) else ""
+    if isinstance(message, dict) and brief:
+        return str(message.get("message", "")).partition(": ")[2]  # without the class
     if isinstance(message, dict):
         return str(message.get("extraInfo", {}).get("py_callstack") or message.get("message", "")).rstrip()
     return str(message) or f"exit status {failure.exitcode}"  # type: ignore[attr-defined]

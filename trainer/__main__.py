@@ -56,11 +56,17 @@ def _end_with(parent: int) -> None:
 
 
 def _tell(error: Exception) -> None:
-    """Once where all ranks come to the same verdict, as they do once they can talk; before, once a machine."""
+    """Once where all ranks come to the same verdict, as they do once they can talk; before, once a machine.
+
+    Where a rank alone has failed, such as on an image that cannot be read, bellwether tells from the error file.
+    """
     from torch.distributed import is_initialized
+    from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
     from trainer.distributed import rank_from_environment
 
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        ErrorHandler().record_exception(error)
     rank = rank_from_environment()
     if rank == 0 or (os.environ.get("LOCAL_RANK") == "0" and not is_initialized()):
         where = "" if rank == 0 else f"{socket.gethostname()}: "

@@ -191,6 +191,27 @@ def test_one_ranks_failure_ends_the_run_with_its_error_first(space: Path, tmp_pa
     assert error.count("Traceback") == 1, error
 
 
+UNREADABLE = """
+import os
+if os.environ.get("RANK") == "1":
+    import trainer.data.images
+    from trainer.config import ConfigError
+    def batch(self, indices, keys):
+        raise ConfigError("data.source", "cat.png", "cannot be decoded", "mend it or take it out")
+    trainer.data.images.ImageSamples.batch = batch
+"""
+
+
+def test_a_users_error_that_one_rank_alone_meets_is_told(space: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(UNREADABLE)
+    status, _, error = finish(
+        start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=unreadable", PYTHONPATH=str(tmp_path))
+    )
+    assert status == 2
+    assert error.count("rank 1: data.source: 'cat.png': cannot be decoded; mend it") == 1, error
+    assert "Traceback" not in error
+
+
 def test_a_killed_rank_ends_the_run(space: Path) -> None:
     process = start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=killed")
     wait_for_step(process, space, "killed", 3)
