@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from optimizers import rules
-from optimizers.composed import Composed
+from optimizers.adam import Adam
+from optimizers.decay import Decay
 
 
-class AdamW(Composed):
+class AdamW(Adam):
     r"""Adam, with a decay that the second moment does not divide away::
 
         m = beta1 m + (1 - beta1) g;         v = beta2 v + (1 - beta2) g^2
@@ -18,13 +18,24 @@ class AdamW(Composed):
 
     Args:
         params: parameters or param groups.
-        lr: learning rate. At least 0.
+        lr: learning rate, the change of a weight in one step at most about. At least 0.
         betas: decay of the first and second moment, each in [0, 1).
-        eps: added to the denominator.
-        weight_decay: times lr, as in `torch.optim.AdamW`.
-    """
+        eps: added to the denominator, in units of the gradient. At least 0.
+        weight_decay: times lr, as in `torch.optim.AdamW`; with ``decay="independent"`` times the schedule's multiplier
+            alone, as in the paper.
+        amsgrad, decay, trust_ratio, trust_bounds, maximize, kernel: as in `optimizers.Adam`.
 
-    direction = staticmethod(rules.adam)
+    Raises:
+        ValueError: for values out of range and for combinations that contradict themselves.
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
+    >>> optimizer = AdamW([weight], lr=0.1, weight_decay=0.5)
+    >>> weight.grad = torch.tensor([3.0])
+    >>> optimizer.step()
+    >>> round(weight.item(), 6)  # 2 - 0.1 (1 + 0.5 x 2)
+    1.8
+    """
 
     def __init__(
         self,
@@ -33,13 +44,24 @@ class AdamW(Composed):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        amsgrad: bool = False,
+        *,
+        decay: Decay = "decoupled",
+        trust_ratio: bool = False,
+        trust_bounds: tuple[float, float] | None = None,
+        maximize: bool = False,
+        kernel: str = "auto",
     ) -> None:
         super().__init__(
             params,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            decoupled=True,
-            trust_ratio=False,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            decay=decay,
+            trust_ratio=trust_ratio,
+            trust_bounds=trust_bounds,
+            maximize=maximize,
+            kernel=kernel,
         )

@@ -2,64 +2,70 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.optim import Optimizer
 
-from optimizers.shards.pieces import Shard, squared_norms, sum_over_ranks
+from optimizers import kernels
+from optimizers.decay import NEED_PEAK, with_decay
+from optimizers.kernels.batch import STATE, Batch, Coefficients, Kernel, Layout
+from optimizers.options import validate
+from optimizers.sharded import Attachment, ShardedOptimizer
+from optimizers.shards import dtensor
+from optimizers.shards.pieces import Shard, local, sum_over_ranks
+
+Group = dict[str, Any]
 
 
-class Composed(Optimizer):
-    """w <- w - lr * ratio * (direction(g) + weight_decay * w), the parts chosen by subclass and param group.
+@dataclass
+class _Job:
+    """Tensors of one group that have come equally far."""
 
-    A param group holds, beside torch's keys:
+    group: Group
+    coefficients: Coefficients
+    shards: list[Shard]
+    process_group: dist.ProcessGroup | None
+    batch: Batch
+    kernel: Kernel
 
-    - ``decoupled``: weight decay is added to the direction (True) or to the gradient (False).
-    - ``trust_ratio``: whether each parameter's update is scaled by ||w|| / ||update||, 1 where either norm is 0.
 
-    State of each tensor: ``step`` (float32 scalar, on the CPU), ``exp_avg`` and ``exp_avg_sq`` (as the tensor).
+class Composed(ShardedOptimizer):
+    """w <- w - lr ratio (direction(g) + decay), the parts chosen by subclass and param group.
+
+    State of each tensor: ``step`` (float32 scalar, on the CPU), and the moments under torch's names, as the tensor.
     """
 
+    decays: ClassVar[tuple[str, ...]]  # the forms of decay that make sense with it
+    adapts_gradient = False  # whether the trust ratio scales the gradient, before the momentum, as in LARS
+
     @staticmethod
-    def direction(
-        grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: int, betas: tuple[float, float], eps: float
-    ) -> Tensor:
+    def rule(group: Group, step: int) -> Coefficients:
         """One of `optimizers.rules`."""
         raise NotImplementedError
 
-    def __init__(
-        self,
-        params: Any,
-        *,
-        lr: float | Tensor,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-        trust_ratio: bool,
-    ) -> None:
+    def __init__(self, params: Any, *, kernel: str = "auto", prenormalize: bool = False, **defaults: Any) -> None:
+        kernels.check(kernel)
+        self.kernel, self.prenormalize = kernel, prenormalize
         self._forget()
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled": decoupled,
-            "trust_ratio": trust_ratio,
-        }
+        validate(defaults, self.decays)
+        if defaults["trust_bounds"] is not None and not defaults["trust_ratio"]:
+            raise ValueError("trust_bounds without a trust ratio: write trust_ratio=True, or leave the bounds out")
         super().__init__(params, defaults)
 
     def _forget(self) -> None:
-        self._known: dict[Tensor, Shard] = {}
+        self._names: dict[Tensor, str] = {}  # of the parameters as given, until an engine replaces them
+        self._shards: dict[Tensor, Shard] | None = None
+        self._layouts: dict[tuple[bool, tuple[int, ...]], tuple[Layout, dict[str, object]]] = {}
         self._ratios: dict[tuple[str, ...], Tensor] = {}
-        self._attached = False
+        self._attachment: Attachment | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "attached": self._attached}
+        ours = {"kernel": self.kernel, "prenormalize": self.prenormalize, "attached": self._attachment is not None}
+        return {**super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """For pickle and deepcopy, and for torch's load_state_dict, which leaves the tensors as they are."""
@@ -75,28 +81,34 @@ class Composed(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        _validate(group)
+        validate(group, self.decays)
+        if group["decay"] in NEED_PEAK:
+            group.setdefault("peak_lr", float(group["lr"]))
         self._know(group, len(self.param_groups) - 1)
 
-    def _know(self, group: dict[str, Any], index: int) -> None:
+    def _know(self, group: Group, index: int) -> None:
         """Remember the parameters as given: an engine that shards puts other tensors in their place."""
         names = group.get("param_names") or [f"{index}.{i}" for i in range(len(group["params"]))]
-        for name, parameter in zip(names, group["params"], strict=False):
-            self._known[parameter] = Shard.whole(parameter, name)
+        self._names.update(zip(group["params"], names, strict=False))
+        self._shards = None
 
     @property
     def shards(self) -> Sequence[Shard]:
-        """The tensors that this optimizer updates on this rank, in the engine's order."""
         return list(self._known.values())
 
-    def use_shards(self, shards: Iterable[Shard]) -> None:
-        """Update these tensors from now on. `optimizers.attach` calls it with what it found in an engine."""
+    @property
+    def _known(self) -> dict[Tensor, Shard]:
+        # Not before it is needed: all parameters together decide over which ranks DTensors are summed.
+        if self._shards is None:
+            self._shards = {shard.tensor: shard for shard in dtensor.shards(self._names)}
+        return self._shards
+
+    def use(self, attachment: Attachment) -> None:
         self._forget()
-        self._known = {shard.tensor: shard for shard in shards}
-        self._attached = True
+        self._shards = {shard.tensor: shard for shard in attachment.shards}
+        self._attachment = attachment
 
     def trust_ratios(self) -> dict[str, float]:
-        """The last step's trust ratio of each adapted parameter, by name. Waits for the device; the same on all ranks."""
         if not self._ratios:
             return {}
         names = [name for names in self._ratios for name in names]
@@ -104,83 +116,124 @@ class Composed(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every tensor that has a gradient. Collectives: one all-reduce if any shard needs a trust ratio.
+        """One update of every tensor that has a gradient.
+
+        Collectives: one all-reduce if any split parameter needs a trust ratio, and one more to normalise the gradients
+        where the engine does not know their norm.
 
         Raises:
             RuntimeError: if an engine has put its own tensors into the param groups and `optimizers.attach` was not
-                called: their trust ratios would be silently wrong.
+                called: their trust ratios would be silently wrong. Also for sparse gradients.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         work = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not self._attached and self._is_rehearsal([p for _, p in work]):
+        if self._attachment is None and self._is_rehearsal([p for _, p in work]):
             return loss
-        split = []
-        for group, tensor in work:
-            shard = self._known[tensor]
-            update = self._update(tensor, group)
-            if group["trust_ratio"] and shard.process_group is not None:
-                split.append((group, shard, update))
-            else:
-                _descend(
-                    group,
-                    shard,
-                    update,
-                    self._trust(shard, squared_norms(shard, tensor, update)) if group["trust_ratio"] else None,
-                )
-        self._descend_together(split)
+        jobs = self._jobs(work)
+        if self.prenormalize:
+            norm = self._gradient_norm(jobs)
+            for job in jobs:
+                job.coefficients = replace(job.coefficients, grad=job.coefficients.grad / norm)
+        adapted = [job for job in jobs if job.group["trust_ratio"]]
+        # The norms of all, then the collective, then the weights of all.
+        for job, sums in self._summed([(job, self._norms(job)) for job in adapted]):
+            self._descend(job, sums)
+        for job in jobs:
+            if not job.group["trust_ratio"]:
+                job.kernel.step(job.batch, job.coefficients)
         return loss
 
-    def _update(self, tensor: Tensor, group: dict[str, Any]) -> Tensor:
-        """Direction, with the decay that a trust ratio is to scale: shaped as the tensor, in fresh memory."""
-        grad: Tensor = tensor.grad  # type: ignore[assignment]
-        if grad.is_sparse:
+    def _jobs(self, work: list[tuple[Group, Tensor]]) -> list[_Job]:
+        found: dict[Any, list[tuple[Group, Tensor]]] = {}
+        steps: dict[Any, int] = {}
+        for group, tensor in work:
+            # A step count for each tensor: engines call step() once a sub-group, with the others left out.
+            step = self._count(tensor)
+            weights = local(tensor)
+            key = (id(group), step, self._known[tensor].process_group, weights.device, weights.dtype)
+            found.setdefault(key, []).append((group, tensor))
+            steps[key] = step
+        jobs = []
+        for key, pairs in found.items():
+            group, shards = pairs[0][0], [self._known[tensor] for _, tensor in pairs]
+            c = with_decay(self.rule(group, steps[key]), group, steps[key])
+            batch = self._batch(shards, c, by_parameter=group["trust_ratio"] or self.prenormalize)
+            jobs.append(_Job(group, c, shards, shards[0].process_group, batch, kernels.choose(self.kernel, batch)))
+        return jobs
+
+    def _count(self, tensor: Tensor) -> int:
+        if tensor.grad.is_sparse:  # type: ignore[union-attr]
             raise RuntimeError(f"{type(self).__name__} needs dense gradients: build the embedding with sparse=False")
         state = self.state[tensor]
         if not state:
-            # A step count for each tensor: engines call step() once a sub-group, with the others left out.
             state["step"] = torch.tensor(0.0, dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
         state["step"] += 1
-        weight_decay, decoupled = group["weight_decay"], group["decoupled"]
-        if weight_decay and not decoupled:
-            grad = grad.add(tensor, alpha=weight_decay)
-        update = self.direction(
-            grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            int(state["step"].item()),
-            group["betas"],
-            group["eps"],
-        )
-        if weight_decay and decoupled and group["trust_ratio"]:
-            update.add_(tensor, alpha=weight_decay)
-        return update
+        return int(state["step"].item())
 
-    def _descend_together(self, work: list[tuple[dict[str, Any], Shard, Tensor]]) -> None:
-        """The tensors that are split over ranks: all norms of this call in one all-reduce (one a process group)."""
-        by_process_group = defaultdict(list)
-        for item in work:
-            by_process_group[item[1].process_group].append(item)
-        for process_group, items in by_process_group.items():
-            assert process_group is not None
-            local = [squared_norms(shard, shard.tensor, update) for _, shard, update in items]
-            for (group, shard, update), sums in zip(items, sum_over_ranks(local, process_group), strict=True):
-                _descend(group, shard, update, self._trust(shard, sums))
+    def _batch(self, shards: list[Shard], c: Coefficients, by_parameter: bool) -> Batch:
+        key = (by_parameter, tuple(id(shard) for shard in shards))
+        if key not in self._layouts:
+            self._layouts[key] = (Layout.of(shards, by_parameter), {})
+        layout, tables = self._layouts[key]
+        states = []
+        for name in STATE[c.formula]:
+            for shard in shards:
+                state = self.state[shard.tensor]
+                if name not in state:
+                    state[name] = torch.zeros_like(shard.tensor, memory_format=torch.preserve_format)
+            states.append([local(self.state[shard.tensor][name]) for shard in shards])
+        weights = [local(shard.tensor) for shard in shards]
+        grads = [_like(local(shard.tensor.grad), w) for shard, w in zip(shards, weights, strict=True)]  # type: ignore[arg-type]
+        return Batch(weights, grads, states, layout, tables)
 
-    def _trust(self, shard: Shard, sums: Tensor) -> Tensor:
-        """||w|| / ||update|| for each parameter of a shard: float64 [parameters] from the squared norms [2, parameters]."""
-        weight, update = sums.sqrt()
-        ratios = torch.where((weight > 0) & (update > 0), weight / update, torch.ones_like(weight))
-        self._ratios[tuple(p.name for p in shard.parameters)] = ratios
-        return ratios
+    def _gradient_norm(self, jobs: list[_Job]) -> float:
+        """The norm of all gradients together, over all ranks; 1 where it is 0."""
+        known = self._attachment.gradient_norm if self._attachment else None
+        if known is not None:
+            return known() or 1.0
+        sums = self._summed([(job, job.kernel.gradient_norms(job.batch, job.coefficients)) for job in jobs])
+        total = sum((s[1].sum() for _, s in sums), torch.zeros((), dtype=torch.float64))
+        spread = self._attachment.spread_over if self._attachment else None
+        if spread is not None:
+            total = sum_over_ranks([total], spread)[0]
+        return float(total.sqrt()) or 1.0
+
+    def _norms(self, job: _Job) -> Tensor:
+        norms = job.kernel.gradient_norms if self.adapts_gradient else job.kernel.advance
+        return norms(job.batch, job.coefficients)
+
+    def _summed(self, found: list[tuple[_Job, Tensor]]) -> list[tuple[_Job, Tensor]]:
+        """Sums of segments [2, segments] to sums of whole parameters [2, parameters]: one all-reduce a process group."""
+        sums = [job.batch.layout.by_slot(s) for job, s in found]
+        groups = dict.fromkeys(job.process_group for job, _ in found if job.process_group is not None)
+        for process_group in groups:
+            mine = [i for i, (job, _) in enumerate(found) if job.process_group is process_group]
+            for i, total in zip(mine, sum_over_ranks([sums[i] for i in mine], process_group), strict=True):
+                sums[i] = total
+        return [(job, s) for (job, _), s in zip(found, sums, strict=True)]
+
+    def _descend(self, job: _Job, sums: Tensor) -> None:
+        weight, other = sums.sqrt()
+        ratios = torch.where((weight > 0) & (other > 0), self._ratio(weight, other, job.group), 1.0)
+        self._ratios[tuple(p.name for shard in job.shards for p in shard.parameters)] = ratios
+        layout = job.batch.layout
+        rates = (ratios * float(job.group["lr"]))[layout.slot.to(ratios.device)]
+        if self.adapts_gradient:
+            job.kernel.step(job.batch, job.coefficients, rates)
+        else:
+            job.kernel.descend(job.batch, job.coefficients, rates)
+
+    def _ratio(self, weight: Tensor, other: Tensor, group: Group) -> Tensor:
+        """The trust ratio of each parameter, float64 [parameters], from the norms of weights and update or gradient."""
+        ratio = weight / other
+        return ratio if group["trust_bounds"] is None else ratio.clamp(*group["trust_bounds"])
 
     def _is_rehearsal(self, tensors: list[Tensor]) -> bool:
         """Whether this step is an engine's dry run, to be left out. Refuses a real step on tensors that are not known."""
-        if all(tensor in self._known for tensor in tensors):
+        if all(tensor in self._names for tensor in tensors):
             return False
         # DeepSpeed's 16-bit stage-0 wrapper calls step() with zero gradients while it is built.
         if not any(tensor.grad.any() for tensor in tensors):  # type: ignore[union-attr]
@@ -192,35 +245,8 @@ class Composed(Optimizer):
         )
 
 
-def _descend(group: dict[str, Any], shard: Shard, update: Tensor, ratios: Tensor | None) -> None:
-    lr = float(group["lr"])
-    if ratios is None:
-        if group["weight_decay"] and group["decoupled"]:
-            # On the weights, not in the update: torch's order, so that AdamW and RAdam round as torch's do.
-            shard.tensor.mul_(1 - lr * group["weight_decay"])
-        shard.tensor.add_(update, alpha=-lr)
-        return
-    rates = (ratios * -lr).to(update.dtype)
-    if update.is_contiguous():
-        for piece, view in shard.views(update):
-            view.mul_(rates[piece.index])
-    else:  # one parameter, whole
-        update.mul_(rates[0])
-    shard.tensor.add_(update)
-
-
-def _validate(group: dict[str, Any]) -> None:
-    beta1, beta2 = group["betas"]
-    checks = {
-        "lr": (group["lr"], float(group["lr"]) >= 0, "at least 0"),
-        "betas": (
-            group["betas"],
-            0 <= beta1 < 1 and 0 <= beta2 < 1,
-            "two numbers from 0 up to, not including, 1",
-        ),
-        "eps": (group["eps"], group["eps"] >= 0, "at least 0"),
-        "weight_decay": (group["weight_decay"], group["weight_decay"] >= 0, "at least 0"),
-    }
-    for name, (value, good, allowed) in checks.items():
-        if not good:
-            raise ValueError(f"{name}={value!r}: must be {allowed}")
+def _like(grad: Tensor, weights: Tensor) -> Tensor:
+    """A gradient laid out in memory as its weights."""
+    if grad.stride() == weights.stride() or (grad.is_contiguous() and weights.is_contiguous()):
+        return grad
+    return torch.empty_like(weights, dtype=grad.dtype).copy_(grad)

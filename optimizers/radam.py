@@ -8,6 +8,7 @@ from torch import Tensor
 
 from optimizers import rules
 from optimizers.composed import Composed
+from optimizers.decay import FORMS, Decay
 
 
 class RAdam(Composed):
@@ -22,12 +23,26 @@ class RAdam(Composed):
         params: parameters or param groups.
         lr: learning rate. At least 0.
         betas: decay of the first and second moment, each in [0, 1).
-        eps: added to the denominator.
-        weight_decay: added to the gradient (L2), or with ``decoupled_weight_decay`` to the update, as in
-            `torch.optim.RAdam`.
+        eps: added to the denominator, in units of the gradient. At least 0.
+        weight_decay: at least 0.
+        decoupled_weight_decay: as in `torch.optim.RAdam`; the same as ``decay="decoupled"``.
+        decay: the form of the decay, any of `optimizers.decay`; None goes by ``decoupled_weight_decay``.
+        trust_ratio, trust_bounds, maximize, kernel: as in `optimizers.Adam`.
+
+    Raises:
+        ValueError: for values out of range and for combinations that contradict themselves.
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> optimizer = RAdam([weight], lr=0.1)
+    >>> weight.grad = torch.tensor([0.5, -4.0])
+    >>> optimizer.step()
+    >>> weight.tolist()  # the first steps are momentum's: lr times the gradient
+    [0.949999988079071, 2.4000000953674316]
     """
 
-    direction = staticmethod(rules.radam)
+    rule = staticmethod(rules.radam)
+    decays = FORMS
 
     def __init__(
         self,
@@ -37,13 +52,24 @@ class RAdam(Composed):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
+        *,
+        decay: Decay | None = None,
+        trust_ratio: bool = False,
+        trust_bounds: tuple[float, float] | None = None,
+        maximize: bool = False,
+        kernel: str = "auto",
     ) -> None:
+        if decay is not None and decoupled_weight_decay and decay != "decoupled":
+            raise ValueError(f"decay={decay!r} with decoupled_weight_decay=True: write decay={decay!r} alone")
         super().__init__(
             params,
+            kernel=kernel,
             lr=lr,
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,
-            decoupled=decoupled_weight_decay,
-            trust_ratio=False,
+            decay=decay or ("decoupled" if decoupled_weight_decay else "l2"),
+            trust_ratio=trust_ratio,
+            trust_bounds=trust_bounds,
+            maximize=maximize,
         )

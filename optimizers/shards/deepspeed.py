@@ -6,6 +6,7 @@ the same information, is wrong under round_robin_gradients.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Any
@@ -13,25 +14,43 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from optimizers.sharded import Attachment
 from optimizers.shards.pieces import Parameter, Piece, Shard, cut
 
 Names = dict[Tensor, str]
 
 
-def shards(engine: Any) -> list[Shard]:
-    """The shards of a `DeepSpeedEngine`, on this rank.
+def attachment(engine: Any) -> Attachment:
+    """What a `DeepSpeedEngine` has made of its parameters, on this rank.
 
     Raises:
         NotImplementedError: where DeepSpeed does not call the optimizer it was given, or splits in a way not known here.
     """
     _refuse(engine)
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
-    return list(_wrapper(engine)[0](engine.optimizer, names))
+    found = list(_wrapper(engine)[0](engine.optimizer, names))
+    return Attachment(found, _gradient_norm(engine), publish=functools.partial(publish, engine))
 
 
 def publish(engine: Any) -> None:
     """Copy the shards' weights into the model, on all ranks: after a checkpoint was read into them. Collective."""
     _wrapper(engine)[1](engine.optimizer)
+
+
+def _gradient_norm(engine: Any) -> Callable[[], float] | None:
+    """The norm of the gradients as step() sees them: from ZeRO, whose step() calls see a part of the gradients each."""
+    wrapper = engine.optimizer
+    if not hasattr(wrapper, "single_partition_of_fp32_groups") and not hasattr(wrapper, "fp32_partitioned_groups_flat"):
+        return None  # one step() call for all, which can sum for itself
+
+    def norm() -> float:
+        if wrapper._global_grad_norm is None:
+            raise RuntimeError("prenormalize: DeepSpeed was told not to compute the gradient norm; let it")
+        found, clip = float(wrapper._global_grad_norm), float(wrapper.clip_grad)
+        # As DeepSpeed clips: it divides by (norm + 1e-6) / clip.
+        return found / max(1.0, (found + 1e-6) / clip) if clip > 0 else found
+
+    return norm
 
 
 def _plain(optimizer: Any, names: Names) -> Iterable[Shard]:

@@ -50,6 +50,7 @@ class Shard:
     parameters: tuple[Parameter, ...]  # all that are split over `process_group`, in the same order on each of its ranks
     pieces: tuple[Piece, ...]  # what this rank owns of them; may be nothing
     process_group: dist.ProcessGroup | None  # None: every rank holds the parameters whole
+    counts: bool = True  # whether this rank's part counts in sums over `process_group`; False for all but one replica
 
     @classmethod
     def whole(cls, tensor: Tensor, name: str) -> Shard:
@@ -62,9 +63,24 @@ class Shard:
 
         Views into a contiguous tensor, such as every split one; else copies, in the order of the contiguous one.
         """
-        flat = tensor.reshape(-1)
+        flat = local(tensor).reshape(-1)
         for piece in self.pieces:
             yield piece, flat.narrow(0, piece.offset, piece.length)
+
+    def segments(self) -> list[tuple[int, int, int]]:
+        """(offset, length, index of the parameter) of each run of elements: pieces that touch are one."""
+        runs: list[tuple[int, int, int]] = []
+        for piece in self.pieces:
+            if runs and runs[-1][2] == piece.index and sum(runs[-1][:2]) == piece.offset:
+                runs[-1] = (runs[-1][0], runs[-1][1] + piece.length, piece.index)
+            else:
+                runs.append((piece.offset, piece.length, piece.index))
+        return runs
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of a tensor lies on this rank: its own part of a DTensor, any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def cut(parameters: Iterable[tuple[Parameter, int]], begin: int, end: int) -> tuple[Piece, ...]:
@@ -77,32 +93,24 @@ def cut(parameters: Iterable[tuple[Parameter, int]], begin: int, end: int) -> tu
     return tuple(pieces)
 
 
-def squared_norms(shard: Shard, *tensors: Tensor) -> Tensor:
-    """Sum of squares of each parameter in each tensor, over this rank's pieces alone.
+def squared_norm(tensor: Tensor) -> Tensor:
+    """Sum of squares, float64: sums over ranks must not depend on how a parameter is cut."""
+    return dot(tensor, tensor)
 
-    Returns float64 [len(tensors), len(shard.parameters)], zero where this rank owns nothing. float64, because the
-    sum over ranks must not depend on how a parameter is cut.
-    """
-    sums = torch.zeros(len(tensors), len(shard.parameters), dtype=torch.float64, device=shard.tensor.device)
-    for row, tensor in enumerate(tensors):
-        found: dict[int, Tensor] = {}
-        for piece, view in shard.views(tensor):
-            # In chunks: torch makes a float64 copy of what it is to sum in float64.
-            norms = torch.stack([torch.linalg.vector_norm(c, dtype=torch.float64) for c in view.split(_CHUNK)])
-            square = norms.square().sum()
-            # Several fragments of one parameter add up; in this order, so that the bits are the same every time.
-            found[piece.index] = found[piece.index] + square if piece.index in found else square
-        if found:
-            sums[row, list(found)] = torch.stack(list(found.values()))
-    return sums
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products, float64, of two tensors of the same shape."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    # In chunks: torch makes float64 copies of what it is to sum in float64.
+    sums = [(x.double() * y.double()).sum() for x, y in zip(a.split(_CHUNK), b.split(_CHUNK), strict=True)]
+    return torch.stack(sums).sum() if len(sums) > 1 else sums[0]
 
 
 def sum_over_ranks(sums: list[Tensor], process_group: dist.ProcessGroup) -> list[Tensor]:
-    """The sums of `squared_norms` over all ranks of a group, in one all-reduce."""
+    """Sums of any shapes over all ranks of a group, in one all-reduce. Each rank gives the same shapes."""
     packed = torch.cat([s.reshape(-1) for s in sums])
-    on_device = packed.to(
-        _device(process_group, packed.device)
-    )  # NCCL cannot carry the tensors of an offloaded optimizer
+    # NCCL cannot carry the tensors of an offloaded optimizer.
+    on_device = packed.to(_device(process_group, packed.device))
     dist.all_reduce(on_device, group=process_group)
     return [
         total.view_as(s)

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from optimizers import AdamW, Lamb, attach
-from optimizers.shards.pieces import Parameter, Piece, Shard, cut, squared_norms
+from optimizers.kernels import reference
+from optimizers.kernels.batch import Batch, Coefficients, Layout
+from optimizers.shards.pieces import Parameter, Piece, Shard, cut
 from tests.optimizers import sharded
 from tests.ranks import Ranks
 
@@ -21,7 +23,17 @@ def test_fragments_of_one_tensor_add_up() -> None:
     flat = torch.tensor([3.0, float("nan"), 4.0, 7.0, 12.0])
     shard = Shard(flat, (Parameter("a", (3,)), Parameter("b", (1,)), Parameter("elsewhere", (9,))),
                   (Piece(0, 0, 0, 1), Piece(0, 2, 1, 1), Piece(1, 3, 0, 1), Piece(0, 4, 2, 1)), None)  # fmt: skip
-    assert squared_norms(shard, flat).tolist() == [[169.0, 49.0, 0.0]]
+    layout = Layout.of([shard], by_parameter=True)
+    batch = Batch([flat], [flat], [], layout)
+    sums = reference.gradient_norms(batch, Coefficients("plain", rate=1.0))
+    assert layout.by_slot(sums).tolist() == [[169.0, 49.0, 0.0]] * 2
+
+
+def test_pieces_that_touch_are_one_segment() -> None:
+    """A matrix cut by columns is many pieces of the whole parameter, and one run of memory."""
+    pieces = (Piece(0, 0, 0, 2), Piece(0, 2, 4, 2), Piece(0, 4, 8, 2), Piece(1, 6, 0, 3), Piece(0, 10, 9, 1))
+    shard = Shard(torch.zeros(11), (Parameter("a", (10,)), Parameter("b", (3,))), pieces, None)
+    assert shard.segments() == [(0, 6, 0), (6, 3, 1), (10, 1, 0)]
 
 
 def test_lamb_on_fragments_equals_lamb_on_the_whole() -> None:

@@ -1,0 +1,165 @@
+// The arithmetic of reference.py, element by element, over float32 tensors in memory. See there for the formulas.
+//
+// Work is cut into chunks that depend on the layout alone. Sums of squares are taken in double precision for each chunk
+// and added up in the chunks' order, so that the number of threads does not change a bit.
+
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+
+namespace {
+
+enum Formula { ADAM, AMSGRAD, MOMENTUM, NESTEROV, PLAIN };
+enum Pass { GRADIENT_NORMS, ADVANCE, DESCEND, STEP };
+
+struct Coefficients {  // in the order of FIELDS in cpu.py
+    float rate, grad, l2, scale, beta1, weight1, beta2, rest2, numerator, root, eps, inside, shrink, prox, metric;
+};
+
+struct Columns {  // of one chunk
+    float *__restrict w, *__restrict g, *__restrict m, *__restrict v, *__restrict top;
+};
+
+template <Formula F> constexpr bool adaptive = F == ADAM || F == AMSGRAD;
+template <Formula F> constexpr bool remembers = F != PLAIN;
+
+// What the optimizer sees as the gradient of element i.
+inline float gradient(const Columns &t, const Coefficients &c, int64_t i) {
+    return c.scale * (c.grad * t.g[i] + c.l2 * t.w[i]);
+}
+
+// Moves the moments of element i.
+template <Formula F> inline void move(const Columns &t, const Coefficients &c, int64_t i, float g) {
+    if constexpr (remembers<F>) t.m[i] = c.beta1 * t.m[i] + c.weight1 * g;
+    if constexpr (adaptive<F>) t.v[i] = c.beta2 * t.v[i] + c.rest2 * g * g;
+    if constexpr (F == AMSGRAD) t.top[i] = t.top[i] > t.v[i] ? t.top[i] : t.v[i];
+}
+
+template <Formula F> inline float denominator(const Columns &t, const Coefficients &c, int64_t i) {
+    return std::sqrt(F == AMSGRAD ? t.top[i] : t.v[i]) * c.root + c.eps;
+}
+
+template <Formula F> inline float direction(const Columns &t, const Coefficients &c, int64_t i, float g) {
+    float u;
+    if constexpr (adaptive<F>) u = t.m[i] * c.numerator / denominator<F>(t, c, i);
+    else if constexpr (F == MOMENTUM) u = t.m[i] * c.numerator;
+    else if constexpr (F == NESTEROV) u = (g + c.beta1 * t.m[i]) * c.numerator;
+    else u = g * c.numerator;
+    return u + c.inside * t.w[i];
+}
+
+template <Formula F, bool METRIC> inline void take(const Columns &t, const Coefficients &c, int64_t i, float u) {
+    float w = (c.shrink * t.w[i] - c.rate * u) * c.prox;
+    if constexpr (METRIC) w /= 1 + c.rate * c.metric / denominator<F>(t, c, i);
+    t.w[i] = w;
+}
+
+constexpr int LANES = 16;          // floats of the widest vectors; narrower processors take several
+constexpr int64_t AHEAD = 512;     // elements; the processor's own prefetching stops at the end of each page
+
+// Calls body(i, lane) for each of n elements of some columns. The inner loop is what the compiler turns into vectors.
+template <typename Body> inline void sweep(std::initializer_list<const float *> columns, int64_t n, Body body) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (const float *column : columns) __builtin_prefetch(column + i + AHEAD);
+#pragma omp simd
+        for (int lane = 0; lane < LANES; lane++) body(i + lane, lane);
+    }
+    for (int lane = 0; i < n; i++, lane++) body(i, lane);
+}
+
+// Two sums of squares in double precision, with the same lanes on every processor.
+struct Sums {
+    double first[LANES] = {}, second[LANES] = {};
+
+    // The square of a float is exact in double, so it makes no difference whether it is rounded before it is added.
+    static void add_square(double &sum, double x) {
+#ifdef __FMA__
+        sum = __builtin_fma(x, x, sum);
+#else
+        sum += x * x;
+#endif
+    }
+
+    void add(int lane, float a, float b) { add_square(first[lane], a), add_square(second[lane], b); }
+
+    void write(double *sums) const {
+        sums[0] = sums[1] = 0;
+        for (int lane = 0; lane < LANES; lane++) sums[0] += first[lane], sums[1] += second[lane];
+    }
+};
+
+void gradient_norms(const Columns &t, const Coefficients &c, int64_t n, double *sums) {
+    Sums found;
+    sweep({t.w, t.g}, n, [&](int64_t i, int lane) { found.add(lane, t.w[i], c.grad * t.g[i]); });
+    found.write(sums);
+}
+
+template <Formula F> void advance(const Columns &t, const Coefficients &c, int64_t n, double *sums) {
+    Sums found;
+    sweep({t.w, t.g, t.m, t.v}, n, [&](int64_t i, int lane) {
+        float g = gradient(t, c, i);
+        move<F>(t, c, i, g);
+        found.add(lane, t.w[i], direction<F>(t, c, i, g));
+    });
+    found.write(sums);
+}
+
+template <Formula F> void descend(const Columns &t, const Coefficients &c, int64_t n) {
+    sweep({t.w, t.m, t.v}, n, [&](int64_t i, int) { take<F, false>(t, c, i, direction<F>(t, c, i, gradient(t, c, i))); });
+}
+
+template <Formula F, bool METRIC> void step(const Columns &t, const Coefficients &c, int64_t n) {
+    sweep({t.w, t.g, t.m, t.v}, n, [&](int64_t i, int) {
+        float g = gradient(t, c, i);
+        move<F>(t, c, i, g);
+        take<F, METRIC>(t, c, i, direction<F>(t, c, i, g));
+    });
+}
+
+template <Formula F> void run(Pass pass, const Columns &t, const Coefficients &c, int64_t n, double *sums) {
+    if (pass == GRADIENT_NORMS) gradient_norms(t, c, n, sums);
+    else if (pass == ADVANCE) advance<F>(t, c, n, sums);
+    else if (pass == DESCEND) descend<F>(t, c, n);
+    else if (adaptive<F> && c.metric != 0) step<F, adaptive<F>>(t, c, n);
+    else step<F, false>(t, c, n);
+}
+
+void run(Formula formula, Pass pass, const Columns &t, const Coefficients &c, int64_t n, double *sums) {
+    switch (formula) {
+        case ADAM: return run<ADAM>(pass, t, c, n, sums);
+        case AMSGRAD: return run<AMSGRAD>(pass, t, c, n, sums);
+        case MOMENTUM: return run<MOMENTUM>(pass, t, c, n, sums);
+        case NESTEROV: return run<NESTEROV>(pass, t, c, n, sums);
+        case PLAIN: return run<PLAIN>(pass, t, c, n, sums);
+    }
+}
+
+}  // namespace
+
+// columns: pointers [5][tensors], 0 where there is no such state. chunks: tensor, offset, length, segment [4][chunks],
+// segments in rising order. each: the rate (DESCEND) or scale (STEP) of each segment, or null.
+// partial: [2 x chunks]; sums: [2][segments], written by the passes that sum.
+extern "C" void bellwether_run(int formula, int pass, const float *coefficients, int64_t tensors,
+                               float *const *columns, int64_t chunks, const int64_t *chunk, const float *each,
+                               int64_t segments, double *partial, double *sums, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t k = 0; k < chunks; k++) {
+        int64_t tensor = chunk[k], offset = chunk[chunks + k], length = chunk[2 * chunks + k];
+        float *at[5];
+        for (int j = 0; j < 5; j++) {
+            float *column = columns[j * tensors + tensor];
+            at[j] = column ? column + offset : nullptr;
+        }
+        Coefficients c = *reinterpret_cast<const Coefficients *>(coefficients);
+        if (each) (pass == DESCEND ? c.rate : c.scale) = each[chunk[3 * chunks + k]];
+        run(Formula(formula), Pass(pass), {at[0], at[1], at[2], at[3], at[4]}, c, length, partial + 2 * k);
+    }
+    if (pass != GRADIENT_NORMS && pass != ADVANCE) return;
+    for (int64_t s = 0; s < 2 * segments; s++) sums[s] = 0;
+    for (int64_t k = 0; k < chunks; k++) {
+        int64_t s = chunk[3 * chunks + k];
+        sums[s] += partial[2 * k];
+        sums[segments + s] += partial[2 * k + 1];
+    }
+}
