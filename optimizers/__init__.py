@@ -8,15 +8,18 @@ attach(engine)
 from optimizers.adam import Adam
 from optimizers.adamw import AdamW
 from optimizers.attach import attach
+from optimizers.averaging import WeightAverage, recompute_batch_norm
 from optimizers.composed import Composed
 from optimizers.groups import groups
 from optimizers.lamb import Lamb
 from optimizers.lars import Lars
+from optimizers.lookahead import Lookahead
 from optimizers.radam import RAdam
 from optimizers.scaling import scaled_lr, scaled_warmup
-from optimizers.schedules import Trapezoid, WarmupConstant, WarmupCosine, WarmupLinear, WarmupPolynomial
+from optimizers.schedules import OneCycle, Trapezoid, WarmupConstant, WarmupCosine, WarmupLinear, WarmupPolynomial
 from optimizers.sgd import SGD
 from optimizers.sharded import ShardedOptimizer
+from optimizers.swats import Swats
 
 __all__ = [
     "SGD",
@@ -25,15 +28,20 @@ __all__ = [
     "Composed",
     "Lamb",
     "Lars",
+    "Lookahead",
+    "OneCycle",
     "RAdam",
     "ShardedOptimizer",
+    "Swats",
     "Trapezoid",
     "WarmupConstant",
     "WarmupCosine",
     "WarmupLinear",
     "WarmupPolynomial",
+    "WeightAverage",
     "attach",
     "groups",
+    "recompute_batch_norm",
     "scaled_lr",
     "scaled_warmup",
 ]

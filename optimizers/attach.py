@@ -5,26 +5,36 @@ from __future__ import annotations
 from typing import Any
 
 from optimizers.sharded import ShardedOptimizer
-from optimizers.shards import deepspeed as zero
+from optimizers.shards import deepspeed, zero_redundancy
 
 
 def attach(engine: Any) -> ShardedOptimizer:
     """Learn which piece of which parameter lies where, so that the optimizer is exact under sharding.
 
-    Call it once, right after ``deepspeed.initialize(model=model, optimizer=optimizer, ...)``, with the engine.
+    Call it once, right after the engine was made::
+
+        engine, *_ = deepspeed.initialize(model=model, optimizer=Lamb(groups(model)), config=config)
+        attach(engine)                                      # also what accelerate's prepare() returns for the model
+
+        optimizer = ZeroRedundancyOptimizer(groups(model), optimizer_class=Lamb)
+        attach(optimizer)
+
+    Plain torch, DDP and FSDP2 need none: their parameters say all there is to know.
 
     Returns:
-        the optimizer that the engine was given.
+        the optimizer of this package inside the engine.
 
     Raises:
-        TypeError: if this is not a DeepSpeed engine that was given one of the optimizers of this package.
+        TypeError: if this is no such engine, or it holds another optimizer.
         NotImplementedError: if DeepSpeed would bypass the optimizer (ZenFlow, SuperOffload, partial or NVMe offload).
     """
-    optimizer = getattr(engine, "basic_optimizer", None)
+    redundancy = type(engine).__name__ == "ZeroRedundancyOptimizer"
+    optimizer = getattr(engine, "optim" if redundancy else "basic_optimizer", None)
     if not isinstance(optimizer, ShardedOptimizer):
         found = type(optimizer).__name__ if optimizer is not None else type(engine).__name__
         raise TypeError(
-            f"attach: found {found}; give the engine that deepspeed.initialize(model=..., optimizer=Lamb(...)) returned"
+            f"attach: found {found}; give the engine that deepspeed.initialize(model=..., optimizer=Lamb(...)) returned, "
+            "or ZeroRedundancyOptimizer(..., optimizer_class=Lamb)"
         )
-    optimizer.use(zero.attachment(engine))
+    optimizer.use(zero_redundancy.attachment(engine) if redundancy else deepspeed.attachment(engine))
     return optimizer

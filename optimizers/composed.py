@@ -14,11 +14,13 @@ from optimizers import kernels
 from optimizers.decay import NEED_PEAK, with_decay
 from optimizers.kernels.batch import STATE, Batch, Coefficients, Kernel, Layout
 from optimizers.options import validate
-from optimizers.sharded import Attachment, ShardedOptimizer
+from optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
 from optimizers.shards import dtensor
 from optimizers.shards.pieces import Shard, local, sum_over_ranks
 
-Group = dict[str, Any]
+Rule = Callable[[Group, int], Coefficients]
+
+_LAYOUTS = 4096  # kept at most: gradients that come and go, as of experts, make ever new combinations of tensors
 
 
 @dataclass
@@ -52,15 +54,13 @@ class Composed(ShardedOptimizer):
         self.kernel, self.prenormalize = kernel, prenormalize
         self._forget()
         validate(defaults, self.decays)
-        if defaults["trust_bounds"] is not None and not defaults["trust_ratio"]:
-            raise ValueError("trust_bounds without a trust ratio: write trust_ratio=True, or leave the bounds out")
         super().__init__(params, defaults)
 
     def _forget(self) -> None:
         self._names: dict[Tensor, str] = {}  # of the parameters as given, until an engine replaces them
         self._shards: dict[Tensor, Shard] | None = None
         self._layouts: dict[tuple[bool, tuple[int, ...]], tuple[Layout, dict[str, object]]] = {}
-        self._ratios: dict[tuple[str, ...], Tensor] = {}
+        self._ratios: dict[str, tuple[Tensor, int]] = {}  # those of a step are one tensor, on the device
         self._attachment: Attachment | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,6 +71,7 @@ class Composed(ShardedOptimizer):
         """For pickle and deepcopy, and for torch's load_state_dict, which leaves the tensors as they are."""
         attached = state.pop("attached", None)
         super().__setstate__(state)
+        self._adopt()
         if attached is None:
             return
         self._forget()
@@ -78,19 +79,42 @@ class Composed(ShardedOptimizer):
             for index, group in enumerate(self.param_groups):
                 self._know(group, index)
 
+    def _adopt(self) -> None:
+        """Complete what torch's optimizer of the same name has saved, of whatever version."""
+        for group in self.param_groups:
+            if "decay" in group:
+                continue
+            if "decoupled_weight_decay" in group:
+                group["decay"] = "decoupled" if group["decoupled_weight_decay"] else "l2"
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+            if group["decay"] in NEED_PEAK:
+                group.setdefault("peak_lr", float(group.get("initial_lr", group["lr"])))  # a schedule's, if it had one
+        for state in self.state.values():
+            step = state.get("step", 1 if "momentum_buffer" in state else 0)  # its SGD does not count: past the first
+            if step and not isinstance(step, Tensor):
+                state["step"] = torch.tensor(float(step), dtype=torch.float32, device="cpu")
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        validate(group, self.decays)
+        try:
+            validate(group, self.decays, inherited_bounds=self.defaults["trust_bounds"])
+        except ValueError:
+            self.param_groups.pop()  # who goes on without it must not train it
+            raise
         if group["decay"] in NEED_PEAK:
             group.setdefault("peak_lr", float(group["lr"]))
         self._know(group, len(self.param_groups) - 1)
 
     def _know(self, group: Group, index: int) -> None:
         """Remember the parameters as given: an engine that shards puts other tensors in their place."""
-        names = group.get("param_names") or [f"{index}.{i}" for i in range(len(group["params"]))]
-        self._names.update(zip(group["params"], names, strict=False))
+        names = group.get("param_names", ())
+        if len(names) != len(group["params"]):  # an engine that takes a part of the group leaves all names there
+            names = [f"{index}.{i}" for i in range(len(group["params"]))]
+        self._names.update(zip(group["params"], names, strict=True))
         self._shards = None
+        self._layouts.clear()  # they go by the identity of shards, which new ones may inherit from these
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -109,30 +133,12 @@ class Composed(ShardedOptimizer):
         self._attachment = attachment
 
     def trust_ratios(self) -> dict[str, float]:
-        if not self._ratios:
-            return {}
-        names = [name for names in self._ratios for name in names]
-        return dict(zip(names, torch.cat(list(self._ratios.values())).tolist(), strict=True))
+        tensors = {id(ratios): ratios for ratios, _ in self._ratios.values()}
+        values = {key: ratios.tolist() for key, ratios in tensors.items()}
+        return {name: values[id(ratios)][i] for name, (ratios, i) in self._ratios.items()}
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every tensor that has a gradient.
-
-        Collectives: one all-reduce if any split parameter needs a trust ratio, and one more to normalise the gradients
-        where the engine does not know their norm.
-
-        Raises:
-            RuntimeError: if an engine has put its own tensors into the param groups and `optimizers.attach` was not
-                called: their trust ratios would be silently wrong. Also for sparse gradients.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        work = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if self._attachment is None and self._is_rehearsal([p for _, p in work]):
-            return loss
-        jobs = self._jobs(work)
+    def _update(self, work: Work, rule: Rule | None = None) -> None:
+        jobs = self._jobs(work, rule or self.rule)
         if self.prenormalize:
             norm = self._gradient_norm(jobs)
             for job in jobs:
@@ -144,10 +150,9 @@ class Composed(ShardedOptimizer):
         for job in jobs:
             if not job.group["trust_ratio"]:
                 job.kernel.step(job.batch, job.coefficients)
-        return loss
 
-    def _jobs(self, work: list[tuple[Group, Tensor]]) -> list[_Job]:
-        found: dict[Any, list[tuple[Group, Tensor]]] = {}
+    def _jobs(self, work: Work, rule: Rule) -> list[_Job]:
+        found: dict[Any, Work] = {}
         steps: dict[Any, int] = {}
         for group, tensor in work:
             # A step count for each tensor: engines call step() once a sub-group, with the others left out.
@@ -159,7 +164,7 @@ class Composed(ShardedOptimizer):
         jobs = []
         for key, pairs in found.items():
             group, shards = pairs[0][0], [self._known[tensor] for _, tensor in pairs]
-            c = with_decay(self.rule(group, steps[key]), group, steps[key])
+            c = with_decay(rule(group, steps[key]), group, steps[key])
             batch = self._batch(shards, c, by_parameter=group["trust_ratio"] or self.prenormalize)
             jobs.append(_Job(group, c, shards, shards[0].process_group, batch, kernels.choose(self.kernel, batch)))
         return jobs
@@ -168,14 +173,16 @@ class Composed(ShardedOptimizer):
         if tensor.grad.is_sparse:  # type: ignore[union-attr]
             raise RuntimeError(f"{type(self).__name__} needs dense gradients: build the embedding with sparse=False")
         state = self.state[tensor]
-        if not state:
-            state["step"] = torch.tensor(0.0, dtype=torch.float32)
+        if "step" not in state:
+            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
         state["step"] += 1
         return int(state["step"].item())
 
     def _batch(self, shards: list[Shard], c: Coefficients, by_parameter: bool) -> Batch:
         key = (by_parameter, tuple(id(shard) for shard in shards))
         if key not in self._layouts:
+            if len(self._layouts) >= _LAYOUTS:
+                self._layouts.clear()
             self._layouts[key] = (Layout.of(shards, by_parameter), {})
         layout, tables = self._layouts[key]
         states = []
@@ -218,7 +225,8 @@ class Composed(ShardedOptimizer):
     def _descend(self, job: _Job, sums: Tensor) -> None:
         weight, other = sums.sqrt()
         ratios = torch.where((weight > 0) & (other > 0), self._ratio(weight, other, job.group), 1.0)
-        self._ratios[tuple(p.name for shard in job.shards for p in shard.parameters)] = ratios
+        names = [p.name for shard in job.shards for p in shard.parameters]
+        self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
         layout = job.batch.layout
         rates = (ratios * float(job.group["lr"]))[layout.slot.to(ratios.device)]
         if self.adapts_gradient:
@@ -232,8 +240,7 @@ class Composed(ShardedOptimizer):
         return ratio if group["trust_bounds"] is None else ratio.clamp(*group["trust_bounds"])
 
     def _is_rehearsal(self, tensors: list[Tensor]) -> bool:
-        """Whether this step is an engine's dry run, to be left out. Refuses a real step on tensors that are not known."""
-        if all(tensor in self._names for tensor in tensors):
+        if self._attachment is not None or all(tensor in self._names for tensor in tensors):
             return False
         # DeepSpeed's 16-bit stage-0 wrapper calls step() with zero gradients while it is built.
         if not any(tensor.grad.any() for tensor in tensors):  # type: ignore[union-attr]

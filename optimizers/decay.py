@@ -39,7 +39,7 @@ def with_decay(c: Coefficients, group: dict[str, Any], step: int) -> Coefficient
         # 1 / D is what the direction multiplies m^ with: all of its numerator but the bias correction.
         corrected = 1 - c.beta1**step if group.get("bias_correction", True) else 1.0
         return replace(c, metric=strength * c.numerator * corrected)
-    eta = c.rate / group["peak_lr"]
+    eta = float(group["lr"]) / group["peak_lr"]
     if form == "independent":
         return replace(c, shrink=1 - eta * strength)
     return replace(c, prox=1 / (1 + eta * strength))

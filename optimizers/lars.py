@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from optimizers import rules
-from optimizers.composed import Composed, Group
+from optimizers.composed import Composed
+from optimizers.sharded import Group
 
 
 class Lars(Composed):

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from optimizers.kernels.batch import Coefficients
-
-Group = dict[str, Any]
+from optimizers.sharded import Group
 
 
 def adam(group: Group, step: int) -> Coefficients:

@@ -7,7 +7,9 @@ the batch, hardly depends on the batch.
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,6 +25,9 @@ class WarmupConstant(LRScheduler):
         total: samples of the whole schedule; afterwards the rate stays as it is at the end.
         warmup: samples of the rise.
         final: rate at the end, as a share of the peak.
+        momentum: (highest, lowest) momentum, or beta1: lowest where the rate is highest, and in between in proportion
+            (Smith 2018, 1803.09820, section 4.3). None leaves it alone.
+        scale_decay: let the weight decay follow the rate, as the share of each group's ``weight_decay``.
 
     Raises:
         ValueError: if the lengths do not fit.
@@ -47,6 +52,8 @@ class WarmupConstant(LRScheduler):
         total: int,
         warmup: int = 0,
         final: float = 0.0,
+        momentum: tuple[float, float] | None = None,
+        scale_decay: bool = False,
         last_epoch: int = -1,
     ) -> None:
         if batch < 1 or total < 1:
@@ -55,7 +62,15 @@ class WarmupConstant(LRScheduler):
             raise ValueError(f"warmup={warmup}: must be from 0 to total={total} samples")
         if not 0 <= final <= 1:
             raise ValueError(f"final={final}: must be from 0 to 1, a share of the peak")
+        if momentum is not None and not 0 <= momentum[1] <= momentum[0] < 1:
+            raise ValueError(f"momentum={momentum}: must be (highest, lowest), each from 0 up to, not including, 1")
         self.batch, self.total, self.warmup, self.final = batch, total, warmup, final
+        self.momentum = momentum
+        # A group remembers its own decay, so that a scheduler made after load_state_dict does not take a share for it.
+        self.scale_decay = scale_decay
+        if scale_decay:
+            for group in optimizer.param_groups:
+                group.setdefault("peak_weight_decay", group["weight_decay"])
         super().__init__(optimizer, last_epoch)
 
     def decay(self, progress: float) -> float:
@@ -69,6 +84,10 @@ class WarmupConstant(LRScheduler):
         progress = min(1.0, (samples - self.warmup) / max(1, self.total - self.warmup))
         return self.final + (1 - self.final) * self.decay(progress)
 
+    def cycle(self, samples: float) -> float:
+        """How far the momentum has gone from its highest, at 0, to its lowest, at 1."""
+        return self.factor(samples)
+
     def seek(self, samples: int) -> None:
         """Go to the update that begins this many samples into the schedule, as after a resume."""
         self.last_epoch = samples // self.batch
@@ -77,7 +96,13 @@ class WarmupConstant(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def get_lr(self) -> list[float | Tensor]:
-        factor = self.factor((self.last_epoch + 0.5) * self.batch)
+        samples = (self.last_epoch + 0.5) * self.batch
+        factor, cycle = self.factor(samples), self.cycle(samples)
+        for group in self.optimizer.param_groups:
+            if self.momentum is not None:
+                _set_momentum(group, self.momentum[0] + cycle * (self.momentum[1] - self.momentum[0]))
+            if self.scale_decay:
+                group["weight_decay"] = group["peak_weight_decay"] * factor
         return [base * factor for base in self.base_lrs]
 
 
@@ -91,11 +116,11 @@ class WarmupLinear(WarmupConstant):
 class WarmupPolynomial(WarmupConstant):
     """Linear rise, then (1 - progress) to the power ``power`` (BERT: 1; NVIDIA's BERT: 0.5)."""
 
-    def __init__(self, optimizer: Optimizer, *, power: float = 1.0, **kwargs: float) -> None:
+    def __init__(self, optimizer: Optimizer, *, power: float = 1.0, **kwargs: Any) -> None:
         if power <= 0:
             raise ValueError(f"power={power}: must be above 0")
         self.power = power
-        super().__init__(optimizer, **kwargs)  # type: ignore[arg-type]
+        super().__init__(optimizer, **kwargs)
 
     def decay(self, progress: float) -> float:
         return float((1 - progress) ** self.power)
@@ -111,13 +136,101 @@ class WarmupCosine(WarmupConstant):
 class Trapezoid(WarmupConstant):
     """Linear rise, a constant stretch, linear fall over the last ``cooldown`` samples (Xing et al. 2018, 1802.08770)."""
 
-    def __init__(self, optimizer: Optimizer, *, cooldown: int, **kwargs: float) -> None:
+    def __init__(self, optimizer: Optimizer, *, cooldown: int, **kwargs: Any) -> None:
         self.cooldown = cooldown
         total, warmup = kwargs["total"], kwargs.get("warmup", 0)
         if not 0 <= cooldown <= total - warmup:
             raise ValueError(f"cooldown={cooldown}: must be from 0 to total - warmup = {total - warmup} samples")
-        super().__init__(optimizer, **kwargs)  # type: ignore[arg-type]
+        super().__init__(optimizer, **kwargs)
 
     def decay(self, progress: float) -> float:
         left = (1 - progress) * (self.total - self.warmup)
         return min(1.0, left / self.cooldown) if self.cooldown else 1.0
+
+
+class OneCycle(WarmupConstant):
+    """1cycle (Smith 2018, 1803.09820): the rate up and down again, the momentum down and up, and a last stretch near 0.
+
+    Args:
+        rise: samples from ``initial`` to the peak; 0.45 of the whole by default.
+        stretch: samples at the peak. 0 is the plain cycle; with a short rise and a long stretch it is the form that
+            serves language models, a trapezoid.
+        annihilation: samples at the end, from ``initial`` down to ``final``; a tenth of the whole by default.
+        initial: rate at the beginning and after the fall, as a share of the peak.
+        final: rate at the very end, as a share of the peak.
+        momentum: (highest, lowest); (0.95, 0.85) by default, None leaves it alone.
+
+    The momentum is back at its highest when the annihilation begins.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    >>> schedule = OneCycle(optimizer, batch=10, total=100, rise=40, annihilation=20)
+    >>> rates, momenta = [], []
+    >>> for _ in range(10):
+    ...     group = optimizer.param_groups[0]
+    ...     rates.append(round(group["lr"], 3))
+    ...     momenta.append(round(group["momentum"], 4))
+    ...     optimizer.step()
+    ...     schedule.step()
+    >>> rates
+    [0.16, 0.4, 0.64, 0.88, 0.88, 0.64, 0.4, 0.16, 0.03, 0.01]
+    >>> momenta
+    [0.9375, 0.9125, 0.8875, 0.8625, 0.8625, 0.8875, 0.9125, 0.9375, 0.95, 0.95]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        batch: int,
+        total: int,
+        rise: int | None = None,
+        stretch: int = 0,
+        annihilation: int | None = None,
+        initial: float = 0.04,
+        final: float = 0.0,
+        momentum: tuple[float, float] | None = (0.95, 0.85),
+        scale_decay: bool = False,
+        last_epoch: int = -1,
+    ) -> None:
+        rise = round(0.45 * total) if rise is None else rise
+        annihilation = round(0.1 * total) if annihilation is None else annihilation
+        if min(rise, stretch, annihilation) < 0 or rise + stretch + annihilation > total:
+            raise ValueError(
+                f"rise={rise}, stretch={stretch}, annihilation={annihilation}: each at least 0, together at most "
+                f"total={total} samples"
+            )
+        if not 0 <= final <= initial <= 1:
+            raise ValueError(
+                f"initial={initial}, final={final}: must be 0 <= final <= initial <= 1, shares of the peak"
+            )
+        self.rise, self.stretch, self.annihilation, self.initial = rise, stretch, annihilation, initial
+        super().__init__(
+            optimizer, batch=batch, total=total, final=final, momentum=momentum, scale_decay=scale_decay,
+            last_epoch=last_epoch,
+        )  # fmt: skip
+
+    def factor(self, samples: float) -> float:
+        return _interpolate(samples, self._corners(self.initial, self.final))
+
+    def cycle(self, samples: float) -> float:
+        return _interpolate(samples, self._corners(0.0, 0.0))
+
+    def _corners(self, low: float, last: float) -> list[tuple[float, float]]:
+        top, end = self.rise + self.stretch, self.total - self.annihilation
+        return [(0, low), (self.rise, 1.0), (top, 1.0), (end, low), (self.total, last)]
+
+
+def _interpolate(x: float, corners: list[tuple[float, float]]) -> float:
+    """The polygon through the corners, constant after the last."""
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
+        if x < x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return corners[-1][1]
+
+
+def _set_momentum(group: dict[str, Any], value: float) -> None:
+    if "betas" in group:
+        group["betas"] = (value, *group["betas"][1:])
+    else:
+        group["momentum"] = value

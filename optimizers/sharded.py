@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.optim import Optimizer
 
 from optimizers.shards.pieces import Shard
+
+Group = dict[str, Any]
+Work = list[tuple[Group, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -39,4 +45,39 @@ class ShardedOptimizer(Optimizer):
 
     def trust_ratios(self) -> dict[str, float]:
         """The last step's trust ratio of each adapted parameter, by name. Waits for the device; the same on all ranks."""
+        raise NotImplementedError
+
+    def scalars(self) -> dict[str, float]:
+        """What belongs to this optimizer's state apart from tensors: for checkpoints that keep state by parameter."""
+        return {}
+
+    def load_scalars(self, scalars: dict[str, float]) -> None:
+        """Take over what `scalars` gave."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every tensor that has a gradient.
+
+        Collectives: one all-reduce if any split parameter needs a trust ratio, and one more to normalise the gradients
+        where the engine does not know their norm.
+
+        Raises:
+            RuntimeError: if an engine has put its own tensors into the param groups and `optimizers.attach` was not
+                called: their trust ratios would be silently wrong. Also for sparse gradients.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not self._is_rehearsal([p for _, p in work]):
+            self._update(work)
+        return loss
+
+    def _update(self, work: Work) -> None:
+        """Update these tensors, which all have gradients."""
+        raise NotImplementedError
+
+    def _is_rehearsal(self, tensors: list[Tensor]) -> bool:
+        """Whether this step is an engine's dry run, to be left out. Refuses a real step on tensors that are not known."""
         raise NotImplementedError

@@ -7,14 +7,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 Weights = dict[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class Spec:
+    """What is to be computed, in the words of the papers."""
+
+    rule: str = "adam"  # adam, radam, momentum, lars
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    nesterov: bool = False
+    amsgrad: bool = False
+    corrected: bool = True
+    decay: str = "decoupled"
+    trust: bool = False
+    bounds: tuple[float, float] = (0.0, math.inf)
+    coefficient: float = 1e-3
+    normalized: bool = False
+    lookahead: tuple[int, float] | None = None  # k, alpha
+    average: tuple[str, int, int, float] | None = None  # kind, start, every, decay
+    swats: float | None = None  # tolerance
+
+
+LAMB = Spec(eps=1e-6, trust=True)
+
+
+@dataclass
+class Result:
+    weights: Weights
+    ratios: dict[str, float]  # of the last step
+    averages: Weights
+    switched: int  # the step after which SGD took over, 0 for never
+
+
 def minimise(
-    rule: str,
+    spec: Spec,
     weights: Weights,
     gradients: Callable[[int, Weights], Weights],
     *,
@@ -22,42 +56,129 @@ def minimise(
     lr: float,
     options: dict[str, dict],
     clip: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-) -> tuple[Weights, dict[str, float]]:
-    """``steps`` updates in float64. ``options[name]`` holds ``weight_decay`` and ``trust_ratio`` of a parameter.
+    eta: Callable[[int], float] = lambda t: 1.0,
+) -> Result:
+    """``steps`` updates in float64.
 
-    Returns the weights and the trust ratios of the last step.
+    Args:
+        gradients: of (step from 0, weights).
+        lr: the peak; ``eta(step)`` is the schedule's multiplier.
+        options: ``weight_decay`` and ``trust_ratio`` of each parameter that is trained.
     """
-    eps = 1e-6 if rule == "lamb" else 1e-8
-    beta1, beta2 = betas
     w = {k: np.array(v, dtype=np.float64) for k, v in weights.items()}
-    m = {k: np.zeros_like(v) for k, v in w.items()}
-    v = {k: np.zeros_like(x) for k, x in w.items()}
-    ratios: dict[str, float] = {}
+    state: dict[str, dict[str, Any]] = {k: {"m": 0.0 * w[k], "v": 0.0 * w[k], "top": 0.0 * w[k]} for k in options}
+    slow = {k: w[k].copy() for k in options}
+    result = Result(w, {}, {}, 0)
+    gamma_mean = gammas = rate = 0.0
     for t in range(1, steps + 1):
-        g = gradients(t - 1, w)
-        norm = math.sqrt(sum(float((g[k] ** 2).sum()) for k in options))
+        g = {k: gradients(t - 1, w)[k] for k in options}
+        norm = math.sqrt(sum(float((x**2).sum()) for x in g.values()))
         if clip and norm > clip:
             # DeepSpeed divides by (norm + 1e-6) / clip.
             g = {k: x * clip / (norm + 1e-6) for k, x in g.items()}
+        if spec.normalized:
+            norm = math.sqrt(sum(float((x**2).sum()) for x in g.values()))
+            g = {k: x / norm for k, x in g.items()}
+        before = {k: w[k].copy() for k in options}
         for k, option in options.items():
-            decay = option["weight_decay"]
-            gk = g[k] + decay * w[k] if rule == "radam" else g[k]
-            m[k] = beta1 * m[k] + (1 - beta1) * gk
-            v[k] = beta2 * v[k] + (1 - beta2) * gk**2
-            mhat = m[k] / (1 - beta1**t)
-            if rule == "radam":
-                rho_inf = 2 / (1 - beta2) - 1
-                rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
-                u = mhat
-                if rho > 5:
-                    r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
-                    u = r * mhat * math.sqrt(1 - beta2**t) / (np.sqrt(v[k]) + eps)
+            if rate:
+                _sgd_of_swats(spec, w, state, k, g[k], rate, lr, option["weight_decay"])
             else:
-                u = mhat / (np.sqrt(v[k] / (1 - beta2**t)) + eps) + decay * w[k]
+                ratio = _update(spec, w, state, k, g[k], t, lr, eta(t), option)
+                if ratio is not None:
+                    result.ratios[k] = ratio
+        if spec.swats is not None and not rate:
+            p = {k: w[k] - before[k] for k in options}
+            square, slope = (sum(float((p[k] * x[k]).sum()) for k in options) for x in (p, g))
+            if slope < 0:
+                gamma, gammas = -square / slope, gammas + 1
+                gamma_mean = spec.betas[1] * gamma_mean + (1 - spec.betas[1]) * gamma
+                corrected = gamma_mean / (1 - spec.betas[1] ** gammas)
+                if gammas > 1 and abs(corrected - gamma) < spec.swats:
+                    rate, result.switched = corrected, t
+                    for s in state.values():
+                        s["m"] = 0.0 * s["m"]
+        if spec.lookahead and t % spec.lookahead[0] == 0:
+            for k in options:
+                slow[k] = slow[k] + spec.lookahead[1] * (w[k] - slow[k])
+                w[k] = slow[k].copy()
+        if spec.average:
+            _average(spec.average, t, w, options, result.averages)
+    return result
+
+
+def _update(spec: Spec, w: Weights, state: dict, k: str, g: np.ndarray, t: int, lr: float, eta: float, option: dict):
+    """One parameter's update; returns its trust ratio if it has one."""
+    decay, s = option["weight_decay"], state[k]
+    trusted = spec.trust and option["trust_ratio"]
+    alpha = lr * eta
+    if spec.rule == "lars":
+        ratio = None
+        if option["trust_ratio"]:
+            wn, gn = np.linalg.norm(w[k].ravel()), np.linalg.norm(g.ravel())
             ratio = 1.0
-            if rule == "lamb" and option["trust_ratio"]:
-                wn, un = np.linalg.norm(w[k].ravel()), np.linalg.norm(u.ravel())
-                ratio = ratios[k] = float(wn / un) if wn > 0 and un > 0 else 1.0
-            w[k] = w[k] - lr * ratio * u
-    return w, ratios
+            if wn > 0 and gn > 0:
+                ratio = float(np.clip(spec.coefficient * wn / (gn + decay * wn + spec.eps), *spec.bounds))
+        scaled = alpha * (1.0 if ratio is None else ratio) * (g + decay * w[k])
+        s["m"] = spec.momentum * s["m"] + scaled
+        w[k] = w[k] - (scaled + spec.momentum * s["m"] if spec.nesterov else s["m"])
+        return ratio
+    if spec.decay == "l2":
+        g = g + decay * w[k]
+    metric = np.ones_like(w[k])  # 1 / D
+    if spec.rule == "momentum":
+        s["m"] = spec.momentum * s["m"] + g
+        u = g + spec.momentum * s["m"] if spec.nesterov else s["m"]
+    else:
+        beta1, beta2 = spec.betas
+        s["m"] = beta1 * s["m"] + (1 - beta1) * g
+        s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
+        s["top"] = np.maximum(s["top"], s["v"])
+        mhat = s["m"] / (1 - beta1**t) if spec.corrected else s["m"]
+        v = s["top"] if spec.amsgrad else s["v"]
+        vhat = v / (1 - beta2**t) if spec.corrected else v
+        if spec.rule == "adam":
+            metric = 1 / (np.sqrt(vhat) + spec.eps)
+        else:
+            rho_inf = 2 / (1 - beta2) - 1
+            rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+            if rho > 5:
+                r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+                metric = r * math.sqrt(1 - beta2**t) / (np.sqrt(v) + spec.eps)
+        u = metric * mhat
+    if spec.decay == "decoupled":
+        u = u + decay * w[k]
+    ratio = None
+    if trusted:
+        wn, un = np.linalg.norm(w[k].ravel()), np.linalg.norm(u.ravel())
+        ratio = float(np.clip(wn / un, *spec.bounds)) if wn > 0 and un > 0 else 1.0
+        u = ratio * u
+    if spec.decay == "independent":
+        w[k] = (1 - eta * decay) * w[k]
+    w[k] = w[k] - alpha * u
+    if spec.decay == "prox":
+        w[k] = w[k] / (1 + eta * decay)
+    if spec.decay == "prox-metric":
+        w[k] = w[k] / (1 + alpha * decay * metric)
+    return ratio
+
+
+def _sgd_of_swats(spec: Spec, w: Weights, state: dict, k: str, g: np.ndarray, rate: float, lr: float, decay: float):
+    """The second half of Swats(AdamW), at a constant learning rate."""
+    s = state[k]
+    s["m"] = spec.betas[0] * s["m"] + g
+    w[k] = (1 - rate * decay) * w[k] - rate * (1 - spec.betas[0]) * s["m"]
+
+
+def _average(how: tuple[str, int, int, float], t: int, w: Weights, options: dict, averages: Weights) -> None:
+    kind, start, every, decay = how
+    if t < start or (t - start) % every:
+        return
+    taken = (t - start) // every + 1
+    for k in options:
+        if taken == 1:
+            averages[k] = w[k].copy()
+        elif kind == "swa":
+            averages[k] = averages[k] + (w[k] - averages[k]) / taken
+        else:
+            averages[k] = decay * averages[k] + (1 - decay) * w[k]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+import optimizers
+from tests.optimizers.family import FAMILY
 
 SHAPES = {
     "big": (97, 31),  # larger than a shard
@@ -22,7 +26,6 @@ SHAPES = {
 DECAY = {"big": 0.01, "odd": 0.1, "zero": 0.1, "bias": 0.0}  # the others 0.01
 GLOBAL_BATCH = 8
 STEPS = 20
-LR = 0.02
 
 
 class Leaf(nn.Module):
@@ -34,7 +37,9 @@ class Leaf(nn.Module):
 
     def forward(self, target: torch.Tensor) -> torch.Tensor:
         """Half the squared distance from each sample's target [B, numel] to the weight: [B]."""
-        return 0.5 * (self.weight.reshape(1, -1) - target.to(self.weight.dtype)).square().sum(1)
+        # Under tensor parallelism the weight is a DTensor also here, gathered for once.
+        weight = self.weight.full_tensor() if hasattr(self.weight, "full_tensor") else self.weight
+        return 0.5 * (weight.reshape(1, -1) - target.to(weight.dtype)).square().sum(1)
 
 
 class Toy(nn.Module):
@@ -116,8 +121,6 @@ def engine(
 ):
     import deepspeed
 
-    import optimizers
-
     world = torch.distributed.get_world_size()
     whole = {
         "train_batch_size": GLOBAL_BATCH,
@@ -125,6 +128,7 @@ def engine(
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clip,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
         **config,
     }
@@ -133,8 +137,8 @@ def engine(
             model = Toy()
     else:
         model = Toy()
-    rules = {"lamb": optimizers.Lamb, "adamw": optimizers.AdamW, "radam": optimizers.RAdam}
-    optimizer = rules[rule](param_groups(model), lr=LR)
+    member = FAMILY[rule]
+    optimizer = member.make(param_groups(model), member.lr)
     made, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=whole)
     if attach:
         optimizers.attach(made)
@@ -194,8 +198,15 @@ def train(rule: str, zero: dict[str, Any], **keywords: Any) -> dict[str, Any]:
         "shards": len(optimizer.shards),
         "idle": any(len({p.index for p in s.pieces}) < len(s.parameters) for s in optimizer.shards),
     }
+    with averaged(optimizer):
+        result["averaged"] = {"owned": owned(optimizer), "model": _model(made)}
     made.destroy()
     return result
+
+
+def averaged(optimizer: Any) -> Any:
+    """The averages swapped in, where there are any."""
+    return optimizer.averaged() if isinstance(optimizer, optimizers.WeightAverage) else nullcontext()
 
 
 def _count(optimizer: Any) -> tuple[list[int], list[int]]:

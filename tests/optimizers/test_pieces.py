@@ -147,13 +147,13 @@ def test_bf16_keeps_fp32_masters(ranks: Ranks, rule: str, stage: int) -> None:
 
     results = ranks.run(_bf16, rule, stage, 2 if stage and ranks.world_size == 2 else 1)
     assert {r["wrapper"] for r in results} == {WRAPPERS[stage]}
-    weights, ratios = expected(rule, 0.0, "bf16")
+    wanted = expected(rule, 0.0, "bf16")
     for name, master in assembled(results).items():
-        assert error(master, weights[name]) < 2**-9, name
+        assert error(master, wanted.weights[name]) < 2**-9, name
         assert not (master == torch.tensor(master).bfloat16().double().numpy()).all(), f"{name}: a bf16 master"
     for result in results:
         # A norm over a part of a tensor would be off by tens of percent.
-        assert result["ratios"] == pytest.approx(ratios, rel=0.01)
+        assert result["ratios"] == pytest.approx(wanted.ratios, rel=0.01)
     if stage == 1 and rule == "lamb":
         # BF16_Optimizer takes all groups in one step() call: one all-reduce for all of them.
         assert groups_with_ratio() > 1

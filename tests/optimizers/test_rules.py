@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from optimizers import AdamW, Lamb, RAdam
-from tests.optimizers.reference import minimise
+from tests.optimizers.reference import LAMB, minimise
 
 SHAPES = [(5, 7), (), (1,), (3, 2, 4)]
 
@@ -68,7 +68,7 @@ def test_lamb_follows_the_paper() -> None:
         "zero": {"weight_decay": 0.05, "trust_ratio": True},
         "bias": {"weight_decay": 0.0, "trust_ratio": False},
     }
-    wanted, ratios = minimise("lamb", start, lambda t, w: grads[t], steps=30, lr=0.01, options=options)
+    result = minimise(LAMB, start, lambda t, w: grads[t], steps=30, lr=0.01, options=options)
     p = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
     optimizer = Lamb([{"params": [(k, p[k])], **options[k]} for k in shapes], lr=0.01)
     for grad in grads:
@@ -76,8 +76,8 @@ def test_lamb_follows_the_paper() -> None:
             p[k].grad = torch.tensor(grad[k])
         optimizer.step()
     for k in shapes:
-        np.testing.assert_allclose(p[k].detach().numpy(), wanted[k], rtol=1e-12, atol=1e-14)
-    assert optimizer.trust_ratios() == pytest.approx(ratios)
+        np.testing.assert_allclose(p[k].detach().numpy(), result.weights[k], rtol=1e-12, atol=1e-14)
+    assert optimizer.trust_ratios() == pytest.approx(result.ratios)
     assert set(optimizer.trust_ratios()) == {"weight", "zero"}
 
 

@@ -1,0 +1,144 @@
+"""Averages of the weights over training: SWA (Izmailov et al. 2018, arXiv 1803.05407) and EMA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from optimizers.sharded import Attachment, ShardedOptimizer, Work
+from optimizers.shards.pieces import local
+from optimizers.wrapper import Wrapper
+
+
+class WeightAverage(Wrapper):
+    r"""Keeps an average of the weights beside them, to be swapped in for evaluation::
+
+        swa:  average = average + (w - average) / n          the n-th weights that are taken
+        ema:  average = decay average + (1 - decay) w
+
+    Args:
+        base: the optimizer, any of this package.
+        kind: ``swa``, the plain mean, or ``ema``.
+        start: the first update whose weights are taken.
+        every: updates between two that are taken.
+        decay: of the EMA, in [0, 1).
+
+    Raises:
+        ValueError: for values out of range.
+
+    State of each tensor, beside the inner optimizer's: ``average``, sharded as the weights are.
+
+    >>> from optimizers import SGD
+    >>> weight = torch.nn.Parameter(torch.tensor([4.0]))
+    >>> optimizer = WeightAverage(SGD([weight], lr=1.0), kind="swa", start=2)
+    >>> for _ in range(3):
+    ...     weight.grad = torch.tensor([1.0])
+    ...     optimizer.step()
+    >>> weight.item()
+    1.0
+    >>> with optimizer.averaged():
+    ...     weight.item()  # the mean of 2 and 1
+    1.5
+    >>> weight.item()
+    1.0
+    """
+
+    def __init__(
+        self,
+        base: ShardedOptimizer,
+        kind: Literal["swa", "ema"] = "swa",
+        *,
+        start: int = 1,
+        every: int = 1,
+        decay: float = 0.999,
+    ) -> None:
+        if kind not in ("swa", "ema"):
+            raise ValueError(f"kind={kind!r}: must be 'swa' or 'ema'")
+        for key, value in {"start": start, "every": every}.items():
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{key}={value!r}: must be a whole number of updates, at least 1")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay!r}: must be from 0 up to, not including, 1")
+        super().__init__(base)
+        self.kind, self.start, self.every, self.decay = kind, start, every, decay
+        self._publish = _nothing
+        self._swapped = False
+
+    def use(self, attachment: Attachment) -> None:
+        super().use(attachment)
+        self._publish = attachment.publish or _nothing
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_publish": _nothing}  # an engine cannot be copied
+
+    def _update(self, work: Work) -> None:
+        if self._swapped:
+            raise RuntimeError("step() while the averages are swapped in: leave `with optimizer.averaged()` first")
+        super()._update(work)
+        for _, tensor in work:
+            state = self.state[tensor]
+            taken, rest = divmod(int(state["step"].item()) - self.start, self.every)
+            if taken < 0 or rest:
+                continue
+            if "average" not in state:
+                state["average"] = tensor.detach().clone(memory_format=torch.preserve_format)
+            share = 1 / (taken + 1) if self.kind == "swa" else 1 - self.decay
+            if taken:
+                local(state["average"]).lerp_(local(tensor.detach()), share)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the averages in place of its weights; before any were taken, as it is.
+
+        Collective under an engine. BatchNorm's statistics belong to the other weights: `recompute_batch_norm`.
+        """
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        self._swapped = not self._swapped
+        for shard in self.shards:
+            average = self.state.get(shard.tensor, {}).get("average")
+            if average is not None:
+                weights, average = local(shard.tensor.detach()), local(average)
+                kept = weights.clone()
+                weights.copy_(average)
+                average.copy_(kept)
+        self._publish()
+
+
+def recompute_batch_norm(
+    model: nn.Module, batches: Iterable[Any], process_group: dist.ProcessGroup | None = None
+) -> None:
+    """BatchNorm's running statistics anew, for weights that were averaged: means over batches, the same on all ranks.
+
+    Args:
+        model: called once with each batch, in training mode, without gradients.
+        batches: this rank's inputs; a tuple or list gives its first item. Each rank gives as many.
+        process_group: the ranks that agree; all by default, where torch.distributed is in use.
+    """
+    update_bn(batches, model)
+    found = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not found or not (dist.is_available() and dist.is_initialized()):
+        return
+    buffers = [b for m in found for b in (m.running_mean, m.running_var) if b is not None]
+    packed = torch.cat([b.double() for b in buffers])
+    dist.all_reduce(packed, group=process_group)
+    packed /= dist.get_world_size(process_group)
+    for buffer, mean in zip(buffers, packed.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean)
+
+
+def _nothing() -> None:
+    """Without an engine, the tensors that are swapped are the model's own."""

@@ -1,0 +1,55 @@
+"""Lookahead (Zhang et al. 2019, arXiv 1907.08610, algorithm 1)."""
+
+from __future__ import annotations
+
+import torch
+
+from optimizers.sharded import ShardedOptimizer, Work
+from optimizers.shards.pieces import local
+from optimizers.wrapper import Wrapper
+
+
+class Lookahead(Wrapper):
+    r"""Slow weights that follow the fast ones: every ``k`` steps::
+
+        slow = slow + alpha (fast - slow);        fast = slow
+
+    Args:
+        base: the optimizer of the fast weights, any of this package. Its moments go on as they are.
+        k: steps between synchronisations. At least 1.
+        alpha: how far the slow weights go, in (0, 1].
+
+    Raises:
+        ValueError: for values out of range.
+
+    State of each tensor, beside the inner optimizer's: ``slow``.
+
+    >>> from optimizers import SGD
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> optimizer = Lookahead(SGD([weight], lr=0.1), k=2, alpha=0.5)
+    >>> for _ in range(2):
+    ...     weight.grad = torch.tensor([1.0])
+    ...     optimizer.step()
+    >>> round(weight.item(), 6)  # the fast weight went from 1 to 0.8, the slow one goes half the way
+    0.9
+    """
+
+    def __init__(self, base: ShardedOptimizer, k: int = 5, alpha: float = 0.5) -> None:
+        if not (isinstance(k, int) and k >= 1):
+            raise ValueError(f"k={k!r}: must be a whole number of steps, at least 1")
+        if not 0 < alpha <= 1:
+            raise ValueError(f"alpha={alpha!r}: must be above 0 and at most 1")
+        super().__init__(base)
+        self.k, self.alpha = k, alpha
+
+    def _update(self, work: Work) -> None:
+        for _, tensor in work:
+            if "slow" not in self.state[tensor]:
+                self.state[tensor]["slow"] = tensor.detach().clone(memory_format=torch.preserve_format)
+        super()._update(work)
+        for _, tensor in work:
+            state = self.state[tensor]
+            if int(state["step"].item()) % self.k == 0:
+                slow, fast = local(state["slow"]), local(tensor.detach())
+                slow.lerp_(fast, self.alpha)
+                fast.copy_(slow)

@@ -1,0 +1,73 @@
+"""The optimizers and wrappers that every engine is tried with: how one is made, and what it is to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, ShardedOptimizer, Swats, WeightAverage
+from tests.optimizers.reference import LAMB, Spec
+
+
+@dataclass(frozen=True)
+class Member:
+    make: Callable[..., ShardedOptimizer]  # of params, lr
+    spec: Spec
+    lr: float = 0.02
+
+
+def _of(kind: type, **options: Any) -> Callable[..., ShardedOptimizer]:
+    return lambda params, lr: kind(params, lr=lr, **options)
+
+
+def _around(wrap: Callable[[Any], ShardedOptimizer], kind: type, **options: Any) -> Callable[..., ShardedOptimizer]:
+    return lambda params, lr: wrap(kind(params, lr=lr, **options))
+
+
+FORGETFUL = (0.9, 0.8)  # so that a second moment falls, and its largest so far is another
+
+FAMILY = {
+    "lamb": Member(_of(Lamb), LAMB),
+    "lamb-bounds": Member(
+        _of(Lamb, trust_bounds=(0.01, 0.3), bias_correction=False),
+        Spec(eps=1e-6, trust=True, bounds=(0.01, 0.3), corrected=False),
+    ),
+    "nvlamb": Member(_of(Lamb, prenormalize=True, eps=0.01), Spec(eps=0.01, trust=True, normalized=True)),
+    "lamb-amsgrad-l2": Member(
+        _of(Lamb, amsgrad=True, decay="l2", betas=FORGETFUL),
+        Spec(eps=1e-6, trust=True, amsgrad=True, decay="l2", betas=FORGETFUL),
+    ),
+    "lars": Member(_of(Lars), Spec("lars", decay="l2"), lr=5.0),
+    "lars-nesterov": Member(
+        _of(Lars, nesterov=True, trust_bounds=(0.0, 5e-4)),
+        Spec("lars", decay="l2", nesterov=True, bounds=(0.0, 5e-4)),
+        lr=5.0,
+    ),
+    "adam": Member(_of(Adam), Spec(decay="l2")),
+    "adamw": Member(_of(AdamW), Spec()),
+    "adamw-amsgrad": Member(_of(AdamW, amsgrad=True, betas=FORGETFUL), Spec(amsgrad=True, betas=FORGETFUL)),
+    "adamw-independent": Member(_of(AdamW, decay="independent"), Spec(decay="independent")),
+    "adamw-prox": Member(_of(AdamW, decay="prox"), Spec(decay="prox")),
+    "adamw-prox-metric": Member(_of(AdamW, decay="prox-metric"), Spec(decay="prox-metric")),
+    "radam": Member(_of(RAdam), Spec("radam", decay="l2")),
+    "radam-trust": Member(
+        _of(RAdam, trust_ratio=True, decay="decoupled"), Spec("radam", trust=True)
+    ),
+    "sgd-nesterov": Member(_of(SGD, momentum=0.9, nesterov=True), Spec("momentum", nesterov=True, decay="l2")),
+    "sgd-trust-prox": Member(
+        _of(SGD, momentum=0.9, trust_ratio=True, decay="prox"), Spec("momentum", trust=True, decay="prox")
+    ),
+    "lookahead-lamb": Member(
+        _around(lambda base: Lookahead(base, k=3, alpha=0.6), Lamb), Spec(eps=1e-6, trust=True, lookahead=(3, 0.6))
+    ),
+    "swats": Member(_around(lambda base: Swats(base, tolerance=2e-4), AdamW), Spec(swats=2e-4)),
+    "swa-lamb": Member(
+        _around(lambda base: WeightAverage(base, "swa", start=5, every=3), Lamb),
+        Spec(eps=1e-6, trust=True, average=("swa", 5, 3, 0.0)),
+    ),
+    "ema-lookahead-adamw": Member(
+        _around(lambda base: WeightAverage(Lookahead(base), "ema", decay=0.8), AdamW),
+        Spec(lookahead=(5, 0.5), average=("ema", 1, 1, 0.8)),
+    ),
+}  # fmt: skip

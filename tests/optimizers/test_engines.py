@@ -1,0 +1,130 @@
+"""Sharded equals unsharded under torch's own engines: DDP, FSDP2 in one and two dimensions, ZeroRedundancyOptimizer.
+
+The same toy, bar and float64 reference as in test_sharded.py, which has DeepSpeed's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Shard as ShardOf
+from torch.distributed.tensor import distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from optimizers import attach
+from tests.optimizers import sharded
+from tests.optimizers.family import FAMILY
+from tests.optimizers.test_sharded import check, expected, groups_with_ratio
+from tests.ranks import Ranks
+
+COLUMNS = ("big", "odd")  # cut along their second dimension where tensor parallelism is tried
+
+
+def _parallel(engine: str) -> tuple[nn.Module, nn.Module, int, int]:
+    """The toy under an engine: (the toy itself, what is called, index and number of the parts of a batch)."""
+    model, world, rank = sharded.Toy(), dist.get_world_size(), dist.get_rank()
+    if engine in ("ddp", "zero-redundancy"):
+        return model, DistributedDataParallel(model), rank, world
+    if engine == "fsdp2":
+        for leaf in model.children():
+            if leaf is not model.twin and leaf is not model.tied:  # what is tied belongs to the root
+                fully_shard(leaf)
+        fully_shard(model)
+        return model, model, rank, world
+    rows = 2 if world > 1 else 1
+    if engine == "hsdp":  # replicas of shards
+        fully_shard(model, mesh=init_device_mesh("cpu", (rows, world // rows), mesh_dim_names=("replicate", "shard")))
+        return model, model, rank, world
+    mesh = init_device_mesh("cpu", (world // rows, rows), mesh_dim_names=("dp", "tp"))
+    for name in ("big", "odd", "vector", "zero"):
+        leaf = getattr(model, name)
+        cut = ShardOf(1 if name in COLUMNS else 0)
+        leaf.weight = nn.Parameter(distribute_tensor(leaf.weight.detach(), mesh["tp"], [cut]))
+    fully_shard(model, mesh=mesh["dp"])
+    return model, model, mesh.get_local_rank("dp"), mesh["dp"].size()
+
+
+def _train(rule: str, engine: str) -> dict[str, Any]:
+    model, called, part, parts = _parallel(engine)
+    member = FAMILY[rule]
+    groups = sharded.param_groups(model)
+    if engine == "zero-redundancy":
+        for group in groups:
+            group["params"] = [p for _, p in group["params"]]
+        outer = ZeroRedundancyOptimizer(groups, optimizer_class=_Factory(member.make), lr=member.lr)
+        optimizer = attach(outer)
+        assert optimizer is outer.optim
+    else:
+        outer = optimizer = member.make(groups, member.lr)
+    calls, reduces = sharded._count(optimizer)
+    share = sharded.GLOBAL_BATCH // parts
+    for step in range(sharded.STEPS):
+        batch = {k: torch.tensor(v[part * share : (part + 1) * share]) for k, v in sharded.targets(step).items()}
+        outer.zero_grad()
+        called(batch).mean().backward()
+        outer.step()
+    names = {p: n.removesuffix(".weight") for n, p in model.named_parameters()}
+    result = {
+        **_weights(optimizer, model, names),
+        "calls": len(calls),
+        "reduces": len(reduces),
+        "ratios": {_name(k, optimizer, names): v for k, v in optimizer.trust_ratios().items()},
+    }
+    if engine == "zero-redundancy":
+        result["mine"] = set(result["owned"])
+    with sharded.averaged(optimizer):
+        result["averaged"] = _weights(optimizer, model, names)
+    return result
+
+
+class _Factory:
+    """ZeroRedundancyOptimizer wants a class, and its name."""
+
+    def __init__(self, make: Any) -> None:
+        self.make, self.__name__ = make, "Member"
+
+    def __call__(self, params: Any, lr: float) -> Any:
+        return self.make(params, lr)
+
+
+def _name(name: str, optimizer: Any, names: dict[Any, str]) -> str:
+    """ZeroRedundancyOptimizer gives no names: its parameters are numbered."""
+    if name.removesuffix(".weight") in names.values():
+        return name.removesuffix(".weight")
+    return next(names[s.tensor] for s in optimizer.shards if s.parameters[0].name == name)
+
+
+def _weights(optimizer: Any, model: nn.Module, names: dict[Any, str]) -> dict[str, Any]:
+    owned: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for shard in optimizer.shards:
+        for piece, view in shard.views(shard.tensor.detach()):
+            owned.setdefault(names[shard.tensor], []).append((piece.start, view.double().numpy().copy()))
+    whole = {n: p.detach() for p, n in names.items()}
+    whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in whole.items()}
+    return {"owned": owned, "model": {n: p.double().numpy().copy() for n, p in whole.items()}}
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "hsdp", "fsdp2-tp", "zero-redundancy"])
+@pytest.mark.parametrize("rule", FAMILY)
+def test_torch_engines(ranks: Ranks, rule: str, engine: str) -> None:
+    results = ranks.run(_train, rule, engine)
+    check(results, rule)
+    split = engine in ("fsdp2", "hsdp", "fsdp2-tp")
+    adapts = bool(expected(rule).ratios)
+    for result in results:
+        assert result["calls"] == sharded.STEPS
+        if split:
+            # One for all trust ratios; one more for the norm of all gradients; Swats' one until it switches.
+            wanted = sharded.STEPS * (adapts + (rule == "nvlamb")) + 2 * (rule == "swats")
+            assert result["reduces"] == wanted
+        elif engine == "ddp":
+            assert result["reduces"] == 0
+    assert groups_with_ratio() > 1
