@@ -29,7 +29,7 @@ class Adam(Composed):
         trust_ratio: scale each parameter's update to the size of its weights, as LAMB does.
         trust_bounds: (lowest, highest) trust ratio.
         maximize: go up instead of down.
-        kernel: ``auto``, ``reference`` (torch) or ``cpu`` (C++).
+        kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
 
     Raises:
         ValueError: for values out of range and for combinations that contradict themselves.

@@ -138,6 +138,8 @@ class Composed(ShardedOptimizer):
         return {name: values[id(ratios)][i] for name, (ratios, i) in self._ratios.items()}
 
     def _update(self, work: Work, rule: Rule | None = None) -> None:
+        if self._attachment is not None:
+            self._check_groups()
         jobs = self._jobs(work, rule or self.rule)
         if self.prenormalize:
             norm = self._gradient_norm(jobs)
@@ -169,13 +171,23 @@ class Composed(ShardedOptimizer):
             jobs.append(_Job(group, c, shards, shards[0].process_group, batch, kernels.choose(self.kernel, batch)))
         return jobs
 
+    def _check_groups(self) -> None:
+        first = [group["param_names"][0] for group in self.param_groups if group.get("param_names")]
+        if len(set(first)) < len(first):
+            raise RuntimeError(
+                "several param groups have the same param_names: DeepSpeed's universal checkpoint at ZeRO stage 3 has "
+                "given all groups the options of the first one, its weight decay and trust ratio too. Keep the options "
+                "before load_checkpoint() and update() each group with its own after it"
+            )
+
     def _count(self, tensor: Tensor) -> int:
         if tensor.grad.is_sparse:  # type: ignore[union-attr]
             raise RuntimeError(f"{type(self).__name__} needs dense gradients: build the embedding with sparse=False")
         state = self.state[tensor]
         if "step" not in state:
             state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-        state["step"] += 1
+        # Not in place: DeepSpeed's universal checkpoint gives all tensors the same step tensor.
+        state["step"] = state["step"] + 1
         return int(state["step"].item())
 
     def _batch(self, shards: list[Shard], c: Coefficients, by_parameter: bool) -> Batch:
@@ -240,7 +252,13 @@ class Composed(ShardedOptimizer):
         return ratio if group["trust_bounds"] is None else ratio.clamp(*group["trust_bounds"])
 
     def _is_rehearsal(self, tensors: list[Tensor]) -> bool:
-        if self._attachment is not None or all(tensor in self._names for tensor in tensors):
+        if self._attachment is not None:
+            if not all(tensor in self._known for tensor in tensors):
+                raise RuntimeError(
+                    f"{type(self).__name__}.step() on tensors that came after attach: call optimizers.attach(engine) again"
+                )
+            return False
+        if all(tensor in self._names for tensor in tensors):
             return False
         # DeepSpeed's 16-bit stage-0 wrapper calls step() with zero gradients while it is built.
         if not any(tensor.grad.any() for tensor in tensors):  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
 """The five forms of weight decay, as changes to the coefficients of an update.
 
-With the weights w, the direction u, the learning rate lr = eta x peak (eta is the schedule's multiplier) and Adam's
-denominator D::
+With the weights w, the direction u, the learning rate lr = eta x peak (eta is the schedule's multiplier, the peak is the
+lr that the optimizer was made with, or the ``max_lr`` of torch's OneCycleLR) and Adam's denominator D::
 
     l2           u is the direction of g + weight_decay w
     decoupled    w - lr (u + weight_decay w)              torch's AdamW; with a trust ratio, that scales both (LAMB)
@@ -39,7 +39,8 @@ def with_decay(c: Coefficients, group: dict[str, Any], step: int) -> Coefficient
         # 1 / D is what the direction multiplies m^ with: all of its numerator but the bias correction.
         corrected = 1 - c.beta1**step if group.get("bias_correction", True) else 1.0
         return replace(c, metric=strength * c.numerator * corrected)
-    eta = float(group["lr"]) / group["peak_lr"]
+    # torch's OneCycleLR climbs to another peak than the lr that the optimizer was made with, and says so.
+    eta = float(group["lr"]) / float(group.get("max_lr", group["peak_lr"]))
     if form == "independent":
         return replace(c, shrink=1 - eta * strength)
     return replace(c, prox=1 / (1 + eta * strength))

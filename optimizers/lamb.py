@@ -38,7 +38,7 @@ class Lamb(Composed):
         prenormalize: divide the gradients by the norm of all of them first, as in NVIDIA's LAMB ("NVLAMB"), so that
             only their direction counts. That norm is DeepSpeed's where it has one; elsewhere it takes an all-reduce.
         maximize: go up instead of down.
-        kernel: ``auto``, ``reference`` (torch) or ``cpu`` (C++).
+        kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
 
     Raises:
         ValueError: for values out of range and for combinations that contradict themselves.

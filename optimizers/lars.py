@@ -34,7 +34,7 @@ class Lars(Composed):
         eps: added to the denominator of the ratio, in units of the gradient. At least 0.
         trust_bounds: (lowest, highest) trust ratio; None for no bounds.
         maximize: go up instead of down.
-        kernel: ``auto``, ``reference`` (torch) or ``cpu`` (C++).
+        kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
 
     Raises:
         ValueError: for values out of range and for combinations that contradict themselves.

@@ -31,6 +31,11 @@ class ShardedOptimizer(Optimizer):
     """A torch optimizer that knows which piece of which parameter lies where."""
 
     @property
+    def name(self) -> str:
+        """What it is, wrappers and all, as in ``Lookahead(Lamb)``."""
+        return type(self).__name__
+
+    @property
     def shards(self) -> Sequence[Shard]:
         """The tensors that this optimizer updates on this rank, in the engine's order."""
         raise NotImplementedError

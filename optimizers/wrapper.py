@@ -69,6 +69,10 @@ class Wrapper(ShardedOptimizer):
         self.base.add_param_group(param_group)
 
     @property
+    def name(self) -> str:
+        return f"{type(self).__name__}({self.base.name})"
+
+    @property
     def shards(self) -> Sequence[Shard]:
         return self.base.shards
 

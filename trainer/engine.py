@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import optimizers
-from optimizers import Composed, WarmupConstant
+from optimizers import ShardedOptimizer, WarmupConstant
 from trainer.config import ConfigError
 from trainer.distributed import World, import_deepspeed
 from trainer.plan import Phase
@@ -22,7 +22,7 @@ class Engine:
     """A model under training: call it, `backward`, `step`."""
 
     deepspeed: Any
-    optimizer: Composed
+    optimizer: ShardedOptimizer
     schedule: WarmupConstant
     precision: str = "fp32"
 
@@ -33,7 +33,7 @@ class Engine:
     @property
     def name(self) -> str:
         """Of the update rule, as people know it."""
-        return type(self.optimizer).__name__
+        return self.optimizer.name
 
     def grad_norm(self) -> float | None:
         """Global gradient norm of the last step, before clipping; None where DeepSpeed does not compute it."""
@@ -121,15 +121,17 @@ def deepspeed_config(phase: Phase) -> dict[str, Any]:
     return config
 
 
-def _optimizer(task: nn.Module, phase: Phase) -> Composed:
+def _optimizer(task: nn.Module, phase: Phase) -> ShardedOptimizer:
     wanted = phase.config.optimizer
-    make = {"lamb": optimizers.Lamb, "adamw": optimizers.AdamW, "radam": optimizers.RAdam}[wanted.name]
-    keywords: dict[str, Any] = {"lr": phase.lr, "betas": wanted.betas, "weight_decay": wanted.weight_decay}
-    if wanted.name == "radam":
-        keywords["decoupled_weight_decay"] = True
-    if wanted.eps is not None:
-        keywords["eps"] = wanted.eps
-    return make(optimizers.groups(task), **keywords)
+    make = {
+        "lamb": optimizers.Lamb,
+        "lars": optimizers.Lars,
+        "adamw": optimizers.AdamW,
+        "adam": optimizers.Adam,
+        "radam": optimizers.RAdam,
+        "sgd": optimizers.SGD,
+    }[wanted.name]
+    return make(optimizers.groups(task), **{**wanted.options(), "lr": phase.lr})
 
 
 def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:

@@ -40,13 +40,13 @@ def advance(batch: Batch, c: Coefficients) -> Tensor:
 
 def descend(batch: Batch, c: Coefficients, rates: Tensor) -> None:
     for (w, g, moments), rate in zip(_segments(batch), rates, strict=True):
-        update = direction(w, gradient(w, g, c, c.scale), moments, c).mul_(rate.to(w.dtype))
+        update = direction(w, gradient(w, g, c, c.scale), moments, c) * _factor(rate, w)
         _take(w, update, moments, c)
 
 
 def step(batch: Batch, c: Coefficients, scales: Tensor | None = None) -> None:
     for i, (w, g, moments) in enumerate(_segments(batch)):
-        g = gradient(w, g, c, c.scale if scales is None else scales[i].to(w.dtype))
+        g = gradient(w, g, c, c.scale if scales is None else _factor(scales[i], w))
         move(g, moments, c)
         _take(w, direction(w, g, moments, c).mul_(c.rate), moments, c)
 
@@ -94,6 +94,11 @@ def _take(w: Tensor, update: Tensor, moments: list[Tensor], c: Coefficients) -> 
         w.mul_(c.prox)
     if c.metric:
         w.div_(denominator(moments, c).reciprocal_().mul_(c.rate * c.metric).add_(1))
+
+
+def _factor(value: Tensor, w: Tensor) -> Tensor:
+    """A scalar tensor to multiply with, in no less than float32: the smallest rates are nothing in 16 bits."""
+    return value.to(torch.promote_types(w.dtype, torch.float32)).view([1] * w.dim())
 
 
 def _segments(batch: Batch) -> Iterator[Segment]:

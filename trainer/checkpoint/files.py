@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Manifest:
     parameters: dict[str, dict[str, Any]]  # name -> shape, and step: updates this parameter has had
     files: dict[str, dict[str, Any]]  # name -> bytes, xxh3_128, and pieces: parameter -> [[start, length], ...]
     loss_scaler: dict[str, float]  # fp16 alone
+    scalars: dict[str, float] = field(default_factory=dict)  # of the optimizer: what belongs to no parameter
     format: int = FORMAT
 
     @classmethod

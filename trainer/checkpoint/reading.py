@@ -68,6 +68,7 @@ def load(path: Path, engine: Engine, world: World) -> Manifest:
         for name, buffer in engine.buffers():
             buffer.copy_(saved[name].view_as(buffer))
     zero.publish(engine.deepspeed)
+    engine.optimizer.load_scalars(manifest.scalars)
     engine.set_loss_scale(manifest.loss_scaler)
     return manifest
 

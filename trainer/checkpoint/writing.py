@@ -34,7 +34,8 @@ def save(root: Path, engine: Engine, place: Place, world: World, keep: int, data
     file = partial / f"rank-{world.rank:05d}.safetensors"
     tensors = _owned(engine, world)
     files = everywhere(world, lambda: _write(file, tensors))
-    agree(world, lambda: _publish(partial, final, _manifest(engine, place, world, dict(files), data)))
+    scalars = engine.optimizer.scalars()  # on all ranks: it may take a collective
+    agree(world, lambda: _publish(partial, final, _manifest(engine, place, world, dict(files), data, scalars)))
     agree(world, lambda: _prune(root, keep))
     return final
 
@@ -86,7 +87,9 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]
     return file.name, {"bytes": file.stat().st_size, "xxh3_128": checksum(file), "pieces": dict(pieces)}
 
 
-def _manifest(engine: Engine, place: Place, world: World, files: dict[str, Any], data: list[str]) -> Manifest:
+def _manifest(
+    engine: Engine, place: Place, world: World, files: dict[str, Any], data: list[str], scalars: dict[str, float]
+) -> Manifest:
     parameters: dict[str, Any] = {}
     kinds: set[str] = set()
     for shard in engine.optimizer.shards:
@@ -95,8 +98,9 @@ def _manifest(engine: Engine, place: Place, world: World, files: dict[str, Any],
         for parameter in shard.parameters:
             parameters[parameter.name] = {"shape": parameter.shape, "step": None if step is None else float(step)}
     return Manifest(
-        place, __version__, world.size, engine.name, data, sorted(kinds), parameters, files, engine.loss_scale()
-    )
+        place, __version__, world.size, engine.name, data, sorted(kinds), parameters, files, engine.loss_scale(),
+        scalars,
+    )  # fmt: skip
 
 
 def _publish(partial: Path, final: Path, manifest: Manifest) -> None:

@@ -155,10 +155,21 @@ class Batch(Section):
     micro: Count = Field(32, description="most samples one rank takes through the model at a time (memory decides)")
 
 
-class Optimizer(Section):
-    """How weights move. See the package `optimizers`."""
+_ADAM = {"betas", "eps", "decay", "trust_ratio", "trust_bounds"}
+_RULES: dict[str, set[str]] = {
+    "lamb": {*_ADAM, "amsgrad", "bias_correction", "prenormalize"},
+    "lars": {"momentum", "nesterov", "trust_coefficient", "trust_bounds", "eps"},
+    "adamw": {*_ADAM, "amsgrad"},
+    "adam": {*_ADAM, "amsgrad"},
+    "radam": _ADAM,
+    "sgd": {"momentum", "nesterov", "decay", "trust_ratio", "trust_bounds"},
+}
 
-    name: Literal["lamb", "adamw", "radam"] = Field("lamb", description="the update rule")
+
+class Optimizer(Section):
+    """How weights move. See the package `optimizers`, and docs/optimizers.md for which to take."""
+
+    name: Literal["lamb", "lars", "adamw", "adam", "radam", "sgd"] = Field("lamb", description="the update rule")
     lr: Annotated[float, Field(gt=0)] = Field(
         description="peak learning rate, at the batch `scaling.base_batch` if that is given"
     )
@@ -169,9 +180,55 @@ class Optimizer(Section):
         None, description="added to the denominator; null: the rule's own default"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="decoupled from the gradient; not applied to biases and normalisation"
+        0.01, description="not applied to biases and normalisation; its unit depends on `decay`"
+    )
+    decay: Literal["l2", "decoupled", "independent", "prox", "prox-metric"] | None = Field(
+        None, description="form of the weight decay; null: decoupled, or l2 for adam and sgd (lars has l2 alone)"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="of lars and sgd; null: 0.9")
+    nesterov: bool | None = Field(None, description="of lars and sgd; null: false")
+    amsgrad: bool | None = Field(None, description="divide by the largest second moment so far; null: false")
+    bias_correction: bool | None = Field(None, description="of lamb's moments; null: true")
+    trust_ratio: bool | None = Field(
+        None, description="scale each layer's update to its weights; null: true for lamb, false for the others"
+    )
+    trust_bounds: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="lowest and highest trust ratio; null: no bounds"
+    )
+    trust_coefficient: Annotated[float, Field(gt=0)] | None = Field(None, description="of lars; null: 0.001")
+    prenormalize: bool | None = Field(
+        None, description="lamb on gradients divided by their global norm, as NVIDIA's; null: false"
     )
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest global gradient norm; 0: no clipping")
+    kernel: Literal["auto", "reference", "cpu", "triton"] = Field(
+        "auto", description="what computes the update; auto: compiled code where it can be had, else torch"
+    )
+
+    def options(self) -> dict[str, Any]:
+        """What the rule's constructor is to be given, lr included: what the config leaves out is the rule's default."""
+        given = self.model_dump(exclude_none=True, include={*_RULES[self.name], "lr", "weight_decay", "kernel"})
+        if self.name == "radam":
+            given.setdefault("decay", "decoupled")
+        if self.name == "sgd":
+            given.setdefault("momentum", 0.9)
+        return given
+
+    @model_validator(mode="after")
+    def _options(self) -> Optimizer:
+        for key in sorted(set().union(*_RULES.values()) - _RULES[self.name]):
+            if key in self.model_fields_set and getattr(self, key) is not None:
+                having = ", ".join(name for name, keys in _RULES.items() if key in keys)
+                raise ValueError(f"{key}: {self.name} has none; take it out, or name one of {having}")
+        if self.decay == "prox-metric" and (self.name == "sgd" or self.trust_ratio or self.name == "lamb"):
+            raise ValueError("decay: prox-metric is for adamw, adam and radam without a trust ratio; write prox")
+        if self.trust_bounds is not None:
+            if self.trust_bounds[0] > self.trust_bounds[1]:
+                raise ValueError("trust_bounds: the lowest first, then the highest")
+            if self.trust_ratio is False or (self.trust_ratio is None and self.name not in ("lamb", "lars")):
+                raise ValueError("trust_bounds: there is no trust ratio; write trust_ratio: true, or take it out")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: needs momentum above 0, as in momentum: 0.9")
+        return self
 
 
 class Scaling(Section):

@@ -1,0 +1,67 @@
+"""Every optimizer and wrapper goes through a checkpoint to another number of processes and another ZeRO stage.
+
+The end is compared with a float64 run that was never interrupted, to the same bar as tests/optimizers/test_sharded.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.optimizers import sharded
+from tests.optimizers.family import FAMILY
+from tests.optimizers.test_sharded import check
+from tests.ranks import Ranks
+from trainer import checkpoint
+from trainer.checkpoint import Place
+
+HALF = sharded.STEPS // 2
+
+
+def _engine(rule: str, stage: int) -> tuple[Any, Any]:
+    from optimizers import WarmupConstant
+    from trainer.distributed import World
+    from trainer.engine import Engine
+
+    made, optimizer = sharded.engine(rule, {"stage": stage, "sub_group_size": 500})
+    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
+    return Engine(made, optimizer, WarmupConstant(optimizer, batch=1, total=1)), world
+
+
+def _first_half(root: str) -> None:
+    for rule in FAMILY:
+        engine, world = _engine(rule, 1)
+        for step in range(HALF):
+            sharded.feed(engine.deepspeed, step)
+        checkpoint.save(Path(root) / rule, engine, Place(HALF, HALF * 8, 0), world, keep=1, data=[])
+        engine.destroy()
+
+
+def _second_half(root: str, rule: str, stage: int) -> dict[str, Any]:
+    engine, world = _engine(rule, stage)
+    checkpoint.load(checkpoint.newest(Path(root) / rule), engine, world)  # type: ignore[arg-type]
+    for step in range(HALF, sharded.STEPS):
+        sharded.feed(engine.deepspeed, step)
+    result = sharded.result(engine.deepspeed, engine.optimizer)
+    engine.destroy()
+    return result
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The first half of each, at stage 1, by two processes."""
+    root = str(tmp_path_factory.mktemp("family"))
+    pair = Ranks(2)
+    pair.run(_first_half, root)
+    yield root
+    pair.close()
+
+
+@pytest.mark.parametrize("ranks", [1, 4], indirect=True)
+@pytest.mark.parametrize("rule", FAMILY)
+def test_goes_on_elsewhere(ranks: Ranks, written: str, rule: str) -> None:
+    check(ranks.run(_second_half, written, rule, {1: 2, 4: 3}[ranks.world_size]), rule)
