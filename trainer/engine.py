@@ -141,6 +141,8 @@ def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:
         "total": phase.samples,
         "warmup": phase.warmup,
         "final": wanted.final,
+        "momentum": wanted.momentum,
+        "scale_decay": wanted.scale_decay,
     }
     if wanted.kind == "trapezoid":
         return optimizers.Trapezoid(optimizer, cooldown=phase.cooldown, **shared)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from optimizers.scaling import scaled_lr, scaled_warmup
 from trainer.config import Config, ConfigError
+from trainer.config.schema import Optimizer
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
             "length",
             f"{phase.steps:,} steps, {phase.samples:,} samples, {phase.samples / phase.epoch:,.2f} epochs of {phase.epoch:,}",
         ),
-        ("optimizer", f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, clip {optimizer.clip:g}"),
+        ("optimizer", _optimizer(optimizer)),
         ("peak lr", lr),
         ("warm-up", warmup),
         ("schedule", decay),
@@ -163,3 +164,14 @@ def stop_step(config: Config, phases: Sequence[Phase]) -> int:
             return phase.first_step + math.ceil(round(left / step, 6))
         left -= phase.steps * step
     return last
+
+
+def _optimizer(optimizer: Optimizer) -> str:
+    form = f" ({optimizer.decay})" if optimizer.decay else ""
+    extras = [
+        key.replace("_", " ")
+        for key in ("nesterov", "amsgrad", "trust_ratio", "trust_bounds", "prenormalize")
+        if getattr(optimizer, key)
+    ]
+    parts = [optimizer.name, f"weight decay {optimizer.weight_decay:g}{form}", f"clip {optimizer.clip:g}", *extras]
+    return ", ".join(parts)

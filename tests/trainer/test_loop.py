@@ -209,6 +209,31 @@ def test_fp16_with_dynamic_loss_scale(ranks: Ranks, workspace: Path, stage: int)
     assert losses({**raw, "name": f"{raw['name']}-halves"}) == losses(raw)
 
 
+RULES = {
+    "lars": {"name": "lars", "lr": 20, "weight_decay": 1e-4, "nesterov": True, "trust_bounds": [0, 0.01]},
+    "sgd": {"name": "sgd", "lr": 0.3, "decay": "independent", "weight_decay": 1e-4},
+    "adam": {"name": "adam", "lr": 1e-3, "amsgrad": True},
+    "radam": {"name": "radam", "lr": 1e-2, "trust_ratio": True, "decay": "prox", "weight_decay": 1e-4},
+    "adamw": {"name": "adamw", "lr": 1e-3, "decay": "prox-metric", "kernel": "reference"},
+    "lamb": {"name": "lamb", "lr": 1e-2, "prenormalize": True, "bias_correction": False, "trust_bounds": [0.01, 10]},
+}
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_trains_and_resumes_to_the_bit(ranks: Ranks, workspace: Path, rule: str) -> None:
+    raw = text(
+        workspace, f"rule-{rule}", optimizer=RULES[rule], duration="12 steps",
+        schedule={"momentum": [0.95, 0.85], "scale_decay": True},
+    )  # fmt: skip
+    ranks.run(_run, raw)
+    assert losses(raw)[-1] < losses(raw)[0] - 0.05
+    halves = {**raw, "name": f"{raw['name']}-halves"}
+    ranks.run(_run, {**halves, "stop_after": "6 steps"})
+    ranks.run(_run, halves)
+    assert losses(halves) == losses(raw)
+
+
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("make", [text, images])
 def test_activation_checkpointing_changes_nothing(ranks: Ranks, workspace: Path, make: Any) -> None:

@@ -216,7 +216,7 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _options(self) -> Optimizer:
         for key in sorted(set().union(*_RULES.values()) - _RULES[self.name]):
-            if key in self.model_fields_set and getattr(self, key) is not None:
+            if getattr(self, key) != type(self).model_fields[key].default:
                 having = ", ".join(name for name, keys in _RULES.items() if key in keys)
                 raise ValueError(f"{key}: {self.name} has none; take it out, or name one of {having}")
         if self.decay == "prox-metric" and (self.name == "sgd" or self.trust_ratio or self.name == "lamb"):
@@ -261,6 +261,16 @@ class Schedule(Section):
         Span(share=0.2), description="linear fall at the end of a trapezoid: a share, or a duration"
     )
     final: Share = Field(0.0, description="learning rate at the end, as a share of the peak")
+    momentum: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = Field(
+        None, description="highest and lowest momentum (beta1), lowest where the rate is highest, as in 1cycle"
+    )
+    scale_decay: bool = Field(False, description="let the weight decay follow the rate")
+
+    @model_validator(mode="after")
+    def _momentum(self) -> Schedule:
+        if self.momentum is not None and self.momentum[0] < self.momentum[1]:
+            raise ValueError("momentum: the highest first, then the lowest, as in [0.95, 0.85]")
+        return self
 
 
 class Evaluate(Section):
