@@ -5,12 +5,12 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format lock clean
+.PHONY: help setup train test lint format bench-optimizers lock clean
 
 help:  ## this list
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */\1|/' \
-		| while IFS='|' read -r target text; do printf '  %-8s %s\n' "$$target" "$$text"; done
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */\1|/' \
+		| while IFS='|' read -r target text; do printf '  %-17s %s\n' "$$target" "$$text"; done
 
 setup:  ## .venv with the exact versions of requirements/ (at once when it is there already)
 	@$(PYTHON) scripts/setup.py
@@ -30,6 +30,9 @@ format: setup  ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+bench-optimizers: setup  ## one step of each optimizer, timed beside torch's and others'; ARGS="--json FILE"
+	@$(BIN)/python scripts/bench_optimizers.py $(ARGS)
+
 # One resolution for every Python and platform; what only the CUDA build of torch needs goes to a file of its own.
 # Versions that still fit are kept, so the diff shows what was asked for and no more.
 lock:  ## resolve requirements/ anew; ARGS=--upgrade, or ARGS="--upgrade-package numpy"
@@ -38,8 +41,8 @@ lock:  ## resolve requirements/ anew; ARGS=--upgrade, or ARGS="--upgrade-package
 	cat requirements/lock.txt requirements/cuda.txt > build/lock.txt
 	build/uv/bin/uv pip compile --quiet --universal --python-version 3.10 --all-extras --annotation-style line \
 		--custom-compile-command 'make lock' --output-file build/lock.txt $(ARGS) pyproject.toml requirements/lock.in
-	grep -E  '^(#|cuda-|nvidia-|triton=)' build/lock.txt > requirements/cuda.txt
-	grep -Ev '^(cuda-|nvidia-|triton=)' build/lock.txt > requirements/lock.txt
+	grep -E  '^(#|cuda-|nvidia-)' build/lock.txt > requirements/cuda.txt
+	grep -Ev '^(cuda-|nvidia-)' build/lock.txt > requirements/lock.txt
 
 clean:  ## remove .venv, caches and build leftovers; runs/ stays
 	rm -rf .venv .setup.lock .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -214,7 +214,7 @@ class Composed(ShardedOptimizer):
         if known is not None:
             return known() or 1.0
         sums = self._summed([(job, job.kernel.gradient_norms(job.batch, job.coefficients)) for job in jobs])
-        total = sum((s[1].sum() for _, s in sums), torch.zeros((), dtype=torch.float64))
+        total = sum((s[1].sum() for _, s in sums), torch.zeros((), dtype=torch.float64, device="cpu"))
         spread = self._attachment.spread_over if self._attachment else None
         if spread is not None:
             total = sum_over_ranks([total], spread)[0]
@@ -240,7 +240,7 @@ class Composed(ShardedOptimizer):
         names = [p.name for shard in job.shards for p in shard.parameters]
         self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
         layout = job.batch.layout
-        rates = (ratios * float(job.group["lr"]))[layout.slot.to(ratios.device)]
+        rates = (ratios * float(job.group["lr"]))[layout.slot_on(ratios.device)]
         if self.adapts_gradient:
             job.kernel.step(job.batch, job.coefficients, rates)
         else:

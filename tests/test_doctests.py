@@ -21,10 +21,11 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
+    if name == "optimizers.kernels.triton":
+        pytest.importorskip("triton", reason="Triton is for Linux")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def test_there_are_examples() -> None:
-    tried = {name: doctest.testmod(importlib.import_module(name)).attempted for name in MODULES}
-    assert tried["optimizers.lamb"] > 0
-    assert tried["optimizers.schedules"] > 0
+    for name in ("optimizers.lamb", "optimizers.schedules"):
+        assert doctest.testmod(importlib.import_module(name)).attempted > 0

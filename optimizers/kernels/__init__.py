@@ -1,16 +1,21 @@
-"""The arithmetic of an update, more than once: in torch (`reference`, the specification) and in C++ (`cpu`)."""
+"""The arithmetic of an update, three times: in torch (`reference`, the specification), C++ (`cpu`), Triton (`triton`)."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
+from types import ModuleType
 
 import torch.distributed as dist
 
-from optimizers.kernels import cpu, reference
+from optimizers.kernels import reference
 from optimizers.kernels.batch import Batch, Kernel
 
-NAMES = ("auto", "reference", "cpu")
+NAMES = ("auto", "reference", "cpu", "triton")
+
+_COMPILED = {"cpu": "cpu", "cuda": "triton"}  # for each type of device
+_WORKS_ON = {"cpu": "on the CPU", "triton": "on a GPU (on the CPU with TRITON_INTERPRET=1 in the environment)"}
 
 _log = logging.getLogger("optimizers")
 
@@ -20,12 +25,12 @@ def check(name: str) -> None:
 
     Raises:
         ValueError: if there is no such kernel.
-        RuntimeError: if it cannot be built here, with the compiler's words.
+        RuntimeError: if it cannot be built or launched here, with the reason.
     """
     if name not in NAMES:
         raise ValueError(f"kernel={name!r}: must be one of {', '.join(NAMES)}")
-    if name == "cpu":
-        problem = _load()[1]
+    if name in _WORKS_ON:
+        problem = _load(name)[1]
         if problem:
             raise RuntimeError(f"kernel={name!r} cannot run here: {problem}; kernel='auto' falls back to torch")
 
@@ -36,31 +41,33 @@ def choose(name: str, batch: Batch) -> Kernel:
     Raises:
         TypeError: if a kernel was asked for by name and the tensors are not what it works on.
     """
-    if name == "reference":
+    wanted = _COMPILED.get(batch.device.type, "reference") if name == "auto" else name
+    flat = batch.is_flat()
+    if wanted == "reference" or (name == "auto" and not flat):
         return reference
-    fits = batch.device.type == "cpu" and batch.is_flat()
-    if name == "auto" and not fits:
-        return reference
-    if not fits:
-        raise TypeError(
-            f"kernel={name!r} works on dense float32 tensors on the CPU, and {batch.describe()} came; "
-            "write kernel='auto'"
-        )
-    kernel, problem = _load()
+    kernel, problem = _load(wanted)
     if kernel is None:
         _say_once(problem)
         return reference
-    return kernel
+    if flat and batch.device.type == kernel.DEVICE:
+        return kernel
+    if name == "auto":  # the interpreter of Triton, which cannot read a GPU's memory
+        return reference
+    raise TypeError(
+        f"kernel={name!r} works on dense float32 tensors {_WORKS_ON[name]}, and {batch.describe()} came; "
+        "write kernel='auto'"
+    )
 
 
 @functools.cache
-def _load() -> tuple[Kernel | None, str]:
-    """The compiled kernel, or why there is none."""
+def _load(name: str) -> tuple[ModuleType | None, str]:
+    """A compiled kernel, or why there is none. Imported late: not everyone has Triton, and it takes a second."""
     try:
-        cpu.library()
-    except (OSError, RuntimeError) as error:
+        kernel = importlib.import_module(f"optimizers.kernels.{name}")
+        kernel.prepare()
+    except (ImportError, OSError, RuntimeError) as error:
         return None, str(error)
-    return cpu, ""
+    return kernel, ""
 
 
 @functools.cache

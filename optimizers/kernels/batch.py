@@ -22,6 +22,8 @@ STATE: dict[Formula, tuple[str, ...]] = {
     "plain": (),
 }
 
+COLUMNS = 5  # weights, gradients, and at most three moments
+
 
 @dataclass(frozen=True)
 class Coefficients:
@@ -46,6 +48,16 @@ class Coefficients:
     prox: float = 1.0  # factor of the weights after the step
     metric: float = 0.0  # decay of the proximal step in Adam's metric
 
+    def scalars(self) -> tuple[float, ...]:
+        """The numbers, in the order in which the compiled kernels take them."""
+        return tuple(
+            float(x)  # a user's 0 is an int, and Triton compiles anew for some of those
+            for x in (
+                self.rate, self.grad, self.l2, self.scale, self.beta1, self.weight1, self.beta2, 1 - self.beta2,
+                self.numerator, self.root, self.eps, self.inside, self.shrink, self.prox, self.rate * self.metric,
+            )
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -58,6 +70,7 @@ class Layout:
     parameters: int
     counts: Tensor | None  # bool [parameters], whether this rank's sums count; None: all do
     repeats: bool  # whether a parameter has several segments
+    _slots: dict[torch.device, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, shards: Sequence[Shard], by_parameter: bool) -> Layout:
@@ -71,23 +84,46 @@ class Layout:
             else:
                 rows.append((index, 0, local(shard.tensor).numel(), before))
             before += len(shard.parameters)
-        table = torch.tensor(rows, dtype=torch.int64).view(-1, 4).t().contiguous()
+        table = torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 4).t().contiguous()
         counts = None
         if not all(shard.counts for shard in shards):
-            counts = torch.tensor([shard.counts for shard in shards for _ in shard.parameters])
+            counts = torch.tensor([shard.counts for shard in shards for _ in shard.parameters], device="cpu")
         repeats = len({row[3] for row in rows}) < len(rows)
         return cls(table[0], table[1], table[2], table[3], before, counts, repeats)
+
+    def slot_on(self, device: torch.device) -> Tensor:
+        """`slot` on a device: copied there once, as a copy from pageable memory waits for a GPU."""
+        if device not in self._slots:
+            self._slots[device] = self.slot.to(device)
+        return self._slots[device]
 
     def by_slot(self, values: Tensor) -> Tensor:
         """The sums of each parameter [rows, parameters] from those of the segments [rows, segments]."""
         sums = values.new_zeros(values.shape[0], self.parameters)
-        slot = self.slot.to(values.device)
         if not self.repeats:
-            sums[:, slot] = values
+            sums[:, self.slot_on(values.device)] = values
         else:  # one fragment after the other, so that the bits are the same every time
             for i, s in enumerate(self.slot.tolist()):
                 sums[:, s] += values[:, i]
         return sums if self.counts is None else sums * self.counts.to(values.device)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A layout in blocks of equal size, so that the work is shared evenly whatever the sizes of the parameters."""
+
+    table: Tensor  # int64 [blocks, 4]: tensor, offset, length, segment; segments in rising order
+    first: Tensor  # int64 [segments + 1], the first block of each segment, and the number of all
+
+    @classmethod
+    def of(cls, layout: Layout, size: int) -> Blocks:
+        counts = (layout.length + size - 1) // size
+        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        segment = torch.repeat_interleave(counts)
+        begin = (torch.arange(len(segment), device="cpu") - first[segment]) * size
+        length = (layout.length[segment] - begin).clamp(max=size)
+        table = torch.stack([layout.tensor[segment], layout.offset[segment] + begin, length, segment], dim=1)
+        return cls(table, first)
 
 
 @dataclass(frozen=True)
@@ -107,6 +143,11 @@ class Batch:
     @cached_property
     def columns(self) -> list[list[Tensor]]:
         return [self.weights, self.grads, *self.states]
+
+    def addresses(self) -> list[int]:
+        """Of [tensors, COLUMNS], 0 where a formula has no such moment."""
+        missing = [0] * (COLUMNS - len(self.columns))
+        return [a for row in zip(*self.columns, strict=True) for a in [*(t.data_ptr() for t in row), *missing]]
 
     def is_flat(self) -> bool:
         """Whether all is float32 and laid out alike without gaps, so that elements can be taken in memory's order."""

@@ -33,8 +33,8 @@ _PATIENCE = 60.0  # seconds to wait for another process that compiles the same
 def load(source: Path) -> ctypes.CDLL:
     """The library made of a C++ file, compiled now unless a cache has it.
 
-    The cache is ``$XDG_CACHE_HOME/bellwether/kernels`` or ``~/.cache/bellwether/kernels``, or a folder of this process
-    where that cannot be written.
+    The cache is ``$XDG_CACHE_HOME/bellwether/kernels`` or ``~/.cache/bellwether/kernels``; where that cannot be written,
+    a folder of this user's, or else of this process's, for temporary files.
 
     Raises:
         RuntimeError: if there is no compiler or it fails, with what it said.
@@ -75,13 +75,17 @@ def _processor() -> str:
 
 def _folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "bellwether" / "kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="bellwether-kernels-"))
+    ours = Path(tempfile.gettempdir()) / f"bellwether-kernels-{os.getuid()}"
+    for folder in (cache / "bellwether" / "kernels", ours):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryFile(dir=folder):
+                # What is loaded from here runs as this user: nobody else may have put it there.
+                if folder.stat().st_uid == os.getuid():
+                    return folder
+        except OSError:
+            continue
+    return Path(tempfile.mkdtemp(prefix="bellwether-kernels-"))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 // The arithmetic of reference.py, element by element, over float32 tensors in memory. See there for the formulas.
 //
-// Work is cut into chunks that depend on the layout alone. Sums of squares are taken in double precision for each chunk
-// and added up in the chunks' order, so that the number of threads does not change a bit.
+// Work is cut into blocks that depend on the layout alone. Sums of squares are taken in double precision for each block
+// and added up in the blocks' order, so that the number of threads does not change a bit.
 
 #include <cmath>
 #include <cstdint>
@@ -12,11 +12,11 @@ namespace {
 enum Formula { ADAM, AMSGRAD, MOMENTUM, NESTEROV, PLAIN };
 enum Pass { GRADIENT_NORMS, ADVANCE, DESCEND, STEP };
 
-struct Coefficients {  // in the order of FIELDS in cpu.py
+struct Coefficients {  // in the order of Coefficients.scalars in batch.py
     float rate, grad, l2, scale, beta1, weight1, beta2, rest2, numerator, root, eps, inside, shrink, prox, metric;
 };
 
-struct Columns {  // of one chunk
+struct Columns {  // of one block
     float *__restrict w, *__restrict g, *__restrict m, *__restrict v, *__restrict top;
 };
 
@@ -50,7 +50,7 @@ template <Formula F> inline float direction(const Columns &t, const Coefficients
 
 template <Formula F, bool METRIC> inline void take(const Columns &t, const Coefficients &c, int64_t i, float u) {
     float w = (c.shrink * t.w[i] - c.rate * u) * c.prox;
-    if constexpr (METRIC) w /= 1 + c.rate * c.metric / denominator<F>(t, c, i);
+    if constexpr (METRIC) w /= 1 + c.metric / denominator<F>(t, c, i);
     t.w[i] = w;
 }
 
@@ -105,8 +105,10 @@ template <Formula F> void advance(const Columns &t, const Coefficients &c, int64
     found.write(sums);
 }
 
-template <Formula F> void descend(const Columns &t, const Coefficients &c, int64_t n) {
-    sweep({t.w, t.m, t.v}, n, [&](int64_t i, int) { take<F, false>(t, c, i, direction<F>(t, c, i, gradient(t, c, i))); });
+template <Formula F, bool METRIC> void descend(const Columns &t, const Coefficients &c, int64_t n) {
+    sweep({t.w, t.m, t.v}, n, [&](int64_t i, int) {
+        take<F, METRIC>(t, c, i, direction<F>(t, c, i, gradient(t, c, i)));
+    });
 }
 
 template <Formula F, bool METRIC> void step(const Columns &t, const Coefficients &c, int64_t n) {
@@ -117,12 +119,16 @@ template <Formula F, bool METRIC> void step(const Columns &t, const Coefficients
     });
 }
 
-template <Formula F> void run(Pass pass, const Columns &t, const Coefficients &c, int64_t n, double *sums) {
+template <Formula F, bool METRIC> void run(Pass pass, const Columns &t, const Coefficients &c, int64_t n, double *sums) {
     if (pass == GRADIENT_NORMS) gradient_norms(t, c, n, sums);
     else if (pass == ADVANCE) advance<F>(t, c, n, sums);
-    else if (pass == DESCEND) descend<F>(t, c, n);
-    else if (adaptive<F> && c.metric != 0) step<F, adaptive<F>>(t, c, n);
-    else step<F, false>(t, c, n);
+    else if (pass == DESCEND) descend<F, METRIC>(t, c, n);
+    else step<F, METRIC>(t, c, n);
+}
+
+template <Formula F> void run(Pass pass, const Columns &t, const Coefficients &c, int64_t n, double *sums) {
+    if (adaptive<F> && c.metric != 0) run<F, adaptive<F>>(pass, t, c, n, sums);
+    else run<F, false>(pass, t, c, n, sums);
 }
 
 void run(Formula formula, Pass pass, const Columns &t, const Coefficients &c, int64_t n, double *sums) {
@@ -137,28 +143,28 @@ void run(Formula formula, Pass pass, const Columns &t, const Coefficients &c, in
 
 }  // namespace
 
-// columns: pointers [5][tensors], 0 where there is no such state. chunks: tensor, offset, length, segment [4][chunks],
+// columns: pointers [tensors][5], 0 where there is no such moment. blocks: tensor, offset, length, segment [count][4],
 // segments in rising order. each: the rate (DESCEND) or scale (STEP) of each segment, or null.
-// partial: [2 x chunks]; sums: [2][segments], written by the passes that sum.
-extern "C" void bellwether_run(int formula, int pass, const float *coefficients, int64_t tensors,
-                               float *const *columns, int64_t chunks, const int64_t *chunk, const float *each,
-                               int64_t segments, double *partial, double *sums, int threads) {
+// partial: [count][2]; sums: [2][segments], written by the passes that sum.
+extern "C" void bellwether_run(int formula, int pass, const float *coefficients, float *const *columns, int64_t count,
+                               const int64_t *blocks, const float *each, int64_t segments, double *partial,
+                               double *sums, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t k = 0; k < chunks; k++) {
-        int64_t tensor = chunk[k], offset = chunk[chunks + k], length = chunk[2 * chunks + k];
+    for (int64_t k = 0; k < count; k++) {
+        const int64_t tensor = blocks[4 * k], offset = blocks[4 * k + 1], length = blocks[4 * k + 2];
         float *at[5];
         for (int j = 0; j < 5; j++) {
-            float *column = columns[j * tensors + tensor];
+            float *column = columns[5 * tensor + j];
             at[j] = column ? column + offset : nullptr;
         }
         Coefficients c = *reinterpret_cast<const Coefficients *>(coefficients);
-        if (each) (pass == DESCEND ? c.rate : c.scale) = each[chunk[3 * chunks + k]];
+        if (each) (pass == DESCEND ? c.rate : c.scale) = each[blocks[4 * k + 3]];
         run(Formula(formula), Pass(pass), {at[0], at[1], at[2], at[3], at[4]}, c, length, partial + 2 * k);
     }
     if (pass != GRADIENT_NORMS && pass != ADVANCE) return;
     for (int64_t s = 0; s < 2 * segments; s++) sums[s] = 0;
-    for (int64_t k = 0; k < chunks; k++) {
-        int64_t s = chunk[3 * chunks + k];
+    for (int64_t k = 0; k < count; k++) {
+        int64_t s = blocks[4 * k + 3];
         sums[s] += partial[2 * k];
         sums[segments + s] += partial[2 * k + 1];
     }

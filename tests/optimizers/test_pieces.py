@@ -123,43 +123,6 @@ def test_attach_refuses_anothers_optimizer(ranks: Ranks) -> None:
     assert all("AdamW" in message for message in ranks.run(_foreign_optimizer))
 
 
-def _bf16(rule: str, stage: int, accumulation: int) -> dict:
-    return sharded.train(
-        rule, {"stage": stage}, accumulation=accumulation, bf16={"enabled": True},
-        **({"data_types": {"grad_accum_dtype": "fp32"}} if stage else {}),
-    )  # fmt: skip
-
-
-WRAPPERS = {
-    0: "FP16_UnfusedOptimizer",
-    1: "BF16_Optimizer",
-    2: "DeepSpeedZeroOptimizer",
-    3: "DeepSpeedZeroOptimizer_Stage3",
-}
-
-
-@pytest.mark.parametrize("ranks", [2, 4], indirect=True)
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("rule", ["lamb", "adamw", "radam"])
-def test_bf16_keeps_fp32_masters(ranks: Ranks, rule: str, stage: int) -> None:
-    """Gradients carry 8 bits here: 2^-9 of each at most, which is the bar for a weight that starts at 0."""
-    from tests.optimizers.test_sharded import assembled, error, expected, groups_with_ratio
-
-    results = ranks.run(_bf16, rule, stage, 2 if stage and ranks.world_size == 2 else 1)
-    assert {r["wrapper"] for r in results} == {WRAPPERS[stage]}
-    wanted = expected(rule, 0.0, "bf16")
-    for name, master in assembled(results).items():
-        assert error(master, wanted.weights[name]) < 2**-9, name
-        assert not (master == torch.tensor(master).bfloat16().double().numpy()).all(), f"{name}: a bf16 master"
-    for result in results:
-        # A norm over a part of a tensor would be off by tens of percent.
-        assert result["ratios"] == pytest.approx(wanted.ratios, rel=0.01)
-    if stage == 1 and rule == "lamb":
-        # BF16_Optimizer takes all groups in one step() call: one all-reduce for all of them.
-        assert groups_with_ratio() > 1
-        assert all(r["calls"] == r["reduces"] == sharded.STEPS for r in results)
-
-
 def _through_deepspeeds_checkpoint(folder: str, stage: int, bf16: bool) -> list[dict]:
     """Train, save, train on; and the same again after DeepSpeed's own load_checkpoint, without a second attach."""
     config = {"bf16": {"enabled": bf16}, **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {})}

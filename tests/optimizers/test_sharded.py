@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.optimizers import sharded
 from tests.optimizers.family import FAMILY
@@ -21,8 +22,6 @@ def expected(rule: str, clip: float = 0.0, start: str = "fp32") -> Result:
     if (rule, clip, start) not in _expected:
         w = sharded.weights()
         if start == "bf16":
-            import torch
-
             w = {k: torch.tensor(v).bfloat16().float().numpy() for k, v in w.items()}
         member = FAMILY[rule]
         _expected[rule, clip, start] = minimise(
@@ -129,6 +128,42 @@ def test_cases(ranks: Ranks, rule: str, case: str) -> None:
     check(results, rule, clip=keywords.get("clip", 0.0))
     if "sub-groups" in case:
         assert results[0]["shards"] > groups_with_ratio() + 1
+
+
+def _bf16(rule: str, stage: int, accumulation: int) -> dict:
+    return sharded.train(
+        rule, {"stage": stage}, accumulation=accumulation, bf16={"enabled": True},
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if stage else {}),
+    )  # fmt: skip
+
+
+WRAPPERS = {
+    0: "FP16_UnfusedOptimizer",
+    1: "BF16_Optimizer",
+    2: "DeepSpeedZeroOptimizer",
+    3: "DeepSpeedZeroOptimizer_Stage3",
+}
+
+
+@pytest.mark.parametrize("ranks", [2, 4], indirect=True)
+@pytest.mark.parametrize(
+    ("stage", "rule"), [(1, rule) for rule in FAMILY] + [(s, r) for s in (0, 2, 3) for r in ("lamb", "adamw", "swats")]
+)
+def test_bf16_keeps_fp32_masters(ranks: Ranks, rule: str, stage: int) -> None:
+    """Gradients carry 8 bits here: 2^-9 of each at most, which is the bar for a weight that starts at 0."""
+    results = ranks.run(_bf16, rule, stage, 2 if stage and ranks.world_size == 2 else 1)
+    assert {r["wrapper"] for r in results} == {WRAPPERS[stage]}
+    wanted = expected(rule, 0.0, "bf16")
+    for name, master in assembled(results).items():
+        assert error(master, wanted.weights[name]) < 2**-9, name
+        assert not (master == torch.tensor(master).bfloat16().double().numpy()).all(), f"{name}: a bf16 master"
+    for result in results:
+        # A norm over a part of a tensor would be off by tens of percent.
+        assert result["ratios"] == pytest.approx(wanted.ratios, rel=0.01)
+    if stage == 1 and rule == "lamb":
+        # BF16_Optimizer takes all groups in one step() call: one all-reduce for all of them.
+        assert groups_with_ratio() > 1
+        assert all(r["calls"] == r["reduces"] == sharded.STEPS for r in results)
 
 
 def _train(rule: str, zero: dict, keywords: dict) -> dict:

@@ -1,0 +1,77 @@
+"""The GPU kernel on a GPU: equal to the reference, and to the bit to the CPU kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from optimizers import Lamb, kernels
+from optimizers.kernels import cpu, reference
+from optimizers.kernels.batch import Batch, Formula, Kernel, Layout
+from optimizers.shards.pieces import Parameter, Piece, Shard
+from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_batch, run, same_bits
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+
+@pytest.fixture
+def triton() -> Kernel:
+    found = kernels.choose("auto", make_batch("flat", "adam", device="cuda"))
+    assert found.__name__ == "optimizers.kernels.triton"  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize(("layout", "formula", "options"), CASES)
+def test_equals_the_reference(triton: Kernel, layout: str, formula: Formula, options: str) -> None:
+    for which, ours in compare(triton, layout, formula, options, "cuda").items():
+        assert same_bits(ours, run(cpu, which, make_batch(layout, formula), coefficients(formula, options)))
+
+
+@pytest.mark.parametrize("which", PASSES)
+def test_same_bits_every_time_and_no_wait(triton: Kernel, which: str) -> None:
+    outcomes = []
+    for _ in range(3):
+        batch = make_batch("flat", "adam", device="cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            outcomes.append(run(triton, which, batch, coefficients("adam", "all")))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for other in outcomes[1:]:
+        assert same_bits(outcomes[0], other)
+        if other.sums is not None:
+            assert torch.equal(outcomes[0].sums, other.sums)  # type: ignore[arg-type]
+
+
+def test_one_large_shard(triton: Kernel) -> None:
+    """More elements than an int32 counts, where the memory for four such tensors is there."""
+    length = 2**31 + 4099 if torch.cuda.mem_get_info()[0] > 60 * 2**30 else 2**26 + 4099
+    names = (Parameter("a", (length - 2053,)), Parameter("b", (2053,)))
+    pieces = (Piece(0, 0, 0, length - 2053), Piece(1, length - 2053, 0, 2053))
+    columns = [torch.full((length,), value, device="cuda") for value in (1.0, 0.5, 0.25, 0.125)]
+    layout = Layout.of([Shard(columns[0], names, pieces, None)], by_parameter=True)
+    c = coefficients("adam", "bare")
+    batch = Batch([columns[0]], [columns[1]], [[columns[2]], [columns[3]]], layout)
+    sums = triton.gradient_norms(batch, c)
+    assert sums.tolist() == [[length - 2053, 2053], [(length - 2053) / 4, 2053 / 4]]  # exact, as all are powers of two
+    few = [[column[:8].clone()] for column in columns]
+    reference.step(Batch(few[0], few[1], few[2:], Layout.of([Shard.whole(few[0][0], "few")], True)), c)
+    triton.step(batch, c)
+    weights = columns[0]
+    assert weights.min() == weights.max()
+    torch.testing.assert_close(weights[-8:], few[0][0])
+
+
+def test_trains_on_gpu() -> None:
+    def trained(name: str) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=generator).cuda()) for s in ((129, 17), (3,), ())]
+        optimizer = Lamb(params, lr=0.02, kernel=name)
+        for _ in range(10):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=generator).cuda()
+            optimizer.step()
+        return params
+
+    for ours, theirs in zip(trained("triton"), trained("reference"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,118 @@
+"""The CPU kernel is compiled at first use: what may go wrong there, and what may lie there from before."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from optimizers.kernels import build, cpu
+
+SOURCE = Path(cpu.__file__).with_name("cpu.cpp")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where libraries will lie: an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bellwether" / "kernels"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A kernel that compiles in no time."""
+    path = tmp_path / "small.cpp"
+    path.write_text('extern "C" int answer() { return 42; }\n')
+    return path
+
+
+def libraries(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*.so"))
+
+
+def test_cold_build_and_then_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(build.load(SOURCE).bellwether_run, ctypes._CFuncPtr)
+    assert len(libraries(cache)) == 1
+    assert not list(cache.glob(".build-*"))
+    monkeypatch.delattr(build, "_compile")
+    assert build.load(SOURCE).bellwether_run
+
+
+def test_what_a_killed_build_leaves_does_no_harm(cache: Path, source: Path) -> None:
+    build.load(source)
+    (library,) = libraries(cache)
+    library.unlink()
+    assert library.with_name(f"{library.name}.lock").exists()
+    half = cache / ".build-killed"
+    half.mkdir()
+    (half / library.name).write_bytes(b"half a library")
+    assert build.load(source).answer() == 42
+
+
+def test_a_broken_library_is_built_again(cache: Path, source: Path) -> None:
+    build.load(source)
+    (library,) = libraries(cache)
+    library.unlink()  # a new file: this process has the old one in use
+    library.write_bytes(b"half a library")
+    assert build.load(source).answer() == 42
+
+
+def test_four_processes_at_once(cache: Path, source: Path) -> None:
+    # By its path, without the package and thus without torch, they are at it in the same moment.
+    script = f"import runpy, pathlib; print(runpy.run_path({build.__file__!r})['load'](pathlib.Path({str(source)!r})).answer())"  # fmt: skip
+    started = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate(timeout=60)[0] for process in started] == ["42\n"] * 4
+    assert len(libraries(cache)) == 1
+    assert not list(cache.glob(".build-*"))
+
+
+def test_cache_that_cannot_be_written(
+    cache: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert build.load(source).answer() == 42
+
+
+def test_compiler_that_fails(cache: Path, source: Path) -> None:
+    source.write_text("this is no C++\n")
+    with pytest.raises(RuntimeError, match=r"could not build small.cpp: .*error"):
+        build.load(source)
+    assert not libraries(cache)
+    assert not list(cache.glob(".build-*"))
+
+
+def test_no_compiler(tmp_path: Path) -> None:
+    script = """
+        import logging, sys, torch
+        from optimizers import Lamb
+        logging.basicConfig(format="%(message)s", stream=sys.stdout)
+        weight = torch.nn.Parameter(torch.full((2, 2), 2.0))
+        optimizer = Lamb([weight], lr=0.1, weight_decay=0.0)
+        weight.grad = torch.ones(2, 2)
+        for _ in range(2):
+            optimizer.step()
+        print(round(weight[0, 0].item(), 3))
+        try:
+            Lamb([weight], kernel="cpu")
+        except RuntimeError as error:
+            print(error)
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "CXX"}
+    environment |= {"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    reason = "no C++ compiler was found (c++, g++, clang++, or the one that CXX names)"
+    assert ended.stdout.splitlines() == [
+        f"the compiled kernel cannot run here, torch's operations take its place: {reason}",
+        "1.62",
+        f"kernel='cpu' cannot run here: {reason}; kernel='auto' falls back to torch",
+    ]

@@ -1,0 +1,217 @@
+"""Each kernel against the reference, and the kernels against each other."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, ShardedOptimizer, kernels
+from optimizers.kernels import cpu, reference
+from optimizers.kernels.batch import Batch, Blocks, Formula, Kernel, Layout
+from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_batch, run, same_bits
+
+
+@pytest.fixture(params=["cpu", "triton"])
+def name(request: pytest.FixtureRequest) -> str:
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="Triton is for Linux")
+        if not os.environ.get("TRITON_INTERPRET"):
+            pytest.skip("with a GPU here, tests/gpu has it")
+    return request.param
+
+
+@pytest.fixture
+def kernel(name: str) -> Kernel:
+    found = importlib.import_module(f"optimizers.kernels.{name}")
+    found.prepare()
+    return found
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy, beyond the end of a block
+@pytest.mark.parametrize(("layout", "formula", "options"), CASES)
+def test_equals_the_reference(kernel: Kernel, layout: str, formula: Formula, options: str) -> None:
+    outcomes = compare(kernel, layout, formula, options)
+    if kernel is not cpu:
+        for which, ours in outcomes.items():
+            assert same_bits(ours, run(cpu, which, make_batch(layout, formula), coefficients(formula, options)))
+
+
+@pytest.mark.parametrize("which", PASSES)
+def test_same_bits_every_time(kernel: Kernel, which: str, threads: Callable[[int], None]) -> None:
+    outcomes = []
+    for count in (1, 2, 3):
+        threads(count)
+        outcomes.append(run(kernel, which, make_batch("flat", "adam"), coefficients("adam", "all")))
+    for other in outcomes[1:]:
+        assert same_bits(outcomes[0], other)
+        if other.sums is not None:
+            assert torch.equal(outcomes[0].sums, other.sums)  # type: ignore[arg-type]
+
+
+def test_tables_are_kept_and_tensors_change(kernel: Kernel) -> None:
+    c, tables = coefficients("adam", "all"), {}
+    for seed in (1, 2):
+        ours, theirs = (make_batch("fragments", "adam", seed=seed) for _ in range(2))
+        ours = replace(ours, layout=ours.layout, tables=tables)
+        assert same_bits(run(kernel, "step", ours, c), run(kernel, "step", theirs, c))
+    assert len(tables) == 1
+
+
+def test_integers_among_the_coefficients(kernel: Kernel) -> None:
+    c = coefficients("adam", "bare")
+    ours, theirs = replace(c, beta1=0, numerator=1), replace(c, beta1=0.0, numerator=1.0)
+    outcomes = [run(kernel, "step", make_batch("fragments", "adam"), x) for x in (ours, theirs)]
+    assert same_bits(*outcomes)
+
+
+def test_blocks_of_more_elements_than_an_int32_counts() -> None:
+    lengths = torch.tensor([5, 0, 2**33 + 1])
+    index = torch.arange(3)
+    layout = Layout(torch.zeros(3, dtype=torch.int64), lengths.cumsum(0) - lengths, lengths, index, 3, None, False)
+    blocks = Blocks.of(layout, 2**20)
+    assert blocks.first.tolist() == [0, 1, 1, 2**13 + 2]
+    assert blocks.table[0].tolist() == [0, 0, 5, 0]
+    assert blocks.table[1].tolist() == [0, 5, 2**20, 2]
+    assert blocks.table[-1].tolist() == [0, 2**33 + 5, 1, 2]
+
+
+MAKE: dict[str, Callable[..., ShardedOptimizer]] = {
+    "lamb": Lamb,
+    "lamb-prenormalize": lambda p, **k: Lamb(p, prenormalize=True, eps=0.01, **k),
+    "lars": Lars,
+    "sgd-nesterov": lambda p, **k: SGD(p, momentum=0.9, nesterov=True, weight_decay=0.1, **k),
+    "adam-amsgrad": lambda p, **k: Adam(p, amsgrad=True, weight_decay=0.1, **k),
+    "adamw": lambda p, **k: AdamW(p, weight_decay=0.1, **k),
+    "adamw-prox-metric": lambda p, **k: AdamW(p, weight_decay=0.1, decay="prox-metric", **k),
+    "radam": RAdam,
+}
+
+
+def _trained(make: Callable[..., ShardedOptimizer], name: str) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(5, 7), (), (1,), (129, 17), (8, 3, 3, 3), (0, 2)]
+    values = [torch.randn(shape, generator=generator) for shape in shapes]
+    values[3] = values[3].t()
+    values[4] = values[4].to(memory_format=torch.channels_last)
+    params = [torch.nn.Parameter(value) for value in values]
+    optimizer = make(params, lr=0.02, kernel=name)
+    for _ in range(10):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)  # contiguous, also where the parameter is not
+        optimizer.step()
+    return [p.detach() for p in params]
+
+
+@pytest.mark.parametrize("optimizer", MAKE)
+def test_ten_steps(optimizer: str, name: str) -> None:
+    for ours, theirs in zip(_trained(MAKE[optimizer], name), _trained(MAKE[optimizer], "reference"), strict=True):
+        assert ours.stride() == theirs.stride()
+        # A step makes an error of some ulps of the weight or of the step, 1e-7 each; ten may add up.
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_auto_takes_what_fits() -> None:
+    assert kernels.choose("auto", make_batch("flat", "adam")) is cpu
+    assert kernels.choose("auto", make_batch("flat", "adam", torch.bfloat16)) is reference
+    assert kernels.choose("auto", make_batch("flat", "adam", device="meta")) is reference
+    assert kernels.choose("reference", make_batch("flat", "adam")) is reference
+
+
+def test_tensors_that_do_not_fit_are_named(name: str) -> None:
+    with pytest.raises(TypeError, match="bfloat16 on cpu came; write kernel='auto'"):
+        kernels.choose(name, make_batch("flat", "adam", torch.bfloat16))
+    with pytest.raises(TypeError, match="float32 on meta"):
+        kernels.choose(name, make_batch("flat", "adam", device="meta"))
+    gap = Batch([torch.zeros(4, 4)[:, ::2]], [torch.zeros(4, 2)], [], make_batch("flat", "plain").layout)
+    with pytest.raises(TypeError, match="dense"):
+        kernels.choose(name, gap)
+
+
+def test_unknown_kernel() -> None:
+    with pytest.raises(ValueError, match="must be one of auto, reference, cpu, triton"):
+        Lamb([torch.nn.Parameter(torch.ones(1))], kernel="cuda")
+
+
+def test_triton_that_is_missing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What `auto` would do with CUDA tensors."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "optimizers.kernels.triton", raising=False)
+    monkeypatch.setitem(kernels._COMPILED, "cpu", "triton")
+    kernels._load.cache_clear(), kernels._say_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "optimizers"):
+        for _ in range(2):
+            assert kernels.choose("auto", make_batch("flat", "adam")) is reference
+    assert len(caplog.records) == 1
+    with pytest.raises(RuntimeError, match="kernel='triton' cannot run here"):
+        kernels.check("triton")
+    kernels._load.cache_clear()
+
+
+def _python(script: str, **environment: str) -> str:
+    """Runs a script with Triton's compiler in place of its interpreter."""
+    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env=kept | environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
+def test_triton_is_imported_late_and_says_what_it_lacks() -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    said = _python("""
+        import sys, torch
+        from optimizers import Lamb
+        imported = "triton" in sys.modules  # torch's own optimizers import it when they are made
+        weight = torch.nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        Lamb([weight]).step()
+        print(imported or "optimizers.kernels.triton" in sys.modules)
+        try:
+            Lamb([weight], kernel="triton")
+        except RuntimeError as error:
+            print(error)
+    """)
+    assert said.startswith("False\nkernel='triton' cannot run here: there is no GPU; with TRITON_INTERPRET=1")
+
+
+def test_what_triton_compiles_to(tmp_path: Path) -> None:
+    """For a GPU that need not be there: nothing contracted, IEEE division and root, subnormal numbers kept."""
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    code = _python(
+        """
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource, compile
+        from optimizers.kernels.triton import _pass
+
+        pointers = {"blocks": "*i64", "addresses": "*i64", "each": "*fp64", "sums": "*fp64"}
+        for which in ("advance", "step"):
+            fixed = {"PASS": which, "FORMULA": "amsgrad", "EACH": which == "step", "METRIC": True, "BLOCK": 1024}
+            signature = {n: "constexpr" if n in fixed else pointers.get(n, "fp32") for n in _pass.arg_names}
+            source = ASTSource(_pass, signature=signature, constexprs=fixed)
+            print(compile(source, GPUTarget("cuda", 80, 32), {"enable_fp_fusion": False}).asm["ptx"])
+        """,
+        TRITON_CACHE_DIR=str(tmp_path),
+    )
+    assert "div.rn.f32" in code
+    assert "sqrt.rn.f32" in code
+    for wrong in ("fma.", ".ftz", ".approx", "div.full", " atom.", " red."):
+        assert wrong not in code
