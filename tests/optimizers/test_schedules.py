@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from optimizers import (
+    AdamW,
     Lamb,
+    OneCycle,
     Trapezoid,
     WarmupConstant,
     WarmupCosine,
@@ -147,3 +149,73 @@ def test_deepspeed_steps_them(ranks: Ranks, stage: int) -> None:
     wanted = rates(make("linear", 480), 480)[:10]
     for found in ranks.run(_under_deepspeed, stage):
         assert found == pytest.approx(wanted)
+
+
+def _optimizers() -> list[torch.optim.Optimizer]:
+    weight = torch.nn.Parameter(torch.ones(2))
+    return [
+        AdamW([{"params": [weight], "weight_decay": 0.4}], lr=2.0, betas=(0.9, 0.99)),
+        torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=2.0, momentum=0.9, weight_decay=0.4),
+    ]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("kind", ["one cycle", "trapezoid", "language model"])
+def test_momentum_and_decay_follow_the_rate(index: int, kind: str) -> None:
+    optimizer = _optimizers()[index]
+    shared: dict = {"batch": 1, "total": 100, "momentum": (0.95, 0.85), "scale_decay": True}
+    if kind == "trapezoid":
+        schedule = Trapezoid(optimizer, warmup=20, cooldown=30, **shared)
+    elif kind == "one cycle":
+        schedule = OneCycle(optimizer, rise=45, annihilation=10, initial=0.1, **shared)
+    else:
+        schedule = OneCycle(optimizer, rise=10, stretch=50, annihilation=10, initial=0.1, **shared)
+    group = optimizer.param_groups[0]
+    seen = []
+    for _ in range(100):
+        momentum = group["betas"][0] if "betas" in group else group["momentum"]
+        seen.append((group["lr"] / 2.0, momentum, group["weight_decay"] / 0.4))
+        optimizer.step()
+        schedule.step()
+    rates, momenta, decays = (torch.tensor(column) for column in zip(*seen, strict=True))
+    torch.testing.assert_close(decays, rates)
+    assert momenta.argmin() in torch.nonzero(rates == rates.max())
+    assert momenta.min() == pytest.approx(0.85, abs=0.003)
+    assert momenta.max() == pytest.approx(0.95, abs=0.003)
+    # They move against each other all the way, but for the last stretch, where the momentum stays up.
+    until = 100 if kind == "trapezoid" else 90
+    assert ((rates[:until].diff() * momenta[:until].diff()) <= 1e-9).all()
+    if until < 100:
+        assert (momenta[until:] == momenta[-1]).all()
+        assert rates[-1] < 0.02
+    if "betas" in group:
+        assert group["betas"][1] == 0.99
+    schedule.seek(30)
+    assert (group["lr"] / 2.0, group["weight_decay"] / 0.4) == pytest.approx((seen[30][0], seen[30][2]))
+    assert (group["betas"][0] if "betas" in group else group["momentum"]) == pytest.approx(seen[30][1])
+
+
+def test_a_second_schedule_does_not_take_a_share_of_the_decay_for_the_whole() -> None:
+    optimizer = _optimizers()[0]
+    WarmupLinear(optimizer, batch=1, total=10, warmup=10, scale_decay=True)
+    other = _optimizers()[0]
+    other.load_state_dict(optimizer.state_dict())
+    other.param_groups[0]["lr"] = 2.0
+    schedule = WarmupLinear(other, batch=1, total=10, warmup=10, scale_decay=True)
+    schedule.seek(9)
+    assert other.param_groups[0]["weight_decay"] == pytest.approx(0.4 * 0.95)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "says"),
+    [
+        ({"rise": 60, "stretch": 50}, "together at most total=100"),
+        ({"rise": -1}, "each at least 0"),
+        ({"initial": 0.1, "final": 0.2}, "final <= initial"),
+        ({"momentum": (0.85, 0.95)}, "highest, lowest"),
+        ({"momentum": (1.0, 0.9)}, "not including, 1"),
+    ],
+)
+def test_one_cycle_refuses(keywords: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        OneCycle(_optimizers()[0], batch=1, total=100, **keywords)
