@@ -16,7 +16,8 @@ def attach(engine: Any) -> ShardedOptimizer:
         engine, *_ = deepspeed.initialize(model=model, optimizer=Lamb(groups(model)), config=config)
         attach(engine)                                      # also what accelerate's prepare() returns for the model
 
-        optimizer = ZeroRedundancyOptimizer(groups(model), optimizer_class=Lamb)
+        wanted = [{**g, "params": [p for _, p in g["params"]]} for g in groups(model)]  # it takes no names
+        optimizer = ZeroRedundancyOptimizer(wanted, optimizer_class=Lamb)
         attach(optimizer)
 
     Plain torch, DDP and FSDP2 need none: their parameters say all there is to know.

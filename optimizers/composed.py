@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -145,13 +146,17 @@ class Composed(ShardedOptimizer):
             norm = self._gradient_norm(jobs)
             for job in jobs:
                 job.coefficients = replace(job.coefficients, grad=job.coefficients.grad / norm)
-        adapted = [job for job in jobs if job.group["trust_ratio"]]
-        # The norms of all, then the collective, then the weights of all.
-        for job, sums in self._summed([(job, self._norms(job)) for job in adapted]):
-            self._descend(job, sums)
+        adapted = []
         for job in jobs:
             if not job.group["trust_ratio"]:
                 job.kernel.step(job.batch, job.coefficients)
+            elif self._is_one_call(job):
+                self._adapt(job)
+            else:
+                adapted.append(job)
+        # The norms of all, then the collective, then the weights of all.
+        for job, sums in self._summed([(job, self._norms(job)) for job in adapted]):
+            self._descend(job, sums)
 
     def _jobs(self, work: Work, rule: Rule) -> list[_Job]:
         found: dict[Any, Work] = {}
@@ -234,11 +239,24 @@ class Composed(ShardedOptimizer):
                 sums[i] = total
         return [(job, s) for (job, _), s in zip(found, sums, strict=True)]
 
+    def _is_one_call(self, job: _Job) -> bool:
+        """Whether a kernel can do both passes over the weights at once: not where the norms are of several pieces."""
+        whole = job.process_group is None and not job.batch.layout.repeats
+        return whole and not self.adapts_gradient and hasattr(job.kernel, "adapt")
+
+    def _adapt(self, job: _Job) -> None:
+        bounds = job.group["trust_bounds"] or (0.0, math.inf)
+        ratios = job.kernel.adapt(job.batch, job.coefficients, float(job.group["lr"]), bounds)  # type: ignore[attr-defined]
+        self._keep(job, job.batch.layout.by_slot(ratios[None])[0])
+
+    def _keep(self, job: _Job, ratios: Tensor) -> None:
+        names = [p.name for shard in job.shards for p in shard.parameters]
+        self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
+
     def _descend(self, job: _Job, sums: Tensor) -> None:
         weight, other = sums.sqrt()
         ratios = torch.where((weight > 0) & (other > 0), self._ratio(weight, other, job.group), 1.0)
-        names = [p.name for shard in job.shards for p in shard.parameters]
-        self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
+        self._keep(job, ratios)
         layout = job.batch.layout
         rates = (ratios * float(job.group["lr"]))[layout.slot_on(ratios.device)]
         if self.adapts_gradient:

@@ -59,7 +59,9 @@ def run(config: Config) -> None:
     world = distributed.start(config.engine.device)
     distributed.check_world_size(world.size, config.engine.world_size)
     train(config, world)
-    # Not when it failed: the other ranks may be in a collective that this one would wait for.
+    # Not when it failed: the other ranks may be in a collective that this one would wait for. Together, because gloo now
+    # and then aborts a process whose peers have gone while it cleans up.
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -141,31 +141,72 @@ void run(Formula formula, Pass pass, const Columns &t, const Coefficients &c, in
     }
 }
 
-}  // namespace
+// A block of a batch: `table` has tensor, offset, length and segment of each [4], `columns` the pointers of each tensor
+// [5], 0 where there is no such moment. `each`: rate (DESCEND) or scale (STEP) of each segment, or null.
+struct Batch {
+    Formula formula;
+    const Coefficients *coefficients;
+    float *const *columns;
+    const int64_t *table;
 
-// columns: pointers [tensors][5], 0 where there is no such moment. blocks: tensor, offset, length, segment [count][4],
-// segments in rising order. each: the rate (DESCEND) or scale (STEP) of each segment, or null.
-// partial: [count][2]; sums: [2][segments], written by the passes that sum.
-extern "C" void bellwether_run(int formula, int pass, const float *coefficients, float *const *columns, int64_t count,
-                               const int64_t *blocks, const float *each, int64_t segments, double *partial,
-                               double *sums, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t k = 0; k < count; k++) {
-        const int64_t tensor = blocks[4 * k], offset = blocks[4 * k + 1], length = blocks[4 * k + 2];
+    int64_t segment(int64_t block) const { return table[4 * block + 3]; }
+
+    void run(Pass pass, int64_t block, const float *each, double *partial) const {
+        const int64_t tensor = table[4 * block], offset = table[4 * block + 1], length = table[4 * block + 2];
         float *at[5];
         for (int j = 0; j < 5; j++) {
             float *column = columns[5 * tensor + j];
             at[j] = column ? column + offset : nullptr;
         }
-        Coefficients c = *reinterpret_cast<const Coefficients *>(coefficients);
-        if (each) (pass == DESCEND ? c.rate : c.scale) = each[blocks[4 * k + 3]];
-        run(Formula(formula), Pass(pass), {at[0], at[1], at[2], at[3], at[4]}, c, length, partial + 2 * k);
+        Coefficients c = *coefficients;
+        if (each) (pass == DESCEND ? c.rate : c.scale) = each[segment(block)];
+        ::run(formula, pass, {at[0], at[1], at[2], at[3], at[4]}, c, length, partial + 2 * block);
     }
+
+    // Sums of the blocks of one segment, in their order.
+    void add(int64_t begin, int64_t end, const double *partial, double *sums) const {
+        sums[0] = sums[1] = 0;
+        for (int64_t k = begin; k < end; k++) sums[0] += partial[2 * k], sums[1] += partial[2 * k + 1];
+    }
+};
+
+}  // namespace
+
+// One pass over all blocks, which come by rising segment; `first` [segments + 1] is the first block of each.
+// partial: [blocks][2]; sums: [segments][2], written by the passes that sum.
+extern "C" void bellwether_run(int formula, int pass, const float *coefficients, float *const *columns,
+                               const int64_t *table, const int64_t *first, int64_t segments, const float *each,
+                               double *partial, double *sums, int threads) {
+    const Batch batch{Formula(formula), reinterpret_cast<const Coefficients *>(coefficients), columns, table};
+    const int64_t count = first[segments];
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t k = 0; k < count; k++) batch.run(Pass(pass), k, each, partial);
     if (pass != GRADIENT_NORMS && pass != ADVANCE) return;
-    for (int64_t s = 0; s < 2 * segments; s++) sums[s] = 0;
-    for (int64_t k = 0; k < count; k++) {
-        int64_t s = blocks[4 * k + 3];
-        sums[s] += partial[2 * k];
-        sums[segments + s] += partial[2 * k + 1];
+    for (int64_t s = 0; s < segments; s++) batch.add(first[s], first[s + 1], partial, sums + 2 * s);
+}
+
+// ADVANCE and DESCEND of whole parameters, with the ratio ||w|| / ||u|| within bounds, 1 where a norm is 0, between them.
+// A few segments at a time, `together` blocks or one segment: the second pass finds in cache what the first has left.
+extern "C" void bellwether_adapt(int formula, const float *coefficients, float *const *columns, const int64_t *table,
+                                 const int64_t *first, int64_t segments, double lr, double low, double high,
+                                 int64_t together, double *partial, double *ratios, float *rates, int threads) {
+    const Batch batch{Formula(formula), reinterpret_cast<const Coefficients *>(coefficients), columns, table};
+#pragma omp parallel num_threads(threads)
+    for (int64_t begin = 0, end; begin < segments; begin = end) {
+        for (end = begin + 1; end < segments && first[end + 1] - first[begin] <= together;) end++;
+        // Both loops give a thread the same blocks. The end of each loop is a barrier.
+#pragma omp for schedule(static)
+        for (int64_t k = first[begin]; k < first[end]; k++) batch.run(ADVANCE, k, nullptr, partial);
+#pragma omp for schedule(static)
+        for (int64_t s = begin; s < end; s++) {
+            double sums[2];
+            batch.add(first[s], first[s + 1], partial, sums);
+            const double ratio = std::sqrt(sums[0]) / std::sqrt(sums[1]);
+            const bool fits = sums[0] > 0 && sums[1] > 0;
+            ratios[s] = fits ? (ratio < low ? low : ratio > high ? high : ratio) : 1;
+            rates[s] = float(ratios[s] * lr);
+        }
+#pragma omp for schedule(static)
+        for (int64_t k = first[begin]; k < first[end]; k++) batch.run(DESCEND, k, rates, partial);
     }
 }

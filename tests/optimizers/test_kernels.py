@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import torch
 
 from optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, ShardedOptimizer, kernels
 from optimizers.kernels import cpu, reference
-from optimizers.kernels.batch import Batch, Blocks, Formula, Kernel, Layout
+from optimizers.kernels.batch import Batch, Blocks, Coefficients, Formula, Kernel, Layout
+from optimizers.shards.pieces import Shard
 from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_batch, run, same_bits
 
 
@@ -215,3 +217,40 @@ def test_what_triton_compiles_to(tmp_path: Path) -> None:
     assert "sqrt.rn.f32" in code
     for wrong in ("fma.", ".ftz", ".approx", "div.full", " atom.", " red."):
         assert wrong not in code
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("bounds", [(0.0, math.inf), (0.5, 1.5)])
+def test_one_call_is_the_two_passes_to_the_bit(threads: int, bounds: tuple[float, float]) -> None:
+    """Small and large segments, some together in one go; weights that are 0 and a gradient that is 0."""
+    sizes = [5, 300_000, 0, 16384, 16387, 1, 70_000, 40_000, 33]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(n, generator=generator) for n in sizes]
+    weights[3].zero_()
+    grads = [torch.randn(n, generator=generator) for n in sizes]
+    layout = Layout.of([Shard.whole(w, str(i)) for i, w in enumerate(weights)], by_parameter=True)
+    c = Coefficients("adam", rate=0.1, beta1=0.9, weight1=0.1, beta2=0.999, eps=1e-6, inside=0.01)
+    grads[4].zero_()
+    made = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for at_once in (True, False):
+            w = [x.clone() for x in weights]
+            moments = [[x.clone() for x in weights], [x.square() for x in weights]]
+            moments[0][4].zero_()
+            w[4].zero_()
+            batch = Batch(w, grads, moments, layout)
+            if at_once:
+                ratios = cpu.adapt(batch, c, 0.1, bounds)
+            else:
+                weight, update = cpu.advance(batch, c).sqrt()
+                ratios = torch.where((weight > 0) & (update > 0), (weight / update).clamp(*bounds), 1.0)
+                cpu.descend(batch, c, ratios * 0.1)
+            made.append((ratios, [*w, *moments[0], *moments[1]]))
+    finally:
+        torch.set_num_threads(before)
+    (some, tensors), (others, more) = made
+    assert torch.equal(some, others)
+    assert some[3] == some[4] == some[2] == 1
+    assert all(torch.equal(a, b) for a, b in zip(tensors, more, strict=True))
