@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
@@ -69,18 +69,26 @@ class WeightAverage(Wrapper):
         super().__init__(base)
         self.kind, self.start, self.every, self.decay = kind, start, every, decay
         self._publish = _nothing
-        self._swapped = False
+        self._kept: list[tuple[Tensor, Tensor]] | None = None  # the weights, while the averages are in their place
 
     def use(self, attachment: Attachment) -> None:
         super().use(attachment)
         self._publish = attachment.publish or _nothing
 
     def __getstate__(self) -> dict[str, Any]:
+        self._refuse_swapped("a copy")
         return {**super().__getstate__(), "_publish": _nothing}  # an engine cannot be copied
 
+    def state_dict(self) -> dict[str, Any]:
+        self._refuse_swapped("state_dict()")
+        return super().state_dict()
+
+    def _refuse_swapped(self, what: str) -> None:
+        if self._kept is not None:
+            raise RuntimeError(f"{what} while the averages are swapped in: leave `with optimizer.averaged()` first")
+
     def _update(self, work: Work) -> None:
-        if self._swapped:
-            raise RuntimeError("step() while the averages are swapped in: leave `with optimizer.averaged()` first")
+        self._refuse_swapped("step()")
         super()._update(work)
         for _, tensor in work:
             state = self.state[tensor]
@@ -88,10 +96,13 @@ class WeightAverage(Wrapper):
             if taken < 0 or rest:
                 continue
             if "average" not in state:
-                state["average"] = tensor.detach().clone(memory_format=torch.preserve_format)
+                # Not in 16 bits, in which a slow average would not move at all.
+                wide = torch.promote_types(tensor.dtype, torch.float32)
+                state["average"] = tensor.detach().to(wide, copy=True)
             share = 1 / (taken + 1) if self.kind == "swa" else 1 - self.decay
             if taken:
-                local(state["average"]).lerp_(local(tensor.detach()), share)
+                average = local(state["average"])
+                average.lerp_(local(tensor.detach()).to(average.dtype), share)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -99,23 +110,25 @@ class WeightAverage(Wrapper):
 
         Collective under an engine. BatchNorm's statistics belong to the other weights: `recompute_batch_norm`.
         """
-        self._swap()
+        self._refuse_swapped("averaged()")
+        if self.is_part:
+            raise RuntimeError("averaged() inside ZeroRedundancyOptimizer: call optimizers.attach(optimizer) first")
+        self._kept = []
+        with torch.no_grad():
+            for shard in self.shards:
+                average = self.state.get(shard.tensor, {}).get("average")
+                if average is not None:
+                    weights = local(shard.tensor.detach())
+                    self._kept.append((weights, weights.clone()))
+                    weights.copy_(local(average))
+        self._publish()
         try:
             yield
         finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        self._swapped = not self._swapped
-        for shard in self.shards:
-            average = self.state.get(shard.tensor, {}).get("average")
-            if average is not None:
-                weights, average = local(shard.tensor.detach()), local(average)
-                kept = weights.clone()
-                weights.copy_(average)
-                average.copy_(kept)
-        self._publish()
+            for weights, kept in self._kept:
+                weights.copy_(kept)
+            self._kept = None
+            self._publish()
 
 
 def recompute_batch_norm(

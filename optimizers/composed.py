@@ -16,12 +16,13 @@ from optimizers.decay import NEED_PEAK, with_decay
 from optimizers.kernels.batch import STATE, Batch, Coefficients, Kernel, Layout
 from optimizers.options import validate
 from optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
-from optimizers.shards import dtensor
-from optimizers.shards.pieces import Shard, local, sum_over_ranks
+from optimizers.shards import dtensor, zero_redundancy
+from optimizers.shards.pieces import Shard, local, local_gradient, sum_over_ranks
 
 Rule = Callable[[Group, int], Coefficients]
 
-_LAYOUTS = 4096  # kept at most: gradients that come and go, as of experts, make ever new combinations of tensors
+# Kept at most: gradients that come and go, as of experts, make ever new combinations of tensors.
+_LAYOUTS = 256
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Composed(ShardedOptimizer):
     def __init__(self, params: Any, *, kernel: str = "auto", prenormalize: bool = False, **defaults: Any) -> None:
         kernels.check(kernel)
         self.kernel, self.prenormalize = kernel, prenormalize
+        self._is_part = zero_redundancy.is_constructing()
         self._forget()
         validate(defaults, self.decays)
         super().__init__(params, defaults)
@@ -65,7 +67,8 @@ class Composed(ShardedOptimizer):
         self._attachment: Attachment | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = {"kernel": self.kernel, "prenormalize": self.prenormalize, "attached": self._attachment is not None}
+        ours = {"kernel": self.kernel, "prenormalize": self.prenormalize, "_is_part": self._is_part}
+        ours["attached"] = self._attachment is not None
         return {**super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -93,7 +96,9 @@ class Composed(ShardedOptimizer):
                 group.setdefault("peak_lr", float(group.get("initial_lr", group["lr"])))  # a schedule's, if it had one
         for state in self.state.values():
             step = state.get("step", 1 if "momentum_buffer" in state else 0)  # its SGD does not count: past the first
-            if step and not isinstance(step, Tensor):
+            if isinstance(step, Tensor):  # torch.load(map_location="cuda") leaves a GPU's, to be waited for each time
+                state["step"] = step.to("cpu", torch.float32)
+            elif step:
                 state["step"] = torch.tensor(float(step), dtype=torch.float32, device="cpu")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -113,6 +118,8 @@ class Composed(ShardedOptimizer):
         names = group.get("param_names", ())
         if len(names) != len(group["params"]):  # an engine that takes a part of the group leaves all names there
             names = [f"{index}.{i}" for i in range(len(group["params"]))]
+        taken = set(self._names.values())  # two models may have the same names
+        names = [f"{index}.{name}" if name in taken else name for name in names]
         self._names.update(zip(group["params"], names, strict=True))
         self._shards = None
         self._layouts.clear()  # they go by the identity of shards, which new ones may inherit from these
@@ -198,10 +205,10 @@ class Composed(ShardedOptimizer):
     def _batch(self, shards: list[Shard], c: Coefficients, by_parameter: bool) -> Batch:
         key = (by_parameter, tuple(id(shard) for shard in shards))
         if key not in self._layouts:
-            if len(self._layouts) >= _LAYOUTS:
-                self._layouts.clear()
             self._layouts[key] = (Layout.of(shards, by_parameter), {})
-        layout, tables = self._layouts[key]
+        layout, tables = self._layouts[key] = self._layouts.pop(key)  # the last one used stands last
+        if len(self._layouts) > _LAYOUTS:
+            del self._layouts[next(iter(self._layouts))]
         states = []
         for name in STATE[c.formula]:
             for shard in shards:
@@ -210,7 +217,7 @@ class Composed(ShardedOptimizer):
                     state[name] = torch.zeros_like(shard.tensor, memory_format=torch.preserve_format)
             states.append([local(self.state[shard.tensor][name]) for shard in shards])
         weights = [local(shard.tensor) for shard in shards]
-        grads = [_like(local(shard.tensor.grad), w) for shard, w in zip(shards, weights, strict=True)]  # type: ignore[arg-type]
+        grads = [_like(local_gradient(shard.tensor), w) for shard, w in zip(shards, weights, strict=True)]
         return Batch(weights, grads, states, layout, tables)
 
     def _gradient_norm(self, jobs: list[_Job]) -> float:
@@ -255,7 +262,7 @@ class Composed(ShardedOptimizer):
 
     def _descend(self, job: _Job, sums: Tensor) -> None:
         weight, other = sums.sqrt()
-        ratios = torch.where((weight > 0) & (other > 0), self._ratio(weight, other, job.group), 1.0)
+        ratios = torch.where((weight == 0) | (other == 0), 1.0, self._ratio(weight, other, job.group))
         self._keep(job, ratios)
         layout = job.batch.layout
         rates = (ratios * float(job.group["lr"]))[layout.slot_on(ratios.device)]
@@ -268,6 +275,14 @@ class Composed(ShardedOptimizer):
         """The trust ratio of each parameter, float64 [parameters], from the norms of weights and update or gradient."""
         ratio = weight / other
         return ratio if group["trust_bounds"] is None else ratio.clamp(*group["trust_bounds"])
+
+    @property
+    def sums_over_all(self) -> bool:
+        return self.prenormalize
+
+    @property
+    def is_part(self) -> bool:
+        return self._is_part and self._attachment is None
 
     def _is_rehearsal(self, tensors: list[Tensor]) -> bool:
         if self._attachment is not None:

@@ -33,9 +33,10 @@ def groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str
     for module in model.modules():
         norm = is_norm(module)
         for name, parameter in module.named_parameters(recurse=False):
-            if norm or name == "bias" or name.endswith("_bias"):
+            if norm or name in ("bias", "bias_k", "bias_v") or name.endswith("_bias"):
                 plain.add(id(parameter))
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    # The same names whether the model has gone through torch.compile or not.
+    named = [(name.replace("_orig_mod.", ""), p) for name, p in model.named_parameters() if p.requires_grad]
     weights: dict[str, Any] = {"params": [(n, p) for n, p in named if id(p) not in plain]}
     if weight_decay is not None:
         weights["weight_decay"] = weight_decay

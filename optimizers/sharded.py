@@ -44,12 +44,27 @@ class ShardedOptimizer(Optimizer):
         """Update these shards from now on. `optimizers.attach` calls it with what it found in an engine."""
         raise NotImplementedError
 
-    def use_shards(self, shards: Iterable[Shard]) -> None:
-        """`use` for an engine of your own: the tensors that it puts in the param groups, and what is in them."""
-        self.use(Attachment(list(shards)))
+    def use_shards(
+        self,
+        shards: Iterable[Shard],
+        *,
+        spread_over: dist.ProcessGroup | None = None,
+        publish: Callable[[], None] | None = None,
+    ) -> None:
+        """`use` for an engine of your own.
+
+        Args:
+            shards: the tensors that the engine puts in the param groups, and what is in them.
+            spread_over: ranks that update different whole parameters, if any do.
+            publish: copies the shards' weights into the model, if they are not the model's own. Collective.
+        """
+        self.use(Attachment(list(shards), spread_over=spread_over, publish=publish))
 
     def trust_ratios(self) -> dict[str, float]:
-        """The last step's trust ratio of each adapted parameter, by name. Waits for the device; the same on all ranks."""
+        """The trust ratio of each adapted parameter in the last step that it took part in, by name.
+
+        Waits for the device. Of the parameters that this rank updates or has a piece of.
+        """
         raise NotImplementedError
 
     def scalars(self) -> dict[str, float]:
@@ -58,6 +73,16 @@ class ShardedOptimizer(Optimizer):
 
     def load_scalars(self, scalars: dict[str, float]) -> None:
         """Take over what `scalars` gave."""
+
+    @property
+    def sums_over_all(self) -> bool:
+        """Whether an update depends on all parameters together, so that every rank has to be asked."""
+        return False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether this optimizer was made inside ZeroRedundancyOptimizer, and not been told what the others have."""
+        return False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -75,6 +100,10 @@ class ShardedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if self.is_part and self.sums_over_all:
+            raise RuntimeError(
+                f"{self.name} inside ZeroRedundancyOptimizer needs the sums of all ranks: call optimizers.attach(optimizer)"
+            )
         if not self._is_rehearsal([p for _, p in work]):
             self._update(work)
         return loss

@@ -11,7 +11,7 @@ from torch import Tensor
 from optimizers.composed import Composed
 from optimizers.kernels.batch import Coefficients
 from optimizers.sharded import Attachment, Group, Work
-from optimizers.shards.pieces import dot, local, sum_over_ranks
+from optimizers.shards.pieces import dot, local, local_gradient, sum_over_ranks
 from optimizers.wrapper import Wrapper
 
 _GAMMA, _STEPS, _RATE = "swats_gamma", "swats_steps", "swats_rate"
@@ -56,7 +56,9 @@ class Swats(Wrapper):
         super().__init__(base)
         self.tolerance = tolerance
         self._spread: dist.ProcessGroup | None = None
-        self._pending: dict[str, Tensor] = {}  # p.p and p.g of each parameter, of an update that may still go on
+        self._in_parts = False  # whether step() sees a part of an update at a time, as under DeepSpeed
+        # p.p and p.g of each parameter, by tensor and index, of an update that may still go on; with the name.
+        self._pending: dict[tuple[int, int], tuple[str, Tensor]] = {}
         self._open: Group | None = None  # what its first group held then; None where there is nothing to judge
         self._kept: dict[str, float] | None = None
 
@@ -68,6 +70,7 @@ class Swats(Wrapper):
     def use(self, attachment: Attachment) -> None:
         super().use(attachment)
         self._spread = attachment.spread_over
+        self._in_parts = attachment.spread_over is None
 
     def scalars(self) -> dict[str, float]:
         self._conclude()
@@ -106,10 +109,14 @@ class Swats(Wrapper):
             if group[_RATE]:
                 group["trust_ratio"] = False
 
+    @property
+    def sums_over_all(self) -> bool:
+        return True
+
     def _update(self, work: Work) -> None:
         """Engines call it for a group or a part of one at a time: what all parts have found is judged before the next."""
-        names = {p.name for _, tensor in work for p in self.base._known[tensor].parameters}
-        if self._spread is not None or not names.isdisjoint(self._pending):
+        seen = {tensor for tensor, _ in self._pending}
+        if any(id(tensor) in seen for _, tensor in work):
             self._conclude()
         groups = list({id(group): group for group, _ in work}.values())
         self._tell(groups)
@@ -121,17 +128,19 @@ class Swats(Wrapper):
         before = [local(tensor.detach()).clone() for _, tensor in work]
         super()._update(work)
         self._project(work, before)
+        if not self._in_parts:
+            self._conclude()
 
     def _project(self, work: Work, before: list[Tensor]) -> None:
         found, groups = [], []
         for (group, tensor), old in zip(work, before, strict=True):
             shard = self.base._known[tensor]
             sums = torch.zeros(2, len(shard.parameters), dtype=torch.float64, device=old.device)
-            change = local(tensor.detach()) - old
-            pieces = zip(shard.views(change), shard.views(tensor.grad), strict=True)  # type: ignore[arg-type]
-            for (piece, p), (_, g) in pieces:
-                sums[0, piece.index] += dot(p, p)
-                sums[1, piece.index] += -dot(p, g) if group["maximize"] else dot(p, g)
+            change, gradient = (local(tensor.detach()) - old).reshape(-1), local_gradient(tensor).reshape(-1)
+            for offset, length, index in shard.segments():
+                p, g = change[offset : offset + length], gradient[offset : offset + length]
+                sums[0, index] += dot(p, p)
+                sums[1, index] += -dot(p, g) if group["maximize"] else dot(p, g)
             found.append((shard, sums if shard.counts else torch.zeros_like(sums)))
             if shard.process_group is not None and shard.process_group not in groups:
                 groups.append(shard.process_group)
@@ -141,7 +150,7 @@ class Swats(Wrapper):
                 found[i] = (found[i][0], total)
         for shard, sums in found:
             for index, parameter in enumerate(shard.parameters):
-                self._pending[parameter.name] = sums[:, index]
+                self._pending[id(shard.tensor), index] = (parameter.name, sums[:, index])
 
     def _conclude(self) -> None:
         """Judge an update whose parts have all been seen."""
@@ -149,8 +158,8 @@ class Swats(Wrapper):
             return
         group, self._open = self._open, None
         # By name, so that the order in which an engine takes the parts does not change a bit.
-        sums = [self._pending[name] for name in sorted(self._pending)] or [torch.zeros(2, dtype=torch.float64)]
-        total = torch.stack(sums).sum(0)
+        sums = [s for _, s in sorted(self._pending.values(), key=lambda named: named[0])]
+        total = torch.stack(sums or [torch.zeros(2, dtype=torch.float64, device="cpu")]).sum(0)
         self._pending = {}
         if self._spread is not None:
             total = sum_over_ranks([total], self._spread)[0]
@@ -172,6 +181,7 @@ class Swats(Wrapper):
             state = self.state[tensor]
             for name in [name for name in state if name.startswith(("exp_avg", "max_exp_avg"))]:
                 del state[name]
+        self.base._ratios.clear()
         self.base._update(work, _sgd)
 
 

@@ -88,6 +88,14 @@ class Wrapper(ShardedOptimizer):
     def load_scalars(self, scalars: dict[str, float]) -> None:
         self.base.load_scalars(scalars)
 
+    @property
+    def sums_over_all(self) -> bool:
+        return self.base.sums_over_all
+
+    @property
+    def is_part(self) -> bool:
+        return self.base.is_part
+
     def _update(self, work: Work) -> None:
         self.base._update(work)
 

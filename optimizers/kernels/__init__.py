@@ -44,6 +44,8 @@ def choose(name: str, batch: Batch) -> Kernel:
     wanted = _COMPILED.get(batch.device.type, "reference") if name == "auto" else name
     flat = batch.is_flat()
     if wanted == "reference" or (name == "auto" and not flat):
+        if wanted == "triton":
+            _say_once(f"it is for dense float32 tensors, and {batch.describe()} came")
         return reference
     kernel, problem = _load(wanted)
     if kernel is None:

@@ -70,7 +70,7 @@ class Layout:
     parameters: int
     counts: Tensor | None  # bool [parameters], whether this rank's sums count; None: all do
     repeats: bool  # whether a parameter has several segments
-    _slots: dict[torch.device, Tensor] = field(default_factory=dict)
+    _copies: dict[object, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, shards: Sequence[Shard], by_parameter: bool) -> Layout:
@@ -92,10 +92,13 @@ class Layout:
         return cls(table[0], table[1], table[2], table[3], before, counts, repeats)
 
     def slot_on(self, device: torch.device) -> Tensor:
-        """`slot` on a device: copied there once, as a copy from pageable memory waits for a GPU."""
-        if device not in self._slots:
-            self._slots[device] = self.slot.to(device)
-        return self._slots[device]
+        return self._on("slot", self.slot, device)
+
+    def _on(self, name: str, table: Tensor, device: torch.device) -> Tensor:
+        """A table on a device: copied there once, as a copy from pageable memory waits for a GPU."""
+        if (name, device) not in self._copies:
+            self._copies[name, device] = table.to(device)
+        return self._copies[name, device]
 
     def by_slot(self, values: Tensor) -> Tensor:
         """The sums of each parameter [rows, parameters] from those of the segments [rows, segments]."""
@@ -105,7 +108,7 @@ class Layout:
         else:  # one fragment after the other, so that the bits are the same every time
             for i, s in enumerate(self.slot.tolist()):
                 sums[:, s] += values[:, i]
-        return sums if self.counts is None else sums * self.counts.to(values.device)
+        return sums if self.counts is None else sums * self._on("counts", self.counts, values.device)
 
 
 @dataclass(frozen=True)

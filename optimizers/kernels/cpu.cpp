@@ -202,8 +202,8 @@ extern "C" void bellwether_adapt(int formula, const float *coefficients, float *
             double sums[2];
             batch.add(first[s], first[s + 1], partial, sums);
             const double ratio = std::sqrt(sums[0]) / std::sqrt(sums[1]);
-            const bool fits = sums[0] > 0 && sums[1] > 0;
-            ratios[s] = fits ? (ratio < low ? low : ratio > high ? high : ratio) : 1;
+            const bool none = sums[0] == 0 || sums[1] == 0;
+            ratios[s] = none ? 1 : ratio < low ? low : ratio > high ? high : ratio;  // NaN stays
             rates[s] = float(ratios[s] * lr);
         }
 #pragma omp for schedule(static)

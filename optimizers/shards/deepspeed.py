@@ -27,7 +27,9 @@ def attachment(engine: Any) -> Attachment:
         NotImplementedError: where DeepSpeed does not call the optimizer it was given, or splits in a way not known here.
     """
     _refuse(engine)
-    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    _refuse_what_is_split_otherwise(engine)
+    # The same names whether the model has gone through torch.compile or not.
+    names = {p: name.replace("_orig_mod.", "") for name, p in engine.module.named_parameters()}
     found = list(_wrapper(engine)[0](engine.optimizer, names))
     return Attachment(found, _gradient_norm(engine), publish=functools.partial(publish, engine))
 
@@ -169,3 +171,36 @@ def _refuse(engine: Any) -> None:
             raise NotImplementedError(
                 f"attach: with {key} DeepSpeed replaces or bypasses the optimizer; take it out of DeepSpeed's config"
             )
+
+
+def _refuse_what_is_split_otherwise(engine: Any) -> None:
+    """Parallelism that cuts parameters, or deals them out, beyond the process group that ZeRO works in."""
+    optimizer = engine.basic_optimizer
+    adapts = any(group.get("trust_ratio") for group in optimizer.param_groups)
+    if adapts and _tensor_parallel_size(engine) > 1:
+        raise NotImplementedError(
+            "attach: under tensor parallelism a rank sees a part of a parameter and cannot tell its norm; use an "
+            "optimizer without trust ratios, or FSDP2 with DTensors, which say how they are cut"
+        )
+    dealt_out = {
+        "pipeline parallelism": getattr(engine, "pipeline_parallelism", False),
+        "experts": getattr(engine, "has_moe_layers", False),
+        "tensor parallelism": _tensor_parallel_size(engine) > 1,
+    }
+    for kind, found in dealt_out.items():
+        if found and optimizer.sums_over_all:
+            raise NotImplementedError(
+                f"attach: {optimizer.name} here needs a sum over all parameters, and under {kind} the ranks of a process "
+                "group do not have all; take prenormalize or Swats out"
+            )
+
+
+def _tensor_parallel_size(engine: Any) -> int:
+    sizes = [1]
+    mpu = getattr(engine, "mpu", None)
+    for name in ("get_tensor_model_parallel_world_size", "get_model_parallel_world_size"):
+        if hasattr(mpu, name):
+            sizes.append(int(getattr(mpu, name)()))
+    if hasattr(engine, "autotp_size"):
+        sizes.append(int(engine.autotp_size() or 1))
+    return max(sizes)

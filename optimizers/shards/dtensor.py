@@ -24,8 +24,11 @@ def shards(names: dict[Tensor, str]) -> list[Shard]:
     Collective where a DTensor is cut over several dimensions: a process group over all of them may have to be made.
 
     Raises:
-        NotImplementedError: for a placement or a mesh that cannot be summed over.
+        NotImplementedError: for a placement or a mesh that cannot be summed over, and under FSDP1, which tells nothing.
     """
+    for parameter, name in names.items():
+        if getattr(parameter, "_fsdp_flattened", False):
+            raise NotImplementedError(f"{name} is in a FullyShardedDataParallel: use fully_shard (FSDP2)")
     cuts = {p: _cut_dimensions(p, name) for p, name in names.items() if hasattr(p, "device_mesh")}
     together: dict[Any, set[int]] = {}  # mesh -> the dimensions that anything is cut over
     for mesh, dimensions in cuts.values():
@@ -47,6 +50,8 @@ def _cut_dimensions(parameter: Any, name: str) -> tuple[Any, set[int]]:
     """The root mesh of a DTensor, and over which of its dimensions the DTensor is cut into several parts."""
     mesh = parameter.device_mesh
     root = mesh._get_root_mesh() if mesh.mesh_dim_names else mesh
+    if mesh.mesh_dim_names and not set(mesh.mesh_dim_names) <= set(root.mesh_dim_names):
+        root = mesh  # several dimensions flattened to one, which the root does not have
     found = set()
     for dimension, placement in enumerate(parameter.placements):
         if placement.is_partial():

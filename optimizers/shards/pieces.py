@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,6 +80,18 @@ class Shard:
 def local(tensor: Tensor) -> Tensor:
     """What of a tensor lies on this rank: its own part of a DTensor, any other as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def local_gradient(tensor: Tensor) -> Tensor:
+    """A tensor's gradient, laid out over ranks as the tensor.
+
+    Under tensor parallelism the gradient of a replicated DTensor is left as a sum of which each rank has a summand.
+    """
+    grad: Any = tensor.grad
+    placements = getattr(tensor, "placements", None)
+    if placements is not None and grad.placements != placements:
+        grad = grad.redistribute(placements=placements)
+    return local(grad)
 
 
 def cut(parameters: Iterable[tuple[Parameter, int]], begin: int, end: int) -> tuple[Piece, ...]:

@@ -5,6 +5,7 @@ The same toy, bar and float64 reference as in test_sharded.py, which has DeepSpe
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,10 @@ def _parallel(engine: str) -> tuple[nn.Module, nn.Module, int, int]:
     rows = 2 if world > 1 else 1
     if engine == "hsdp":  # replicas of shards
         fully_shard(model, mesh=init_device_mesh("cpu", (rows, world // rows), mesh_dim_names=("replicate", "shard")))
+        return model, model, rank, world
+    if engine == "fsdp2-flattened":  # as with context parallelism: shards over two dimensions taken for one
+        mesh = init_device_mesh("cpu", (rows, world // rows), mesh_dim_names=("dp", "cp"))["dp", "cp"]._flatten("dp_cp")
+        fully_shard(model, mesh=mesh)
         return model, model, rank, world
     mesh = init_device_mesh("cpu", (world // rows, rows), mesh_dim_names=("dp", "tp"))
     for name in ("big", "odd", "vector", "zero"):
@@ -128,3 +133,77 @@ def test_torch_engines(ranks: Ranks, rule: str, engine: str) -> None:
         elif engine == "ddp":
             assert result["reduces"] == 0
     assert groups_with_ratio() > 1
+
+
+@pytest.mark.parametrize("ranks", [4], indirect=True)
+@pytest.mark.parametrize("rule", ["lamb", "nvlamb"])
+def test_a_flattened_mesh(ranks: Ranks, rule: str) -> None:
+    check(ranks.run(_train, rule, "fsdp2-flattened"), rule)
+
+
+def _sequence_parallel() -> tuple[list[float], list[float]]:
+    """A replicated DTensor whose gradient is left as a sum over ranks, as after a LayerNorm under SequenceParallel."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    from optimizers import SGD
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+    found = []
+    for kind in (SGD, torch.optim.SGD):
+        weight = nn.Parameter(DTensor.from_local(torch.ones(3), mesh, [Replicate()]))
+        mine = torch.arange(3.0) * (dist.get_rank() + 1)
+        weight.grad = DTensor.from_local(mine, mesh, [Partial()])
+        kind([weight], lr=0.1).step()
+        found.append(weight.full_tensor().tolist())
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_gradients_that_are_still_to_be_summed(ranks: Ranks) -> None:
+    for ours, theirs in ranks.run(_sequence_parallel):
+        assert ours == pytest.approx(theirs)
+        assert ours[2] == pytest.approx(1 - 0.1 * 2 * 3)
+
+
+def _refused(what: str) -> str:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    from optimizers import AdamW, Lamb, Swats, WeightAverage
+
+    model = nn.Linear(4, 4)
+    if what == "fsdp1":
+        model = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+        optimizer: Any = Lamb(model.parameters())
+    else:
+        make = {
+            "nvlamb": lambda p, lr: Lamb(p, prenormalize=True),
+            "swats": lambda p, lr: Swats(AdamW(p)),
+            "average": lambda p, lr: WeightAverage(AdamW(p)),
+            "lamb": lambda p, lr: Lamb(p),
+        }[what]
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=_Factory(make), lr=0.1)
+    model(torch.ones(2, 4)).sum().backward()
+    try:
+        optimizer.step()
+        if what == "average":
+            with optimizer.optim.averaged():
+                pass
+    except (RuntimeError, NotImplementedError) as error:
+        return str(error)
+    return ""
+
+
+REFUSED = {
+    "fsdp1": r"use fully_shard \(FSDP2\)",
+    "nvlamb": r"inside ZeroRedundancyOptimizer needs the sums of all ranks: call optimizers.attach",
+    "swats": r"inside ZeroRedundancyOptimizer needs the sums of all ranks: call optimizers.attach",
+    "average": r"averaged\(\) inside ZeroRedundancyOptimizer: call optimizers.attach",
+    "lamb": "^$",  # whole parameters, no sums: nothing to attach
+}
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_would_be_silently_wrong_is_refused(ranks: Ranks, what: str) -> None:
+    for message in ranks.run(_refused, what):
+        assert re.search(REFUSED[what], message), message

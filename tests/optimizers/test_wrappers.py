@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -80,6 +81,53 @@ def test_averages_are_swapped_in_and_out_again() -> None:
     step(optimizer)
     with optimizer.averaged():
         assert p.item() == 1.0
+
+
+def test_averages_are_not_swapped_twice_nor_saved_exchanged() -> None:
+    p = weight(4.0)
+    optimizer = WeightAverage(SGD([p], lr=1.0), "swa")
+    for _ in range(2):
+        step(optimizer)
+    with optimizer.averaged():
+        for what in (optimizer.state_dict, optimizer.averaged().__enter__, lambda: copy.deepcopy(optimizer)):
+            with pytest.raises(RuntimeError, match="swapped in"):
+                what()
+        assert p.item() == 2.5
+    assert p.item() == 2.0
+
+
+def test_slow_averages_of_16_bit_weights_move() -> None:
+    p = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    optimizer = WeightAverage(SGD([p], lr=0.0), "ema", decay=0.999)
+    step(optimizer)
+    with torch.no_grad():
+        p.fill_(2.0)
+    for _ in range(1000):
+        step(optimizer)
+    assert optimizer.state[p]["average"].tolist() == pytest.approx([2 * (1 - 0.999**1000)] * 2, rel=1e-3)
+    with optimizer.averaged():
+        assert p.tolist() == pytest.approx([1.264] * 2, rel=0.01)
+    assert p.tolist() == [2.0, 2.0]
+
+
+def test_swats_counts_every_parameter_also_where_names_are_the_same() -> None:
+    """Two models with the same names, the second with a hundred times the gradient, which decides the rate then."""
+    p, q = weight(1.0), weight(1.0)
+    optimizer = Swats(AdamW([{"params": [("weight", p)]}, {"params": [("weight", q)]}], lr=0.1, weight_decay=0.0))
+    p.grad, q.grad = torch.tensor([1.0]), torch.tensor([100.0])
+    optimizer.step()
+    # p.p = 2 x 0.1^2, p.g = -0.1 x 101
+    assert optimizer.scalars()["swats_gamma"] / 0.001 == pytest.approx(0.02 / 10.1, rel=1e-5)
+
+
+def test_swats_judges_every_update_also_of_other_parameters() -> None:
+    p, q = weight(1.0), weight(1.0)
+    optimizer = Swats(AdamW([p, q], lr=0.1), tolerance=1e-30)
+    for i in range(6):
+        gradient = torch.ones(1) * (i + 1)
+        p.grad, q.grad = (gradient, None) if i % 2 else (None, gradient)
+        optimizer.step()
+    assert optimizer.scalars()["swats_steps"] == 6
 
 
 def test_swats_switches_when_the_rate_has_settled_and_follows_the_schedule() -> None:
