@@ -1,0 +1,106 @@
+"""Every optimizer of the package in every configuration that the conformance tests try, and what drives them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, Swats, WeightAverage
+
+Factory = Callable[..., Any]
+
+
+def of(kind: type, **options: Any) -> Factory:
+    return lambda params, **others: kind(params, **{**options, **others})
+
+
+def around(wrap: Callable[[Any], Any], kind: type, **options: Any) -> Factory:
+    return lambda params, **others: wrap(kind(params, **{**options, **others}))
+
+
+# Learning rates suit Rosenbrock's function.
+OPTIMIZERS: dict[str, Factory] = {
+    "adam": of(Adam, lr=0.1),
+    "adam-l2-amsgrad": of(Adam, lr=0.1, weight_decay=1e-4, amsgrad=True),
+    "adam-trust": of(Adam, lr=0.01, trust_ratio=True, trust_bounds=(0.1, 10.0)),
+    "adamw": of(AdamW, lr=0.1, weight_decay=1e-3),
+    "adamw-amsgrad": of(AdamW, lr=0.1, weight_decay=1e-3, amsgrad=True),
+    "adamw-independent": of(AdamW, lr=0.1, weight_decay=1e-5, decay="independent"),
+    "adamw-prox": of(AdamW, lr=0.1, weight_decay=1e-5, decay="prox"),
+    "adamw-prox-metric": of(AdamW, lr=0.1, weight_decay=1e-3, decay="prox-metric"),
+    "lamb": of(Lamb, lr=0.005, weight_decay=1e-3),
+    "lamb-bounds": of(Lamb, lr=0.02, weight_decay=1e-3, trust_bounds=(0.01, 2.0), bias_correction=False),
+    "lamb-amsgrad-prox": of(Lamb, lr=0.005, weight_decay=1e-5, amsgrad=True, decay="prox"),
+    "nvlamb": of(Lamb, lr=0.005, weight_decay=1e-3, prenormalize=True),
+    "lars": of(Lars, lr=0.1, trust_coefficient=0.02, weight_decay=1e-4),
+    "lars-nesterov": of(Lars, lr=0.1, trust_coefficient=0.02, weight_decay=1e-4, nesterov=True),
+    "lars-plain": of(Lars, lr=0.7, trust_coefficient=0.02, momentum=0.0, trust_bounds=(0.0, 0.02)),
+    "radam": of(RAdam, lr=0.004, weight_decay=1e-4),
+    "radam-decoupled": of(RAdam, lr=0.004, weight_decay=1e-3, decoupled_weight_decay=True),
+    "sgd": of(SGD, lr=2e-3),
+    "sgd-momentum": of(SGD, lr=1e-3, momentum=0.9, dampening=0.1, weight_decay=1e-4),
+    "sgd-nesterov-decoupled": of(SGD, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-3, decay="decoupled"),
+    "sgd-trust": of(SGD, lr=0.01, momentum=0.5, trust_ratio=True, weight_decay=1e-4),
+    "lookahead-lamb": around(lambda base: Lookahead(base, k=2), Lamb, lr=0.01, weight_decay=1e-3),
+    "swats-adamw": around(Swats, AdamW, lr=0.1, weight_decay=1e-3),
+    "ema-adamw": around(lambda base: WeightAverage(base, "ema"), AdamW, lr=0.1, weight_decay=1e-3),
+    "swa-lookahead-sgd": around(lambda base: WeightAverage(Lookahead(base, k=2)), SGD, lr=1e-3, momentum=0.9),
+}
+JOINT = ("nvlamb", "swats-adamw")  # all parameters together decide, so that a group is not an optimizer of its own
+
+every = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+SHAPES = [(5, 7), (), (1,), (3, 2, 4)]
+
+
+def parameters(dtype: torch.dtype = torch.float32, shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in shapes]
+
+
+def copies(params: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    return [torch.nn.Parameter(p.detach().clone().to(dtype or p.dtype)) for p in params]
+
+
+def drive(optimizer: Any, steps: int = 3, seed: int = 1, after: Callable[[], Any] = int, sign: float = 1.0) -> None:
+    """Steps with gradients that depend on the seed and the order of the parameters alone."""
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                g = torch.randn(p.shape, generator=generator, dtype=torch.float64) * (1 + step % 3)
+                p.grad = (sign * g).to(p.dtype)
+        optimizer.step()
+        after()
+
+
+def assert_same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)
+
+
+def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """The largest of a parameter, relative to its norm where that is above 1, the size of an element at first."""
+    pairs = [(mine.detach().double(), other.detach().double()) for mine, other in zip(ours, theirs, strict=True)]
+    return max(float((mine - other).norm() / max(1.0, other.norm())) for mine, other in pairs)
+
+
+def held(optimizer: Any) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def through_a_file(what: Any, weights_only: bool) -> Any:
+    file = io.BytesIO()
+    torch.save(what, file)
+    file.seek(0)
+    return torch.load(file, weights_only=weights_only)
+
+
+# 100 steps, each of which rounds the weights by half a unit in the last place: 6e-8 and 1e-16.
+CLOSE = {torch.float32: 1e-6, torch.float64: 1e-13}

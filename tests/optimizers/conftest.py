@@ -1,0 +1,28 @@
+"""What the conformance tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from optimizers import kernels
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other take longer than tensors this small, above all on a machine that is in use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def kernel(request: pytest.FixtureRequest) -> str:
+    try:
+        kernels.check(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    return request.param

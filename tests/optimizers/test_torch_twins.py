@@ -1,0 +1,124 @@
+"""Adam, AdamW, RAdam and SGD equal torch's of the same name, and read each other's state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+import optimizers
+from optimizers import SGD, AdamW
+from tests.optimizers.configurations import (
+    CLOSE,
+    assert_same,
+    copies,
+    distance,
+    drive,
+    parameters,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# What torch calls its options, and what its optimizers are called with.
+TWINS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adam": ("Adam", dict(lr=0.01, eps=1e-6)),
+    "adam-l2": ("Adam", dict(lr=0.01, weight_decay=0.1, betas=(0.8, 0.99))),
+    "adam-l2-amsgrad": ("Adam", dict(lr=0.01, weight_decay=0.1, amsgrad=True, betas=(0.9, 0.9))),
+    "adam-maximize": ("Adam", dict(lr=0.01, weight_decay=0.1, maximize=True)),
+    "adamw": ("AdamW", dict(lr=0.01, weight_decay=0.1)),
+    "adamw-defaults": ("AdamW", {}),
+    "adamw-amsgrad": ("AdamW", dict(lr=0.01, amsgrad=True, betas=(0.9, 0.9))),
+    "adamw-maximize": ("AdamW", dict(lr=0.01, weight_decay=0.1, maximize=True)),
+    "radam": ("RAdam", dict(lr=0.01)),
+    "radam-l2": ("RAdam", dict(lr=0.01, weight_decay=0.1, betas=(0.9, 0.95))),
+    "radam-decoupled": ("RAdam", dict(lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)),
+    "radam-maximize": ("RAdam", dict(lr=0.01, maximize=True)),
+    "sgd": ("SGD", dict(lr=0.01)),
+    "sgd-momentum": ("SGD", dict(lr=0.01, momentum=0.9)),
+    "sgd-dampening-l2": ("SGD", dict(lr=0.01, momentum=0.9, dampening=0.5, weight_decay=0.1)),
+    "sgd-nesterov-l2": ("SGD", dict(lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1)),
+    "sgd-maximize": ("SGD", dict(lr=0.01, momentum=0.9, dampening=0.1, weight_decay=0.1, maximize=True)),
+}
+
+twins = pytest.mark.parametrize("twin", TWINS)
+
+
+def twin_of(twin: str, params: Sequence[Tensor], **others: Any) -> Any:
+    kind, options = TWINS[twin]
+    return getattr(optimizers, kind)(params, **options, **others)
+
+
+def torch_twin(twin: str, params: Sequence[Tensor]) -> Any:
+    kind, options = TWINS[twin]
+    return getattr(torch.optim, kind)(params, **options)
+
+
+@twins
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_torch(twin: str, dtype: torch.dtype, kernel: str) -> None:
+    """Also while the rate, and with Adam and Nesterov the momentum, go up and down at every step."""
+    if kernel == "cpu" and dtype != torch.float32:
+        pytest.skip("the C++ kernel is for float32")
+    ours, theirs = parameters(dtype), parameters(dtype)
+    for optimizer in (twin_of(twin, ours, kernel=kernel), torch_twin(twin, theirs)):
+        momentum = optimizer.defaults.get("momentum", 0.9) > 0 and not optimizer.defaults.get("dampening")
+        schedule = lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=101, cycle_momentum=momentum)
+        drive(optimizer, 100, after=schedule.step)
+    assert distance(ours, theirs) < CLOSE[dtype]
+
+
+@twins
+@pytest.mark.parametrize("before", [1, 8])
+def test_goes_on_from_torch(twin: str, before: int) -> None:
+    """Torch's state and hyperparameters, loaded into an optimizer that was made with others."""
+    theirs = parameters(torch.float64)
+    other = torch_twin(twin, theirs)
+    drive(other, before)
+    ours = copies(theirs)
+    optimizer = getattr(optimizers, TWINS[twin][0])(ours, lr=123.0, weight_decay=0.77)
+    optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
+    drive(optimizer, 8, seed=2)
+    drive(other, 8, seed=2)
+    assert distance(ours, theirs) < CLOSE[torch.float64]
+
+
+@pytest.mark.parametrize("twin", [t for t in TWINS if t.startswith("adam")])
+def test_torch_goes_on_from_ours(twin: str) -> None:
+    ours = parameters(torch.float64)
+    optimizer = twin_of(twin, ours)
+    drive(optimizer, 8)
+    theirs = copies(ours)
+    other = torch_twin(twin, theirs)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    drive(optimizer, 8, seed=2)
+    drive(other, 8, seed=2)
+    assert distance(ours, theirs) < CLOSE[torch.float64]
+
+
+def test_the_peak_rate_of_a_schedule_of_torch_is_taken_over() -> None:
+    p = parameters()
+    other = torch.optim.SGD(p, lr=0.4)
+    lr_scheduler.LambdaLR(other, lambda step: 0.25)
+    optimizer = SGD(p, lr=1.0, weight_decay=0.1, decay="prox")
+    optimizer.load_state_dict(other.state_dict())
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["peak_lr"], group["decay"]) == (0.1, 0.4, "prox")
+
+
+def test_steps_that_old_versions_saved_as_numbers() -> None:
+    ours, theirs = parameters(), parameters()
+    optimizer, other = AdamW(ours), AdamW(theirs)
+    for o in (optimizer, other):
+        drive(o)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        state["step"] = 3
+    optimizer.load_state_dict(saved)
+    for o in (optimizer, other):
+        drive(o)
+    assert_same(ours, theirs)
