@@ -95,7 +95,6 @@ def test_sharded_equals_unsharded(ranks: Ranks, rule: str, stage: int) -> None:
 OFFLOAD = {"device": "cpu", "pin_memory": False}
 
 
-@pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("rule", FAMILY)
 def test_optimizer_offloaded_to_the_cpu(ranks: Ranks, rule: str, stage: int) -> None:
