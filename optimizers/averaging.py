@@ -121,8 +121,8 @@ class WeightAverage(Wrapper):
                     weights = local(shard.tensor.detach())
                     self._kept.append((weights, weights.clone()))
                     weights.copy_(local(average))
-        self._publish()
         try:
+            self._publish()
             yield
         finally:
             for weights, kept in self._kept:

@@ -17,7 +17,7 @@ from optimizers.kernels.batch import STATE, Batch, Coefficients, Kernel, Layout
 from optimizers.options import validate
 from optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
 from optimizers.shards import dtensor, zero_redundancy
-from optimizers.shards.pieces import Shard, local, local_gradient, sum_over_ranks
+from optimizers.shards.pieces import Shard, local, local_gradient, sum_by_process_group, sum_over_ranks
 
 Rule = Callable[[Group, int], Coefficients]
 
@@ -238,12 +238,7 @@ class Composed(ShardedOptimizer):
 
     def _summed(self, found: list[tuple[_Job, Tensor]]) -> list[tuple[_Job, Tensor]]:
         """Sums of segments [2, segments] to sums of whole parameters [2, parameters]: one all-reduce a process group."""
-        sums = [job.batch.layout.by_slot(s) for job, s in found]
-        groups = dict.fromkeys(job.process_group for job, _ in found if job.process_group is not None)
-        for process_group in groups:
-            mine = [i for i, (job, _) in enumerate(found) if job.process_group is process_group]
-            for i, total in zip(mine, sum_over_ranks([sums[i] for i in mine], process_group), strict=True):
-                sums[i] = total
+        sums = sum_by_process_group([(job.process_group, job.batch.layout.by_slot(s)) for job, s in found])
         return [(job, s) for (job, _), s in zip(found, sums, strict=True)]
 
     def _is_one_call(self, job: _Job) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from optimizers.composed import Composed
 from optimizers.kernels.batch import Coefficients
 from optimizers.sharded import Attachment, Group, Work
-from optimizers.shards.pieces import dot, local, local_gradient, sum_over_ranks
+from optimizers.shards.pieces import dot, local, local_gradient, sum_by_process_group, sum_over_ranks
 from optimizers.wrapper import Wrapper
 
 _GAMMA, _STEPS, _RATE = "swats_gamma", "swats_steps", "swats_rate"
@@ -132,7 +132,7 @@ class Swats(Wrapper):
             self._conclude()
 
     def _project(self, work: Work, before: list[Tensor]) -> None:
-        found, groups = [], []
+        shards, found = [], []
         for (group, tensor), old in zip(work, before, strict=True):
             shard = self.base._known[tensor]
             sums = torch.zeros(2, len(shard.parameters), dtype=torch.float64, device=old.device)
@@ -141,14 +141,9 @@ class Swats(Wrapper):
                 p, g = change[offset : offset + length], gradient[offset : offset + length]
                 sums[0, index] += dot(p, p)
                 sums[1, index] += -dot(p, g) if group["maximize"] else dot(p, g)
-            found.append((shard, sums if shard.counts else torch.zeros_like(sums)))
-            if shard.process_group is not None and shard.process_group not in groups:
-                groups.append(shard.process_group)
-        for process_group in groups:
-            mine = [i for i, (shard, _) in enumerate(found) if shard.process_group is process_group]
-            for i, total in zip(mine, sum_over_ranks([found[i][1] for i in mine], process_group), strict=True):
-                found[i] = (found[i][0], total)
-        for shard, sums in found:
+            shards.append(shard)
+            found.append((shard.process_group, sums if shard.counts else torch.zeros_like(sums)))
+        for shard, sums in zip(shards, sum_by_process_group(found), strict=True):
             for index, parameter in enumerate(shard.parameters):
                 self._pending[id(shard.tensor), index] = (parameter.name, sums[:, index])
 

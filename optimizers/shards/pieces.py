@@ -130,6 +130,16 @@ def sum_over_ranks(sums: list[Tensor], process_group: dist.ProcessGroup) -> list
     ]
 
 
+def sum_by_process_group(found: list[tuple[dist.ProcessGroup | None, Tensor]]) -> list[Tensor]:
+    """Each sum over the ranks of its process group, or as it is without one: one all-reduce a group, in their order."""
+    sums = [s for _, s in found]
+    for process_group in dict.fromkeys(group for group, _ in found if group is not None):
+        mine = [i for i, (group, _) in enumerate(found) if group is process_group]
+        for i, total in zip(mine, sum_over_ranks([sums[i] for i in mine], process_group), strict=True):
+            sums[i] = total
+    return sums
+
+
 def _device(process_group: dist.ProcessGroup, wanted: torch.device) -> torch.device:
     if wanted.type == "cpu" and dist.get_backend(process_group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())

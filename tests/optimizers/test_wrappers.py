@@ -179,3 +179,21 @@ def test_batch_norm_is_recomputed_over_all_ranks(ranks: Ranks) -> None:
         torch.testing.assert_close(torch.tensor(variance), variances)
         assert momentum == 0.1
         assert training
+
+
+def test_weights_come_back_when_they_cannot_be_published() -> None:
+    p = weight(4.0)
+    optimizer = WeightAverage(SGD([p], lr=1.0), "swa")
+    for _ in range(2):
+        step(optimizer)
+    fails = [True]
+
+    def publish() -> None:
+        if fails and fails.pop():
+            raise OSError("the engine is gone")
+
+    optimizer.use_shards(optimizer.shards, publish=publish)
+    with pytest.raises(OSError, match="gone"), optimizer.averaged():
+        pass
+    assert p.item() == 2.0
+    step(optimizer)
