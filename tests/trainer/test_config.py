@@ -200,6 +200,14 @@ def test_a_default_that_does_not_fit_is_shown(base: Path) -> None:
         c.load(base, ["model.max_positions=32"])
 
 
+@pytest.mark.parametrize("decay", ["independent", "prox"])
+def test_a_decay_that_follows_the_rate_is_not_scaled_again(base: Path, decay: str) -> None:
+    overrides = ["optimizer.name=adamw", f"optimizer.decay={decay}"]
+    c.load(base, overrides)
+    with pytest.raises(ConfigErrors, match=rf"schedule\.scale_decay: True: .*{decay} follows the rate by itself"):
+        c.load(base, [*overrides, "schedule.scale_decay=true"])
+
+
 def test_a_missing_file_names_its_neighbour(base: Path) -> None:
     with pytest.raises(ConfigErrors, match=r"base\.yaml"):
         c.load(base.parent / "bse.yaml")

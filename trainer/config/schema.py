@@ -387,4 +387,8 @@ class Config(Section):
                 f"data.sequence_length: {self.data.sequence_length} tokens do not fit "
                 f"model.max_positions: {self.model.max_positions}"
             )
+        if self.schedule.scale_decay and self.optimizer.decay in ("independent", "prox"):
+            raise ValueError(
+                f"schedule.scale_decay: optimizer.decay: {self.optimizer.decay} follows the rate by itself; take it out"
+            )
         return self
