@@ -10,8 +10,11 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer import signals
 from trainer.config import ConfigError, load, phases
 from trainer.plan import split
+
+_SAVING = 120  # seconds that ranks have to save after a signal
 
 
 def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
@@ -53,14 +56,17 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, nproc), Std.ALL)),
         log_line_prefix_template=None,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2",
+        shutdown_timeout=_SAVING,
     )
     try:
         launch_agent(launch, sys.executable, ["-m", "trainer", config, *overrides])
     except ChildFailedError as error:
         return _explain(error, logs)
-    except (SignalException, KeyboardInterrupt):
+    except (SignalException, KeyboardInterrupt) as error:
         print("bellwether: stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
-        return 130
+        asked = getattr(error, "sigval", signal.SIGINT) in (signal.SIGTERM, signal.SIGUSR2)
+        return signals.SAVED if asked else 130
     return 0
 
 
@@ -80,6 +86,8 @@ def _explain(error: Exception, logs: Path) -> int:
 
     first = min(failures, key=order)
     failure = failures[first]
+    if failure.exitcode == signals.SAVED:  # the signal went to a rank, not to bellwether
+        return signals.SAVED
     if failure.exitcode == 2:  # a user's error; rank 0 has told, unless it is another rank's own or came too late
         if 0 not in failures or failures[0].exitcode != 2:
             print(f"bellwether: rank {first}: {_message(failure, brief=True)}", file=sys.stderr)

@@ -6,6 +6,8 @@ packages=(
     make git python3-venv
     g++ python3-dev                  # the CPU kernels are compiled on first use
     openmpi-bin libopenmpi-dev       # runs started by mpirun
+    slurm-wlm slurmctld slurmd slurm-client munge iproute2 openssh-server   # tests/cluster
+    shellcheck                       # what is submitted to SLURM
 )
 
 missing=()

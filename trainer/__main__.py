@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 
+from trainer import signals
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -23,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         help="overrides, as in optimizer.lr=2e-3 batch.global=4096",
     )
     arguments = parser.parse_args(argv)
+    signals.listen()
 
     try:
         return _run(arguments.config, arguments.overrides)
@@ -39,13 +42,13 @@ def _run(path: str, overrides: list[str]) -> int:
         config = load(path, overrides)
         from trainer.loop import run
 
-        run(config)
+        stopped = run(config)
     except (ConfigError, ConfigErrors) as error:
         _tell(error)
         return 2
     except Exception as error:
         return _failed(error)
-    return 0
+    return signals.SAVED if stopped else 0
 
 
 def _end_with(parent: int) -> None:
@@ -63,12 +66,12 @@ def _tell(error: Exception) -> None:
     from torch.distributed import is_initialized
     from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-    from trainer.distributed import rank_from_environment
+    from trainer import seat
 
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         ErrorHandler().record_exception(error)
-    rank = rank_from_environment()
-    if rank == 0 or (os.environ.get("LOCAL_RANK") == "0" and not is_initialized()):
+    rank = seat.rank()
+    if rank == 0 or (seat.is_first_here() and not is_initialized()):
         where = "" if rank == 0 else f"{socket.gethostname()}: "
         for line in str(error).splitlines():
             print(f"bellwether: {where}{line}", file=sys.stderr)

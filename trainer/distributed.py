@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from trainer import seat
 from trainer.config import ConfigError
 
 T = TypeVar("T")
@@ -40,16 +41,8 @@ class World:
         return self.rank == 0
 
 
-def rank_from_environment() -> int:
-    """This process's rank before any process group is up."""
-    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
-
-
 def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
-    """Bring up torch's process group and DeepSpeed on it, from the usual environment (RANK, WORLD_SIZE, ...).
+    """Bring up torch's process group and DeepSpeed on it, under whichever launcher (`trainer.seat`).
 
     Args:
         device: ``cpu`` (gloo), ``cuda`` (NCCL), or ``auto``: cuda where there is one.
@@ -61,28 +54,15 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        if not os.environ.get(name, "0").isdigit():
-            raise ConfigError(name, os.environ[name], "is no number", "let the launcher set it for each process")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if on_gpu and "LOCAL_RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
-        advice = "let the launcher set LOCAL_RANK for each process, as torchrun does"
-        raise ConfigError("LOCAL_RANK", None, "is not set, so every process would take the first GPU", advice)
-    if on_gpu and local_rank >= torch.cuda.device_count():
-        problem = f"there are {torch.cuda.device_count()} GPUs here"
-        raise ConfigError("LOCAL_RANK", local_rank, problem, "start one process a GPU, or write engine.device=cpu")
-    where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    place = seat.find()
+    gpu = _gpu(place) if on_gpu else 0
+    where = torch.device("cuda", gpu) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(where)
-    for name, alone in {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-    }.items():
-        os.environ.setdefault(name, alone)
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = "0" if os.environ["WORLD_SIZE"] == "1" else "29500"
+    os.environ.update(
+        RANK=str(place.rank), WORLD_SIZE=str(place.size), LOCAL_RANK=str(place.local_rank),
+        MASTER_ADDR=place.address, MASTER_PORT=str(place.port),
+    )  # fmt: skip
     deepspeed = import_deepspeed()
     backend = "nccl" if on_gpu else "gloo"
     waiting = threading.Timer(15, _say_waiting)
@@ -90,7 +70,21 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
     waiting.start()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     waiting.cancel()
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, where)
+    return World(dist.get_rank(), dist.get_world_size(), place.local_rank, where)
+
+
+def _gpu(place: seat.Seat) -> int:
+    """The number of this process's GPU."""
+    count = torch.cuda.device_count()
+    if place.launcher == "environment" and "LOCAL_RANK" not in os.environ and place.size > 1:
+        advice = "let the launcher set LOCAL_RANK for each process, as torchrun does"
+        raise ConfigError("LOCAL_RANK", None, "is not set, so every process would take the first GPU", advice)
+    if count == 1 and place.launcher in ("srun", "mpirun") and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ","):
+        return 0  # --gpus-per-task shows each process its own alone
+    if place.local_rank >= count:
+        advice = "start one process a GPU, or write engine.device=cpu"
+        raise ConfigError("LOCAL_RANK", place.local_rank, f"there are {count} GPUs here", advice)
+    return place.local_rank
 
 
 def _say_waiting() -> None:

@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 import torch.distributed as dist
 
-from trainer import checkpoint, data, distributed, jit, models, report, rundir
+from trainer import checkpoint, data, distributed, jit, models, report, rundir, signals
 from trainer.checkpoint import Manifest, Place
 from trainer.config import Config, ConfigError, Duration, dump, phases
 from trainer.data.loader import evaluation_batches, train_batches
@@ -24,8 +25,10 @@ from trainer.distributed import World, agree, everywhere
 from trainer.engine import Engine, build
 from trainer.evaluate import evaluate
 from trainer.export import export
+from trainer.heartbeat import Heartbeat
 from trainer.meter import Meter
 from trainer.metrics import Metrics
+from trainer.notice import Notice
 from trainer.plan import Phase, plan, rows, stop_step, wasteful
 from trainer.progress import Progress
 from trainer.resume import check_phases, check_place, check_unchanged
@@ -43,6 +46,8 @@ class Run:
     metrics: Metrics
     progress: Progress | None
     stop: int  # step at which to stop, the last one or earlier
+    heartbeat: Heartbeat
+    notice: Notice
     began: float = field(default_factory=time.time)
 
     @property
@@ -54,19 +59,24 @@ class Run:
             self.progress.note(text)
 
 
-def run(config: Config) -> None:
-    """Train as the config says, from where the run directory stands: the body of every process of a run."""
-    world = distributed.start(config.engine.device)
+def run(config: Config) -> int:
+    """Train as the config says, from where the run directory stands: the body of every process of a run.
+
+    Returns:
+        the number of the signal that stopped it, after it was saved, or 0.
+    """
+    world = distributed.start(config.engine.device, timedelta(seconds=config.engine.collective_timeout))
     distributed.check_world_size(world.size, config.engine.world_size)
-    train(config, world)
+    signal = train(config, world)
     # Not when it failed: the other ranks may be in a collective that this one would wait for. Together, because gloo now
     # and then aborts a process whose peers have gone while it cleans up.
     dist.barrier()
     dist.destroy_process_group()
+    return signal
 
 
-def train(config: Config, world: World) -> None:
-    """All of a run but its processes. Collective."""
+def train(config: Config, world: World) -> int:
+    """All of a run but its processes; returns as `run` does. Collective."""
     for line in everywhere(world, lambda: jit.mend_stale_locks() if world.local_rank == 0 else [])[0]:
         _say(world, line)
     held: list[IO[str] | None] = []
@@ -78,13 +88,14 @@ def train(config: Config, world: World) -> None:
 
     directory = agree(world, take)
     try:
-        _train(config, world, directory)
+        with Heartbeat(directory, world, config.engine.heartbeat) as heartbeat, Notice(world) as notice:
+            return _train(config, world, directory, heartbeat, notice)
     finally:
         for file in filter(None, held):
             file.close()
 
 
-def _train(config: Config, world: World, directory: Path) -> None:
+def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, notice: Notice) -> int:
     own, said = checkpoint.newest_intact(directory / "checkpoints", world)
     for line in said:
         _say(world, line)
@@ -105,12 +116,14 @@ def _train(config: Config, world: World, directory: Path) -> None:
         config, directory, world, plans, datas,
         metrics=Metrics(directory if world.main else None, tensorboard=config.log.tensorboard),
         progress=Progress() if world.main else None,
-        stop=stop_step(config, plans),
+        stop=stop_step(config, plans), heartbeat=heartbeat, notice=notice,
     )  # fmt: skip
+    heartbeat.total = plans[-1].last_step
     _announce(run, place, source)
     began = place
     try:
-        while place.step < run.stop:
+        notice.ask()
+        while place.step < run.stop and not (signal := notice.answer()):
             phase = next(p for p in plans if p.first_step <= place.step < p.last_step)
             place, source = _run_phase(run, phase, place, source)
         if place != began:
@@ -123,8 +136,13 @@ def _train(config: Config, world: World, directory: Path) -> None:
         run.metrics.close()
         if run.progress is not None:
             run.progress.close()
+    heartbeat.at(place.step, "end")
+    if place.step < run.stop:
+        _say(world, f"stopped by {signals.name(signal)} at step {place.step}; the same command goes on from there")
+        return signal
     if source is not None:
         agree(world, lambda: _finish(run, source, place))
+    return 0
 
 
 def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tuple[Place, Path]:
@@ -152,9 +170,10 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
     saved: Path | None = None
     for step in range(place.step + 1, end + 1):
         torch.manual_seed(key(seed, step * world.size + world.rank))
-        meter.step(_micro_batches(batches, phase, device))
+        meter.step(_micro_batches(run, batches, phase, step))
         before, place = place, Place(step, place.samples + batch, phase.index)
-        due = functools.partial(_due, before, place, phase, end)
+        told = run.notice.answer() != 0
+        due = functools.partial(_due, before, place, phase, end if not told else step)
         values = None
         # The first step of a phase too, which shows where the loss begins; and none is saved whose loss was not seen.
         if due(config.log.every) or due(config.checkpoint.every) or step == phase.first_step + 1:
@@ -166,10 +185,15 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         if run.progress is not None:
             run.progress.update(step, values)
         with meter.paused():
-            if due(config.evaluate.every):
+            # Not with a signal's minutes running out: the checkpoint comes first.
+            if due(config.evaluate.every) and not told:
+                run.heartbeat.at(step, "evaluation")
                 _evaluate(run, phase, engine, place)
             if due(config.checkpoint.every):
+                run.heartbeat.at(step, "checkpoint")
                 saved = _save(run, engine, place)
+        if told:
+            break
     engine.destroy()
     del engine, task, meter
     gc.collect()
@@ -202,9 +226,15 @@ def _due(before: Place, now: Place, phase: Phase, end: int, every: Duration | No
     return (now.samples - phase.first_sample) // period > (before.samples - phase.first_sample) // period
 
 
-def _micro_batches(batches: Iterator[dict[str, Any]], phase: Phase, device: torch.device) -> Iterator[dict[str, Any]]:
-    for _ in range(phase.split.accumulation):
-        yield {k: v.to(device, non_blocking=True) for k, v in next(batches).items()}
+def _micro_batches(run: Run, batches: Iterator[dict[str, Any]], phase: Phase, step: int) -> Iterator[dict[str, Any]]:
+    """Those of one step of this rank."""
+    for index in range(phase.split.accumulation):
+        run.heartbeat.at(step - 1, "waiting for data")
+        batch = {k: v.to(run.world.device, non_blocking=True) for k, v in next(batches).items()}
+        run.heartbeat.at(step - 1, "forward, backward and update")
+        if index == phase.split.accumulation - 1:
+            run.notice.ask()
+        yield batch
 
 
 def _evaluate(run: Run, phase: Phase, engine: Engine, place: Place) -> None:
@@ -267,6 +297,8 @@ def _finish(run: Run, source: Path, place: Place) -> None:
         export(source, run.directory, phase.config, run.datas[-1])
     report.write(run.directory)
     print(report.summary(run.directory), flush=True)
+    if place.step == run.plans[-1].last_step:
+        rundir.mark_finished(run.directory, place)
 
 
 def _say(world: World, text: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 import subprocess
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +18,7 @@ from trainer import __version__, checkpoint
 from trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml
 
 LOCK = ".lock"
+FINISHED = "finished.json"
 _HEAD = "# bellwether "
 
 # What may change when a run goes on: who computes which part, how often something is written, and where it stops.
@@ -93,6 +97,13 @@ def start_from(config: Config, run: Path, own: Path | None) -> Path | None:
         advice = "to go back, rename the later checkpoints, or choose another name=..."
         raise ConfigError("resume", config.resume, f"this run stands at {own.name} already", advice)
     return own or path
+
+
+def mark_finished(run: Path, place: checkpoint.Place) -> None:
+    """Say to who starts jobs again and again that nothing is left to do: training, export and report are whole."""
+    partial = run / f"{FINISHED}.partial"
+    partial.write_text(json.dumps({**asdict(place), "time": round(time.time(), 3)}) + "\n")
+    partial.rename(run / FINISHED)
 
 
 def _lock(run: Path) -> IO[str] | None:

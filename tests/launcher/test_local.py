@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -251,6 +252,32 @@ def test_ctrl_c_ends_all_ranks_and_the_same_command_goes_on(space: Path) -> None
     assert max(steps(space, "interrupted")) == before + 3
 
 
+@pytest.mark.parametrize("to", ["launcher", "rank"])
+def test_a_notice_saves_at_the_next_step_and_the_end_is_the_same_to_the_bit(space: Path, to: str) -> None:
+    config = ("launcher", "train", "quick.yaml", "--nproc", "2", "duration=60 steps", "log.every=1000 steps")
+    status, _, error = finish(start(space, *config, "name=whole"))
+    assert status == 0, error
+    process = start(space, *config, f"name=noticed-{to}", "log.every=1 steps")
+    wait_for_step(process, space, f"noticed-{to}", 5)
+    if to == "rank":
+        ranks_of(process)[1].send_signal(signal.SIGUSR2)
+    else:
+        process.send_signal(signal.SIGTERM)
+    status, _, error = finish(process, 60)
+    assert status == 75, error
+    name = "SIGUSR2" if to == "rank" else "SIGTERM"
+    stopped = re.search(rf"stopped by {name} at step (\d+)", error)
+    assert stopped, error
+    assert int(stopped[1]) < 60
+    assert (space / f"runs/noticed-{to}/checkpoints/step-{int(stopped[1]):08d}").is_dir()
+    assert not (space / f"runs/noticed-{to}/finished.json").exists()
+    status, _, error = finish(start(space, *config, f"name=noticed-{to}"))
+    assert status == 0, error
+    assert (space / f"runs/noticed-{to}/finished.json").is_file()
+    exports = [space / "runs" / run / "export/model.safetensors" for run in ("whole", f"noticed-{to}")]
+    assert exports[0].read_bytes() == exports[1].read_bytes()
+
+
 def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     program = (
         "import sys\nfrom launcher.cli import main\n"
@@ -259,6 +286,45 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
+
+
+HANGING = """
+import os, sys, time
+if os.environ.get("RANK") == "1" and "trainer" in sys.orig_argv:
+    import threading
+    import trainer.meter, trainer.heartbeat
+    original = trainer.meter.Meter.step
+    def step(self, batches, taken=[]):
+        taken.append(1)
+        if len(taken) == 3:
+            os.kill(os.getpid(), 19)  # SIGSTOP: alive for the system, silent for all others
+        original(self, batches)
+    trainer.meter.Meter.step = step
+"""
+
+
+def test_a_rank_that_falls_silent_ends_the_run_and_is_named(space: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HANGING)
+    # By hand, as mpirun or srun would: nobody sends the others a signal.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        start(
+            space, "trainer", "long.yaml", "name=silent", "engine.heartbeat=3", RANK=str(rank), LOCAL_RANK=str(rank),
+            WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, PYTHONPATH=str(tmp_path),
+        ) for rank in range(2)
+    ]  # fmt: skip
+    wait_for_step(ranks[0], space, "silent", 2)
+    status, _, error = finish(ranks[0], 30)
+    ranks[1].kill()
+    ranks[1].communicate()
+    assert status == 76, error
+    assert re.search(r"rank 1 on \S+ has been silent for \d s; last heard at step [0-2], ", error), error
+    beat = json.loads((space / "runs/silent/logs/heartbeat.json").read_text())
+    assert beat["ranks"] == 2
+    assert {row["rank"] for row in beat["furthest_behind"]} == {0, 1}
+    assert max(beat["furthest_behind"], key=lambda row: row["silent_s"])["rank"] == 1
 
 
 def test_report_of_a_run_and_of_nothing(space: Path) -> None:

@@ -327,6 +327,13 @@ class Engine(Section):
         "auto", description="cuda with NCCL or cpu with gloo; auto: cuda where there is one"
     )
     world_size: Count | None = Field(None, description="refuse to run on another number of processes; null: any")
+    collective_timeout: Annotated[float, Field(gt=0)] = Field(
+        1800,
+        description="seconds that a collective may take, and that the processes may take to meet, before the run ends",
+    )
+    heartbeat: Annotated[float, Field(ge=0)] = Field(
+        60, description="seconds of silence of a process, or of its link, after which the run ends; 0: it never does"
+    )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="keys passed on to DeepSpeed's config as they are"
     )

@@ -1,0 +1,184 @@
+"""That every rank is alive, and what it is doing, known within seconds and written where people can read it.
+
+Collectives time out too, but their limit must outlast the slowest honest wait, such as a checkpoint on a busy file
+system. A beat is sent by a thread of its own, so it goes on while a rank waits in a collective, and stops when a process, a
+node or a link is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from trainer import signals
+from trainer.distributed import World
+
+FILE = Path("logs", "heartbeat.json")
+_SHOWN = 16  # ranks in the file: those the furthest behind
+
+
+class Heartbeat:
+    """Beats of all ranks through torch's store on rank 0, which watches them. Collective.
+
+    A rank that has not been heard for ``silence`` seconds ends the run: rank 0 says which one, where, and what it was doing
+    last, and every rank that can still hear it ends with status `signals.LOST`, as does one that cannot reach rank 0. So a
+    launcher that waits for its processes never waits for ever.
+
+    Args:
+        run: the run directory; rank 0 keeps ``logs/heartbeat.json`` in it.
+        silence: seconds; 0 ends nothing and only keeps the file.
+    """
+
+    _made = 0
+
+    def __init__(self, run: Path, world: World, silence: float) -> None:
+        self.file, self.world, self.silence = run / FILE, world, silence
+        self.total = 0  # steps of the run, for those who read the file
+        self.period = min(5.0, silence / 6) if silence else 5.0
+        self._step, self._doing = 0, "start"
+        self._beats = 0
+        self._heard = time.monotonic()
+        self._written_step = 0
+        self._own: dict[str, Any] = {}
+        self._ranks: dict[int, dict[str, Any]] = {}
+        self._since: dict[int, float] = {}
+        self._closed = threading.Event()
+        self._store: dist.Store | None = None
+        Heartbeat._made += 1  # the same on all ranks: what an earlier one has left in the store is not ours
+        if world.size > 1:
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            server = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+            self._store = dist.PrefixStore(f"bellwether/{Heartbeat._made}", server)
+        self._send()
+        if self._store is not None:
+            dist.barrier()  # from here on rank 0 finds a beat of everybody
+        for act in (self._beat, self._watch) if silence else (self._beat,):
+            threading.Thread(target=act, daemon=True).start()
+
+    def __enter__(self) -> Heartbeat:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self.close(None if kind is None else f"{kind.__name__}: {' '.join(str(error).split())[:300]}")
+
+    def at(self, step: int, doing: str) -> None:
+        """Say what this rank is doing, after `step` steps of the run. Costs nothing."""
+        self._step, self._doing = step, doing
+
+    def close(self, failure: str | None = None) -> None:
+        """No more beats. With ``failure``, the others end at once, instead of waiting in a collective for this rank."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if failure is not None and self._store is not None:
+            with contextlib.suppress(RuntimeError):
+                self._store.set("said", f"rank {self.world.rank} on {socket.gethostname()} failed: {failure}")
+                self._store.set("failed", "1")
+        if self.world.main:
+            with contextlib.suppress(RuntimeError):
+                self._send()
+                self._listen()
+            self._write()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(self.period):
+            try:
+                self._send()
+                if self._store is not None and self._store.check(["failed"]):
+                    # A failure that all ranks meet is told by each rank's own error, a moment from now.
+                    if not self._closed.wait(max(2.0, self.period)):
+                        self._end(self._store.get("said").decode())
+                    return
+                if self.world.main:
+                    self._listen()
+                    self._write()
+            except RuntimeError as error:  # torch's DistNetworkError and DistStoreError too
+                if not self._closed.is_set():
+                    self._end(f"rank 0 cannot be reached any more ({str(error).splitlines()[0]})")
+            self._heard = time.monotonic()
+
+    def _send(self) -> None:
+        self._beats += 1
+        self._own = {"n": self._beats, "host": socket.gethostname(), "step": self._step, "doing": self._doing}
+        if self._store is not None:
+            self._store.set(f"beat/{self.world.rank}", json.dumps(self._own))
+
+    def _listen(self) -> None:
+        """Rank 0: what all have sent, and since when it has not changed."""
+        now = time.monotonic()
+        if now - self._heard > self.silence:
+            self._since.clear()  # this process was stopped, by a debugger or by SLURM's suspend, and so was its clock
+        beats = [self._own]
+        if self._store is not None:
+            beats = [json.loads(b) for b in self._store.multi_get([f"beat/{r}" for r in range(self.world.size)])]
+        for rank, beat in enumerate(beats):
+            if beat != self._ranks.get(rank) or rank not in self._since:
+                self._ranks[rank], self._since[rank] = beat, now
+        if not self.silence or self._store is None or self._closed.is_set():
+            return
+        silent = [rank for rank in self._ranks if now - self._since[rank] > self.silence]
+        if silent:
+            self._write()
+            said = "; ".join(self._last_seen(rank, now) for rank in silent[:4])
+            said += f" and {len(silent) - 4} more ranks" if len(silent) > 4 else ""
+            self._store.set("said", said)
+            self._store.set("failed", "1")
+            time.sleep(2 * self.period)  # so that those who can still hear it know why
+            self._end(said)
+
+    def _last_seen(self, rank: int, now: float) -> str:
+        beat = self._ranks[rank]
+        return (
+            f"rank {rank} on {beat['host']} has been silent for {now - self._since[rank]:.0f} s; "
+            f"last heard at step {beat['step']:,}, {beat['doing']}"
+        )
+
+    def _watch(self) -> None:
+        """Over a link that drops everything the beat itself may hang: this thread sees that, and is not in any call."""
+        last = time.monotonic()
+        while not self._closed.wait(self.period):
+            now = time.monotonic()
+            if now - last > self.silence / 2:
+                self._heard = now  # stopped as a whole, see above
+            last = now
+            if now - self._heard > self.silence + 2 * self.period:
+                self._end(f"rank 0 has not answered for {now - self._heard:.0f} s")
+
+    def _write(self) -> None:
+        now = time.monotonic()
+        behind = sorted(self._ranks, key=lambda r: (self._ranks[r]["step"], -now + self._since.get(r, now)))
+        table = [
+            {"rank": r, **self._ranks[r], "silent_s": round(now - self._since.get(r, now), 1)} for r in behind[:_SHOWN]
+        ]
+        for row in table:
+            row.pop("n")
+        # steps: how far a step count in this file may lag behind, as a killed process cannot write its last one
+        said = {
+            "time": round(time.time(), 3), "step": self._step, "steps": self._step - self._written_step,
+            "total": self.total, "doing": self._doing, "ranks": self.world.size, "furthest_behind": table,
+        }  # fmt: skip
+        self._written_step = self._step
+        partial = self.file.with_suffix(".partial")
+        with contextlib.suppress(OSError):  # a full disk is told by what matters: a checkpoint, the metrics
+            partial.write_text(json.dumps(said, indent=1))
+            partial.rename(self.file)
+
+    def _end(self, said: str) -> None:
+        if self._closed.is_set():
+            return
+        from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+
+        where = f"rank {self.world.rank} on {socket.gethostname()}"
+        print(f"bellwether: {where} ends: {said}", file=sys.stderr, flush=True)
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            ErrorHandler().record_exception(RuntimeError(said))
+        os._exit(signals.LOST)

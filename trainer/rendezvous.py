@@ -1,0 +1,140 @@
+"""Where the processes of a SLURM job meet: the first node, its address on the site's network, a free port.
+
+A batch script asks once, on the first node, before it starts the tasks::
+
+    eval "$(python -m trainer.rendezvous)"        # MASTER_ADDR, MASTER_PORT
+
+A task that finds neither set (``srun python -m trainer ...`` by hand) works both out for itself, and comes to what every
+other task comes to. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+# Below Linux's ephemeral ports (32768 and up), so that no outgoing connection sits on one by chance.
+_FIRST, _COUNT = 10_000, 20_000
+_STRIDE = 7919  # prime to _COUNT: steps over all ports, and neighbouring jobs do not walk into one another
+
+
+def hosts(nodelist: str) -> list[str]:
+    """The host names in SLURM's compressed form, from ``scontrol``, or where there is none, as in a container, by hand.
+
+    Raises:
+        ValueError: if it is no such list.
+    """
+    try:
+        told = subprocess.run(
+            ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, timeout=30, check=True
+        )
+        return told.stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return expand(nodelist)
+
+
+def expand(nodelist: str) -> list[str]:
+    """SLURM's compressed form of host names, as ``scontrol show hostnames`` reads it.
+
+    >>> expand("rack[1-2]n[3-4],x7")
+    ['rack1n3', 'rack1n4', 'rack2n3', 'rack2n4', 'x7']
+    >>> expand("gpu[008-010,42]-ib")
+    ['gpu008-ib', 'gpu009-ib', 'gpu010-ib', 'gpu42-ib']
+
+    Raises:
+        ValueError: if it is no such list.
+    """
+    parts = re.findall(r"(?:[^\[\],\s]|\[[^\[\]]*\])+", nodelist)
+    if not parts or ",".join(parts) != nodelist.strip():
+        raise ValueError(f"{nodelist!r}: no list of hosts such as node[1-4],login")
+    return [host for part in parts for host in _expand(part)]
+
+
+def _expand(part: str) -> Iterator[str]:
+    head, bracket, rest = part.partition("[")
+    if not bracket:
+        yield head
+        return
+    ranges, _, tail = rest.partition("]")
+    for item in ranges.split(","):
+        first, _, last = item.partition("-")
+        last = last or first
+        if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+            raise ValueError(f"{part!r}: {item!r} is no range of numbers such as 1-4")
+        for number in range(int(first), int(last) + 1):
+            for end in _expand(tail):
+                yield f"{head}{number:0{len(first)}d}{end}"
+
+
+def ports(job: int, restart: int = 0) -> Iterator[int]:
+    """The ports that a job tries, in order: another first one for each job and each restart.
+
+    >>> next(ports(123)) == next(ports(123)) != next(ports(123, restart=1))
+    True
+    """
+    start = job + 4001 * restart
+    for turn in range(_COUNT):
+        yield _FIRST + (start + _STRIDE * turn) % _COUNT
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on a port of this machine now."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def address(interface: str | None) -> str:
+    """This machine's name or, with an interface such as ``ib0``, its IPv4 address on that.
+
+    Raises:
+        ValueError: if there is no such interface, or it has no address; names those that have.
+    """
+    if not interface:
+        return socket.gethostname()
+    import psutil
+
+    found = {
+        name: next((a.address for a in addresses if a.family == socket.AF_INET), None)
+        for name, addresses in psutil.net_if_addrs().items()
+    }
+    if (own := found.get(interface)) is not None:
+        return own
+    having = ", ".join(sorted(name for name, own in found.items() if own)) or "none"
+    raise ValueError(
+        f"interface {interface!r}: no IPv4 address on {socket.gethostname()}; interfaces with one: {having}"
+    )
+
+
+def of_step() -> tuple[str, int]:
+    """Where the tasks of an ``srun`` meet when nobody told them: its first node, and the job's first port."""
+    e = os.environ
+    nodes = e.get("SLURM_STEP_NODELIST") or e["SLURM_JOB_NODELIST"]
+    step = int(e.get("SLURM_STEP_ID", "0"))
+    return hosts(nodes)[0], next(ports(int(e["SLURM_JOB_ID"]), int(e.get("SLURM_RESTART_COUNT", "0")) + 37 * step))
+
+
+def main() -> int:
+    """Print what a batch script is to ``eval``. To be run on the job's first node."""
+    e = os.environ
+    try:
+        master = address(e.get("BELLWETHER_INTERFACE"))
+    except ValueError as error:
+        print(f"bellwether: BELLWETHER_INTERFACE: {error}", file=sys.stderr)
+        return 2
+    job, restart = int(e.get("SLURM_JOB_ID", "0")), int(e.get("SLURM_RESTART_COUNT", "0"))
+    port = next(filter(is_free, ports(job, restart)))
+    print(f"export MASTER_ADDR={master} MASTER_PORT={port}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
