@@ -56,6 +56,57 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--nproc", type=_count, metavar="N", help="number of processes; default: one a GPU, or one")
     train.set_defaults(act=_train)
 
+    launch = commands.add_parser(
+        "launch",
+        help="start a run on SLURM, over MPI or ssh, or here",
+        description="Start a run where --on says: the same config everywhere.",
+    )
+    launch.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/")
+    launch.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, as in batch.global=4096")
+    launch.add_argument("--on", choices=["local", "slurm", "mpi", "ssh"], default="local", help="default: local")
+    launch.add_argument("--nodes", type=_count, metavar="N", help="machines (slurm, mpi)")
+    launch.add_argument("--gpus-per-node", type=_number, metavar="N", help="GPUs, and processes, a machine; 0: none")
+    launch.add_argument("--tasks-per-node", type=_count, metavar="N", help="processes a machine; default: one a GPU")
+    launch.add_argument("--cpus-per-task", type=_count, metavar="N", help="cores a process (slurm)")
+    launch.add_argument("--time", metavar="D-HH:MM:SS", help="time limit (slurm)")
+    for name in ("partition", "account", "qos", "constraint"):
+        launch.add_argument(f"--{name}", metavar="NAME", help="as sbatch has it (slurm)")
+    launch.add_argument("--hostfile", metavar="FILE", help="one host a line, as in node1 slots=8 (mpi, ssh)")
+    launch.add_argument(
+        "--site", metavar="FILE", help="the cluster's ways; default: slurm/site.yaml, where there is one"
+    )
+    launch.add_argument("--dry-run", action="store_true", help="print the script or the command, and do nothing")
+    launch.set_defaults(act=_launch)
+
+    status = commands.add_parser("status", help="how a run goes", description="Queue state, restarts, progress, ETA.")
+    status.add_argument("run", metavar="RUN", help="a run directory, as in runs/bert-large")
+    status.set_defaults(act=_status)
+
+    logs = commands.add_parser("logs", help="what rank 0 of a SLURM run prints", description="Rank 0's log.")
+    logs.add_argument("run", metavar="RUN", help="a run directory, as in runs/bert-large")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what is added, until Ctrl-C or the end")
+    logs.set_defaults(act=_logs)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="is this machine, or the cluster, ready to train?",
+        description="Look at every node and between them; say what to do. Ends with 1 when something is red.",
+    )
+    doctor.add_argument("--on", choices=["local", "slurm", "mpi", "ssh"], default="local", help="default: local")
+    doctor.add_argument(
+        "--nodes", type=_count, metavar="N", help="default: those of the host file or of the job; outside of a job 2"
+    )
+    doctor.add_argument("--hostfile", metavar="FILE", help="one host a line (mpi, ssh)")
+    doctor.add_argument(
+        "--site", metavar="FILE", help="the cluster's ways; default: slurm/site.yaml, where there is one"
+    )
+    doctor.add_argument(
+        "--runs", metavar="DIR", default="runs", help="directory of all runs, to be shared by the nodes"
+    )
+    doctor.add_argument("--timeout", type=_count, metavar="S", help="seconds that the nodes have; default: 240")
+    doctor.add_argument("--json", action="store_true", help="rows and facts as JSON, for a program or a bug report")
+    doctor.set_defaults(act=_doctor)
+
     report = commands.add_parser(
         "report",
         help="write a run's report.html anew",
@@ -72,10 +123,44 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _number(text: str) -> int:
+    return 0 if text == "0" else _count(text)
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    from launcher.launch import Request, launch
+
+    given = vars(arguments)
+    return launch(Request(**{key: given[key] for key in Request.__dataclass_fields__}))
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from launcher.status import status
+
+    return status(Path(arguments.run))
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from launcher.status import logs
+
+    return logs(Path(arguments.run), arguments.follow)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from launcher.local import train
 
     return train(arguments.config, arguments.overrides, arguments.nproc)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from launcher.doctor import TIMEOUT, doctor
+
+    a = arguments
+    return doctor(a.on, a.nodes, a.hostfile, a.site, a.runs, a.json, a.timeout or TIMEOUT)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -68,7 +68,7 @@ def _tell(error: Exception) -> None:
 
     from trainer import seat
 
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+    if "BELLWETHER_WORLD_SIZE" in os.environ:
         ErrorHandler().record_exception(error)
     rank = seat.rank()
     if rank == 0 or (seat.is_first_here() and not is_initialized()):

@@ -27,7 +27,7 @@ _SHOWN = 16  # ranks in the file: those the furthest behind
 
 
 class Heartbeat:
-    """Beats of all ranks through torch's store on rank 0, which watches them. Collective.
+    """Beats of all ranks through torch's store. Rank 0 watches all, and all watch rank 0. Collective.
 
     A rank that has not been heard for ``silence`` seconds ends the run: rank 0 says which one, where, and what it was doing
     last, and every rank that can still hear it ends with status `signals.LOST`, as does one that cannot reach rank 0. So a
@@ -68,14 +68,20 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self.close(None if kind is None else f"{kind.__name__}: {' '.join(str(error).split())[:300]}")
+        if kind is not None:
+            self.close("failed", f"{kind.__name__}: {' '.join(str(error).split())[:300]}")
 
     def at(self, step: int, doing: str) -> None:
         """Say what this rank is doing, after `step` steps of the run. Costs nothing."""
         self._step, self._doing = step, doing
 
-    def close(self, failure: str | None = None) -> None:
-        """No more beats. With ``failure``, the others end at once, instead of waiting in a collective for this rank."""
+    def close(self, ended: str, failure: str | None = None) -> None:
+        """No more beats. With ``failure``, the others end soon, instead of waiting in a collective for this rank.
+
+        Args:
+            ended: ``finished``, ``stopped``, ``saved`` (after a signal) or ``failed``, for the file. The exit status of
+                srun and mpirun tells less, as they kill the ranks that are not quite as quick as the first.
+        """
         if self._closed.is_set():
             return
         self._closed.set()
@@ -87,22 +93,22 @@ class Heartbeat:
             with contextlib.suppress(RuntimeError):
                 self._send()
                 self._listen()
-            self._write()
+            self._write(ended)
 
     def _beat(self) -> None:
         while not self._closed.wait(self.period):
             try:
                 self._send()
-                if self._store is not None and self._store.check(["failed"]):
+                if self.silence and self._store is not None and self._store.check(["failed"]):
                     # A failure that all ranks meet is told by each rank's own error, a moment from now.
                     if not self._closed.wait(max(2.0, self.period)):
                         self._end(self._store.get("said").decode())
                     return
+                self._listen()
                 if self.world.main:
-                    self._listen()
                     self._write()
             except RuntimeError as error:  # torch's DistNetworkError and DistStoreError too
-                if not self._closed.is_set():
+                if self.silence:
                     self._end(f"rank 0 cannot be reached any more ({str(error).splitlines()[0]})")
             self._heard = time.monotonic()
 
@@ -113,13 +119,15 @@ class Heartbeat:
             self._store.set(f"beat/{self.world.rank}", json.dumps(self._own))
 
     def _listen(self) -> None:
-        """Rank 0: what all have sent, and since when it has not changed."""
+        """What the watched ranks have sent, and since when it has not changed: all for rank 0, rank 0 for all others."""
         now = time.monotonic()
         if now - self._heard > self.silence:
             self._since.clear()  # this process was stopped, by a debugger or by SLURM's suspend, and so was its clock
-        beats = [self._own]
-        if self._store is not None:
-            beats = [json.loads(b) for b in self._store.multi_get([f"beat/{r}" for r in range(self.world.size)])]
+        if self._store is None:
+            beats = [self._own]
+        else:
+            watched = range(self.world.size) if self.world.main else [0]
+            beats = [json.loads(beat) for beat in self._store.multi_get([f"beat/{rank}" for rank in watched])]
         for rank, beat in enumerate(beats):
             if beat != self._ranks.get(rank) or rank not in self._since:
                 self._ranks[rank], self._since[rank] = beat, now
@@ -127,7 +135,6 @@ class Heartbeat:
             return
         silent = [rank for rank in self._ranks if now - self._since[rank] > self.silence]
         if silent:
-            self._write()
             said = "; ".join(self._last_seen(rank, now) for rank in silent[:4])
             said += f" and {len(silent) - 4} more ranks" if len(silent) > 4 else ""
             self._store.set("said", said)
@@ -153,7 +160,7 @@ class Heartbeat:
             if now - self._heard > self.silence + 2 * self.period:
                 self._end(f"rank 0 has not answered for {now - self._heard:.0f} s")
 
-    def _write(self) -> None:
+    def _write(self, ended: str | None = None) -> None:
         now = time.monotonic()
         behind = sorted(self._ranks, key=lambda r: (self._ranks[r]["step"], -now + self._since.get(r, now)))
         table = [
@@ -164,7 +171,7 @@ class Heartbeat:
         # steps: how far a step count in this file may lag behind, as a killed process cannot write its last one
         said = {
             "time": round(time.time(), 3), "step": self._step, "steps": self._step - self._written_step,
-            "total": self.total, "doing": self._doing, "ranks": self.world.size, "furthest_behind": table,
+            "total": self.total, "doing": self._doing, "ended": ended, "ranks": self.world.size, "furthest_behind": table,
         }  # fmt: skip
         self._written_step = self._step
         partial = self.file.with_suffix(".partial")
@@ -177,6 +184,8 @@ class Heartbeat:
             return
         from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
+        if self.world.main:
+            self._write("lost")
         where = f"rank {self.world.rank} on {socket.gethostname()}"
         print(f"bellwether: {where} ends: {said}", file=sys.stderr, flush=True)
         if "TORCHELASTIC_ERROR_FILE" in os.environ:

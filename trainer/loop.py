@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
-from trainer import checkpoint, data, distributed, jit, models, report, rundir, signals
+from trainer import accelerated, checkpoint, data, distributed, jit, models, report, rundir, signals
 from trainer.checkpoint import Manifest, Place
 from trainer.config import Config, ConfigError, Duration, dump, phases
 from trainer.data.loader import evaluation_batches, train_batches
@@ -67,6 +67,7 @@ def run(config: Config) -> int:
     """
     world = distributed.start(config.engine.device, timedelta(seconds=config.engine.collective_timeout))
     distributed.check_world_size(world.size, config.engine.world_size)
+    everywhere(world, lambda: accelerated.check(config, world))
     signal = train(config, world)
     # Not when it failed: the other ranks may be in a collective that this one would wait for. Together, because gloo now
     # and then aborts a process whose peers have gone while it cleans up.
@@ -138,10 +139,12 @@ def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, 
             run.progress.close()
     heartbeat.at(place.step, "end")
     if place.step < run.stop:
+        heartbeat.close("saved")
         _say(world, f"stopped by {signals.name(signal)} at step {place.step}; the same command goes on from there")
         return signal
     if source is not None:
         agree(world, lambda: _finish(run, source, place))
+    heartbeat.close("finished" if place.step == plans[-1].last_step else "stopped")
     return 0
 
 

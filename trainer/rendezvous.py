@@ -32,7 +32,7 @@ def hosts(nodelist: str) -> list[str]:
         told = subprocess.run(
             ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, timeout=30, check=True
         )
-        return told.stdout.split()
+        return told.stdout.split() or expand(nodelist)
     except (OSError, subprocess.SubprocessError):
         return expand(nodelist)
 

@@ -59,8 +59,8 @@ def find() -> Seat:
         return _from_mpi()
     if _in_step():
         return _from_slurm()
-    address, port = _meeting() or ("127.0.0.1", 0)
-    return Seat(0, 1, 0, address, port, "none")
+    # Even where a meeting is named: accelerate sets one for a process that it has left alone, at a port that may be taken.
+    return Seat(0, 1, 0, "127.0.0.1", 0, "none")
 
 
 def _from_torchrun() -> Seat:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed import TCPStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -289,10 +289,9 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
 
 
 HANGING = """
-import os, sys, time
-if os.environ.get("RANK") == "1" and "trainer" in sys.orig_argv:
-    import threading
-    import trainer.meter, trainer.heartbeat
+import os, sys
+if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "trainer" in sys.orig_argv:
+    import trainer.meter
     original = trainer.meter.Meter.step
     def step(self, batches, taken=[]):
         taken.append(1)
@@ -303,28 +302,30 @@ if os.environ.get("RANK") == "1" and "trainer" in sys.orig_argv:
 """
 
 
-def test_a_rank_that_falls_silent_ends_the_run_and_is_named(space: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_rank_that_falls_silent_ends_the_run_and_is_named(space: Path, tmp_path: Path, silent: int) -> None:
     (tmp_path / "sitecustomize.py").write_text(HANGING)
-    # By hand, as mpirun or srun would: nobody sends the others a signal.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    # The store stands outside of the ranks, as torchrun's does, but nobody sends the others a signal.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = [
         start(
-            space, "trainer", "long.yaml", "name=silent", "engine.heartbeat=3", RANK=str(rank), LOCAL_RANK=str(rank),
-            WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, PYTHONPATH=str(tmp_path),
+            space, "trainer", "long.yaml", f"name=silent{silent}", "engine.heartbeat=3", RANK=str(rank),
+            LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port),
+            TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0", TEST_SILENT=str(silent),
+            PYTHONPATH=str(tmp_path),
         ) for rank in range(2)
     ]  # fmt: skip
-    wait_for_step(ranks[0], space, "silent", 2)
-    status, _, error = finish(ranks[0], 30)
-    ranks[1].kill()
-    ranks[1].communicate()
+    wait_for_step(ranks[0], space, f"silent{silent}", 2)
+    status, _, error = finish(ranks[1 - silent], 30)
+    ranks[silent].kill()
+    ranks[silent].communicate()
     assert status == 76, error
-    assert re.search(r"rank 1 on \S+ has been silent for \d s; last heard at step [0-2], ", error), error
-    beat = json.loads((space / "runs/silent/logs/heartbeat.json").read_text())
-    assert beat["ranks"] == 2
+    assert re.search(rf"rank {silent} on \S+ has been silent for \d s; last heard at step [0-2], ", error), error
+    beat = json.loads((space / f"runs/silent{silent}/logs/heartbeat.json").read_text())
     assert {row["rank"] for row in beat["furthest_behind"]} == {0, 1}
-    assert max(beat["furthest_behind"], key=lambda row: row["silent_s"])["rank"] == 1
+    if silent == 1:
+        assert beat["ended"] == "lost"
+        assert max(beat["furthest_behind"], key=lambda row: row["silent_s"])["rank"] == 1
 
 
 def test_report_of_a_run_and_of_nothing(space: Path) -> None:

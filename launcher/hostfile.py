@@ -1,0 +1,48 @@
+"""The machines of a run in a file, as OpenMPI and MPICH write them: one a line, with how many processes it takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from trainer.config import ConfigError
+
+# A name begins with a letter or digit: ssh would take one with a dash for an option. ``user@host`` is ssh's own.
+_LINE = re.compile(
+    r"(?P<host>[A-Za-z0-9_][A-Za-z0-9_.@-]*)"
+    r"(?::(?P<mpich>[0-9]+)|\s+slots\s*=\s*(?P<openmpi>[0-9]+)(?:\s+max[-_]slots\s*=\s*[0-9]+)?)?"
+)
+
+
+def hosts(path: str | Path) -> list[tuple[str, int | None]]:
+    """The hosts of a file in its order, each with its number of processes, or None where the file says none.
+
+    A line is ``node1``, ``node1 slots=8`` or ``node1:8``; ``#`` begins a comment.
+
+    Raises:
+        ConfigError: naming file and line.
+    """
+    try:
+        lines = Path(path).expanduser().read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
+        raise ConfigError("--hostfile", str(path), problem, "name a file with one host a line") from None
+    found: dict[str, int | None] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        source = f"{path}:{number}"
+        match = _LINE.fullmatch(text)
+        if match is None:
+            raise ConfigError("host", text, "cannot be read", "write node1, node1 slots=8 or node1:8", source)
+        slots = match["mpich"] or match["openmpi"]
+        if slots is not None and int(slots) == 0:
+            raise ConfigError("host", text, "has no process", "write a number from 1 up, or leave the line out", source)
+        if match["host"] in found:
+            advice = "write it once, with slots=N for several processes"
+            raise ConfigError("host", text, "was named before", advice, source)
+        found[match["host"]] = None if slots is None else int(slots)
+    if not found:
+        raise ConfigError("--hostfile", str(path), "names no host", "write one a line")
+    return list(found.items())

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import machine
+from tests.cluster.machine import Cluster
+
+ROOT = Path(__file__).parents[2]
+TRAIN = str(ROOT / "slurm" / "train.sbatch")
+# One rank a node is the quickest to start; --gpus-per-node counts devices that nobody opens.
+ONE_EACH = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
+
+CONFIG = """
+name: base
+duration: 300 steps
+model: {{kind: cifar-resnet, depth: 8}}
+data: {{kind: images, size: 8, mean: [0.3], std: [0.3], workers: 0, cache: {folder}/cache}}
+batch: {{global: 16, micro: 4}}
+optimizer: {{lr: 1e-2}}
+log: {{every: 1 steps}}
+evaluate: {{limit: 16}}
+engine: {{heartbeat: 6}}
+"""
+
+# Steps of a known length, so that there is time to break things, and a place to break them.
+SITE = """
+import os, sys
+if "-m" in sys.orig_argv and "trainer" in sys.orig_argv:
+    import time
+    import trainer.meter
+    original = trainer.meter.Meter.step
+    def step(self, batches):
+        original(self, batches)
+        time.sleep(float(os.environ.get("TEST_STEP", "0")))
+        at = os.environ.get("TEST_FAIL", "")
+        if at and os.environ.get("RANK") == "1" and self.engine.schedule.last_epoch >= int(at):
+            raise RuntimeError("the test wants rank 1 to fail")
+    trainer.meter.Meter.step = step
+"""
+
+
+@dataclass
+class Space:
+    """A directory on the shared file system to submit from, with runs/ and logs/ in it."""
+
+    folder: Path
+
+    def environment(self, **more: str) -> dict[str, str]:
+        path = os.pathsep.join([str(self.folder), str(ROOT)])
+        return {"PYTHONPATH": path, "BELLWETHER_VENV": sys.prefix, "OMP_NUM_THREADS": "1", **more}
+
+    def run(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def events(self, name: str, event: str) -> list[dict[str, object]]:
+        file = self.run(name) / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [line for text in lines if (line := json.loads(text))["event"] == event]
+
+    def step(self, name: str) -> int:
+        """The last step that a run has logged in its newest attempt."""
+        last = 0
+        for event in ("start", "train"):
+            last = max([last, *(int(str(line["step"])) for line in self.events(name, event))])
+        return last
+
+    def attempts(self, name: str) -> list[dict[str, object]]:
+        file = self.run(name) / "logs/attempts.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def begins(self, name: str) -> list[dict[str, object]]:
+        return [line for line in self.attempts(name) if line["event"] == "begin"]
+
+    def story(self, job: int) -> str:
+        """What a job has written: its own log, and rank 0's and 1's."""
+        files = [*self.folder.glob(f"*-{job}.log"), *(self.folder / "logs").glob(f"{job}-rank[01].log")]
+        return "\n".join(f"--- {file.name}\n{file.read_text()[-40000:]}" for file in files)
+
+    def weights(self, name: str) -> bytes:
+        return (self.run(name) / "export/model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Space:
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "quick.yaml").write_text(CONFIG.format(folder=folder))
+    (folder / "sitecustomize.py").write_text(SITE)
+    return Space(folder)
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Cluster]:
+    """A SLURM of two nodes."""
+    yield from _cluster(2)
+
+
+@pytest.fixture(scope="session")
+def three() -> Iterator[Cluster]:
+    """A SLURM of three nodes."""
+    yield from _cluster(3)
+
+
+def _cluster(size: int) -> Iterator[Cluster]:
+    reason = machine.missing()
+    if reason is not None:
+        pytest.skip(f"no cluster here: {reason}")
+    with machine.cluster(size) as cluster:
+        yield cluster
+
+
+def bellwether(cluster: Cluster, space: Space, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command, on the cluster's login node."""
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", *arguments], cwd=space.folder, capture_output=True, text=True, timeout=120,
+        env={**cluster.environment, **space.environment(**environment)},
+    )  # fmt: skip
+
+
+def wait_for_step(cluster: Cluster, space: Space, name: str, step: int, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while space.step(name) < step:
+        assert time.monotonic() < deadline, f"{name} did not reach step {step}\n{cluster.story()}"
+        time.sleep(0.2)

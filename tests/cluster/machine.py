@@ -1,0 +1,331 @@
+"""A SLURM cluster on this machine, for tests: real daemons, every node in namespaces of its own.
+
+A node has its own network (an address on a bridge), host name, processes, /proc and /dev/shm, so it can lose power, or its
+link, without the others. The file system is shared, as on a cluster. Needs root, Linux namespaces and Debian's slurm-wlm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+_TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "bridge", "unshare", "nsenter", "mount")
+# A node's first process. It outlives slurmd, as a machine does, and reaps what slurmd leaves.
+_INIT = """
+hostname "$1" && mount --bind "$2/hosts" /etc/hosts && mount -t tmpfs -o mode=1777 tmpfs /dev/shm || exit 1
+slurmd -D -N "$1" &
+while true; do wait; sleep 1; done
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no cluster here; None if there can."""
+    if os.geteuid() != 0:
+        return "needs root"
+    absent = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)} (scripts/install-system.sh)"
+    probe = "unshare --net --uts --mount --pid --fork --mount-proc ip link add probe type bridge"
+    tried = subprocess.run(probe.split(), capture_output=True, text=True)
+    return None if tried.returncode == 0 else f"no namespaces: {tried.stderr.strip()}"
+
+
+class Cluster:
+    """``Cluster(directory, 2)`` is up when the constructor returns, with nodes node1 and node2. `close` takes it down.
+
+    Args:
+        directory: for its configuration, state and logs; short, as it holds sockets.
+        size: number of nodes.
+        options: lines laid over those of slurm.conf.
+    """
+
+    def __init__(self, directory: Path, size: int, options: Mapping[str, str] | None = None) -> None:
+        self.directory, self.size = directory, size
+        self.names = [f"node{n}" for n in range(1, size + 1)]
+        # Several clusters may stand side by side on one machine, such as those of two test runs.
+        self._tag = f"b{os.getpid() % 46656:x}{size}"
+        self._net = f"10.{64 + os.getpid() % 64}.{size}"
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self._controller: subprocess.Popen[bytes] | None = None
+        self._munged: subprocess.Popen[bytes] | None = None
+        self.environment = {**os.environ, "SLURM_CONF": str(directory / "slurm.conf")}
+        for name in [n for n in self.environment if n.startswith(("SBATCH_", "SLURM_", "BELLWETHER_", "MASTER_"))]:
+            if name != "SLURM_CONF":
+                del self.environment[name]
+        try:
+            self._make_network()
+            self._configure(options or {})
+            self._start_munge()
+            self.start_controller()
+            for name in self.names:
+                self.start_node(name)
+            self.wait(lambda: self._idle() == size, 30, "the nodes to be idle")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Take it down, with all that still runs on it."""
+        for node in list(self._nodes):
+            self.kill_node(node)
+        for daemon in (self._controller, self._munged):
+            if daemon is not None:
+                _end(daemon)
+        for index, name in enumerate(self.names, 1):
+            _quietly("ip", "link", "del", f"{self._tag}v{index}")
+            _quietly("ip", "netns", "del", f"{self._tag}-{name}")
+        _quietly("ip", "link", "del", self._tag)
+
+    # Using it
+
+    def run(self, *command: str, check: bool = True, timeout: float = 60, **environment: str) -> str:
+        """A command of SLURM, as from its login node; returns what it printed."""
+        done = subprocess.run(
+            command, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
+    def submit(self, directory: Path, *arguments: str, **environment: str) -> int:
+        """sbatch from a directory; returns the job's id."""
+        out = self.run("sbatch", "--parsable", f"--chdir={directory}", *arguments, **environment)
+        return int(out.split(";")[0])
+
+    def show(self, job: int | str) -> dict[str, str]:
+        """What scontrol says of a job."""
+        line = self.run("scontrol", "show", "job", "-o", str(job))
+        return dict(part.partition("=")[::2] for part in line.split(" "))
+
+    def state(self, job: int | str) -> str:
+        return self.show(job)["JobState"]
+
+    def wait_for(self, job: int | str, state: str, seconds: float = 90) -> None:
+        """Until the job is in a state. If it ends in another one before, that is an error."""
+
+        def there() -> bool:
+            now = self.state(job)
+            ended = now not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING", "SUSPENDED", state)
+            assert not ended, f"job {job} is {now}, not {state}"
+            return now == state
+
+        self.wait(there, seconds, f"job {job} to be {state}")
+
+    def wait(self, holds: Callable[[], bool], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}\n{self.story()}"
+            time.sleep(0.2)
+
+    def story(self) -> str:
+        """The queue and the ends of the daemons' logs."""
+        logs = [f"--- {log.name}\n{''.join(_tail(log))}" for log in sorted(self.directory.glob("*.log"))]
+        return "\n".join([self.run("squeue", check=False), self.run("sinfo", "-N", "-l", check=False), *logs])
+
+    @contextlib.contextmanager
+    def on(self, node: str, *command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+        """A command that runs on a node, as for somebody who is logged in there, and is ended at the end of the block."""
+        process = subprocess.Popen(
+            ["nsenter", "-t", str(self._first(node)), "-n", "-u", "-m", "-p", "--", *command],
+            env={**self.environment, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # nsenter and what it runs
+            process.communicate()
+
+    def address(self, node: str) -> str:
+        return f"{self._net}.{10 + self.names.index(node) + 1}"
+
+    def processes(self, node: str, words: Sequence[str]) -> list[int]:
+        """Processes of a node, by pids of this machine, whose command line holds all words."""
+        space = os.readlink(f"/proc/{self._first(node)}/ns/pid")
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                line = (folder / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+                if os.readlink(folder / "ns/pid") == space and all(word in line for word in words):
+                    found.append(int(folder.name))
+        return found
+
+    # Breaking it
+
+    def kill_node(self, node: str) -> None:
+        """Power off: every process of the node at once, and no farewell of a dying connection gets out."""
+        process = self._nodes.pop(node, None)
+        if process is not None:
+            self.silence(node)
+            _end(process, signal.SIGKILL)
+
+    def start_node(self, node: str) -> None:
+        """Power on, also for the first time."""
+        (self.directory / "spool" / node).mkdir(parents=True, exist_ok=True)
+        with open(self.directory / f"{node}.console", "ab") as console:
+            self._nodes[node] = subprocess.Popen(
+                ["nsenter", f"--net=/run/netns/{self._tag}-{node}", "unshare", "--uts", "--mount", "--pid", "--fork",
+                 "--kill-child", "--mount-proc", "bash", "-c", _INIT, "node", node, str(self.directory)],
+                env=self.environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
+            )  # fmt: skip
+        self.mend(node)
+
+    def bring_back(self, node: str) -> None:
+        self.start_node(node)
+        self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+
+    def silence(self, node: str) -> None:
+        """The switch drops all of a node's packets; its link stays up."""
+        self._bridge(node, "0")
+
+    def mend(self, node: str) -> None:
+        self._bridge(node, "3")
+
+    def start_controller(self) -> None:
+        self._controller = subprocess.Popen(
+            ["slurmctld", "-D"], env=self.environment, stdin=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def stop_controller(self) -> None:
+        assert self._controller is not None
+        _end(self._controller)
+
+    # Making it
+
+    def _make_network(self) -> None:
+        _run("ip", "link", "add", self._tag, "type", "bridge")
+        _run("ip", "addr", "add", f"{self._net}.1/24", "dev", self._tag)
+        _run("ip", "link", "set", self._tag, "up")
+        for index, name in enumerate(self.names, 1):
+            space, end = f"{self._tag}-{name}", f"{self._tag}v{index}"
+            _run("ip", "netns", "add", space)
+            _run("ip", "link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", space)
+            _run("ip", "link", "set", end, "master", self._tag, "up")
+            _run("ip", "-n", space, "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
+            _run("ip", "-n", space, "link", "set", "eth0", "up")
+            _run("ip", "-n", space, "link", "set", "lo", "up")
+
+    def _configure(self, options: Mapping[str, str]) -> None:
+        d, host = self.directory, socket.gethostname().split(".")[0]
+        d.chmod(0o755)
+        lines = {
+            "ClusterName": "bellwether",
+            "SlurmctldHost": f"{host}({self._net}.1)",
+            "SlurmctldPort": str(20_000 + os.getpid() % 1000 * 8 + self.size),
+            "SlurmUser": "root",
+            "SlurmdUser": "root",
+            # A requeued job waits for as long as its old credential lives: two minutes, but for this.
+            "AuthInfo": f"socket={d}/munge.socket,cred_expire=5",
+            "StateSaveLocation": f"{d}/state",
+            "SlurmdSpoolDir": f"{d}/spool/%n",
+            "SlurmctldPidFile": f"{d}/slurmctld.pid",
+            "SlurmdPidFile": f"{d}/spool/%n/slurmd.pid",
+            "SlurmctldLogFile": f"{d}/slurmctld.log",
+            "SlurmdLogFile": f"{d}/%n.log",
+            "SlurmctldParameters": "",
+            "ProctrackType": "proctrack/linuxproc",
+            "TaskPlugin": "task/none",
+            "JobAcctGatherType": "jobacct_gather/none",
+            "SwitchType": "switch/none",
+            "MpiDefault": "none",
+            "MailProg": "/bin/true",
+            "SelectType": "select/cons_tres",
+            "SelectTypeParameters": "CR_Core",
+            "SchedulerType": "sched/backfill",
+            "SchedulerParameters": "sched_interval=1,batch_sched_delay=0,bf_interval=1,requeue_delay=1",
+            "PreemptType": "preempt/partition_prio",
+            "PreemptMode": "REQUEUE",
+            "ReturnToService": "2",
+            "SlurmdParameters": "config_overrides",
+            "SlurmctldTimeout": "30",
+            "SlurmdTimeout": "10",
+            "MessageTimeout": "5",
+            "KillWait": "10",
+            "GresTypes": "gpu",
+            "JobCompType": "jobcomp/none",
+            **options,
+        }
+        text = "".join(f"{key}={value}\n" for key, value in lines.items() if value)
+        for name in self.names:
+            text += f"NodeName={name} NodeAddr={self.address(name)} CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN\n"
+        everywhere = f"Nodes=node[1-{self.size}] MaxTime=INFINITE State=UP"
+        text += f"PartitionName=main {everywhere} Default=YES PriorityTier=1 GraceTime=60\n"
+        text += f"PartitionName=urgent {everywhere} PriorityTier=10\n"
+        (d / "slurm.conf").write_text(text)
+        (d / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # or slurmd looks for cgroups that are not there
+        (d / "mpi.conf").write_text("PMIxCliTmpDirBase=/dev/shm\n")  # /tmp is one and the same for all nodes
+        # Devices that exist everywhere stand for the GPUs: SLURM counts them, nobody opens them.
+        gpus = "".join(f"NodeName={name} Name=gpu File=/dev/tty[0-1]\n" for name in self.names)
+        (d / "gres.conf").write_text(f"AutoDetect=off\n{gpus}")
+        own = f"{self._net}.1 {host}\n" + "".join(f"{self.address(name)} {name}\n" for name in self.names)
+        (d / "hosts").write_text(f"127.0.0.1 localhost\n{own}")
+        (d / "state").mkdir(exist_ok=True)
+
+    def _start_munge(self) -> None:
+        key = self.directory / "munge.key"
+        key.touch(0o600)
+        key.write_bytes(os.urandom(128))
+        d = self.directory
+        self._munged = subprocess.Popen(
+            ["munged", "--foreground", f"--key-file={key}", f"--socket={d}/munge.socket", f"--pid-file={d}/munged.pid",
+             f"--log-file={d}/munged.log", f"--seed-file={d}/munged.seed"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        self.wait((d / "munge.socket").exists, 10, "munged")
+
+    def _idle(self) -> int:
+        return len(self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False).split())
+
+    def _first(self, node: str) -> int:
+        """The pid, on this machine, of a node's first process."""
+        outer = self._nodes[node].pid
+        return int(Path(f"/proc/{outer}/task/{outer}/children").read_text().split()[0])
+
+    def _bridge(self, node: str, state: str) -> None:
+        _run("bridge", "link", "set", "dev", f"{self._tag}v{self.names.index(node) + 1}", "state", state)
+
+
+@contextlib.contextmanager
+def cluster(size: int) -> Iterator[Cluster]:
+    """A cluster for a with statement."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="bw", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        machine = Cluster(Path(folder), size)
+        try:
+            yield machine
+        finally:
+            machine.close()
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def _quietly(*command: str) -> None:
+    subprocess.run(command, capture_output=True)
+
+
+def _end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
+    process.send_signal(number)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _tail(log: Path) -> list[str]:
+    with open(log, errors="replace") as file:
+        return file.readlines()[-15:]

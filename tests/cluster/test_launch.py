@@ -1,0 +1,144 @@
+"""bellwether launch, status and logs on a real SLURM; MPI and ssh between hosts that are namespaces."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import Space, bellwether, wait_for_step
+from tests.cluster.machine import Cluster
+
+
+def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
+    (space.folder / "site.yaml").write_text(f"gpus_per_node: 1\ncpus_per_task: 1\nvenv: {sys.prefix}\n")
+    arguments = (
+        "quick.yaml",
+        "name=launched",
+        "--on",
+        "slurm",
+        "--nodes",
+        "2",
+        "--site",
+        "site.yaml",
+        "--time",
+        "10:00",
+    )
+    shown = bellwether(two, space, "launch", *arguments, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("#!")
+    assert two.run("squeue", "--noheader") == ""
+    done = bellwether(two, space, "launch", *arguments, TEST_STEP="0.03")
+    assert done.returncode == 0, done.stderr
+    job = int(re.search(r"submitted job (\d+)", done.stdout)[1])  # type: ignore[index]
+    assert f"bellwether logs {Path('runs/launched')} -f" in done.stdout
+    assert f"scancel {job}" in done.stdout
+    # The script that ran is the one that was shown.
+    assert two.run("scontrol", "write", "batch_script", str(job), "-") == shown.stdout.strip()
+    with subprocess.Popen(
+        [sys.executable, "-m", "launcher", "logs", "runs/launched", "-f"], cwd=space.folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**two.environment, **space.environment()},
+    ) as following:  # fmt: skip
+        wait_for_step(two, space, "launched", 10)
+        running = bellwether(two, space, "status", "runs/launched")
+        assert running.returncode == 0, running.stderr
+        for words in ("running", f"{job}, running", "of 300", "samples/s", "furthest behind: rank", "2 processes"):
+            assert words in running.stdout, running.stdout
+        two.wait_for(job, "COMPLETED")
+        out, error = following.communicate(timeout=30)
+    assert "launched: finished" in out, error
+    finished = bellwether(two, space, "status", "runs/launched").stdout
+    assert "state       finished" in finished
+    assert "300 of 300, 100.0%" in finished
+    again = bellwether(two, space, "launch", *arguments)
+    assert again.returncode == 2
+    assert "is finished" in again.stderr
+
+
+def test_launch_refuses_before_the_queue(two: Cluster, space: Space) -> None:
+    for arguments, words in (
+        (["quick.yaml", "batch.global=15", "--nodes", "2"], "batch.global: 15"),
+        (["quick.yaml", "engine.world_size=3", "--nodes", "2"], "engine.world_size: 3: 16 processes"),
+        (["quick.yaml", "--partition", "nowhere"], "sbatch refused the job"),
+        (["quick.yaml", "--hostfile", "h"], "--hostfile: 'h': has no meaning with --on slurm"),
+    ):
+        done = bellwether(two, space, "launch", *arguments, "--on", "slurm")
+        assert done.returncode != 0
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    assert two.run("squeue", "--noheader") == ""
+
+
+@pytest.fixture(scope="module")
+def hosts(two: Cluster, space: Space) -> Iterator[dict[str, str]]:
+    """sshd on both nodes, and what ssh and mpirun need to reach them."""
+    sshd = shutil.which("sshd")
+    if sshd is None:
+        pytest.skip("no sshd here (scripts/install-system.sh)")
+    keys = space.folder / "keys"
+    keys.mkdir(mode=0o700)
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name)], check=True)
+    (keys / "authorized").write_text((keys / "user.pub").read_text())
+    (keys / "sshd.conf").write_text(
+        f"HostKey {keys}/host\nAuthorizedKeysFile {keys}/authorized\nStrictModes no\nPidFile none\n"
+        "PermitRootLogin yes\nPasswordAuthentication no\nUsePAM no\n"
+    )
+    (keys / "ssh.conf").write_text(
+        f"Host *\n  IdentityFile {keys}/user\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n"
+    )
+    (space.folder / "hosts").write_text("# two nodes\nnode1 slots=1\nnode2 slots=1\n")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    client = f"ssh -F {keys}/ssh.conf"
+    with ExitStack() as stack:
+        for node in two.names:
+            stack.enter_context(two.on(node, sshd, "-D", "-f", str(keys / "sshd.conf")))
+        time.sleep(1)
+        environment = space.environment(BELLWETHER_SSH=client, OMPI_MCA_plm_rsh_agent=client, OMPI_MCA_plm="rsh")
+        # Nodes reach one another over the bridge alone; each has a loopback that leads nowhere.
+        environment |= {"OMPI_MCA_btl_tcp_if_include": "eth0", "OMPI_MCA_oob_tcp_if_include": "eth0"}
+        yield environment
+
+
+@pytest.mark.parametrize("on", ["mpi", "ssh"])
+def test_two_hosts_without_a_scheduler(two: Cluster, space: Space, hosts: dict[str, str], on: str) -> None:
+    command = f"cd {space.folder} && exec {sys.executable} -m launcher launch quick.yaml"
+    line = f"{command} name=over-{on} 'duration=10 steps' engine.world_size=2 --on {on} --hostfile hosts"
+    with two.on("node1", "bash", "-c", line, **hosts) as process:
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert f"over-{on}: finished" in out
+    assert out.count("plan of") == 1
+    (start,) = space.events(f"over-{on}", "start")
+    assert start["world_size"] == 2
+
+
+def test_a_notice_reaches_all_hosts_over_ssh(two: Cluster, space: Space, hosts: dict[str, str]) -> None:
+    command = f"cd {space.folder} && exec {sys.executable} -m launcher launch quick.yaml"
+    line = f"{command} name=told --on ssh --hostfile hosts"
+    with two.on("node1", "bash", "-c", line, **{**hosts, "TEST_STEP": "0.1"}) as process:
+        wait_for_step(two, space, "told", 3)
+        (launcher,) = two.processes("node1", ["-m launcher launch", "name=told"])[:1]
+        os.kill(launcher, 15)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, out
+    assert re.search(r"stopped by SIGTERM at step \d+", out)
+    assert [p for node in two.names for p in two.processes(node, ["-m trainer", "name=told"])] == []
+
+
+def test_ranks_under_srun_with_pmix_are_found_through_mpi(two: Cluster, space: Space) -> None:
+    if "pmix" not in two.run("srun", "--mpi=list", check=False):
+        pytest.skip("this SLURM has no pmix")
+    out = two.run(
+        "srun", "--mpi=pmix", "-N2", "--ntasks-per-node=1", f"--chdir={space.folder}", sys.executable, "-m", "trainer",
+        "quick.yaml", "name=pmix", "duration=5 steps", "engine.world_size=2", **space.environment(), timeout=120,
+    )  # fmt: skip
+    assert "pmix: finished" in out

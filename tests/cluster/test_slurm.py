@@ -1,0 +1,215 @@
+"""slurm/train.sbatch on a real SLURM, while what happens on clusters happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import time
+
+import pytest
+
+from tests.cluster.conftest import ONE_EACH, ROOT, TRAIN, Space, wait_for_step
+from tests.cluster.machine import Cluster
+from trainer import metrics, rendezvous
+
+
+@pytest.fixture(scope="session")
+def jobs(two: Cluster, space: Space) -> dict[str, int]:
+    """Two jobs at once on two nodes: one with two ranks on each, and one whose weights are those of a run in peace."""
+    pair = ("-N2", "--ntasks-per-node=2", "--gpus-per-node=1", "--cpus-per-task=1", TRAIN, "quick.yaml")
+    jobs = {
+        "pair": two.submit(space.folder, *pair, "name=pair", "duration=20 steps", **space.environment()),
+        "whole": two.submit(space.folder, "-N2", *ONE_EACH, TRAIN, "quick.yaml", "name=whole", **space.environment()),
+    }
+    for job in jobs.values():
+        two.wait_for(job, "COMPLETED", 120)
+    return jobs
+
+
+@pytest.fixture(scope="session")
+def whole(jobs: dict[str, int], space: Space) -> bytes:
+    """The weights of a run on two nodes that nothing has interrupted."""
+    return space.weights("whole")
+
+
+def check_history(space: Space, name: str, restarts: int) -> None:
+    """One run directory, one metrics file, every step in it once, and curves that go on."""
+    history = metrics.read(space.run(name))
+    assert [line["step"] for line in history.train] == list(range(1, 301))
+    # SLURM may take a job back once more, when it repeats what it could not say to a node that was away.
+    assert len(history.start) >= restarts + 1
+    assert history.state == "finished"
+    assert len(list((space.run(name) / "logs/tensorboard").glob("events*"))) >= 1
+
+
+def test_two_nodes_with_two_ranks_each_and_two_jobs_at_once(jobs: dict[str, int], space: Space) -> None:
+    log = (space.folder / f"logs/{jobs['pair']}-rank0.log").read_text()
+    assert "16 = 4 micro x 1 accumulation x 4 processes" in log
+    assert "pair: finished" in log
+    for rank in range(1, 4):
+        assert "plan of" not in (space.folder / f"logs/{jobs['pair']}-rank{rank}.log").read_text()
+    assert space.step("pair") == 20
+    check_history(space, "whole", 0)
+    meetings = [re.search(r"meeting at (\S+):(\d+)", space.story(job)) for job in jobs.values()]
+    assert meetings[0]
+    assert meetings[1]
+    assert meetings[0][1] == meetings[1][1] == "node1"
+    assert meetings[0][2] != meetings[1][2]
+
+
+def test_time_limit_with_the_controller_away_then_finish(two: Cluster, space: Space, whole: bytes) -> None:
+    environment = space.environment(TEST_STEP="0.08")
+    options = ("-N2", "--time=1", "--signal=USR2@35", *ONE_EACH)
+    job = two.submit(space.folder, *options, TRAIN, "quick.yaml", "name=limited", **environment)
+    two.wait_for(job, "RUNNING")
+    wait_for_step(two, space, "limited", 1)
+    # The job runs on, saves and asks to be requeued while nobody is there to hear it.
+    two.wait(lambda: bool(space.events("limited", "checkpoint")), 60, "the signal")
+    two.stop_controller()
+    time.sleep(3)
+    two.start_controller()
+    two.wait_for(job, "COMPLETED", 150)
+    assert space.weights("limited") == whole
+    said = [str(a["reason"]) for a in space.attempts("limited") if a["event"] == "end"]
+    assert "after a signal" in said[0], space.story(job)
+    check_history(space, "limited", len(said) - 1)
+    assert "stopped by SIGUSR2 at step" in space.story(job)
+
+
+def test_preemption_by_a_job_that_comes_first(two: Cluster, space: Space, whole: bytes) -> None:
+    environment = space.environment(TEST_STEP="0.03")
+    # The first port that this job would take is taken.
+    last = two.submit(space.folder, "--wrap=true")
+    port = next(rendezvous.ports(last + 1))
+    listen = f"import socket, time\ns = socket.create_server(('', {port}))\ntime.sleep(300)"
+    with two.on("node1", "python3", "-c", listen):
+        job = two.submit(space.folder, "-N2", *ONE_EACH, TRAIN, "quick.yaml", "name=preempted", **environment)
+        assert job == last + 1
+        wait_for_step(two, space, "preempted", 20)
+        urgent = two.submit(space.folder, "-N2", "--exclusive", "--partition=urgent", "--wrap=sleep 2")
+        two.wait_for(urgent, "COMPLETED", 60)
+        assert int(two.show(job)["Restarts"]) == 1
+        two.wait_for(job, "COMPLETED")
+    assert space.weights("preempted") == whole
+    check_history(space, "preempted", 1)
+    assert "stopped by SIGTERM at step" in space.story(job)
+    first = re.search(r"meeting at node1:(\d+)", space.story(job))
+    assert first
+    assert int(first[1]) != port
+
+
+def test_a_rank_killed_a_link_silent_and_both_nodes_dark_in_turn(two: Cluster, space: Space, whole: bytes) -> None:
+    arguments = (TRAIN, "quick.yaml", "name=unlucky", "checkpoint.every=20 steps")
+    job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment(TEST_STEP="0.05"))
+
+    def restarted(attempt: int, step: int) -> None:
+        two.wait(lambda: len(space.begins("unlucky")) == attempt, 90, f"attempt {attempt}")
+        wait_for_step(two, space, "unlucky", step)
+
+    wait_for_step(two, space, "unlucky", 30)
+    (victim,) = two.processes("node2", ["-m trainer", "name=unlucky"])[-1:]
+    os.kill(victim, signal.SIGKILL)
+
+    restarted(2, 70)
+    assert space.begins("unlucky")[1]["step"] == 20
+    two.silence("node2")
+    two.wait(lambda: "rank 1 on node2 has been silent for" in space.story(job), 30, "the heartbeat to tell")
+    two.wait(
+        lambda: re.search("rank 0 (has not answered|cannot be reached)", space.story(job)) is not None,
+        30,
+        "rank 1 to tell",
+    )
+    two.mend("node2")
+
+    restarted(3, 110)
+    two.kill_node("node2")
+    two.wait(lambda: two.state(job) != "RUNNING", 60, "the end of the attempt")
+    two.bring_back("node2")
+
+    restarted(4, 150)
+    two.kill_node("node1")  # with the batch script
+    two.wait(lambda: two.state(job) != "RUNNING", 60, "the end of the attempt")
+    two.bring_back("node1")
+
+    two.wait_for(job, "COMPLETED", 120)
+    assert space.weights("unlucky") == whole
+    check_history(space, "unlucky", 4)
+    assert "the attempt before ended without a word" in space.story(job)
+    assert space.attempts("unlucky")[-1]["reason"] == "finished"
+
+
+def test_the_same_failure_twice_stops_the_job(two: Cluster, space: Space) -> None:
+    arguments = (TRAIN, "quick.yaml", "name=failing", "checkpoint.every=10 steps")
+    job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment(TEST_FAIL="25"))
+    two.wait_for(job, "FAILED", 120)
+    said = [a for a in space.attempts("failing") if a["event"] == "end"]
+    assert [a["saved"] for a in said] == [20, 20]
+    assert "failed twice at step" in str(said[-1]["reason"])
+    assert "the test wants rank 1 to fail" in (space.folder / f"logs/{job}-rank1.log").read_text()
+
+
+def test_scancel_leaves_a_good_checkpoint_and_stays_cancelled(two: Cluster, space: Space, whole: bytes) -> None:
+    arguments = (TRAIN, "quick.yaml", "name=cancelled")
+    environment = space.environment(TEST_STEP="0.03", BELLWETHER_RESTARTS="0")
+    job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **environment)
+    wait_for_step(two, space, "cancelled", 20)
+    two.run("scancel", str(job))
+    two.wait_for(job, "CANCELLED")
+    time.sleep(8)  # longer than a requeue takes
+    assert two.state(job) == "CANCELLED"
+    (end,) = (a for a in space.attempts("cancelled") if a["event"] == "end")
+    assert "cancelled" in str(end["reason"])
+    assert int(str(end["saved"])) >= 20
+    # A second sbatch goes on from there; a third finds nothing to do.
+    again = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment())
+    two.wait_for(again, "COMPLETED")
+    assert space.weights("cancelled") == whole
+    check_history(space, "cancelled", 1)
+    third = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment())
+    two.wait_for(third, "COMPLETED")
+    assert "is finished, nothing is left to do" in space.story(third)
+    check_history(space, "cancelled", 1)
+
+
+def test_restarts_that_are_spent(two: Cluster, space: Space) -> None:
+    environment = space.environment(TEST_FAIL="3", BELLWETHER_RESTARTS="0")
+    job = two.submit(space.folder, "-N2", *ONE_EACH, TRAIN, "quick.yaml", "name=spent", **environment)
+    two.wait_for(job, "FAILED", 120)
+    assert "BELLWETHER_RESTARTS allows 0 restarts" in space.story(job)
+    assert two.show(job)["Restarts"] == "0"
+
+
+def test_three_nodes_and_srun_by_hand(three: Cluster, space: Space) -> None:
+    # Without the script: every task works out for itself where all meet.
+    out = three.run(
+        "srun", "-N3", "--ntasks-per-node=1", f"--chdir={space.folder}", os.path.join(os.sys.prefix, "bin/python"), "-m",
+        "trainer", "quick.yaml", "name=three", "batch.global=15", "duration=10 steps", **space.environment(), timeout=120,
+    )  # fmt: skip
+    assert "three: finished" in out
+    assert space.step("three") == 10
+
+
+def test_a_job_array(three: Cluster, space: Space) -> None:
+    runs = space.folder / "runs.txt"
+    runs.write_text(
+        "quick.yaml name=array1 'duration=5 steps' seed=1\nquick.yaml name=array2 'duration=5 steps' seed=2\n"
+    )
+    script = str(ROOT / "slurm/sweep.sbatch")
+    job = three.submit(space.folder, "--array=1-2", "-N1", *ONE_EACH, script, "runs.txt", **space.environment())
+    three.wait(lambda: (space.run("array2") / "finished.json").exists(), 90, "task 2")
+    three.wait_for(f"{job}_1", "COMPLETED")
+    for task in (1, 2):
+        assert f"array{task}: finished" in (space.folder / f"logs/{job}_{task}-rank0.log").read_text()
+
+
+def test_the_fallback_reads_host_lists_as_scontrol_does(two: Cluster) -> None:
+    for text in ("rack[1-2]n[3-4],x7", "node1", "a[01-03,7],b[9-11]", "n[0-1][2-3]", "c[098-101]"):
+        assert rendezvous.expand(text) == two.run("scontrol", "show", "hostnames", text).split()
+
+
+def test_no_port_of_two_jobs_is_the_same_at_first() -> None:
+    assert len({next(rendezvous.ports(job)) for job in range(1000, 1500)}) == 500
+    with socket.create_server(("", 0)) as server:
+        assert not rendezvous.is_free(server.getsockname()[1])

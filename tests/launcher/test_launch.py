@@ -1,0 +1,150 @@
+"""What bellwether launch would start, and what it refuses, without starting anything."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from launcher import cli, ssh
+from launcher.status import logs, status
+from trainer import metrics
+
+CONFIG = str(Path(__file__).parents[2] / "configs/resnet-digits.yaml")
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]]:
+    assert cli.main(["launch", CONFIG, *arguments, "--dry-run"]) == 0, capsys.readouterr().err
+    return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> str:
+    file = tmp_path / "hosts"
+    file.write_text("me@node1 slots=4\nnode2 slots=4\n")
+    return str(file)
+
+
+def test_mpirun(capsys: pytest.CaptureFixture[str], hosts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    (command,) = shown(capsys, "data.source=a b", "--on", "mpi", "--hostfile", hosts)
+    assert command[:3] == ["mpirun", "-np", "8"]
+    assert command[command.index("--host") + 1] == "me@node1:4,node2:4"
+    assert command[command.index("NCCL_DEBUG") - 1] == "-x"
+    assert "HF_TOKEN" not in command
+    assert command[-4:] == ["-m", "trainer", CONFIG, "data.source=a b"]
+    (command,) = shown(capsys, "--on", "mpi", "--nodes", "2", "--tasks-per-node", "3", "batch.global=240")
+    assert command[:3] == ["mpirun", "-np", "6"]
+    assert command[command.index("--map-by") + 1] == "ppr:3:node"
+
+
+def test_ssh(capsys: pytest.CaptureFixture[str], hosts: str) -> None:
+    first, second = shown(capsys, "data.source=a b", "--on", "ssh", "--hostfile", hosts)
+    assert first[0] == second[0] == "ssh"
+    assert (first[-2], second[-2]) == ("me@node1", "node2")
+    for index, command in enumerate((first, second)):
+        there = shlex.split(command[-1])
+        assert f"--node-rank={index}" in there
+        assert "--nnodes=2" in there
+        assert "--nproc-per-node=4" in there
+        assert "--master-addr=node1" in there  # not me@node1
+        assert there[-3:] == ["trainer", CONFIG, "data.source=a b"]
+
+
+def test_local(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, "--tasks-per-node", "2") == [["bellwether", "train", CONFIG, "--nproc", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--on", "ssh"], "--hostfile: None: is needed with --on ssh"),
+        (["--on", "local", "--nodes", "2"], "--nodes: 2: has no meaning with --on local"),
+        (["--on", "mpi", "--time", "1:00"], "--time: '1:00': has no meaning with --on mpi"),
+        (["--on", "mpi", "--hostfile", "nowhere"], "--hostfile: 'nowhere': cannot be read"),
+        (["--on", "slurm", "--nodes", "3"], "batch.global: 256: cannot be shared by 24 processes alike"),
+        (["--on", "slurm", "engine.world_size=7"], "engine.world_size: 7: 8 processes are to be started"),
+        (["--on", "slurm", "--site", "nowhere.yaml"], "--site: 'nowhere.yaml': cannot be read"),
+        (["batch.globl=3"], "batch.globl"),
+    ],
+)
+def test_what_is_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert cli.main(["launch", CONFIG, *arguments, "--dry-run"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_hosts_with_different_slots_are_refused_over_ssh(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("a slots=2\nb slots=4\n")
+    assert cli.main(["launch", CONFIG, "--on", "ssh", "--hostfile", str(file)]) == 2
+    assert "different slots: [2, 4]" in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_script_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["launch", CONFIG, "--on", "slurm", "--nodes", "2", "--dry-run"]) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("#!/usr/bin/env bash\n")
+    assert out.endswith('exit "$verdict"\n')
+    assert error == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_doctor_sees_at_a_glance_stops_a_launch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main(["launch", CONFIG, "--on", "slurm", "--nodes", "2"]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "sbatch" in error
+    assert "not launched; bellwether doctor tells more" in error
+
+
+def test_the_guard_at_the_other_end_stops_when_nobody_is_left(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    mark = tmp_path / "told"
+    program = f"import signal, sys, time\nsignal.signal(15, lambda *_: (open({str(mark)!r}, 'w').close(), sys.exit(9)))\nprint('up', flush=True)\ntime.sleep(60)"
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; from launcher.ssh import guard; sys.exit(guard([sys.executable, '-c', {program!r}]))",
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(CONFIG).parents[1]
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"up\n"
+        process.stdin.close()
+        assert process.wait(20) == 9
+    assert mark.exists()
+    assert ssh.commands(["a"], 1, ["x"], 1)[0][0] == "ssh"
+
+
+def test_status_of_a_run_without_a_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("# bellwether\nname: x\n")
+    writer = metrics.Metrics(tmp_path)
+    writer.write("start", step=0, samples=0, resumed_from=None)
+    writer.write("train", step=10, samples=100, loss=1.5, lr=0.1, samples_per_s=20.0, step_time=0.5)
+    writer.close()
+    assert status(tmp_path) == 0
+    out = capsys.readouterr().out
+    for words in ("not running, not finished", "step        10", "1.5000 at step 10", "20 samples/s, 0.5 s a step"):
+        assert words in out, out
+    assert cli.main(["logs", str(tmp_path)]) == 2
+    assert "rank 0 wrote to its terminal" in capsys.readouterr().err
+    assert cli.main(["status", str(tmp_path / "none")]) == 2
+    assert "no run directory" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="rank 0 wrote to its terminal"):
+        logs(tmp_path, follow=False)

@@ -1,0 +1,171 @@
+"""What `accelerate launch` was asked for, and where.
+
+accelerate hands its settings down in environment variables, but not all of them: with --cpu, and where its file says NO or
+MULTI_CPU, version 1.15 starts one process whatever number is asked for, and does not tell it that number. Only accelerate's
+own command line does, so that is looked up among the parent processes and read with accelerate's own parser.
+
+Its defaults look like wishes: `accelerate config` writes mixed_precision: 'no', gradient_accumulation_steps: 1 and offload
+devices of none for who just presses Enter, and the launcher exports mixed_precision no where nobody has said anything. Such
+a value counts where it was typed, or stands in a file that the command names; not from the machine's default file or from
+nowhere, as a plain `accelerate launch -m trainer` would then refuse every bf16 recipe. Any other value, and any ZeRO stage
+that is written down, counts wherever it comes from. The stage 2 of a bare --use_deepspeed is never exported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config import ConfigError
+
+# accelerate's name of a setting -> the variable that hands it down.
+VARIABLES = {
+    "use_cpu": "ACCELERATE_USE_CPU",
+    "mixed_precision": "ACCELERATE_MIXED_PRECISION",
+    "dynamo_backend": "ACCELERATE_DYNAMO_BACKEND",
+    "use_fsdp": "ACCELERATE_USE_FSDP",
+    "use_megatron_lm": "ACCELERATE_USE_MEGATRON_LM",
+    "zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+    "gradient_accumulation_steps": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+    "gradient_clipping": "ACCELERATE_GRADIENT_CLIPPING",
+    "offload_optimizer_device": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+    "offload_param_device": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+    "deepspeed_config_file": "ACCELERATE_DEEPSPEED_CONFIG_FILE",
+    "parallelism_config_dp_shard_size": "PARALLELISM_CONFIG_DP_SHARD_SIZE",
+    "parallelism_config_tp_size": "PARALLELISM_CONFIG_TP_SIZE",
+    "parallelism_config_cp_size": "PARALLELISM_CONFIG_CP_SIZE",
+    "parallelism_config_sp_size": "PARALLELISM_CONFIG_SP_SIZE",
+}
+# Where a setting has another name on the command line, or in accelerate's file.
+_TYPED_AS = {"use_cpu": "cpu"}
+_FILED_AS = {"use_fsdp": ("distributed_type", "FSDP"), "use_megatron_lm": ("distributed_type", "MEGATRON_LM")}
+_UNASKED = {
+    "mixed_precision": "no",
+    "gradient_accumulation_steps": "1",
+    "offload_optimizer_device": "none",
+    "offload_param_device": "none",
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One setting that accelerate was asked for, and where."""
+
+    key: str
+    value: Any
+    source: str
+
+    def refused(self, problem: str, allowed: str) -> ConfigError:
+        return ConfigError(self.key, self.value, problem, allowed, self.source)
+
+    def instead(self, value: Any) -> str:
+        """How to ask for something else in the same place."""
+        if self.key.startswith("--"):
+            return f"{self.key} {value}"
+        if self.source == "environment":
+            return f"{self.key}={value}"
+        # In quotes, as YAML reads a bare no as false and accelerate then fails on it.
+        text = repr(value) if isinstance(value, str) else json.dumps(value)
+        return f"{self.key}: {text} there"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """An `accelerate launch` as it was typed, with its config file."""
+
+    typed: Mapping[str, Any]  # options of the command line
+    file: Mapping[str, Any]  # keys of the config file, those of its sections among them
+    path: str  # of that file; nothing: there is none
+    named: bool  # whether the command names it
+
+
+def find() -> Launch | None:
+    """The `accelerate launch` that has started this process, where that can be found out."""
+    try:
+        import psutil
+
+        # torchrun runs inside accelerate's process; mpirun and wrappers may stand between it and this one.
+        for parent in psutil.Process().parents():
+            launch = read(parent.cmdline(), sys.orig_argv)
+            if launch is not None:
+                return launch
+    except (Exception, SystemExit):
+        # A process that has gone or may not be looked at, another version of accelerate: no reason to end a run.
+        return None
+    return None
+
+
+def read(words: Sequence[str], own: Sequence[str]) -> Launch | None:
+    """The launch with the command line ``words``, if it is one, and of the process with the command line ``own``."""
+    rest = _arguments(words)
+    if rest is None:
+        return None
+    from accelerate.commands.config import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        given = launch_command_parser().parse_args(rest)
+    command = [given.training_script, *given.training_script_args]
+    if list(own[-len(command) :]) != command:
+        return None  # it has started a program that has started this one: its settings were for that program
+    path = given.config_file or ""
+    if not path and not given.cpu and os.path.isfile(default_config_file):
+        path = default_config_file
+    file: dict[str, Any] = {}
+    for key, value in vars(load_config_from_file(path)).items() if path else ():
+        file.update(value if isinstance(value, dict) else {key: getattr(value, "value", value)})
+    return Launch({key: getattr(given, key) for key in given.nondefault}, file, path, given.config_file is not None)
+
+
+def _arguments(words: Sequence[str]) -> list[str] | None:
+    """What follows `accelerate launch` in a command line, in one of its spellings."""
+    for index, word in enumerate(words):
+        name = word.rpartition("/")[2]
+        if name in ("accelerate-launch", "accelerate.commands.launch"):
+            return list(words[index + 1 :])
+        if name in ("accelerate", "accelerate.commands.accelerate_cli") and [*words[index + 1 :], ""][0] == "launch":
+            return list(words[index + 2 :])
+    return None
+
+
+def wish(option: str, environment: Mapping[str, str], launch: Launch | None) -> Wish | None:
+    """Whether and where a setting was asked for. The command line comes before the file, as it does for accelerate."""
+    typed = _TYPED_AS.get(option, option)
+    if launch is not None and typed in launch.typed:
+        # Counts also where accelerate itself ignores it, such as --zero_stage without --use_deepspeed.
+        return Wish(f"--{typed}", launch.typed[typed], "accelerate launch")
+    if option == "use_cpu" and launch is not None and launch.file.get(option) and "multi_gpu" not in launch.typed:
+        return Wish(option, True, launch.path)  # which the launcher of several processes does not hand down
+    value = environment.get(VARIABLES[option], "auto")
+    if value == "auto" or (option, value) == ("deepspeed_config_file", "none"):
+        return None
+    unasked = same(value, _UNASKED.get(option))
+    key, filed = _FILED_AS.get(option, (option, value))
+    if launch is not None and same(launch.file.get(key), filed):
+        return None if unasked and not launch.named else Wish(key, launch.file[key], launch.path)
+    return None if unasked else Wish(VARIABLES[option], value, "environment")
+
+
+def processes(launch: Launch) -> Wish | None:
+    """How many processes were asked for, over all machines together."""
+    for key in ("num_processes", "num_machines"):
+        typed, filed = (launch.typed, f"--{key}", "accelerate launch"), (launch.file, key, launch.path)
+        for given, name, source in (typed, filed):
+            # -1 stands for none, and a number in quotes is good enough for accelerate.
+            if str(given.get(key)).isdigit() and int(given[key]) > 0:
+                return Wish(name, int(given[key]), source)
+    return None
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values mean the same, one of them perhaps as an environment variable has it."""
+    try:
+        return float(one) == float(other)
+    except (TypeError, ValueError):
+        return str(one).lower() == str(other).lower()
