@@ -107,6 +107,31 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="rows and facts as JSON, for a program or a bug report")
     doctor.set_defaults(act=_doctor)
 
+    recipe = commands.add_parser(
+        "recipe",
+        help="published learning rates and warm-ups by batch",
+        description="What a published recipe says at a batch: learning rate, warm-up, length and the rule's options.",
+    )
+    recipe.add_argument("name", metavar="NAME", nargs="?", help="as in lamb-bert; without one, all are listed")
+    recipe.add_argument(
+        "--batch", type=_counts, metavar="N,N,...", default=[], help="default: those that were published"
+    )
+    recipe.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+    recipe.set_defaults(act=_recipe)
+
+    fit = commands.add_parser(
+        "fit",
+        help="the critical batch of a file of measurements",
+        description="Fit samples = S_min (1 + B / B_crit) to MLPerf's rcps_*.json, or to a table (.csv, .parquet).",
+    )
+    fit.add_argument(
+        "file", metavar="FILE", help="rcps_*.json, or a table with batch_size and samples, steps or epochs"
+    )
+    fit.add_argument("--unit", choices=["samples", "epochs"], help="of MLPerf's numbers; default: told by their size")
+    fit.add_argument("--dataset-size", type=_count, metavar="N", help="samples an epoch, where a file counts epochs")
+    fit.add_argument("--json", action="store_true", help="s_min, b_crit, b_crit_low, b_crit_high and more, as JSON")
+    fit.set_defaults(act=_fit)
+
     report = commands.add_parser(
         "report",
         help="write a run's report.html anew",
@@ -121,6 +146,10 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: write a whole number from 1 up")
     return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part.strip()) for part in text.split(",")]
 
 
 def _number(text: str) -> int:
@@ -148,6 +177,18 @@ def _logs(arguments: argparse.Namespace) -> int:
     from launcher.status import logs
 
     return logs(Path(arguments.run), arguments.follow)
+
+
+def _recipe(arguments: argparse.Namespace) -> int:
+    from launcher.recipe import show
+
+    return show(arguments.name, arguments.batch, arguments.json)
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from launcher.sweep.fitting import show
+
+    return show(arguments.file, arguments.unit, arguments.dataset_size, arguments.json)
 
 
 def _train(arguments: argparse.Namespace) -> int:

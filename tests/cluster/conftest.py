@@ -21,7 +21,7 @@ ONE_EACH = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
 
 CONFIG = """
 name: base
-duration: 300 steps
+duration: 120 steps
 model: {{kind: cifar-resnet, depth: 8}}
 data: {{kind: images, size: 8, mean: [0.3], std: [0.3], workers: 0, cache: {folder}/cache}}
 batch: {{global: 16, micro: 4}}

@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-_TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "bridge", "unshare", "nsenter", "mount")
+_TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "bridge", "unshare", "nsenter", "setpriv", "mount")
+# What a test run starts ends with it, also where it is killed and has no time to clean up.
+_TIED = ("setpriv", "--pdeathsig", "KILL")
 # A node's first process. It outlives slurmd, as a machine does, and reaps what slurmd leaves.
 _INIT = """
 hostname "$1" && mount --bind "$2/hosts" /etc/hosts && mount -t tmpfs -o mode=1777 tmpfs /dev/shm || exit 1
@@ -133,7 +135,7 @@ class Cluster:
     def on(self, node: str, *command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
         """A command that runs on a node, as for somebody who is logged in there, and is ended at the end of the block."""
         process = subprocess.Popen(
-            ["nsenter", "-t", str(self._first(node)), "-n", "-u", "-m", "-p", "--", *command],
+            [*_TIED, "nsenter", "-t", str(self._first(node)), "-n", "-u", "-m", "-p", "--", *command],
             env={**self.environment, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
@@ -172,7 +174,7 @@ class Cluster:
         (self.directory / "spool" / node).mkdir(parents=True, exist_ok=True)
         with open(self.directory / f"{node}.console", "ab") as console:
             self._nodes[node] = subprocess.Popen(
-                ["nsenter", f"--net=/run/netns/{self._tag}-{node}", "unshare", "--uts", "--mount", "--pid", "--fork",
+                [*_TIED, "nsenter", f"--net=/run/netns/{self._tag}-{node}", "unshare", "--uts", "--mount", "--pid", "--fork",
                  "--kill-child", "--mount-proc", "bash", "-c", _INIT, "node", node, str(self.directory)],
                 env=self.environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
             )  # fmt: skip
@@ -191,7 +193,7 @@ class Cluster:
 
     def start_controller(self) -> None:
         self._controller = subprocess.Popen(
-            ["slurmctld", "-D"], env=self.environment, stdin=subprocess.DEVNULL, start_new_session=True,
+            [*_TIED, "slurmctld", "-D"], env=self.environment, stdin=subprocess.DEVNULL, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -223,7 +225,7 @@ class Cluster:
             "SlurmctldPort": str(20_000 + os.getpid() % 1000 * 8 + self.size),
             "SlurmUser": "root",
             "SlurmdUser": "root",
-            # A requeued job waits for as long as its old credential lives: two minutes, but for this.
+            # A requeued job waits for as long as its old credential lives: two minutes, but for this (at least 5 s).
             "AuthInfo": f"socket={d}/munge.socket,cred_expire=5",
             "StateSaveLocation": f"{d}/state",
             "SlurmdSpoolDir": f"{d}/spool/%n",
@@ -276,7 +278,7 @@ class Cluster:
         key.write_bytes(os.urandom(128))
         d = self.directory
         self._munged = subprocess.Popen(
-            ["munged", "--foreground", f"--key-file={key}", f"--socket={d}/munge.socket", f"--pid-file={d}/munged.pid",
+            [*_TIED, "munged", "--foreground", f"--key-file={key}", f"--socket={d}/munge.socket", f"--pid-file={d}/munged.pid",
              f"--log-file={d}/munged.log", f"--seed-file={d}/munged.seed"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip

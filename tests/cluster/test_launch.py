@@ -36,7 +36,7 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith("#!")
     assert two.run("squeue", "--noheader") == ""
-    done = bellwether(two, space, "launch", *arguments, TEST_STEP="0.03")
+    done = bellwether(two, space, "launch", *arguments, TEST_STEP="0.08")
     assert done.returncode == 0, done.stderr
     job = int(re.search(r"submitted job (\d+)", done.stdout)[1])  # type: ignore[index]
     assert f"bellwether logs {Path('runs/launched')} -f" in done.stdout
@@ -50,14 +50,14 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
         wait_for_step(two, space, "launched", 10)
         running = bellwether(two, space, "status", "runs/launched")
         assert running.returncode == 0, running.stderr
-        for words in ("running", f"{job}, running", "of 300", "samples/s", "furthest behind: rank", "2 processes"):
+        for words in ("running", f"{job}, running", "of 120", "samples/s", "furthest behind: rank", "2 processes"):
             assert words in running.stdout, running.stdout
         two.wait_for(job, "COMPLETED")
         out, error = following.communicate(timeout=30)
     assert "launched: finished" in out, error
     finished = bellwether(two, space, "status", "runs/launched").stdout
     assert "state       finished" in finished
-    assert "300 of 300, 100.0%" in finished
+    assert "120 of 120, 100.0%" in finished
     again = bellwether(two, space, "launch", *arguments)
     assert again.returncode == 2
     assert "is finished" in again.stderr
@@ -108,30 +108,38 @@ def hosts(two: Cluster, space: Space) -> Iterator[dict[str, str]]:
         yield environment
 
 
-@pytest.mark.parametrize("on", ["mpi", "ssh"])
-def test_two_hosts_without_a_scheduler(two: Cluster, space: Space, hosts: dict[str, str], on: str) -> None:
-    command = f"cd {space.folder} && exec {sys.executable} -m launcher launch quick.yaml"
-    line = f"{command} name=over-{on} 'duration=10 steps' engine.world_size=2 --on {on} --hostfile hosts"
-    with two.on("node1", "bash", "-c", line, **hosts) as process:
+def command(space: Space, on: str, name: str) -> str:
+    launch = f"cd {space.folder} && exec {sys.executable} -m launcher launch quick.yaml --on {on} --hostfile hosts"
+    return f"{launch} name={name} engine.world_size=2"
+
+
+def test_two_hosts_over_mpi(two: Cluster, space: Space, hosts: dict[str, str]) -> None:
+    with two.on("node1", "bash", "-c", command(space, "mpi", "over-mpi"), **hosts) as process:
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
-    assert f"over-{on}: finished" in out
+    assert "over-mpi: finished" in out
     assert out.count("plan of") == 1
-    (start,) = space.events(f"over-{on}", "start")
+    (start,) = space.events("over-mpi", "start")
     assert start["world_size"] == 2
 
 
-def test_a_notice_reaches_all_hosts_over_ssh(two: Cluster, space: Space, hosts: dict[str, str]) -> None:
-    command = f"cd {space.folder} && exec {sys.executable} -m launcher launch quick.yaml"
-    line = f"{command} name=told --on ssh --hostfile hosts"
-    with two.on("node1", "bash", "-c", line, **{**hosts, "TEST_STEP": "0.1"}) as process:
-        wait_for_step(two, space, "told", 3)
-        (launcher,) = two.processes("node1", ["-m launcher launch", "name=told"])[:1]
+def test_two_hosts_over_ssh_a_notice_reaches_both_and_the_same_command_goes_on(
+    two: Cluster, space: Space, hosts: dict[str, str]
+) -> None:
+    with two.on("node1", "bash", "-c", command(space, "ssh", "over-ssh"), **{**hosts, "TEST_STEP": "0.1"}) as process:
+        wait_for_step(two, space, "over-ssh", 3)
+        (launcher,) = two.processes("node1", ["-m launcher launch", "name=over-ssh"])[:1]
         os.kill(launcher, 15)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 75, out
     assert re.search(r"stopped by SIGTERM at step \d+", out)
-    assert [p for node in two.names for p in two.processes(node, ["-m trainer", "name=told"])] == []
+    assert [p for node in two.names for p in two.processes(node, ["-m trainer", "name=over-ssh"])] == []
+    with two.on("node1", "bash", "-c", command(space, "ssh", "over-ssh"), **hosts) as process:
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert "over-ssh: finished" in out
+    assert out.count("plan of") == 1
+    assert [line["world_size"] for line in space.events("over-ssh", "start")] == [2, 2]
 
 
 def test_ranks_under_srun_with_pmix_are_found_through_mpi(two: Cluster, space: Space) -> None:

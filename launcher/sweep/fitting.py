@@ -1,0 +1,52 @@
+"""``bellwether fit``: the critical batch of a file of measurements, for people or as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+
+from launcher.sweep import critical, points
+from trainer.config import ConfigError
+
+
+def show(path: str, unit: points.Unit | None, dataset_size: int | None, as_json: bool) -> int:
+    """Fit and print.
+
+    Raises:
+        ConfigError: if the file cannot be read, or does not hold two batches.
+    """
+    found = points.read(path, unit, dataset_size)
+    try:
+        fit = critical.fit(found.batches, found.samples)
+    except ValueError as error:
+        raise ConfigError("FILE", path, str(error)) from None
+    if as_json:
+        print(json.dumps({**fit.json(), "missed": found.missed}, indent=1))
+        return 0
+    print(f"{path}: {fit.runs} runs at {fit.batches} batches", end="")
+    print(f"; {found.missed} that missed their target are left out" if found.missed else "")
+    print(f"  samples = S_min (1 + B / B_crit), {100 * fit.spread:.1f} % typical distance of a run\n")
+    print(f"  S_min   {fit.s_min:,.0f} samples")
+    print(
+        f"  B_crit  {_bound(fit.b_crit)}, {_bound(fit.b_crit_low)} to {_bound(fit.b_crit_high)} with 90 % confidence\n"
+    )
+    at: dict[float, list[float]] = defaultdict(list)
+    for batch, samples in zip(found.batches, found.samples, strict=True):
+        at[batch].append(samples)
+    print(f"  {'batch':>9}  {'runs':>4}  {'median samples':>14}  {'curve':>12}  {'median steps':>12}  efficiency")
+    for batch in sorted(at):
+        middle = statistics.median(at[batch])
+        share = 1 / (1 + batch / fit.b_crit)
+        print(
+            f"  {batch:>9,.0f}  {len(at[batch]):>4}  {middle:>14,.0f}  {fit.samples(batch):>12,.0f}  "
+            f"{middle / batch:>12,.0f}  {share:>9.0%}"
+        )
+    for warning in fit.warnings:
+        print(f"\n  note: {warning}")
+    return 0
+
+
+def _bound(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else "no bound"

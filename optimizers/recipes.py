@@ -1,0 +1,256 @@
+"""Published large-batch recipes by name: from the batch to learning rate, warm-up, decay, length and the rule's options.
+
+>>> settings, = recipe("lamb-bert").at(32768)
+>>> settings.lr, settings.warmup_fraction, settings.steps
+(0.005, 0.2, 15625)
+
+A recipe says exactly what was published at the batches where something was, follows its own rule in between, and says so
+where a batch lies outside of what was tried. What a source leaves open stays None: nothing is made up. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a recipe says for one phase of a run. None: the source does not say."""
+
+    batch: int  # samples a step
+    optimizer: str
+    lr: float  # the peak
+    decay: str  # after the warm-up: linear, polynomial or step
+    power: float = 1.0  # of a polynomial decay
+    warmup_fraction: float | None = None  # of the phase
+    warmup_epochs: float | None = None
+    warmup_from: float = 0.0  # lr at the first step, as a share of the peak
+    steps: int | None = None
+    epochs: float | None = None
+    sequence_length: int | None = None  # tokens
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    momentum: float | None = None
+    nesterov: bool | None = None
+    eps: float | None = None
+    trust_bounds: tuple[float, float] | None = None
+    prenormalize: bool | None = None
+    phase: int = 1
+    published: bool = True  # whether the source names this batch, or its rule or an interpolation was taken
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named recipe. `published` are the batches (of the first phase) that the source names."""
+
+    name: str
+    about: str
+    source: str
+    published: tuple[int, ...]
+    rule: Callable[[int], list[Settings]]
+
+    def at(self, batch: int) -> list[Settings]:
+        """The phases of a run whose first phase has this batch, in samples.
+
+        Raises:
+            ValueError: if the batch is no positive number.
+        """
+        if batch < 1:
+            raise ValueError(f"batch={batch}: must be at least 1")
+        return self.rule(batch)
+
+    def warning(self, batch: int) -> str | None:
+        """What to know about a batch outside of what was published; None inside."""
+        low, high = min(self.published), max(self.published)
+        if low <= batch <= high:
+            return None
+        found = f"was published for batch {low:,}" + (f" to {high:,}" if high > low else "")
+        return f"{self.name} {found}; at {batch:,} its rule is continued, and nobody has shown that it holds"
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        ValueError: naming the nearest, or all.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    near = difflib.get_close_matches(name, RECIPES, 1, 0.5)
+    raise ValueError(f"recipe {name!r}: there is none; " + (f"did you mean {near[0]}?" if near else _names()))
+
+
+def _names() -> str:
+    return f"there are {', '.join(RECIPES)}"
+
+
+RECIPES: dict[str, Recipe] = {}
+_Rule = Callable[[int], list[Settings]]
+
+
+def _published(name: str, about: str, source: str, batches: Sequence[int]) -> Callable[[_Rule], _Rule]:
+    def register(rule: _Rule) -> _Rule:
+        RECIPES[name] = Recipe(name, about, source, tuple(batches), rule)
+        return rule
+
+    return register
+
+
+_POWERS_OF_TWO = tuple(2**n for n in range(9, 16))  # 512 to 32,768
+_YOU = "You et al. 2019, Large Batch Optimization for Deep Learning (1904.00962)"
+
+
+@_published(
+    "lamb-bert", "BERT-large, LAMB, 512 million samples: square-root lr, warm-up in proportion to the batch",
+    f"{_YOU}, tables 1 and 4", _POWERS_OF_TWO,
+)  # fmt: skip
+def _lamb_bert(batch: int) -> list[Settings]:
+    scale = batch / 32768
+    return [
+        Settings(
+            batch, "lamb", lr=5e-3 * math.sqrt(scale), decay="linear", warmup_fraction=min(1.0, scale / 5),
+            steps=math.ceil(512_000_000 / batch), betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01,
+            published=batch in _POWERS_OF_TWO,
+        )
+    ]  # fmt: skip
+
+
+@_published(
+    "lamb-resnet50", "ResNet-50 on ImageNet, LAMB, 90 epochs: square-root lr, warm-up epochs in proportion to the batch",
+    f"{_YOU}, table 5", _POWERS_OF_TWO,
+)  # fmt: skip
+def _lamb_resnet50(batch: int) -> list[Settings]:
+    scale = batch / 32768
+    return [
+        Settings(
+            batch, "lamb", lr=4e-2 * math.sqrt(scale), decay="linear", warmup_epochs=20 * scale, epochs=90,
+            published=batch in _POWERS_OF_TWO,
+        )
+    ]  # fmt: skip
+
+
+@_published(
+    "lamb-bert-76min", "BERT-large, LAMB, 8,599 steps: 9/10 of the samples at length 128, then half the batch at length 512",
+    f"{_YOU}, section 4.1; lr and both warm-ups by the rule of its table 4, as the paper does not state them",
+    (65536,),
+)  # fmt: skip
+def _lamb_bert_76min(batch: int) -> list[Settings]:
+    # 8,599 steps in all: 7,037 at 65,536, and 1,562 of the 15,625 at 32,768 that table 1 has.
+    phases = []
+    for number, (size, steps, length) in enumerate(((batch, 7037, 128), (max(1, batch // 2), 1562, 512)), 1):
+        (rule,) = _lamb_bert(size)
+        phases.append(
+            Settings(
+                size, "lamb", lr=rule.lr, decay="linear", warmup_fraction=rule.warmup_fraction,
+                steps=math.ceil(steps * 65536 / batch), sequence_length=length, betas=(0.9, 0.999), eps=1e-6,
+                weight_decay=0.01, phase=number, published=False,
+            )
+        )  # fmt: skip
+    return phases
+
+
+def _two_phases(
+    batch: int, published: int, lr: tuple[float, float], warmup: tuple[float, float], steps: tuple[int, int],
+    shared: dict[str, object],
+) -> list[Settings]:  # fmt: skip
+    """A first phase at length 128, a second one with half the batch at length 512; lr by the square root elsewhere."""
+    scale = batch / published
+    return [
+        Settings(
+            batch=size, optimizer="lamb", lr=lr[i] * math.sqrt(scale), warmup_fraction=min(1.0, warmup[i] * scale),
+            steps=math.ceil(steps[i] / scale), sequence_length=length, phase=i + 1, published=batch == published,
+            **shared,  # type: ignore[arg-type]
+        ) for i, (size, length) in enumerate(((batch, 128), (max(1, batch // 2), 512)))
+    ]  # fmt: skip
+
+
+@_published(
+    "nvidia-bert-large", "BERT-large, NVLAMB (gradients divided by their global norm), polynomial decay of power 1/2",
+    "NVIDIA DeepLearningExamples, PyTorch/LanguageModeling/BERT", (65536,),
+)  # fmt: skip
+def _nvidia_bert_large(batch: int) -> list[Settings]:
+    shared = {
+        "decay": "polynomial", "power": 0.5, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01,
+        "prenormalize": True,
+    }  # fmt: skip
+    return _two_phases(batch, 65536, (6e-3, 4e-3), (0.2843, 0.128), (7038, 1563), shared)
+
+
+@_published(
+    "deepspeed-bert-large", "BERT-large, LAMB with its trust ratio kept between 0.01 and 0.3",
+    "DeepSpeed's tutorial on BERT pre-training", (65536,),
+)  # fmt: skip
+def _deepspeed_bert_large(batch: int) -> list[Settings]:
+    root = math.sqrt(batch / 65536)
+    return [
+        Settings(
+            size, "lamb", lr=lr * root, decay="linear", warmup_fraction=0.02, sequence_length=length,
+            trust_bounds=(0.01, 0.3), weight_decay=0.01, phase=number, published=batch == 65536,
+        ) for number, (size, lr, length) in enumerate(((batch, 11e-3, 128), (max(1, batch // 2), 2e-3, 512)), 1)
+    ]  # fmt: skip
+
+
+@_published(
+    "goyal-resnet50", "ResNet-50 on ImageNet, SGD, 90 epochs: lr = 0.1 x batch / 256 after 5 epochs of warm-up",
+    "Goyal et al. 2017, Accurate, Large Minibatch SGD (1706.02677), section 5.1",
+    (256, 512, 1024, 2048, 4096, 8192),
+)  # fmt: skip
+def _goyal_resnet50(batch: int) -> list[Settings]:
+    return [
+        Settings(
+            batch, "sgd", lr=0.1 * batch / 256, decay="step", warmup_epochs=5, warmup_from=min(1.0, 256 / batch),
+            epochs=90, weight_decay=1e-4, momentum=0.9, nesterov=True, published=batch in RECIPES["goyal-resnet50"].published,
+        )
+    ]  # fmt: skip
+
+
+# batch -> peak lr, steps of the schedule, steps of its warm-up that lie before the first, and in all, betas, decay
+_MLPERF: dict[int, tuple[float, int, int, int, tuple[float, float], float]] = {
+    256: (3.5e-4, 13700, 0, 0, (0.9, 0.999), 0.01),
+    448: (4.25e-4, 6700, 0, 0, (0.9, 0.999), 0.01),
+    1536: (2e-3, 2254, 0, 0, (0.66, 0.996), 0.01),
+    3072: (2e-3, 1141, 0, 100, (0.66, 0.998), 0.01),
+    4096: (2.4e-3, 855, 0, 0, (0.66, 0.998), 0.01),
+    4608: (3.5e-3, 700, 0, 0, (0.62, 0.9), 0.01),
+    6144: (2.9293e-3, 700, 0, 0, (0.7206, 0.78921), 0.001),
+    6912: (2.9293e-3, 700, 0, 0, (0.7206, 0.78921), 0.001),
+    8192: (2.88293e-3, 600, 76, 287, (0.88, 0.88), 0.0166629),
+    8704: (2.971656225e-3, 600, 76, 287, (0.88, 0.88), 0.0166629),
+    12288: (3.1e-3, 500, 100, 300, (0.8, 0.925), 0.0166629),
+    13056: (3.19540686e-3, 500, 100, 300, (0.8, 0.925), 0.0166629),
+    16384: (3.3e-3, 600, 100, 290, (0.75, 0.9), 0.0166629),
+}
+
+
+@_published(
+    "mlperf-bert", "BERT-large from MLPerf's checkpoint to a masked-LM accuracy of 0.720, LAMB, length 512",
+    "MLCommons' reference convergence points for BERT, rcps_bert_4.1.0.json; in between lr and steps on straight lines "
+    "in logarithms, all else from the nearest batch",
+    tuple(_MLPERF),
+)  # fmt: skip
+def _mlperf_bert(batch: int) -> list[Settings]:
+    nearest = min(_MLPERF, key=lambda size: abs(math.log(size / batch)))
+    _, length, before, warmup, betas, decay = _MLPERF[nearest]
+    return [
+        Settings(
+            batch, "lamb", lr=_between(batch, {size: row[0] for size, row in _MLPERF.items()}), decay="linear",
+            warmup_fraction=(warmup - before) / length, warmup_from=before / warmup if warmup else 0.0,
+            steps=math.ceil(_between(batch, {size: row[1] for size, row in _MLPERF.items()})),
+            sequence_length=512, betas=betas, eps=1e-6, weight_decay=decay, published=batch in _MLPERF,
+        )
+    ]  # fmt: skip
+
+
+def _between(batch: int, table: dict[int, float]) -> float:
+    """Straight lines between the points of a table, in logarithms; the outer ones are continued."""
+    if batch in table:
+        return table[batch]
+    sizes = sorted(table)
+    right = min(max(bisect(sizes, batch), 1), len(sizes) - 1)
+    a, b = sizes[right - 1], sizes[right]
+    share = math.log(batch / a) / math.log(b / a)
+    return math.exp((1 - share) * math.log(table[a]) + share * math.log(table[b]))
