@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ FILE = Path("logs", "attempts.jsonl")
 NOTHING_TO_DO = 3
 RESTARTS = 50
 _FINISHED = "finished.json"
+# Of ranks that were told to stop while Python was still starting, and nobody listened yet.
+_DEAF = (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ def end(run: Path, status: int, job: str, restarts: int) -> int:
         return status
     reached, slack, ended = _reached(run, known[-1])
     status = {"saved": signals.SAVED, "lost": signals.LOST}.get(ended, status)
+    if not ended and status in _DEAF:
+        status = signals.SAVED
     saved = _newest(run)
     about = {"status": status, "reached": max(reached, saved), "slack": slack, "saved": saved}
     last = Attempt(**{**asdict(known[-1]), **about})

@@ -84,6 +84,11 @@ def test_begin_and_end_leave_a_record(
     (run / "logs/heartbeat.json").write_text(json.dumps({**beat, "time": 1.0, "ended": "saved"}))
     assert requeue.end(run, 137, RUNNING, 1) == 75
     assert requeue.attempts(run)[-1].status == 137
+    # Told to stop while Python was starting: no failure.
+    monkeypatch.setenv("SLURM_JOB_ID", "10")
+    assert requeue.begin(run, 1) == 0
+    assert requeue.end(run, 140, RUNNING, 1) == 75
+    assert requeue.attempts(run)[-1].status == 75
     (run / "finished.json").write_text("{}")
     assert requeue.begin(run, 1) == requeue.NOTHING_TO_DO
 
