@@ -94,6 +94,7 @@ def _slurm(request: Request, config: Config) -> int:
         print(f"bellwether: sbatch refused the job: {done.stderr.strip()}", file=sys.stderr)
         return 1
     number = done.stdout.strip().split(";")[0]
+    requeue.submitted(run, number, os.path.join(os.getcwd(), "logs", f"{number}-rank0.log"))
     print(f"submitted job {number}: {asked.nodes} x {asked.tasks_per_node} processes, run {run}")
     print(f"  job's story   {config.name}-{number}.log")
     print(f"  rank 0        logs/{number}-rank0.log")

@@ -53,6 +53,22 @@ class Attempt:
     reason: str = ""
 
 
+def submitted(run: Path, job: str, log: str) -> None:
+    """Note that a job waits in the queue, so that `bellwether status` knows of it before it begins."""
+    _note(run, {"event": "submitted", "job": job, "time": round(time.time(), 3), "log": log})
+
+
+def waiting(run: Path) -> dict[str, Any] | None:
+    """The newest submission that has not begun yet."""
+    newest: dict[str, Any] | None = None
+    for said in _lines(run):
+        if said.get("event") == "submitted":
+            newest = said
+        elif said.get("event") == "begin" and newest is not None and said.get("job") == newest.get("job"):
+            newest = None
+    return newest
+
+
 def run_directory(config: Config) -> Path:
     return Path(config.runs).expanduser() / config.name
 
@@ -60,14 +76,25 @@ def run_directory(config: Config) -> Path:
 def attempts(run: Path) -> list[Attempt]:
     """All attempts at a run, the oldest first."""
     found: list[Attempt] = []
+    for said in _lines(run):
+        with contextlib.suppress(TypeError, IndexError):
+            event = said.pop("event", None)
+            if event == "begin":
+                found.append(Attempt(**said))
+            elif event == "end":
+                found[-1] = Attempt(**{**asdict(found[-1]), **said})
+    return found
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
+    """The record, as far as it can be read: a line may be torn where a node was lost."""
+    found = []
     with contextlib.suppress(FileNotFoundError):
         for line in (run / FILE).read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
+            with contextlib.suppress(ValueError):
                 said = json.loads(line)
-                if said.pop("event") == "begin":
-                    found.append(Attempt(**said))
-                else:
-                    found[-1] = Attempt(**{**asdict(found[-1]), **said})
+                if isinstance(said, dict):
+                    found.append(said)
     return found
 
 

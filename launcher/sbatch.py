@@ -179,9 +179,11 @@ job=$(scontrol show job -o "$SLURM_JOB_ID")
 "${python[@]}" -m launcher.requeue end --status "$status" --job "$job" "$@"
 verdict=$?
 if ((verdict == 75)); then
-    # The controller may be away for a while; it also ends this shell once it has agreed.
-    for _ in {1..60}; do
+    # The controller may be away for a while. What it says no to while it is there, such as a job that SLURM itself has
+    # requeued by now, waiting does not change.
+    for try in {1..60}; do
         scontrol requeue "$SLURM_JOB_ID" && exit 0
+        ((try > 2)) && scontrol ping | grep -q "is UP" && break
         sleep 5
     done
 fi

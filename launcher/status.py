@@ -22,8 +22,11 @@ def status(run: Path) -> int:
     """Print a table about a run, also while it runs or waits."""
     _check(run)
     history, attempts, beat = metrics.read(run), requeue.attempts(run), _beat(run)
+    waiting = requeue.waiting(run)
     rows = [("state", _state(run, history, beat))]
-    if attempts:
+    if waiting is not None:
+        rows.append(("job", f"{waiting['job']}, {_queue(waiting['job'])}"))
+    elif attempts:
         last = attempts[-1]
         same = [a for a in attempts if a.job == last.job]
         rows.append(("job", f"{last.job}, {_queue(last.job)}"))
@@ -50,11 +53,11 @@ def status(run: Path) -> int:
 def logs(run: Path, follow: bool) -> int:
     """Print rank 0's log of the newest attempt; with ``follow``, what is added to it too, until Ctrl-C or the end."""
     _check(run)
-    attempts = requeue.attempts(run)
-    if not attempts:
+    attempts, waiting = requeue.attempts(run), requeue.waiting(run)
+    if not attempts and waiting is None:
         problem = "was not started by slurm/train.sbatch, so rank 0 wrote to its terminal"
         raise ConfigError("RUN", str(run), problem, f"the other ranks' output is below {run / 'logs'}")
-    file = Path(attempts[-1].log)
+    file = Path(attempts[-1].log if waiting is None else waiting["log"])
     while not file.exists():
         if not follow:
             raise ConfigError("RUN", str(run), f"its log {file} is not there yet", "wait for it with -f")

@@ -15,7 +15,7 @@ from typing import IO, Any
 import yaml
 
 from trainer import __version__, checkpoint
-from trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml
+from trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml, validate
 
 LOCK = ".lock"
 FINISHED = "finished.json"
@@ -141,7 +141,7 @@ def code_version() -> str:
 
 def _same_run(config: Config, run: Path, text: str) -> None:
     try:
-        old, new = _flat(dict(yaml.safe_load(text))), _flat(dump(config))
+        old, new = _flat(_as_now(dict(yaml.safe_load(text)))), _flat(dump(config))
     except (yaml.YAMLError, TypeError, ValueError):
         advice = "bring it back as it was, or choose another name=..."
         raise ConfigError("name", config.name, f"config.yaml in {run} is damaged", advice) from None
@@ -157,6 +157,14 @@ def _same_run(config: Config, run: Path, text: str) -> None:
     ]
     if errors:
         raise ConfigErrors(errors)
+
+
+def _as_now(raw: dict[str, Any]) -> dict[str, Any]:
+    """An older version's config with the keys that came later at their defaults, which is how it was trained."""
+    try:
+        return dump(validate(raw))
+    except ConfigErrors:
+        return raw  # what no longer fits is told key by key
 
 
 def _flat(value: Any, place: str = "") -> dict[str, Any]:

@@ -26,9 +26,9 @@ model: {{kind: cifar-resnet, depth: 8}}
 data: {{kind: images, size: 8, mean: [0.3], std: [0.3], workers: 0, cache: {folder}/cache}}
 batch: {{global: 16, micro: 4}}
 optimizer: {{lr: 1e-2}}
-log: {{every: 1 steps}}
+log: {{every: 1 steps, tensorboard: false}}
 evaluate: {{limit: 16}}
-engine: {{heartbeat: 6}}
+engine: {{heartbeat: 8}}
 """
 
 # Steps of a known length, so that there is time to break things, and a place to break them.
@@ -42,8 +42,9 @@ if "-m" in sys.orig_argv and "trainer" in sys.orig_argv:
         original(self, batches)
         time.sleep(float(os.environ.get("TEST_STEP", "0")))
         at = os.environ.get("TEST_FAIL", "")
-        if at and os.environ.get("RANK") == "1" and self.engine.schedule.last_epoch >= int(at):
-            raise RuntimeError("the test wants rank 1 to fail")
+        last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+        if at and last and self.engine.schedule.last_epoch >= int(at):
+            raise RuntimeError("the test wants this rank to fail")
     trainer.meter.Meter.step = step
 """
 

@@ -38,6 +38,8 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
     assert two.run("squeue", "--noheader") == ""
     done = bellwether(two, space, "launch", *arguments, TEST_STEP="0.08")
     assert done.returncode == 0, done.stderr
+    early = bellwether(two, space, "status", "runs/launched")
+    assert "not begun" in early.stdout or "running" in early.stdout, early.stderr
     job = int(re.search(r"submitted job (\d+)", done.stdout)[1])  # type: ignore[index]
     assert f"bellwether logs {Path('runs/launched')} -f" in done.stdout
     assert f"scancel {job}" in done.stdout

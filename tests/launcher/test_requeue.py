@@ -111,6 +111,19 @@ def test_a_torn_record_is_read_as_far_as_it_goes(tmp_path: Path, monkeypatch: py
     assert [a.job for a in requeue.attempts(tmp_path)] == ["7"]
 
 
+def test_a_submission_waits_until_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert requeue.waiting(tmp_path) is None
+    requeue.submitted(tmp_path, "7", "x.log")
+    waiting = requeue.waiting(tmp_path)
+    assert waiting is not None
+    assert (waiting["job"], waiting["log"]) == ("7", "x.log")
+    assert requeue.attempts(tmp_path) == []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    requeue.begin(tmp_path, 1)
+    assert requeue.waiting(tmp_path) is None
+    assert len(requeue.attempts(tmp_path)) == 1
+
+
 def test_a_wrong_budget_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("BELLWETHER_RESTARTS", "many")
     assert requeue.main(["begin", "configs/bert-tiny.yaml"]) == 2
