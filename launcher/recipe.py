@@ -47,7 +47,7 @@ def show(name: str | None, batches: Sequence[int], as_json: bool) -> int:
 
 def _said(settings: Settings) -> dict[str, Any]:
     """What the source says; and nothing of what it leaves open."""
-    hidden = {"phase": 1, "warmup_from": 0.0, "power": 1.0}
+    hidden = {"phase": 1, "warmup_from": 0.0, "power": 1.0, "milestones": ()}
     return {k: v for k, v in asdict(settings).items() if v is not None and hidden.get(k, object()) != v}
 
 

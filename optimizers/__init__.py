@@ -16,7 +16,15 @@ from optimizers.lars import Lars
 from optimizers.lookahead import Lookahead
 from optimizers.radam import RAdam
 from optimizers.scaling import scaled_lr, scaled_warmup
-from optimizers.schedules import OneCycle, Trapezoid, WarmupConstant, WarmupCosine, WarmupLinear, WarmupPolynomial
+from optimizers.schedules import (
+    OneCycle,
+    Trapezoid,
+    WarmupConstant,
+    WarmupCosine,
+    WarmupLinear,
+    WarmupPolynomial,
+    WarmupStep,
+)
 from optimizers.sgd import SGD
 from optimizers.sharded import ShardedOptimizer
 from optimizers.swats import Swats
@@ -38,6 +46,7 @@ __all__ = [
     "WarmupCosine",
     "WarmupLinear",
     "WarmupPolynomial",
+    "WarmupStep",
     "WeightAverage",
     "attach",
     "groups",

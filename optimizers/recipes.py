@@ -29,6 +29,7 @@ class Settings:
     warmup_fraction: float | None = None  # of the phase
     warmup_epochs: float | None = None
     warmup_from: float = 0.0  # lr at the first step, as a share of the peak
+    milestones: tuple[float, ...] = ()  # of a step decay, in epochs; each divides lr by ten
     steps: int | None = None
     epochs: float | None = None
     sequence_length: int | None = None  # tokens
@@ -203,7 +204,7 @@ def _goyal_resnet50(batch: int) -> list[Settings]:
     return [
         Settings(
             batch, "sgd", lr=0.1 * batch / 256, decay="step", warmup_epochs=5, warmup_from=min(1.0, 256 / batch),
-            epochs=90, weight_decay=1e-4, momentum=0.9, nesterov=True, published=batch in RECIPES["goyal-resnet50"].published,
+            milestones=(30, 60, 80), epochs=90, weight_decay=1e-4, momentum=0.9, nesterov=True, published=batch in RECIPES["goyal-resnet50"].published,
         )
     ]  # fmt: skip
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +26,7 @@ class WarmupConstant(LRScheduler):
         batch: samples an update (the global batch).
         total: samples of the whole schedule; afterwards the rate stays as it is at the end.
         warmup: samples of the rise.
+        start: rate at the beginning of the rise, as a share of the peak.
         final: rate at the end, as a share of the peak.
         momentum: (highest, lowest) momentum, or beta1: lowest where the rate is highest, and in between in proportion
             (Smith 2018, 1803.09820, section 4.3). None leaves it alone.
@@ -51,6 +54,7 @@ class WarmupConstant(LRScheduler):
         batch: int,
         total: int,
         warmup: int = 0,
+        start: float = 0.0,
         final: float = 0.0,
         momentum: tuple[float, float] | None = None,
         scale_decay: bool = False,
@@ -60,11 +64,12 @@ class WarmupConstant(LRScheduler):
             raise ValueError(f"batch={batch}, total={total}: must be at least 1, in samples")
         if not 0 <= warmup <= total:
             raise ValueError(f"warmup={warmup}: must be from 0 to total={total} samples")
-        if not 0 <= final <= 1:
-            raise ValueError(f"final={final}: must be from 0 to 1, a share of the peak")
+        for name, share in {"start": start, "final": final}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share}: must be from 0 to 1, a share of the peak")
         if momentum is not None and not 0 <= momentum[1] <= momentum[0] < 1:
             raise ValueError(f"momentum={momentum}: must be (highest, lowest), each from 0 up to, not including, 1")
-        self.batch, self.total, self.warmup, self.final = batch, total, warmup, final
+        self.batch, self.total, self.warmup, self.start, self.final = batch, total, warmup, start, final
         self.momentum = momentum
         # A group remembers its own decay, so that a scheduler made after load_state_dict does not take a share for it.
         self.scale_decay = scale_decay
@@ -82,7 +87,7 @@ class WarmupConstant(LRScheduler):
     def factor(self, samples: float) -> float:
         """The rate as a share of the peak, this many samples into the schedule."""
         if samples < self.warmup:
-            return samples / self.warmup
+            return self.start + (1 - self.start) * samples / self.warmup
         progress = min(1.0, (samples - self.warmup) / max(1, self.total - self.warmup))
         return self.final + (1 - self.final) * self.decay(progress)
 
@@ -148,6 +153,22 @@ class Trapezoid(WarmupConstant):
     def decay(self, progress: float) -> float:
         left = (1 - progress) * (self.total - self.warmup)
         return min(1.0, left / self.cooldown) if self.cooldown else 1.0
+
+
+class WarmupStep(WarmupConstant):
+    """Linear rise, then falls by ``drop`` at each milestone, in samples from the beginning (Goyal et al. 2017: 0.1 each)."""
+
+    def __init__(self, optimizer: Optimizer, *, milestones: Sequence[int], drop: float = 0.1, **kwargs: Any) -> None:
+        if not 0 < drop < 1:
+            raise ValueError(f"drop={drop}: must be between 0 and 1")
+        if list(milestones) != sorted(milestones) or min(milestones, default=0) < 0:
+            raise ValueError(f"milestones={list(milestones)}: must rise, in samples from the beginning")
+        self.milestones, self.drop = list(milestones), drop
+        super().__init__(optimizer, **kwargs)
+
+    def decay(self, progress: float) -> float:
+        samples = self.warmup + progress * (self.total - self.warmup)
+        return self.drop ** bisect_right(self.milestones, samples)
 
 
 class OneCycle(WarmupConstant):

@@ -140,12 +140,15 @@ def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:
         "batch": phase.split.global_batch,
         "total": phase.samples,
         "warmup": phase.warmup,
+        "start": wanted.start,
         "final": wanted.final,
         "momentum": wanted.momentum,
         "scale_decay": wanted.scale_decay,
     }
     if wanted.kind == "trapezoid":
         return optimizers.Trapezoid(optimizer, cooldown=phase.cooldown, **shared)
+    if wanted.kind == "step":
+        return optimizers.WarmupStep(optimizer, milestones=phase.milestones, drop=wanted.drop, **shared)
     if wanted.kind == "polynomial":
         return optimizers.WarmupPolynomial(optimizer, power=wanted.power, **shared)
     kinds: dict[str, type[WarmupConstant]] = {

@@ -29,7 +29,7 @@ from trainer.heartbeat import Heartbeat
 from trainer.meter import Meter
 from trainer.metrics import Metrics
 from trainer.notice import Notice
-from trainer.plan import Phase, plan, rows, stop_step, wasteful
+from trainer.plan import Phase, notes, plan, rows, stop_step
 from trainer.progress import Progress
 from trainer.resume import check_phases, check_place, check_unchanged
 
@@ -280,9 +280,8 @@ def _announce(run: Run, place: Place, source: Path | None) -> None:
         _say(run.world, f"plan of {run.config.name}{part}")
         for label, value in table:
             _say(run.world, f"  {label:<13} {value}")
-        advice = wasteful(phase.split, phase.config.batch.micro)
-        if advice:
-            _say(run.world, f"  note          {advice}")
+        for note in notes(phase):
+            _say(run.world, f"  note          {note}")
     if source is not None:
         _say(run.world, f"going on at step {place.step} from {source}")
     if place.step >= run.stop:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from optimizers.recipes import recipe
 from optimizers.scaling import scaled_lr, scaled_warmup
 from trainer.config import Config, ConfigError
 from trainer.config.schema import Optimizer
@@ -35,6 +36,7 @@ class Phase:
     lr: float
     warmup: int
     cooldown: int
+    milestones: tuple[int, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -64,6 +66,14 @@ def split(global_batch: int, most: int, world_size: int, key: str = "batch") -> 
     per_rank = global_batch // world_size
     micro = next(m for m in range(min(most, per_rank), 0, -1) if per_rank % m == 0)
     return Split(global_batch, micro, per_rank // micro, world_size)
+
+
+def notes(phase: Phase) -> list[str]:
+    """What a person should know of a phase, beyond its numbers."""
+    config, batch = phase.config, phase.split.global_batch
+    name = config.schedule.recipe if phase.index == 0 else None
+    said = (wasteful(phase.split, config.batch.micro), None if name is None else recipe(name).warning(batch))
+    return [note for note in said if note is not None]
 
 
 def wasteful(split: Split, most: int) -> str | None:
@@ -112,7 +122,11 @@ def plan(phases: Sequence[Config], world_size: int, epochs: Sequence[int]) -> li
                 f"warm-up and cool-down take {warmup + cooldown:,} samples at batch {batch:,}, the phase has {total:,}",
                 "shorten them, lengthen the phase, or lower the batch",
             )
-        planned.append(Phase(config, index, shares, epoch, steps, step, sample, lr, warmup, cooldown))
+        milestones = tuple(m.samples(total, batch, epoch) for m in config.schedule.milestones)
+        if list(milestones) != sorted(milestones):
+            written = [str(m) for m in config.schedule.milestones]
+            raise ConfigError(f"{key}schedule.milestones", written, "must rise", "write the earliest first")
+        planned.append(Phase(config, index, shares, epoch, steps, step, sample, lr, warmup, cooldown, milestones))
         step += steps
         sample += total
     return planned
@@ -127,6 +141,8 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
         lr += f"  ({optimizer.lr:.3e} at batch {scaling.base_batch:,}, rule {scaling.rule})"
     warmup = f"{phase.warmup:,} samples, {phase.warmup / s.global_batch:,.1f} steps, {phase.warmup / phase.samples:.2%}"
     decay = schedule.kind if not schedule.final else f"{schedule.kind} to {schedule.final:g} of the peak"
+    if schedule.recipe is not None:
+        decay += f", as in {schedule.recipe}"
     if phase.cooldown:
         decay += f", falling over the last {phase.cooldown:,} samples"
     return [

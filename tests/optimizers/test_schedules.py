@@ -14,6 +14,7 @@ from optimizers import (
     WarmupCosine,
     WarmupLinear,
     WarmupPolynomial,
+    WarmupStep,
     scaled_lr,
     scaled_warmup,
 )
@@ -31,6 +32,7 @@ def make(kind: str, batch: int, optimizer: torch.optim.Optimizer | None = None) 
         "polynomial": lambda: WarmupPolynomial(optimizer, power=0.5, **shared),
         "cosine": lambda: WarmupCosine(optimizer, final=0.1, **shared),
         "trapezoid": lambda: Trapezoid(optimizer, cooldown=2400, **shared),
+        "step": lambda: WarmupStep(optimizer, milestones=[4800, 7200], drop=0.1, **shared),
     }[kind]()
 
 
@@ -40,6 +42,7 @@ CURVES = {
     "polynomial": lambda x: math.sqrt(1 - (x - 0.2) / 0.8),
     "cosine": lambda x: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (x - 0.2) / 0.8)),
     "trapezoid": lambda x: min(1.0, (1 - x) / 0.25),
+    "step": lambda x: 1.0 if x < 0.5 else 0.1 if x < 0.75 else 0.01,
 }
 
 
@@ -219,3 +222,24 @@ def test_a_second_schedule_does_not_take_a_share_of_the_decay_for_the_whole() ->
 def test_one_cycle_refuses(keywords: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         OneCycle(_optimizers()[0], batch=1, total=100, **keywords)
+
+
+def test_a_warm_up_that_begins_above_zero() -> None:
+    schedule = WarmupLinear(_optimizers()[0], batch=1, total=100, warmup=10, start=0.25)
+    assert schedule.factor(0) == 0.25
+    assert schedule.factor(5) == pytest.approx(0.625)
+    assert schedule.factor(10) == 1
+
+
+@pytest.mark.parametrize(
+    ("keywords", "says"),
+    [
+        ({"milestones": [50, 20]}, "must rise"),
+        ({"milestones": [-1]}, "must rise"),
+        ({"milestones": [50], "drop": 1.0}, "drop=1.0"),
+        ({"milestones": [50], "start": 2.0}, "start=2.0"),
+    ],
+)
+def test_steps_refuse(keywords: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        WarmupStep(_optimizers()[0], batch=1, total=100, **keywords)

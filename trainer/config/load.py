@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from trainer.config.errors import ConfigError, ConfigErrors
 from trainer.config.explain import Key, Origins, at, dotted, explain, meaning, nearest, origin_of
+from trainer.config.recipes import expanded
 from trainer.config.schema import Config
 from trainer.config.units import DIGITS
 
@@ -84,6 +85,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def validate(raw: dict[str, Any], origins: Origins | None = None, source: str = "") -> Config:
     """A mapping as YAML gives it, checked as a whole and once for each phase."""
     origins = origins or {}
+    try:
+        raw = expanded(raw, origins, source)
+    except ConfigError as error:
+        raise ConfigErrors([error]) from None
     config, errors = _check(raw, origins, source)
     for index, phase in enumerate(raw.get("phases") or [] if not errors else []):
         errors += _phase_errors(raw, phase, index, origins, source)

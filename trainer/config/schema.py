@@ -252,14 +252,25 @@ class Scaling(Section):
 class Schedule(Section):
     """The learning rate over a phase, counted in samples."""
 
-    kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid"] = Field(
+    recipe: str | None = Field(
+        None,
+        description="the published recipe that these keys come from; schedule: NAME fills them in, and the optimizer's",
+    )
+    kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid", "step"] = Field(
         "linear", description="shape after the warm-up"
     )
-    warmup: SpanField = Field(Span(share=0.0), description="linear rise from 0: a share of the phase, or a duration")
+    warmup: SpanField = Field(
+        Span(share=0.0), description="linear rise from `start`: a share of the phase, or a duration"
+    )
+    start: Share = Field(0.0, description="learning rate at the beginning of the warm-up, as a share of the peak")
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="exponent of the polynomial decay")
     cooldown: SpanField = Field(
         Span(share=0.2), description="linear fall at the end of a trapezoid: a share, or a duration"
     )
+    milestones: list[SpanField] = Field(
+        [], description="where kind: step falls, from the phase's beginning: shares of it, or durations"
+    )
+    drop: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="what each fall of kind: step multiplies by")
     final: Share = Field(0.0, description="learning rate at the end, as a share of the peak")
     momentum: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = Field(
         None, description="highest and lowest momentum (beta1), lowest where the rate is highest, as in 1cycle"
@@ -270,6 +281,10 @@ class Schedule(Section):
     def _momentum(self) -> Schedule:
         if self.momentum is not None and self.momentum[0] < self.momentum[1]:
             raise ValueError("momentum: the highest first, then the lowest, as in [0.95, 0.85]")
+        if (self.kind == "step") != bool(self.milestones):
+            raise ValueError(
+                "milestones: go with kind: step, and with no other, as in [30 epochs, 60 epochs, 80 epochs]"
+            )
         return self
 
 

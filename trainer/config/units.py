@@ -77,7 +77,10 @@ class Span:
         return round(self.share * total)
 
     def __str__(self) -> str:
-        return str(self.duration) if self.duration is not None else f"{self.share:g}"
+        if self.duration is not None:
+            return str(self.duration)
+        short = f"{self.share:g}"
+        return short if float(short) == self.share else repr(self.share)
 
 
 def _some(every: Duration) -> Duration:

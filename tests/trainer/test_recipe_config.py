@@ -1,0 +1,146 @@
+"""schedule: NAME in a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimizers.recipes import RECIPES, recipe
+from trainer import config as c
+from trainer.config import ConfigErrors
+from trainer.plan import notes, plan, rows
+
+BERT: dict[str, Any] = {
+    "name": "x", "model": {"kind": "bert", "size": "tiny"}, "data": {"kind": "text"}, "batch": {"global": 512, "micro": 8},
+    "schedule": "lamb-bert",
+}  # fmt: skip
+IMAGES: dict[str, Any] = {
+    "name": "x", "model": {"kind": "resnet", "depth": 18}, "data": {"kind": "images"},
+    "batch": {"global": 1024, "micro": 8}, "schedule": "goyal-resnet50",
+}  # fmt: skip
+
+
+def test_a_recipe_fills_in_what_is_not_written() -> None:
+    config = c.validate(BERT)
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.eps) == ("lamb", 6.25e-4, 1e-6)
+    assert (config.schedule.kind, config.schedule.warmup.share) == ("linear", 1 / 320)
+    assert str(config.duration) == "1000000 steps"
+    assert config.schedule.recipe == "lamb-bert"
+    assert c.validate(c.dump(config)) == config
+    (phase,) = plan([config], 1, [100_000])
+    assert ("schedule", "linear, as in lamb-bert") in rows(phase)
+    assert notes(phase) == []
+
+
+def test_what_is_written_beside_it_wins() -> None:
+    config = c.validate({**BERT, "duration": "10 steps", "optimizer": {"weight_decay": 0.1, "clip": 0}})
+    assert (config.optimizer.weight_decay, config.optimizer.clip, config.optimizer.lr) == (0.1, 0, 6.25e-4)
+    assert str(config.duration) == "10 steps"
+
+
+def test_a_file_that_is_extended_does_not_win_and_the_command_line_does(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        """
+name: base
+duration: 3 epochs
+model: {kind: bert, size: tiny}
+data: {kind: text}
+batch: {global: 512, micro: 8}
+optimizer: {name: adamw, lr: 7, clip: 0.5}
+scaling: {rule: linear, base_batch: 32}
+schedule: {kind: cosine}
+"""
+    )
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nschedule: lamb-bert\noptimizer: {weight_decay: 0.2}\n")
+    config = c.load(tmp_path / "child.yaml")
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.clip) == ("lamb", 6.25e-4, 0.2, 0.5)
+    assert config.scaling.rule == "none"
+    assert str(config.duration) == "1000000 steps"
+    config = c.load(tmp_path / "base.yaml", ["schedule=lamb-bert", "optimizer.lr=1e-3", "batch.global=2048"])
+    assert (config.optimizer.name, config.optimizer.lr, config.batch.global_) == ("lamb", 1e-3, 2048)
+    assert config.schedule.warmup.share == pytest.approx(1 / 80)
+
+
+def test_two_phases_with_the_configs_own_laid_over() -> None:
+    raw = {
+        **BERT,
+        "schedule": "nvidia-bert-large",
+        "batch": {"global": 65536, "micro": 64},
+        "phases": [{}, {"batch": {"micro": 16}}],
+    }
+    first, second = c.phases(c.validate(raw))
+    assert (first.batch.global_, first.batch.micro, first.data.sequence_length) == (65536, 64, 128)  # type: ignore[union-attr]
+    assert (second.batch.global_, second.batch.micro, second.data.sequence_length) == (32768, 16, 512)  # type: ignore[union-attr]
+    assert (first.optimizer.lr, second.optimizer.lr) == (6e-3, 4e-3)
+    assert (first.schedule.kind, first.schedule.power) == ("polynomial", 0.5)
+    assert first.optimizer.prenormalize
+    parts = plan([first, second], 128, [10**6, 10**6])
+    assert [part.steps for part in parts] == [7038, 1563]
+    assert [notes(part) for part in parts] == [[], []]
+    without = c.validate({**raw, "phases": []})
+    assert len(c.phases(without)) == 2
+
+
+def test_goyals_steps() -> None:
+    config = c.validate(IMAGES)
+    (phase,) = plan([config], 1, [1024 * 10])
+    assert phase.lr == pytest.approx(0.4)
+    assert phase.milestones == (307_200, 614_400, 819_200)
+    assert config.schedule.start == 0.25
+    assert config.optimizer.nesterov
+    assert phase.steps == 900
+
+
+def test_outside_of_what_was_published_is_said() -> None:
+    (phase,) = plan([c.validate({**BERT, "batch": {"global": 128, "micro": 8}, "duration": "10 steps"})], 1, [1000])
+    assert any("nobody has shown" in note for note in notes(phase))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_makes_a_config(name: str) -> None:
+    base = IMAGES if "resnet" in name else BERT
+    raw = {
+        **base,
+        "schedule": name,
+        "batch": {"global": recipe(name).published[-1], "micro": 8},
+        "duration": "90 epochs",
+    }
+    config = c.validate(raw)
+    assert c.validate(c.dump(config)) == config
+    assert len(c.phases(config)) == len(recipe(name).at(config.batch.global_))
+    assert config.optimizer.lr == recipe(name).at(config.batch.global_)[0].lr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schedule": "lamb-brt"}, "schedule: 'lamb-brt': there is none; did you mean lamb-bert?"),
+        ({"batch": {"global": "many"}}, "batch.global: 'many': schedule: lamb-bert needs the batch"),
+        ({"batch": {}}, "batch.global: None"),
+        ({"optimizer": {"name": "adamw"}}, "optimizer.name: 'adamw': schedule: lamb-bert is for lamb"),
+        ({"scaling": {"rule": "sqrt", "base_batch": 32}}, "scaling.rule: 'sqrt': schedule: lamb-bert scales"),
+        ({"schedule": "nvidia-bert-large", "phases": [{}]}, "has 2 phases"),
+        ({"schedule": "nvidia-bert-large", "phases": [{}, 3]}, "has 2 phases"),
+        ({"schedule": {"kind": "step"}}, "go with kind: step"),
+        ({"schedule": {"milestones": [0.5]}}, "go with kind: step"),
+        ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay: -1"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_a_recipe_is_told(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        c.validate({**BERT, **changes})
+    assert words in str(caught.value)
+
+
+def test_milestones_must_rise() -> None:
+    raw = {
+        **IMAGES,
+        "duration": "9 epochs",
+        "optimizer": {"lr": 1},
+        "schedule": {"kind": "step", "milestones": [0.5, 0.2]},
+    }
+    with pytest.raises(c.ConfigError, match=r"milestones.*must rise"):
+        plan([c.validate(raw)], 1, [10_000])
