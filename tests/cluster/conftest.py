@@ -28,7 +28,7 @@ batch: {{global: 16, micro: 4}}
 optimizer: {{lr: 1e-2}}
 log: {{every: 1 steps, tensorboard: false}}
 evaluate: {{limit: 16}}
-engine: {{heartbeat: 8}}
+engine: {{heartbeat: 12}}
 """
 
 # Steps of a known length, so that there is time to break things, and a place to break them.
@@ -121,12 +121,12 @@ def _cluster(size: int) -> Iterator[Cluster]:
 def bellwether(cluster: Cluster, space: Space, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command, on the cluster's login node."""
     return subprocess.run(
-        [sys.executable, "-m", "launcher", *arguments], cwd=space.folder, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "launcher", *arguments], cwd=space.folder, capture_output=True, text=True, timeout=240,
         env={**cluster.environment, **space.environment(**environment)},
     )  # fmt: skip
 
 
-def wait_for_step(cluster: Cluster, space: Space, name: str, step: int, seconds: float = 90) -> None:
+def wait_for_step(cluster: Cluster, space: Space, name: str, step: int, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while space.step(name) < step:
         assert time.monotonic() < deadline, f"{name} did not reach step {step}\n{cluster.story()}"

@@ -68,7 +68,7 @@ class Cluster:
             self.start_controller()
             for name in self.names:
                 self.start_node(name)
-            self.wait(lambda: self._idle() == size, 30, "the nodes to be idle")
+            self.wait(lambda: self._idle() == size, 60, "the nodes to be idle")
         except BaseException:
             self.close()
             raise
@@ -109,7 +109,7 @@ class Cluster:
     def state(self, job: int | str) -> str:
         return self.show(job)["JobState"]
 
-    def wait_for(self, job: int | str, state: str, seconds: float = 90) -> None:
+    def wait_for(self, job: int | str, state: str, seconds: float = 300) -> None:
         """Until the job is in a state. If it ends in another one before, that is an error."""
 
         def there() -> bool:
@@ -250,8 +250,8 @@ class Cluster:
             "SlurmdParameters": "config_overrides",
             "SlurmctldTimeout": "30",
             "SlurmdTimeout": "10",
-            "MessageTimeout": "5",
-            "KillWait": "10",
+            "MessageTimeout": "10",
+            "KillWait": "30",
             "GresTypes": "gpu",
             "JobCompType": "jobcomp/none",
             **options,

@@ -24,7 +24,7 @@ def jobs(two: Cluster, space: Space) -> dict[str, int]:
         "whole": two.submit(space.folder, "-N2", *ONE_EACH, TRAIN, "quick.yaml", "name=whole", **space.environment()),
     }
     for job in jobs.values():
-        two.wait_for(job, "COMPLETED", 120)
+        two.wait_for(job, "COMPLETED")
     return jobs
 
 
@@ -65,14 +65,14 @@ def test_time_limit_with_the_controller_away_then_finish(two: Cluster, space: Sp
     two.wait_for(job, "RUNNING")
     wait_for_step(two, space, "limited", 1)
     # The job runs on, saves and asks to be requeued while nobody is there to hear it.
-    two.wait(lambda: bool(space.events("limited", "checkpoint")), 60, "the signal")
+    two.wait(lambda: bool(space.events("limited", "checkpoint")), 240, "the signal")
     two.stop_controller()
     time.sleep(3)
     two.start_controller()
     # SLURM's notice may come a minute early, which with a limit of one is at once: once is enough.
-    two.wait(lambda: two.state(job) == "PENDING", 60, "the requeue")
+    two.wait(lambda: two.state(job) == "PENDING", 240, "the requeue")
     two.run("scontrol", "update", f"jobid={job}", "timelimit=10")
-    two.wait_for(job, "COMPLETED", 120)
+    two.wait_for(job, "COMPLETED")
     assert space.weights("limited") == whole
     said = [str(a["reason"]) for a in space.attempts("limited") if a["event"] == "end"]
     assert "after a signal" in said[0], space.story(job)
@@ -92,12 +92,13 @@ def test_preemption_by_a_job_that_comes_first(two: Cluster, space: Space, whole:
         assert job == last + 1
         wait_for_step(two, space, "preempted", 20)
         urgent = two.submit(space.folder, "-N2", "--exclusive", "--partition=urgent", "--wrap=sleep 2")
-        two.wait_for(urgent, "COMPLETED", 60)
-        assert int(two.show(job)["Restarts"]) == 1
+        two.wait_for(urgent, "COMPLETED")
+        assert int(two.show(job)["Restarts"]) >= 1
         two.wait_for(job, "COMPLETED")
     assert space.weights("preempted") == whole
     check_history(space, "preempted", 1)
-    assert len(list((space.run("preempted") / "logs/tensorboard").glob("events*"))) == 2  # one run, two launches
+    launches = len(space.events("preempted", "start"))
+    assert len(list((space.run("preempted") / "logs/tensorboard").glob("events*"))) == launches
     assert "stopped by SIGTERM at step" in space.story(job)
     first = re.search(r"meeting at node1:(\d+)", space.story(job))
     assert first
@@ -109,7 +110,7 @@ def test_a_rank_killed_a_link_silent_and_both_nodes_dark_in_turn(two: Cluster, s
     job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment(TEST_STEP="0.1"))
 
     def restarted(attempt: int, step: int) -> None:
-        two.wait(lambda: len(space.begins("unlucky")) == attempt, 90, f"attempt {attempt}")
+        two.wait(lambda: len(space.begins("unlucky")) == attempt, 240, f"attempt {attempt}")
         wait_for_step(two, space, "unlucky", step)
 
     wait_for_step(two, space, "unlucky", 15)
@@ -119,7 +120,7 @@ def test_a_rank_killed_a_link_silent_and_both_nodes_dark_in_turn(two: Cluster, s
     restarted(2, 35)
     assert space.begins("unlucky")[1]["step"] == 10
     two.silence("node2")
-    two.wait(lambda: "rank 1 on node2 has been silent for" in space.story(job), 30, "the heartbeat to tell")
+    two.wait(lambda: "rank 1 on node2 has been silent for" in space.story(job), 120, "the heartbeat to tell")
     two.wait(
         lambda: re.search("rank 0 (has not answered|cannot be reached)", space.story(job)) is not None,
         30,
@@ -129,15 +130,15 @@ def test_a_rank_killed_a_link_silent_and_both_nodes_dark_in_turn(two: Cluster, s
 
     restarted(3, 55)
     two.kill_node("node2")
-    two.wait(lambda: two.state(job) != "RUNNING", 60, "the end of the attempt")
+    two.wait(lambda: two.state(job) != "RUNNING", 240, "the end of the attempt")
     two.bring_back("node2")
 
     restarted(4, 75)
     two.kill_node("node1")  # with the batch script
-    two.wait(lambda: two.state(job) != "RUNNING", 60, "the end of the attempt")
+    two.wait(lambda: two.state(job) != "RUNNING", 240, "the end of the attempt")
     two.bring_back("node1")
 
-    two.wait_for(job, "COMPLETED", 120)
+    two.wait_for(job, "COMPLETED")
     assert space.weights("unlucky") == whole
     check_history(space, "unlucky", 4)
     assert "the attempt before ended without a word" in space.story(job)
@@ -147,7 +148,7 @@ def test_a_rank_killed_a_link_silent_and_both_nodes_dark_in_turn(two: Cluster, s
 def test_the_same_failure_twice_stops_the_job(two: Cluster, space: Space) -> None:
     arguments = (TRAIN, "quick.yaml", "name=failing", "checkpoint.every=10 steps")
     job = two.submit(space.folder, "-N1", *ONE_EACH, *arguments, **space.environment(TEST_FAIL="25"))
-    two.wait_for(job, "FAILED", 120)
+    two.wait_for(job, "FAILED")
     said = [a for a in space.attempts("failing") if a["event"] == "end"]
     assert [a["saved"] for a in said] == [20, 20]
     assert "failed twice at step" in str(said[-1]["reason"])
@@ -180,7 +181,7 @@ def test_scancel_leaves_a_good_checkpoint_and_stays_cancelled(two: Cluster, spac
 def test_restarts_that_are_spent(two: Cluster, space: Space) -> None:
     environment = space.environment(TEST_FAIL="3", BELLWETHER_RESTARTS="0")
     job = two.submit(space.folder, "-N1", *ONE_EACH, TRAIN, "quick.yaml", "name=spent", **environment)
-    two.wait_for(job, "FAILED", 120)
+    two.wait_for(job, "FAILED")
     assert "BELLWETHER_RESTARTS allows 0 restarts" in space.story(job)
     assert two.show(job)["Restarts"] == "0"
 
@@ -189,7 +190,7 @@ def test_three_nodes_and_srun_by_hand(three: Cluster, space: Space) -> None:
     # Without the script: every task works out for itself where all meet.
     out = three.run(
         "srun", "-N3", "--ntasks-per-node=1", f"--chdir={space.folder}", os.path.join(os.sys.prefix, "bin/python"), "-m",
-        "trainer", "quick.yaml", "name=three", "batch.global=15", "duration=10 steps", **space.environment(), timeout=120,
+        "trainer", "quick.yaml", "name=three", "batch.global=15", "duration=10 steps", **space.environment(), timeout=300,
     )  # fmt: skip
     assert "three: finished" in out
     assert space.step("three") == 10
@@ -202,7 +203,7 @@ def test_a_job_array(three: Cluster, space: Space) -> None:
     )
     script = str(ROOT / "slurm/sweep.sbatch")
     job = three.submit(space.folder, "--array=1-2", "-N1", *ONE_EACH, script, "runs.txt", **space.environment())
-    three.wait(lambda: (space.run("array2") / "finished.json").exists(), 90, "task 2")
+    three.wait(lambda: (space.run("array2") / "finished.json").exists(), 240, "task 2")
     three.wait_for(f"{job}_1", "COMPLETED")
     for task in (1, 2):
         assert f"array{task}: finished" in (space.folder / f"logs/{job}_{task}-rank0.log").read_text()

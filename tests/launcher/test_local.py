@@ -52,7 +52,7 @@ def start(space: Path, *arguments: str, **environment: str) -> subprocess.Popen[
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
     out, error = process.communicate(timeout=seconds)
     return process.returncode, out, error
 
@@ -64,7 +64,7 @@ def steps(space: Path, name: str) -> list[int]:
 
 
 def wait_for_step(process: subprocess.Popen[str], space: Path, name: str, step: int) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while max(steps(space, name), default=0) < step:
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline, "no progress"
@@ -218,7 +218,7 @@ def test_a_killed_rank_ends_the_run(space: Path) -> None:
     wait_for_step(process, space, "killed", 3)
     children = ranks_of(process)
     children[1].send_signal(signal.SIGKILL)
-    status, _, error = finish(process, 60)
+    status, _, error = finish(process, 180)
     assert status == 1
     assert "rank 1 was killed by SIGKILL" in error
     assert not any(child.is_running() for child in children.values())
@@ -229,7 +229,7 @@ def test_ctrl_c_ends_all_ranks_and_the_same_command_goes_on(space: Path) -> None
     wait_for_step(process, space, "interrupted", 7)
     children = ranks_of(process)
     os.killpg(process.pid, signal.SIGINT)
-    status, _, error = finish(process, 60)
+    status, _, error = finish(process, 180)
     assert status == 130
     assert "goes on from the newest checkpoint" in error
     assert "Traceback" not in error, error
@@ -263,7 +263,7 @@ def test_a_notice_saves_at_the_next_step_and_the_end_is_the_same_to_the_bit(spac
         ranks_of(process)[1].send_signal(signal.SIGUSR2)
     else:
         process.send_signal(signal.SIGTERM)
-    status, _, error = finish(process, 60)
+    status, _, error = finish(process, 180)
     assert status == 75, error
     name = "SIGUSR2" if to == "rank" else "SIGTERM"
     stopped = re.search(rf"stopped by {name} at step (\d+)", error)
@@ -309,18 +309,18 @@ def test_a_rank_that_falls_silent_ends_the_run_and_is_named(space: Path, tmp_pat
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = [
         start(
-            space, "trainer", "long.yaml", f"name=silent{silent}", "engine.heartbeat=3", RANK=str(rank),
+            space, "trainer", "long.yaml", f"name=silent{silent}", "engine.heartbeat=5", RANK=str(rank),
             LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port),
             TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0", TEST_SILENT=str(silent),
             PYTHONPATH=str(tmp_path),
         ) for rank in range(2)
     ]  # fmt: skip
     wait_for_step(ranks[0], space, f"silent{silent}", 2)
-    status, _, error = finish(ranks[1 - silent], 30)
+    status, _, error = finish(ranks[1 - silent], 90)
     ranks[silent].kill()
     ranks[silent].communicate()
     assert status == 76, error
-    assert re.search(rf"rank {silent} on \S+ has been silent for \d s; last heard at step [0-2], ", error), error
+    assert re.search(rf"rank {silent} on \S+ has been silent for \d+ s; last heard at step [0-2], ", error), error
     beat = json.loads((space / f"runs/silent{silent}/logs/heartbeat.json").read_text())
     assert {row["rank"] for row in beat["furthest_behind"]} == {0, 1}
     if silent == 1:
