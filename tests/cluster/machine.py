@@ -109,7 +109,7 @@ class Cluster:
     def state(self, job: int | str) -> str:
         return self.show(job)["JobState"]
 
-    def wait_for(self, job: int | str, state: str, seconds: float = 300) -> None:
+    def wait_for(self, job: int | str, state: str, seconds: float = 600) -> None:
         """Until the job is in a state. If it ends in another one before, that is an error."""
 
         def there() -> bool:
