@@ -29,6 +29,7 @@ from trainer.config import Config, ConfigError, ConfigErrors, load
 FILE = Path("logs", "attempts.jsonl")
 NOTHING_TO_DO = 3
 RESTARTS = 50
+STUCK = 5  # attempts in a row without a newer checkpoint, for whatever reason, after which a job has no future
 _FINISHED = "finished.json"
 # Of ranks that were told to stop while Python was still starting, and nobody listened yet.
 _DEAF = (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
@@ -77,12 +78,13 @@ def attempts(run: Path) -> list[Attempt]:
     """All attempts at a run, the oldest first."""
     found: list[Attempt] = []
     for said in _lines(run):
-        with contextlib.suppress(TypeError, IndexError):
+        with contextlib.suppress(TypeError, ValueError):
             event = said.pop("event", None)
             if event == "begin":
                 found.append(Attempt(**said))
             elif event == "end":
-                found[-1] = Attempt(**{**asdict(found[-1]), **said})
+                index = max(i for i, attempt in enumerate(found) if attempt.job == said.get("job", attempt.job))
+                found[index] = Attempt(**{**asdict(found[index]), **said})
     return found
 
 
@@ -131,6 +133,12 @@ def decide(
     same = [a for a in attempts if a.job == last.job]
     if len(same) > restarts:
         return failed, f"has started {len(same)} times, and BELLWETHER_RESTARTS allows {restarts} restarts"
+    recent = same[-STUCK:]
+    if len(recent) == STUCK and all((a.saved or 0) <= recent[0].step for a in recent):
+        return failed, (
+            f"{STUCK} attempts have brought no newer checkpoint than step {last.saved or 0:,}: save more often "
+            "(checkpoint.every), or ask for more time (--time, and --signal for the notice)"
+        )
     if status == signals.SAVED:
         return signals.SAVED, f"saved at step {last.saved or 0:,} after a signal, to go on in the next attempt"
     if status == signals.LOST:
@@ -202,18 +210,22 @@ def begin(run: Path, restarts: int) -> int:
 
 def end(run: Path, status: int, job: str, restarts: int) -> int:
     """Note how the attempt ended, and decide."""
-    known = attempts(run)
+    own = os.environ.get("SLURM_JOB_ID", "")
+    # Another job may have tried the same run meanwhile, and been refused.
+    known = [attempt for attempt in attempts(run) if attempt.job == own]
     if not known:
         return status
     reached, slack, ended = _reached(run, known[-1])
     status = {"saved": signals.SAVED, "lost": signals.LOST}.get(ended, status)
+    if ended == "failed" and status in (signals.SAVED, signals.LOST, *_DEAF):
+        status = 1  # srun's is that of a rank which ended because of the one that failed
     if not ended and status in _DEAF:
         status = signals.SAVED
     saved = _newest(run)
     about = {"status": status, "reached": max(reached, saved), "slack": slack, "saved": saved}
     last = Attempt(**{**asdict(known[-1]), **about})
     verdict, reason = decide([*known[:-1], last], status, finished=is_finished(run), restarts=restarts, job=job)
-    _note(run, {"event": "end", "ended": round(time.time(), 3), **about, "reason": reason})
+    _note(run, {"event": "end", "job": own, "ended": round(time.time(), 3), **about, "reason": reason})
     _say(reason)
     return verdict
 

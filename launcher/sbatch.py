@@ -134,6 +134,11 @@ fi
 
 # The tasks get the signals that announce an end, save, and end by themselves. This shell must outlive them.
 trap : TERM USR2
+# As many open files as may be: 1,024 ranks hold more connections than the usual limit.
+ulimit -Sn hard
+# The id of a task of an array that means no other: its plain number may be that of the whole array.
+id=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+id=${id:-$SLURM_JOB_ID}
 
 if [[ -n ${BELLWETHER_MODULES:-} ]]; then
     # shellcheck disable=SC2086  # one word a module
@@ -171,18 +176,20 @@ mkdir -p logs
 echo "$(date '+%F %T') bellwether: attempt $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS tasks on $SLURM_JOB_NODELIST," \\
     "meeting at $MASTER_ADDR:$MASTER_PORT"
 # The first rank that fails takes the others along; none waits for ever for one that is gone.
-srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --open-mode=append --output=logs/@LOG@-rank%t.log "${options[@]}" \\
-    "${python[@]}" -m trainer "$@"
+srun --export=ALL --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --open-mode=append \\
+    --output=logs/@LOG@-rank%t.log "${options[@]}" "${python[@]}" -m trainer "$@"
 status=$?
 
-job=$(scontrol show job -o "$SLURM_JOB_ID")
+job=$(scontrol show job -o "$id")
 "${python[@]}" -m launcher.requeue end --status "$status" --job "$job" "$@"
 verdict=$?
 if ((verdict == 75)); then
-    # The controller may be away for a while. What it says no to while it is there, such as a job that SLURM itself has
-    # requeued by now, waiting does not change.
     for try in {1..60}; do
-        scontrol requeue "$SLURM_JOB_ID" && exit 0
+        # Requeueing would bring back a job that somebody has cancelled in the meantime.
+        now=$(scontrol show job -o "$id") && [[ $now != *JobState=RUNNING* && $job == *JobState=RUNNING* ]] && break
+        scontrol requeue "$id" && exit 0
+        # The controller may be away for a while. What it says no to while it is there, such as a job that SLURM itself has
+        # requeued by now, waiting does not change.
         ((try > 2)) && scontrol ping | grep -q "is UP" && break
         sleep 5
     done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import socket
 import sys
 import threading
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     signals.listen()
+    _allow_open_files()
 
     try:
         return _run(arguments.config, arguments.overrides)
@@ -49,6 +51,13 @@ def _run(path: str, overrides: list[str]) -> int:
     except Exception as error:
         return _failed(error)
     return signals.SAVED if stopped else 0
+
+
+def _allow_open_files() -> None:
+    """The usual soft limit of 1,024 is less than the connections among 1,024 ranks; the hard one is for who needs more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _end_with(parent: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    launcher: str = "none"
 
     @property
     def main(self) -> bool:
@@ -52,6 +54,12 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("engine.device", device, "there is no CUDA device here", "write cpu or auto")
     on_gpu = device != "cpu" and torch.cuda.is_available()
+    if device == "auto" and not on_gpu and (given := _gpus_given()):
+        # It would wait for the others on another kind of network than they wait for it.
+        raise RuntimeError(
+            f"{socket.gethostname()}: {given} gives this process GPUs, but torch finds none; is the driver well there? "
+            "To train on CPUs, write engine.device=cpu"
+        )
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     place = seat.find()
@@ -70,7 +78,12 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
     waiting.start()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     waiting.cancel()
-    return World(dist.get_rank(), dist.get_world_size(), place.local_rank, where)
+    return World(dist.get_rank(), dist.get_world_size(), place.local_rank, where, place.launcher)
+
+
+def _gpus_given() -> str | None:
+    """The variable by which SLURM says that this process has GPUs."""
+    return next((name for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if os.environ.get(name)), None)
 
 
 def _gpu(place: seat.Seat) -> int:
@@ -113,28 +126,31 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def _asking() -> Iterable[tuple[str, str]]:
-    """The variables that speak of this run's processes. Inside torchrun, those of srun and mpirun count torchruns."""
-    if "BELLWETHER_WORLD_SIZE" in os.environ:
-        return [("BELLWETHER_WORLD_SIZE", _ASKED["BELLWETHER_WORLD_SIZE"])]
-    return [] if "TORCHELASTIC_RUN_ID" in os.environ else _ASKED.items()
+def _asking(launcher: str) -> list[str]:
+    """The variables that speak of this run's processes. Within torchrun those of srun and mpirun count torchruns, within mpirun
+    srun's counts its daemons."""
+    own = ["BELLWETHER_WORLD_SIZE"]
+    mpi = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
+    known = {"torchrun": own, "environment": own, "mpirun": mpi, "srun": ["SLURM_STEP_NUM_TASKS"]}
+    return known.get(launcher, [*own, *mpi, "SLURM_STEP_NUM_TASKS"])
 
 
-def check_world_size(actual: int, configured: int | None) -> None:
+def check_world_size(world: World, configured: int | None) -> None:
     """Refuse a run on another number of processes than was asked for: some launchers start N runs of one process each.
 
     Raises:
         ConfigError: naming who asked for how many.
     """
-    asked = {f"{who} ({name})": int(os.environ[name]) for name, who in _asking() if os.environ.get(name, "").isdigit()}
+    names = [name for name in _asking(world.launcher) if os.environ.get(name, "").isdigit()]
+    asked = {f"{_ASKED[name]} ({name})": int(os.environ[name]) for name in names}
     if configured is not None:
         asked["engine.world_size"] = configured
     for who, size in asked.items():
-        if size != actual:
+        if size != world.size:
             raise ConfigError(
                 "engine.world_size",
-                actual,
-                f"{who} asked for {size} processes, but the process group has {actual}",
+                world.size,
+                f"{who} asked for {size} processes, but the process group has {world.size}",
                 "start it with a launcher that sets RANK and WORLD_SIZE for each process, such as bellwether train or torchrun",
             )
 

@@ -14,13 +14,14 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from trainer import signals
-from trainer.distributed import World
+from trainer.distributed import World, agree
 
 FILE = Path("logs", "heartbeat.json")
 _SHOWN = 16  # ranks in the file: those the furthest behind
@@ -38,8 +39,6 @@ class Heartbeat:
         silence: seconds; 0 ends nothing and only keeps the file.
     """
 
-    _made = 0
-
     def __init__(self, run: Path, world: World, silence: float) -> None:
         self.file, self.world, self.silence = run / FILE, world, silence
         self.total = 0  # steps of the run, for those who read the file
@@ -47,22 +46,26 @@ class Heartbeat:
         self._step, self._doing = 0, "start"
         self._beats = 0
         self._heard = time.monotonic()
-        self._written_step = 0
         self._own: dict[str, Any] = {}
         self._ranks: dict[int, dict[str, Any]] = {}
         self._since: dict[int, float] = {}
         self._closed = threading.Event()
+        self._ended: str | None = None
+        self._due, self._written = threading.Event(), threading.Event()
         self._store: dist.Store | None = None
-        Heartbeat._made += 1  # the same on all ranks: what an earlier one has left in the store is not ours
         if world.size > 1:
+            # torchrun's store outlives a restart: what an earlier launch has left there is not ours.
+            nonce = agree(world, lambda: uuid.uuid4().hex)
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             server = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
-            self._store = dist.PrefixStore(f"bellwether/{Heartbeat._made}", server)
+            self._store = dist.PrefixStore(f"bellwether/{nonce}", server)
         self._send()
         if self._store is not None:
             dist.barrier()  # from here on rank 0 finds a beat of everybody
         for act in (self._beat, self._watch) if silence else (self._beat,):
             threading.Thread(target=act, daemon=True).start()
+        if world.main:
+            threading.Thread(target=self._keep_file, daemon=True).start()
 
     def __enter__(self) -> Heartbeat:
         return self
@@ -93,7 +96,7 @@ class Heartbeat:
             with contextlib.suppress(RuntimeError):
                 self._send()
                 self._listen()
-            self._write(ended)
+            self._write(ended, wait=10)
 
     def _beat(self) -> None:
         while not self._closed.wait(self.period):
@@ -102,11 +105,12 @@ class Heartbeat:
                 if self.silence and self._store is not None and self._store.check(["failed"]):
                     # A failure that all ranks meet is told by each rank's own error, a moment from now.
                     if not self._closed.wait(max(2.0, self.period)):
-                        self._end(self._store.get("said").decode())
+                        said = self._store.get("said").decode()
+                        self._end(said, failed=" failed: " in said)
                     return
                 self._listen()
                 if self.world.main:
-                    self._write()
+                    self._due.set()
             except RuntimeError as error:  # torch's DistNetworkError and DistStoreError too
                 if self.silence:
                     self._end(f"rank 0 cannot be reached any more ({str(error).splitlines()[0]})")
@@ -160,34 +164,51 @@ class Heartbeat:
             if now - self._heard > self.silence + 2 * self.period:
                 self._end(f"rank 0 has not answered for {now - self._heard:.0f} s")
 
-    def _write(self, ended: str | None = None) -> None:
-        now = time.monotonic()
-        behind = sorted(self._ranks, key=lambda r: (self._ranks[r]["step"], -now + self._since.get(r, now)))
-        table = [
-            {"rank": r, **self._ranks[r], "silent_s": round(now - self._since.get(r, now), 1)} for r in behind[:_SHOWN]
-        ]
-        for row in table:
-            row.pop("n")
-        # steps: how far a step count in this file may lag behind, as a killed process cannot write its last one
-        said = {
-            "time": round(time.time(), 3), "step": self._step, "steps": self._step - self._written_step,
-            "total": self.total, "doing": self._doing, "ended": ended, "ranks": self.world.size, "furthest_behind": table,
-        }  # fmt: skip
-        self._written_step = self._step
-        partial = self.file.with_suffix(".partial")
-        with contextlib.suppress(OSError):  # a full disk is told by what matters: a checkpoint, the metrics
-            partial.write_text(json.dumps(said, indent=1))
-            partial.rename(self.file)
+    def _write(self, ended: str, wait: float) -> None:
+        """Write the file a last time, and wait no longer than this many seconds for a file system that hangs."""
+        self._ended = ended
+        self._written.clear()
+        self._due.set()
+        self._written.wait(wait)
 
-    def _end(self, said: str) -> None:
+    def _keep_file(self) -> None:
+        """In a thread of its own: a file system that hangs is no reason for a beat to fail."""
+        written_step = 0
+        while True:
+            self._due.wait()
+            self._due.clear()
+            ended, step, now = self._ended, self._step, time.monotonic()
+            ranks, since = dict(self._ranks), dict(self._since)
+            silent = {rank: now - since.get(rank, now) for rank in ranks}
+            behind = sorted(ranks, key=lambda rank: (ranks[rank]["step"], -silent[rank]))
+            table = [{"rank": rank, **ranks[rank], "silent_s": round(silent[rank], 1)} for rank in behind[:_SHOWN]]
+            for row in table:
+                row.pop("n")
+            # steps: how far a step count in this file may lag behind, as a killed process cannot write its last one
+            said = {
+                "time": round(time.time(), 3), "step": step, "steps": step - written_step, "total": self.total,
+                "doing": self._doing, "ended": ended, "ranks": self.world.size, "furthest_behind": table,
+            }  # fmt: skip
+            written_step = step
+            partial = self.file.with_suffix(".partial")
+            with contextlib.suppress(OSError):  # a full disk is told by what matters: a checkpoint, the metrics
+                partial.write_text(json.dumps(said, indent=1))
+                partial.rename(self.file)
+            if ended == self._ended:
+                self._written.set()
+            if ended is not None:
+                return
+
+    def _end(self, said: str, failed: bool = False) -> None:
+        """End this process, which may hang in any call. ``failed``: because of another rank's own error, not of its silence."""
         if self._closed.is_set():
             return
         from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
         if self.world.main:
-            self._write("lost")
+            self._write("failed" if failed else "lost", wait=3)
         where = f"rank {self.world.rank} on {socket.gethostname()}"
         print(f"bellwether: {where} ends: {said}", file=sys.stderr, flush=True)
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             ErrorHandler().record_exception(RuntimeError(said))
-        os._exit(signals.LOST)
+        os._exit(1 if failed else signals.LOST)

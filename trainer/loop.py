@@ -66,7 +66,7 @@ def run(config: Config) -> int:
         the number of the signal that stopped it, after it was saved, or 0.
     """
     world = distributed.start(config.engine.device, timedelta(seconds=config.engine.collective_timeout))
-    distributed.check_world_size(world.size, config.engine.world_size)
+    distributed.check_world_size(world, config.engine.world_size)
     everywhere(world, lambda: accelerated.check(config, world))
     signal = train(config, world)
     # Not when it failed: the other ranks may be in a collective that this one would wait for. Together, because gloo now
@@ -88,8 +88,9 @@ def train(config: Config, world: World) -> int:
         return path
 
     directory = agree(world, take)
+    limit = timedelta(seconds=config.engine.collective_timeout)
     try:
-        with Heartbeat(directory, world, config.engine.heartbeat) as heartbeat, Notice(world) as notice:
+        with Heartbeat(directory, world, config.engine.heartbeat) as heartbeat, Notice(world, limit) as notice:
             return _train(config, world, directory, heartbeat, notice)
     finally:
         for file in filter(None, held):
@@ -188,13 +189,13 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         if run.progress is not None:
             run.progress.update(step, values)
         with meter.paused():
-            # Not with a signal's minutes running out: the checkpoint comes first.
-            if due(config.evaluate.every) and not told:
-                run.heartbeat.at(step, "evaluation")
-                _evaluate(run, phase, engine, place)
+            # The checkpoint first: a signal's minutes may be running out.
             if due(config.checkpoint.every):
                 run.heartbeat.at(step, "checkpoint")
                 saved = _save(run, engine, place)
+            if due(config.evaluate.every) and (not told or step == run.stop):
+                run.heartbeat.at(step, "evaluation")
+                _evaluate(run, phase, engine, place)
         if told:
             break
     engine.destroy()

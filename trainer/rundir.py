@@ -20,6 +20,7 @@ from trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml, val
 LOCK = ".lock"
 FINISHED = "finished.json"
 _HEAD = "# bellwether "
+_OWN_LOCK = 180  # seconds to wait for a lock that an earlier attempt of the same job holds
 
 # What may change when a run goes on: who computes which part, how often something is written, and where it stops.
 FREE = (
@@ -108,16 +109,25 @@ def mark_finished(run: Path, place: checkpoint.Place) -> None:
 
 def _lock(run: Path) -> IO[str] | None:
     file = open(run / LOCK, "a+")  # noqa: SIM115  (held until the process ends)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        problem = f"another process trains in {run} ({file.read().strip() or 'it did not say which'})"
-        raise ConfigError("name", run.name, problem, "wait for it, end it, or choose another name=...") from None
-    except OSError:
-        return None  # some parallel file systems are mounted without locks
+    job = f"job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+    deadline = time.monotonic() + _OWN_LOCK
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            # An attempt of the same job that SLURM has given up, on a node that it does not reach, may take its time to end.
+            if job and holder.endswith(f", {job}") and time.monotonic() < deadline:
+                time.sleep(1)
+                continue
+            problem = f"another process trains in {run} ({holder or 'it did not say which'})"
+            raise ConfigError("name", run.name, problem, "wait for it, end it, or choose another name=...") from None
+        except OSError:
+            return None  # some parallel file systems are mounted without locks
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.write(", ".join(filter(None, [f"process {os.getpid()} on {socket.gethostname()}", job])) + "\n")
     file.flush()
     return file
 

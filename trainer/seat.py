@@ -55,6 +55,8 @@ def find() -> Seat:
             raise ConfigError(name, e[name], "is no number", "let the launcher set it for each process")
     if "RANK" in e or e.get("WORLD_SIZE", "1") != "1":
         return _from_torchrun()
+    if _is_one_task():
+        return Seat(0, 1, 0, "127.0.0.1", 0, "none")
     if any(name in e for name in _MPI_RANK) and not _slurm_has_all():
         return _from_mpi()
     if _in_step():
@@ -80,6 +82,13 @@ def _in_step() -> bool:
     A batch script has SLURM_PROCID and SLURM_NTASKS too, but what it starts itself is one process, whatever they say.
     """
     return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+
+
+def _is_one_task() -> bool:
+    """Whether srun started this process alone, whatever PMI a site turns on for every step."""
+    e = os.environ
+    alone = "SLURM_STEP_ID" in e and e.get("SLURM_STEP_NUM_TASKS") == "1"
+    return alone and "OMPI_COMM_WORLD_RANK" not in e and e.get("PMI_SIZE", "1") == "1"
 
 
 def _slurm_has_all() -> bool:

@@ -28,7 +28,7 @@ batch: {{global: 16, micro: 4}}
 optimizer: {{lr: 1e-2}}
 log: {{every: 1 steps, tensorboard: false}}
 evaluate: {{limit: 16}}
-engine: {{heartbeat: 12}}
+engine: {{device: cpu, heartbeat: 12}}
 """
 
 # Steps of a known length, so that there is time to break things, and a place to break them.

@@ -38,6 +38,8 @@ CASES = {
     "a signal between": ([attempt(1, 50, 40), attempt(75, 50, 50), attempt(1, 50, 50)], 1, RUNNING, 75, "tries"),
     "another job's": ([attempt(1, 50, 40, job="6"), attempt(1, 50, 40)], 1, RUNNING, 75, "tries from"),
     "a lost node, twice": ([attempt(76, 50, 40), attempt(76, 50, 40)], 76, RUNNING, 75, "lost a rank at step 50"),
+    "no progress": ([attempt(76, 50, 0)] * 5, 76, RUNNING, 76, "5 attempts have brought no newer checkpoint"),
+    "late progress": ([attempt(76, 50, 0)] * 4 + [attempt(76, 60, 60)], 76, RUNNING, 75, "goes on from step 60"),
     "after a silent end": ([attempt(None, 50, 40), attempt(1, 50, 40)], 1, RUNNING, 75, "tries from"),
     "spent": ([attempt(75, n, n) for n in range(4)], 75, RUNNING, 75, "has started 4 times"),
 }
@@ -91,6 +93,33 @@ def test_begin_and_end_leave_a_record(
     assert requeue.attempts(run)[-1].status == 75
     (run / "finished.json").write_text("{}")
     assert requeue.begin(run, 1) == requeue.NOTHING_TO_DO
+
+
+def test_another_job_on_the_same_run_does_not_confuse_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    requeue.begin(tmp_path, 9)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    requeue.begin(tmp_path, 9)
+    assert requeue.end(tmp_path, 2, RUNNING, 9) == 2
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert requeue.end(tmp_path, 75, f"{RUNNING} Restarts=1", 9) == 75
+    assert [(a.job, a.status) for a in requeue.attempts(tmp_path)] == [("7", 75), ("8", 2)]
+
+
+def test_a_rank_that_failed_is_believed_and_not_the_status_of_those_that_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    requeue.begin(tmp_path, 9)
+    beat = {"time": 4e9, "step": 44, "steps": 0, "ended": "failed"}
+    (tmp_path / "logs/heartbeat.json").write_text(json.dumps(beat))
+    assert requeue.end(tmp_path, 76, RUNNING, 9) == 75
+    assert requeue.attempts(tmp_path)[-1].status == 1
 
 
 def test_a_first_node_that_was_lost_is_counted(

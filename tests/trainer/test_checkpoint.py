@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -176,6 +179,50 @@ def test_a_damaged_checkpoint_is_refused_on_all_ranks(ranks: Ranks, one: Path, d
         (one / "manifest.json").write_text("{")
     for message in ranks.run(_error, str(one.parent.parent)):
         assert word in message
+
+
+def _newest(root: str, blind: int | None) -> str:
+    """What `newest_intact` finds, where one rank's node has no file system."""
+    nothing = mock.patch("trainer.checkpoint.reading.damage", lambda path, manifest, names: (names[0], "is missing"))
+    try:
+        with nothing if torch.distributed.get_rank() == blind else contextlib.nullcontext():
+            path, said = checkpoint.newest_intact(Path(root), _world())
+        return f"{path and path.name} {said}"
+    except (ConfigError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_a_node_without_the_file_system_puts_nothing_aside(ranks: Ranks, one: Path) -> None:
+    root = one.parent
+    later = shutil.copytree(one, root / "step-00009999")
+    for message in ranks.run(_newest, str(root), 1):
+        assert re.match(r"RuntimeError: rank 1 on \S+ cannot read .*step-00009999 as rank 0 can: is missing", message)
+    assert later.is_dir()
+    assert one.is_dir()
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_the_last_checkpoint_is_never_put_aside(ranks: Ranks, one: Path) -> None:
+    root = one.parent
+    later = shutil.copytree(one, root / "step-00009999")
+    for path in (one, later):
+        (path / "rank-00001.safetensors").write_bytes(b"")
+    for message in ranks.run(_newest, str(root), None):
+        assert message.startswith("ConfigError: resume: ")
+        assert "no checkpoint is left that is whole: rank-00001.safetensors is damaged" in message
+    assert one.is_dir()
+    assert (root / "step-00009999.damaged").is_dir()
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_a_checkpoint_of_another_version_is_refused_and_left_alone(ranks: Ranks, one: Path) -> None:
+    manifest = json.loads((one / "manifest.json").read_text())
+    (one / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    shutil.copytree(one, one.parent / "step-00009999")
+    for message in ranks.run(_newest, str(one.parent), None):
+        assert "is of format 99, this version reads 1" in message
+    assert (one.parent / "step-00009999").is_dir()
 
 
 def test_a_partial_directory_is_no_checkpoint(tmp_path: Path) -> None:

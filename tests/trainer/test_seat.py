@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
-from trainer import rendezvous, seat
+from trainer import distributed, rendezvous, seat
 from trainer.config import ConfigError
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1",
@@ -64,6 +65,46 @@ def test_a_sites_default_pmi_does_not_need_mpi4py(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(seat.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("MASTER_ADDR")
     assert seat.find().launcher == "srun"
+
+
+def test_one_task_of_srun_is_alone_whatever_the_sites_pmi(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = given(
+        monkeypatch, **{**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, PMIX_RANK="0", PMI_SIZE="1"
+    )
+    assert (found.rank, found.size, found.launcher) == (0, 1, "none")
+
+
+def test_gpus_that_slurm_gives_and_torch_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
+    with pytest.raises(RuntimeError, match=r"SLURM_JOB_GPUS gives this process GPUs, but torch finds none"):
+        distributed.start("auto")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environment", "refused"),
+    [
+        ("mpirun", {"SLURM_STEP_NUM_TASKS": "1"}, False),  # mpirun within srun --pty bash
+        ("environment", {"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ("mpirun", {"OMPI_COMM_WORLD_SIZE": "4"}, True),  # an mpi4py of another MPI: each process is alone
+        ("srun", {"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ("none", {"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ("torchrun", {"BELLWETHER_WORLD_SIZE": "4"}, True),
+    ],
+)
+def test_the_number_that_counts_is_that_of_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, environment: dict[str, str], refused: bool
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    world = distributed.World(0, 2, 0, torch.device("cpu"), launcher)
+    if refused:
+        with pytest.raises(ConfigError, match="asked for 4 processes"):
+            distributed.check_world_size(world, None)
+        return
+    distributed.check_world_size(world, None)
+    with pytest.raises(ConfigError, match=r"engine\.world_size asked for 3"):
+        distributed.check_world_size(world, 3)
 
 
 def test_mpirun_without_mpi4py_needs_to_be_told_where_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:

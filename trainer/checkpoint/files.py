@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Manifest:
 
         Raises:
             ConfigError: if there is none, or one that this version does not read.
+            OSError: if the file system does not answer.
         """
         advice = "give a checkpoint's directory, step-..."
         try:
@@ -58,7 +60,7 @@ class Manifest:
             if raw["format"] != FORMAT:
                 raise ConfigError("resume", str(path), f"is of format {raw['format']}, this version reads {FORMAT}")
             return cls(**{**raw, "place": Place(**raw["place"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError("resume", str(path), f"no readable manifest.json: {error}", advice) from None
@@ -86,14 +88,18 @@ def checksum(file: Path) -> str:
     return digest.hexdigest()
 
 
-def damage(path: Path, manifest: Manifest, share: int, of: int) -> str | None:
-    """What is wrong with every ``of``-th file of a checkpoint, from number ``share`` on; None if nothing is."""
-    for name, about in list(manifest.files.items())[share::of]:
-        file = path / name
+def damage(path: Path, manifest: Manifest, names: Sequence[str]) -> tuple[str, str] | None:
+    """The first of these files of a checkpoint that is not as it was written, and what is wrong with it.
+
+    Raises:
+        OSError: if the file system does not answer, which says nothing about the file.
+    """
+    for name in names:
+        about, file = manifest.files[name], path / name
         if not file.is_file():
-            return f"{name} is missing"
+            return name, f"{name} is missing"
         if file.stat().st_size != about["bytes"] or checksum(file) != about["xxh3_128"]:
-            return f"{name} is damaged: its checksum differs"
+            return name, f"{name} is damaged: its checksum differs"
     return None
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from optimizers.shards import deepspeed as zero
-from trainer.checkpoint.files import Files, Manifest, damage, newest
+from trainer.checkpoint.files import Files, Manifest, damage, newest, whole
 from trainer.config import ConfigError
 from trainer.distributed import World, agree, everywhere
 from trainer.engine import Engine
@@ -20,28 +22,57 @@ def newest_intact(root: Path, world: World) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are as they were written, and a line about each that was not. Collective.
 
     A damaged one is renamed to ``step-....damaged``, so that training goes on from the one before it.
+
+    Raises:
+        ConfigError: if not one of several is whole, or one is of another version's format: nothing begins again at 0 because
+            of that.
+        RuntimeError: if a node cannot read what rank 0 can.
     """
-    said = []
+    said: list[str] = []
     while (path := agree(world, lambda: newest(root))) is not None:
         problem = _problem(path, world)
         if problem is None:
-            break
+            return path, said
+        if agree(world, lambda: len(whole(root))) == 1:
+            advice = "start afresh under another name=..., or give a whole checkpoint as resume=PATH there"
+            raise ConfigError("resume", str(path), f"no checkpoint is left that is whole: {problem}", advice)
         aside = path.with_name(f"{path.name}.damaged")
         agree(world, lambda path=path, aside=aside: path.rename(aside))  # type: ignore[misc]
         said.append(f"{path}: {problem}; kept as {aside.name}, going on from the checkpoint before it")
-    return path, said
+    return None, said
 
 
 def _problem(path: Path, world: World) -> str | None:
-    """Its first damage, if any; each rank checks its share of the files. Collective."""
+    """Its first damage, if any; each rank checks its share of the files, and rank 0 what another has found. Collective."""
+    manifest = agree(world, lambda: _readable(path))
+    if isinstance(manifest, str):
+        return manifest
+    shares = [list(manifest.files)[rank :: world.size] for rank in range(world.size)]
+    found = everywhere(world, lambda: _damage(path, manifest, shares[world.rank]))
+    suspects = [(rank, said) for rank, said in enumerate(found) if said is not None]
+    if not suspects:
+        return None
+    rank, (name, problem, host) = suspects[0]
+    # A node without the file system finds every file missing: that is no reason to put checkpoints aside.
+    if agree(world, lambda: _damage(path, manifest, [name])) is None:
+        raise RuntimeError(
+            f"rank {rank} on {host} cannot read {path} as rank 0 can: {problem}; is the file system mounted there?"
+        )
+    return problem
 
-    def check() -> str | None:
-        try:
-            return damage(path, Manifest.read(path), world.rank, world.size)
-        except ConfigError as error:
-            return error.problem
 
-    return next(filter(None, everywhere(world, check)), None)
+def _readable(path: Path) -> Manifest | str:
+    try:
+        return Manifest.read(path)
+    except ConfigError as error:
+        if "of format" in error.problem:
+            raise
+        return error.problem
+
+
+def _damage(path: Path, manifest: Manifest, names: Sequence[str]) -> tuple[str, str, str] | None:
+    found = damage(path, manifest, names)
+    return None if found is None else (*found, socket.gethostname())
 
 
 def load(path: Path, engine: Engine, world: World) -> Manifest:

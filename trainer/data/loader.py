@@ -148,7 +148,7 @@ def _batches(
         # could wait for one of them for ever. The fork server has none, and imports torch once for all workers.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
-            ["torch.utils.data", "trainer.data.loader", type(samples).__module__, "PIL.Image"]
+            ["trainer.data.deaf", "torch.utils.data", "trainer.data.loader", type(samples).__module__, "PIL.Image"]
         )
         many = {"multiprocessing_context": context, "worker_init_fn": _start_worker}
     loader: DataLoader[Any] = DataLoader(
