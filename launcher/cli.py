@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import pairwise
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,13 +65,25 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/")
     launch.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, as in batch.global=4096")
     launch.add_argument("--on", choices=["local", "slurm", "mpi", "ssh"], default="local", help="default: local")
-    launch.add_argument("--nodes", type=_count, metavar="N", help="machines (slurm, mpi)")
-    launch.add_argument("--gpus-per-node", type=_number, metavar="N", help="GPUs, and processes, a machine; 0: none")
+    launch.add_argument("--nodes", type=_count, metavar="N", help="machines (slurm, mpi); default: 1")
+    launch.add_argument(
+        "--gpus-per-node",
+        type=_number,
+        metavar="N",
+        help="GPUs, and processes, a machine; 0: none; default on slurm: 8",
+    )
     launch.add_argument("--tasks-per-node", type=_count, metavar="N", help="processes a machine; default: one a GPU")
-    launch.add_argument("--cpus-per-task", type=_count, metavar="N", help="cores a process (slurm)")
-    launch.add_argument("--time", metavar="D-HH:MM:SS", help="time limit (slurm)")
+    launch.add_argument("--cpus-per-task", type=_count, metavar="N", help="cores a process (slurm); default: 8")
+    launch.add_argument("--time", metavar="D-HH:MM:SS", help="time limit (slurm); default: 1-00:00:00")
     for name in ("partition", "account", "qos", "constraint"):
         launch.add_argument(f"--{name}", metavar="NAME", help="as sbatch has it (slurm)")
+    launch.add_argument(
+        "--sbatch",
+        metavar="OPTION",
+        action="append",
+        default=[],
+        help="any other option, as in --sbatch=--exclude=node3",
+    )
     launch.add_argument("--hostfile", metavar="FILE", help="one host a line, as in node1 slots=8 (mpi, ssh)")
     launch.add_argument(
         "--site", metavar="FILE", help="the cluster's ways; default: slurm/site.yaml, where there is one"
@@ -149,11 +162,20 @@ def _count(text: str) -> int:
 
 
 def _counts(text: str) -> list[int]:
-    return [_count(part.strip()) for part in text.split(",")]
+    parts = text.split(",")
+    if any(
+        len(part) == 3 and len(before) <= 3 and int(before or 0) < 512
+        for before, part in pairwise(parts)
+        if part.isdigit() and before.isdigit()
+    ):
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number without commas in it, and commas between two")
+    return [_count(part.strip()) for part in parts]
 
 
 def _number(text: str) -> int:
-    return 0 if text == "0" else _count(text)
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number from 0 up")
+    return int(text)
 
 
 def _launch(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,17 @@ from launcher import doctor, hostfile, requeue, sbatch, site
 from launcher.carried import carried
 from launcher.doctor import table
 from launcher.doctor.row import GREEN
+from launcher.status import is_queued
 from trainer.config import Config, ConfigError, load, phases
+
+_ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "PE_HOSTFILE")
+_VARIABLES = {
+    "partition": "SBATCH_PARTITION",
+    "account": "SBATCH_ACCOUNT",
+    "qos": "SBATCH_QOS",
+    "constraint": "SBATCH_CONSTRAINT",
+    "time": "SBATCH_TIMELIMIT",
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Request:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
+    sbatch: Sequence[str] = ()
     hostfile: str | None = None
     site: str | None = None
     dry_run: bool = False
@@ -75,7 +86,7 @@ def job(request: Request, config: Config, where: site.Site) -> sbatch.Job:
         said |= {"gpus_per_node": request.gpus_per_node, "tasks_per_node": max(1, request.gpus_per_node)}
     if request.tasks_per_node is not None:
         said["tasks_per_node"] = request.tasks_per_node
-    return replace(asked, **said)
+    return replace(asked, **said, more=(*asked.more, *request.sbatch))
 
 
 def _slurm(request: Request, config: Config) -> int:
@@ -89,7 +100,14 @@ def _slurm(request: Request, config: Config) -> int:
     run = requeue.run_directory(config)
     if requeue.is_finished(run):
         raise ConfigError("name", config.name, f"{run} is finished", "nothing is left to do; choose another name=...")
-    done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True)
+    if (waiting := requeue.waiting(run)) is not None and is_queued(waiting["job"]):
+        advice = "wait for it, scancel it, or choose another name=..."
+        raise ConfigError("name", config.name, f"job {waiting['job']} waits to train {run}", advice)
+    # sbatch takes its variables before what stands in the script: where the command line or the site's file speaks, they
+    # are not to.
+    spoken = {variable for key, variable in _VARIABLES.items() if getattr(request, key) or getattr(where, key)}
+    environment = {name: value for name, value in os.environ.items() if name not in spoken}
+    done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, env=environment)
     if done.returncode:
         print(f"bellwether: sbatch refused the job: {done.stderr.strip()}", file=sys.stderr)
         return 1
@@ -128,6 +146,14 @@ def _mpi(request: Request, config: Config) -> int:
     hosts = _hosts(request)
     if request.nodes is not None and hosts and request.nodes != len(hosts):
         raise ConfigError("--nodes", request.nodes, f"{request.hostfile} names {len(hosts)} hosts", "leave --nodes out")
+    if (
+        not hosts
+        and request.nodes is None
+        and request.each is None
+        and not any(name in os.environ for name in _ALLOCATIONS)
+    ):
+        advice = "name one, or say --tasks-per-node N for this machine alone"
+        raise ConfigError("--hostfile", "none", "is needed with --on mpi, outside of an allocation", advice)
     # In an allocation of SLURM or PBS mpirun knows the hosts itself.
     nodes = request.nodes or int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     processes = sum(count for _, count in hosts) or nodes * (request.each or 1)
@@ -146,6 +172,11 @@ def _mpi(request: Request, config: Config) -> int:
 def _hosts(request: Request) -> list[tuple[str, int]]:
     """The hosts of the file, if one is named, with the processes of each."""
     named = [] if request.hostfile is None else hostfile.hosts(request.hostfile)
+    if named and request.each is None and all(slots is None for _, slots in named):
+        print(
+            f"bellwether: one process a host: {request.hostfile} names no slots=N, nor is there --tasks-per-node",
+            file=sys.stderr,
+        )
     return [(host, request.each or slots or 1) for host, slots in named]
 
 
@@ -163,7 +194,7 @@ def _ssh(request: Request, config: Config) -> int:
     from launcher.ssh import train
 
     if request.hostfile is None:
-        raise ConfigError("--hostfile", None, "is needed with --on ssh", "name a file with one host a line")
+        raise ConfigError("--hostfile", "none", "is needed with --on ssh", "name a file with one host a line")
     hosts = _hosts(request)
     counts = {count for _, count in hosts}
     if len(counts) > 1:
@@ -201,13 +232,13 @@ def _refuse_unfit(request: Request) -> None:
         ConfigError: naming the option.
     """
     alone = {
-        "slurm": ("cpus_per_task", "time", "partition", "account", "qos", "constraint", "site"),
+        "slurm": ("cpus_per_task", "time", "partition", "account", "qos", "constraint", "sbatch", "site"),
         "mpi ssh": ("hostfile",),
         "slurm mpi": ("nodes",),
     }
     for places, keys in alone.items():
         for key in keys:
-            if getattr(request, key) is not None and request.on not in places.split():
+            if getattr(request, key) not in (None, [], ()) and request.on not in places.split():
                 option = f"--{key.replace('_', '-')}"
                 advice = f"take it out, or launch --on {places.replace(' ', ' or ')}"
                 raise ConfigError(option, getattr(request, key), f"has no meaning with --on {request.on}", advice)

@@ -18,6 +18,8 @@ def show(name: str | None, batches: Sequence[int], as_json: bool) -> int:
     Raises:
         ConfigError: if there is no such recipe.
     """
+    if name is None and batches:
+        raise ConfigError("NAME", None, "of which recipe?", f"name one of {', '.join(RECIPES)}")
     if name is None:
         width = max(map(len, RECIPES))
         for each in RECIPES.values():

@@ -109,7 +109,8 @@ _HEAD_SWEEP = """\
 #
 """
 _VARIABLES = """\
-# What is asked for below can be overridden on sbatch's command line. What is a site's own stands in the environment:
+# What is asked for below can be overridden on sbatch's command line; on nodes of 4 GPUs and 48 cores: --gpus-per-node=4
+# --ntasks-per-node=4 --cpus-per-task=12. What is a site's own stands in the environment:
 #
 #     BELLWETHER_MODULES     environment modules to load, as in "cuda/12.8 gcc/13"
 #     BELLWETHER_VENV        virtual environment to activate (.venv, where there is one)
@@ -124,11 +125,15 @@ _VARIABLES = """\
 _BODY_SWEEP = """
 # Line N of the file is for task N.
 line=$(sed -n "${SLURM_ARRAY_TASK_ID:?submit this as an array: sbatch --array=1-N}p" "${1:?which file?}")
+if [[ -z $line ]]; then
+    echo "bellwether: line $SLURM_ARRAY_TASK_ID of $1 is empty, or not there" >&2
+    exit 2
+fi
 eval "set -- $line"
 """
 _BODY = """
 if (($# == 0)); then
-    echo "bellwether: which config? sbatch [options] $SLURM_JOB_NAME CONFIG [key=value ...]" >&2
+    echo "bellwether: which config? sbatch [options] slurm/train.sbatch CONFIG [key=value ...]" >&2
     exit 2
 fi
 

@@ -7,20 +7,36 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from trainer.config import ConfigError, ConfigErrors
 from trainer.config.explain import nearest
 from trainer.config.load import parse_yaml
 
 DEFAULT = Path("slurm", "site.yaml")
+_PROBLEMS = {
+    "string_pattern_mismatch": "has a form that cannot be used here",
+    "string_type": "is no text",
+    "list_type": "is no list, as in [--exclusive, --mem=0]",
+    "dict_type": "is no mapping of names to values",
+    "model_type": "is no mapping of keys to values",
+}
+
+
+def _text(value: Any) -> Any:
+    """Numbers are text here, and a list is its words: account: 12345, NCCL_IB_DISABLE: 1, modules: [cuda, gcc]."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return " ".join(value)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
 
 # No line breaks: each of these becomes part of one line of a script.
-Line = Annotated[str, Field(pattern=r"^[^\n\r]*$")]
-Word = Annotated[str, Field(pattern=r"^[^\s'\"]+$")]
+Line = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[^\n\r]*$")]
+Word = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[^\s'\"]+$")]
+Option = Annotated[str, Field(pattern=r"^-[^\n\r]*$")]
 
 
 class Site(BaseModel):
@@ -39,7 +55,7 @@ class Site(BaseModel):
     cpus_per_task: Annotated[int, Field(ge=1)] | None = Field(
         None, description="cores a task: those of a node divided by its GPUs (sbatch --cpus-per-task)"
     )
-    sbatch: list[Line] = Field([], description="further options of sbatch, each as in --exclusive or --mem=0")
+    sbatch: list[Option] = Field([], description="further options of sbatch, each as in --exclusive or --mem=0")
     modules: Line = Field("", description="environment modules to load, as in cuda/12.8 gcc (BELLWETHER_MODULES)")
     venv: Line = Field("", description="virtual environment to activate (BELLWETHER_VENV)")
     container: Line = Field("", description="what stands before python to run it in a container (BELLWETHER_CONTAINER)")
@@ -71,7 +87,10 @@ def load(path: str | None = None) -> Site:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError("--site", str(file), f"not YAML: {' '.join(str(error).split())}") from None
     try:
-        return Site.model_validate(raw if raw is not None else {})
+        given = {} if raw is None else raw
+        if isinstance(given, dict):
+            given = {key: value for key, value in given.items() if value is not None}
+        return Site.model_validate(given)
     except ValidationError as error:
         raise ConfigErrors([_explain(e, str(file)) for e in error.errors(include_url=False)]) from None
 
@@ -83,4 +102,5 @@ def _explain(error: object, source: str) -> ConfigError:
     if found["type"] == "extra_forbidden":
         return ConfigError(key, found["input"], "there is no such key", nearest(key, Site.model_fields), source)
     about = Site.model_fields[str(place[0])].description if place else "write key: value lines"
-    return ConfigError(key, found["input"], str(found["msg"]).lower(), about or "", source)
+    said = _PROBLEMS.get(str(found["type"]), str(found["msg"]).lower())
+    return ConfigError(key.removesuffix(".[key]"), found["input"], said, about or "", source)

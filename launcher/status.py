@@ -75,7 +75,9 @@ def logs(run: Path, follow: bool) -> int:
 
 def _check(run: Path) -> None:
     if not run.is_dir() or not ((run / "config.yaml").is_file() or (run / requeue.FILE).is_file()):
-        raise ConfigError("RUN", str(run), "no run directory", "give one such as runs/bert-tiny")
+        near = Path("runs") / run.name
+        advice = f"did you mean {near}?" if near.is_dir() else "give one such as runs/bert-tiny"
+        raise ConfigError("RUN", str(run), "no run directory", advice)
 
 
 def _state(run: Path, history: metrics.History, beat: dict[str, Any]) -> str:
@@ -134,6 +136,15 @@ def _furthest(beat: dict[str, Any]) -> str:
     return (
         f"furthest behind: rank {first['rank']} on {first['host']} at step {first['step']:,}, {first['doing']}{silent}"
     )
+
+
+def is_queued(job: str) -> bool:
+    """Whether SLURM still has a job in its queue, as far as it can be asked."""
+    try:
+        said = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return said.returncode == 0 and bool(said.stdout.strip())
 
 
 def _queue(job: str) -> str:

@@ -40,7 +40,7 @@ def settled(site: Site, environment: Mapping[str, str]) -> Site:
     named = {
         key: environment.get(f"BELLWETHER_{key.upper()}")
         for key in ("modules", "venv", "container", "interface", "srun")
-    }
+    } | {key: environment.get(f"SBATCH_{key.upper()}") for key in ("partition", "account", "qos", "constraint")}
     return site.model_copy(update={key: said for key, said in named.items() if said and not getattr(site, key)})
 
 

@@ -80,8 +80,10 @@ def fit(batches: Sequence[float], samples: Sequence[float], seed: int = 0, draws
     weight = _draws(b, sizes, draws, np.random.default_rng(seed))
     _, drawn = _curves(np.broadcast_to(b, weight.shape), np.broadcast_to(y, weight.shape), weight)
     low, high = np.quantile(1 / drawn, [(1 + _LEVEL) / 2, (1 - _LEVEL) / 2])
+    # Two batches hold the curve exactly, whatever their error.
+    bounds = (float(_inverse(low)), float(_inverse(high))) if sizes.size > 2 else (0.0, math.inf)
     found = Fit(
-        float(s_min), float(b_crit), float(_inverse(low)), float(_inverse(high)), sizes.size, b.size, spread
+        float(s_min), float(b_crit), *bounds, sizes.size, b.size, spread
     )  # fmt: skip
     found.warnings.extend(_warnings(found, sizes))
     return found
@@ -140,7 +142,8 @@ def _warnings(found: Fit, sizes: Floats) -> list[str]:
     said = []
     smallest, largest = sizes[0], sizes[-1]
     if sizes.size < 4:
-        said.append(f"{sizes.size} batches hold two parameters badly; measure at five or more")
+        none = ", and leave nothing to tell the error by" if sizes.size == 2 else ""
+        said.append(f"{sizes.size} batches hold two parameters badly{none}; measure at five or more")
     if math.isinf(found.b_crit):
         said.append(
             f"no batch up to {largest:,.0f} needs more samples: the critical batch lies beyond; raise the batch"

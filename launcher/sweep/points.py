@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,15 +45,20 @@ def read(path: str | Path, unit: Unit | None = None, dataset_size: int | None = 
     """
     file = Path(path)
     try:
-        if file.suffix == ".json":
+        kind = file.suffix.lower()
+        if kind == ".json":
             return _rcps(json.loads(file.read_text()), str(path), unit, dataset_size)
-        if file.suffix == ".csv":
-            with open(file, newline="") as stream:
-                return _table(csv.DictReader(stream), str(path), dataset_size)
-        if file.suffix == ".parquet":
+        if kind == ".csv":
+            with open(file, newline="", encoding="utf-8-sig") as stream:
+                rows = csv.DictReader(stream, skipinitialspace=True)
+                _check_columns(rows.fieldnames or [], str(path))
+                return _table(rows, str(path), dataset_size)
+        if kind == ".parquet":
             import pyarrow.parquet
 
-            return _table(pyarrow.parquet.read_table(file).to_pylist(), str(path), dataset_size)
+            table = pyarrow.parquet.read_table(file)
+            _check_columns(table.column_names, str(path))
+            return _table(table.to_pylist(), str(path), dataset_size)
     except OSError as error:
         raise ConfigError("FILE", str(path), f"cannot be read: {error.strerror or error}") from None
     except (ValueError, UnicodeDecodeError) as error:
@@ -80,6 +85,13 @@ def _rcps(raw: Any, path: str, unit: Unit | None, dataset_size: int | None) -> P
     return Points([batch for batch, _ in runs], [count * scale for _, count in runs])
 
 
+def _check_columns(names: Sequence[str], path: str) -> None:
+    if "batch_size" not in names or not {"samples", "steps", "epochs"} & set(names):
+        problem = f"its columns are {', '.join(names) or 'none'}"
+        advice = "there must be batch_size, and one of samples, steps and epochs, between commas"
+        raise ConfigError("FILE", path, problem, advice)
+
+
 def _table(rows: Iterable[Mapping[str, Any]], path: str, dataset_size: int | None) -> Points:
     batches: list[float] = []
     samples: list[float] = []
@@ -99,6 +111,8 @@ def _table(rows: Iterable[Mapping[str, Any]], path: str, dataset_size: int | Non
         scale = {"samples": 1.0, "steps": batch}.get(unit) or _epoch(path, dataset_size)
         batches.append(batch)
         samples.append(count * scale)
+    if not batches:
+        raise ConfigError("FILE", path, f"holds no run that reached its target, and {missed} that did not")
     return Points(batches, samples, missed)
 
 

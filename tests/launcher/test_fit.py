@@ -138,7 +138,11 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.csv", "batch_size\n8\n", "line 2 has no batch, or nothing"),
+        ("a.csv", "batch_size\n8\n", "its columns are batch_size; there must be"),
+        ("a.csv", "batch_size,samples\n8,\n", "line 2 has no batch, or nothing"),
+        ("a.csv", "batch_size;samples\n8;1\n", "its columns are batch_size;samples"),
+        ("a.csv", "", "its columns are none"),
+        ("a.csv", "batch_size,samples\n", "holds no run"),
         ("a.csv", "batch_size,samples\n8,many\n", "line 2: batch_size and samples must be numbers"),
         ("a.csv", "batch_size,samples\n8,1\n", "one batch alone"),
         ("a.json", "[]", "is no file of MLPerf's"),
@@ -158,6 +162,26 @@ def test_a_wrong_file_is_told(
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+
+
+def test_what_spreadsheets_do_to_a_table(tmp_path: Path) -> None:
+    (tmp_path / "runs.CSV").write_text("\ufeffbatch_size, steps\n8, 10\n16, 6\n", encoding="utf-8")
+    assert points.read(tmp_path / "runs.CSV") == points.Points([8, 16], [80, 96])
+
+
+def test_two_batches_leave_no_interval_and_no_rise_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "runs.csv"
+    file.write_text("batch_size,samples\n8,10\n16,12\n")
+    assert cli.main(["fit", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "confidence" not in out
+    assert "nothing to tell the error by" in out
+    assert json.dumps(fit([8, 16], [10, 12]).json()["b_crit_high"]) == "null"
+    file.write_text("batch_size,samples\n8,10\n16,10\n32,10\n")
+    assert cli.main(["fit", str(file)]) == 0
+    assert "B_crit  beyond 32" in capsys.readouterr().out
 
 
 def test_recipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,5 +206,10 @@ def test_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0.2843" in capsys.readouterr().out
     assert cli.main(["recipe"]) == 0
     assert "mlperf-bert" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["recipe", "lamb-bert", "--batch", "4,096"])
+    assert "without commas in it" in capsys.readouterr().err
+    assert cli.main(["recipe", "--batch", "512"]) == 2
+    assert "of which recipe?" in capsys.readouterr().err
     assert cli.main(["recipe", "lamb-brt"]) == 2
     assert "did you mean lamb-bert?" in capsys.readouterr().err

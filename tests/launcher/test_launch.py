@@ -57,10 +57,40 @@ def test_local(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(capsys, "--tasks-per-node", "2") == [["bellwether", "train", CONFIG, "--nproc", "2"]]
 
 
+@pytest.fixture(autouse=True)
+def outside_of_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "PE_HOSTFILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_variable_of_sbatch_does_not_win_over_what_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\nenv > said.env\ncat > said.sh\necho 7\n")
+    for tool in ("srun", "scontrol", "squeue"):
+        (tmp_path / tool).write_text("#!/bin/sh\nexit 1\n")
+    for tool in tmp_path.iterdir():
+        tool.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "5")
+    monkeypatch.setenv("SBATCH_PARTITION", "slow")
+    assert cli.main(["launch", CONFIG, "--on", "slurm", "--time", "1:00:00", "--sbatch=--exclude=node3"]) == 0
+    said = (tmp_path / "said.env").read_text()
+    assert "SBATCH_TIMELIMIT" not in said
+    assert "SBATCH_PARTITION=slow" in said
+    script = (tmp_path / "said.sh").read_text()
+    assert "#SBATCH --time=1:00:00\n" in script
+    assert "#SBATCH --exclude=node3\n" in script
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--on", "ssh"], "--hostfile: None: is needed with --on ssh"),
+        (["--on", "ssh"], "--hostfile: 'none': is needed with --on ssh"),
+        (["--on", "mpi"], "--hostfile: 'none': is needed with --on mpi, outside of an allocation"),
+        (
+            ["--on", "mpi", "--sbatch=--exclude=a", "--nodes", "2"],
+            "--sbatch: ['--exclude=a']: has no meaning with --on mpi",
+        ),
         (["--on", "local", "--nodes", "2"], "--nodes: 2: has no meaning with --on local"),
         (["--on", "mpi", "--time", "1:00"], "--time: '1:00': has no meaning with --on mpi"),
         (["--on", "mpi", "--hostfile", "nowhere"], "--hostfile: 'nowhere': cannot be read"),

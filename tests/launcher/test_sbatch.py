@@ -84,7 +84,7 @@ def test_the_command_line_counts_more_than_the_site_and_the_site_more_than_the_d
     assert "#SBATCH --exclusive\n" in text
     assert "#SBATCH --nodes=1\n" in text
     bare = rendered(request(gpus_per_node=0, tasks_per_node=2))
-    assert "--gpus-per-node" not in bare
+    assert "#SBATCH --gpus-per-node" not in bare
     assert "#SBATCH --ntasks-per-node=2\n" in bare
 
 
@@ -93,9 +93,12 @@ def test_the_command_line_counts_more_than_the_site_and_the_site_more_than_the_d
     [
         ("partitoin: gpu", ["partitoin", "did you mean 'partition'"]),
         ("gpus_per_node: -1", ["gpus_per_node: -1"]),
-        ('modules: "a\\nrm b"', ["modules"]),
-        ("environment: {9X: 1}", ["environment"]),
-        ("- a", ["site"]),
+        ('modules: "a\\nrm b"', ["modules", "has a form that cannot be used here"]),
+        ("environment: {9X: 1}", ["environment.9X", "has a form that cannot be used here"]),
+        ("- a", ["site", "is no mapping of keys to values"]),
+        ("partition: gpu big", ["partition: 'gpu big'", "has a form that cannot be used here"]),
+        ("sbatch: --exclusive", ["sbatch: '--exclusive'", "is no list"]),
+        ("sbatch: [exclusive]", ["sbatch.0: 'exclusive'", "has a form"]),
         ("a: [", ["not YAML"]),
     ],
 )
@@ -106,6 +109,14 @@ def test_a_wrong_site_is_told_by_key(tmp_path: Path, text: str, words: list[str]
         site.load(str(file))
     for word in [*words, str(file)]:
         assert word in str(caught.value)
+
+
+def test_numbers_lists_and_nothing_are_taken_as_they_are_meant(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text("account: 12345\nenvironment: {NCCL_IB_DISABLE: 1}\nmodules: [cuda/12.8, gcc]\nvenv:\nqos:\n")
+    found = site.load(str(file))
+    assert (found.account, found.environment, found.modules) == ("12345", {"NCCL_IB_DISABLE": "1"}, "cuda/12.8 gcc")
+    assert (found.venv, found.qos) == ("", None)
 
 
 def test_a_site_that_is_named_must_be_there_and_none_need_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,9 @@ def test_every_recipe_makes_a_config(name: str) -> None:
         ({"optimizer": {"name": "adamw"}}, "optimizer.name: 'adamw': schedule: lamb-bert is for lamb"),
         ({"scaling": {"rule": "sqrt", "base_batch": 32}}, "scaling.rule: 'sqrt': schedule: lamb-bert scales"),
         ({"schedule": "nvidia-bert-large", "phases": [{}]}, "has 2 phases"),
-        ({"schedule": "nvidia-bert-large", "phases": [{}, 3]}, "has 2 phases"),
+        ({"schedule": "nvidia-bert-large", "phases": [{}, 3]}, "phases"),
+        ({"schedule": "linear"}, "or write schedule.kind: linear"),
+        ({"schedule": {"recipe": "lamb"}}, "schedule: 'lamb': there is none"),
         ({"schedule": {"kind": "step"}}, "go with kind: step"),
         ({"schedule": {"milestones": [0.5]}}, "go with kind: step"),
         ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay: -1"),
@@ -144,3 +146,45 @@ def test_milestones_must_rise() -> None:
     }
     with pytest.raises(c.ConfigError, match=r"milestones.*must rise"):
         plan([c.validate(raw)], 1, [10_000])
+
+
+def test_a_recipe_as_a_key_with_others_beside_it() -> None:
+    config = c.validate({**BERT, "schedule": {"recipe": "lamb-bert", "warmup": 0.1, "final": 0.05}})
+    assert (config.schedule.warmup.share, config.schedule.final, config.optimizer.lr) == (0.1, 0.05, 6.25e-4)
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "batch"),
+    [
+        ("bert-base", "lamb-bert", 4096), ("bert-base", "lamb-bert", 32768), ("bert-base", "nvidia-bert-large", 65536),
+        ("bert-tiny", "lamb-bert", 512), ("bert-large-64k", "nvidia-bert-large", 65536),
+        ("bert-large-64k", "lamb-bert-76min", 65536), ("resnet50-imagenet-32k", "lamb-resnet50", 32768),
+        ("resnet50-imagenet-32k", "goyal-resnet50", 8192),
+    ],
+)  # fmt: skip
+def test_the_plan_on_a_shipped_config_is_the_recipes(file: str, name: str, batch: int) -> None:
+    config = c.load(CONFIGS / f"{file}.yaml", [f"schedule={name}", f"batch.global={batch}"])
+    assert c.validate(c.dump(config)) == config
+    said = recipe(name).at(batch)
+    parts = plan(c.phases(config), 1, [1_281_167] * len(said))
+    assert len(parts) == len(said)
+    for part, wanted in zip(parts, said, strict=True):
+        assert part.lr == wanted.lr
+        assert part.split.global_batch == wanted.batch
+        if wanted.warmup_fraction is not None:
+            assert part.warmup / part.samples == pytest.approx(wanted.warmup_fraction, abs=1e-6)
+        if wanted.warmup_epochs is not None:
+            assert part.warmup / 1_281_167 == pytest.approx(wanted.warmup_epochs, abs=1e-4)
+        if wanted.steps is not None:
+            assert part.steps == wanted.steps
+        assert part.config.schedule.kind == wanted.decay
+
+
+def test_phases_of_an_extended_file_are_not_taken_for_the_recipes() -> None:
+    with pytest.raises(ConfigErrors, match=r"phases.*lamb-bert has 1 phase, these are 2.*write phases: \[\]"):
+        c.load(CONFIGS / "bert-large-64k.yaml", ["schedule=lamb-bert"])
+    config = c.load(CONFIGS / "bert-large-64k.yaml", ["schedule=lamb-bert", "phases=[]"])
+    assert config.phases == []

@@ -1,4 +1,4 @@
-"""``schedule: NAME``: a published recipe in place of a schedule, filled in for the config's batch.
+"""``schedule: NAME``, or ``schedule: {recipe: NAME, ...}``: a published recipe, filled in for the config's batch.
 
 What is written beside the recipe's name, or on the command line, wins over what the recipe says; what comes from a file that
 this one extends does not, or a recipe would change nothing there. Where a recipe has two phases the config gets them, and its
@@ -14,6 +14,8 @@ from optimizers.recipes import Recipe, Settings, recipe
 from trainer.config.errors import ConfigError
 from trainer.config.explain import Key, Origins, origin_of
 
+_KINDS = ("constant", "linear", "polynomial", "cosine", "trapezoid", "step")
+
 
 def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[str, Any]:
     """A config with its recipe filled in; as it is where it names none.
@@ -21,14 +23,17 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
     Raises:
         ConfigError: if there is no such recipe, or the config asks for what contradicts it.
     """
-    name = raw.get("schedule")
+    given = raw.get("schedule")
+    inside = isinstance(given, dict)
+    name = given.get("recipe") if isinstance(given, dict) else given
     if not isinstance(name, str):
         return raw
-    where = origin_of(("schedule",), origins, source)
+    where = origin_of(("schedule", "recipe") if inside else ("schedule",), origins, source)
     try:
         chosen = recipe(name)
     except ValueError as error:
-        raise ConfigError("schedule", name, str(error).partition(": ")[2], "", where) from None
+        advice = f"or write schedule.kind: {name}" if name in _KINDS else ""
+        raise ConfigError("schedule", name, str(error).partition(": ")[2], advice, where) from None
     batch = _section(raw, "batch").get("global")
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise ConfigError("batch.global", batch, f"schedule: {name} needs the batch", "write a whole number", where)
@@ -39,16 +44,21 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
 
     _check(raw, chosen, settings, where, is_written)
     phases = [_phase(each, name) for each in settings]
-    found = _laid_over(
-        phases[0], {key: value for key, value in raw.items() if key not in ("schedule", "phases")}, is_written
-    )
+    left = {key: value for key, value in raw.items() if key != "phases" and (key != "schedule" or inside)}
+    found = _laid_over(phases[0], left, is_written)
     own = raw.get("phases") or []
-    if len(phases) == 1:
-        return {**found, **({"phases": own} if own else {})}
-    if len(own) not in (0, len(phases)) or not all(isinstance(phase, dict) for phase in own):
-        problem = f"schedule: {name} has {len(phases)} phases"
-        raise ConfigError("phases", own, problem, "write a mapping for each, {} where nothing differs", where)
-    laid = [_laid_over(ours, theirs) for ours, theirs in zip(phases, own or [{}] * len(phases), strict=True)]
+    if not isinstance(own, list) or not all(isinstance(phase, dict) for phase in own):
+        return {**found, "phases": own}  # validation says what is wrong with it
+    if len(phases) == 1 and (not own or is_written(("phases",))):
+        return {**found, "phases": own}
+    if len(own) not in (0, len(phases)) or len(phases) == 1:
+        problem = f"schedule: {name} has {len(phases)} phase{'s' if len(phases) > 1 else ''}, these are {len(own)}"
+        advice = "write phases: [] to take the recipe's" + (", or a mapping for each" if len(phases) > 1 else "")
+        raise ConfigError("phases", f"{len(own)} of them", problem, advice, origin_of(("phases",), origins, source))
+    laid = []
+    for index, ours in enumerate(phases):
+        theirs = own[index] if own else {}
+        laid.append(_laid_over(ours, theirs, lambda place, index=index: is_written(("phases", index, *place))))  # type: ignore[misc]
     return {**found, "phases": laid}
 
 
@@ -58,9 +68,8 @@ def _check(
     rule = _section(raw, "optimizer").get("name")
     if rule is not None and rule != settings[0].optimizer and is_written(("optimizer", "name")):
         advice = f"take it out, or write {settings[0].optimizer}"
-        raise ConfigError(
-            "optimizer.name", rule, f"schedule: {chosen.name} is for {settings[0].optimizer}", advice, source
-        )
+        problem = f"schedule: {chosen.name} is for {settings[0].optimizer}"
+        raise ConfigError("optimizer.name", rule, problem, advice, source)
     scaling = _section(raw, "scaling").get("rule")
     if scaling not in (None, "none") and is_written(("scaling", "rule")):
         problem = f"schedule: {chosen.name} scales with the batch by itself"
@@ -80,7 +89,7 @@ def _phase(settings: Settings, name: str) -> dict[str, Any]:
     }  # fmt: skip
     length = f"{settings.steps} steps" if settings.steps is not None else f"{settings.epochs} epochs"
     return {
-        "scaling": {"rule": "none"},
+        "scaling": {"rule": "none", "base_batch": None, "warmup": False},
         **({"duration": length} if settings.steps is not None or settings.epochs is not None else {}),
         "batch": {"global": settings.batch},
         **({"data": {"sequence_length": settings.sequence_length}} if settings.sequence_length is not None else {}),
@@ -94,9 +103,7 @@ def _section(raw: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _laid_over(
-    ours: dict[str, Any], theirs: dict[str, Any], is_written: Callable[[Key], bool] = lambda place: True
-) -> dict[str, Any]:
+def _laid_over(ours: dict[str, Any], theirs: dict[str, Any], is_written: Callable[[Key], bool]) -> dict[str, Any]:
     """What a config says over what a recipe says, section by section, as far as it is written in the right place."""
     merged = {**theirs, **{key: value for key, value in ours.items() if key not in theirs or not is_written((key,))}}
     for key, value in theirs.items():
