@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
+import uuid
 from concurrent.futures import Future
 from datetime import timedelta
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from trainer import signals
-from trainer.distributed import World
+from trainer.distributed import World, agree
 
 
 class Notice:
@@ -27,9 +30,9 @@ class Notice:
         self._flag = 0
         self._asked: Future[int] | None = None
         self._questions: SimpleQueue[Future[int] | None] = SimpleQueue()
-        self._here: dist.ProcessGroup | None = None
-        self._between: dist.ProcessGroup | None = None
-        self._groups: list[dist.ProcessGroup] = []
+        # dist.ProcessGroupGloo, whose type hints lack its methods
+        self._here: Any = None
+        self._between: Any = None
         self._alone = world.size == 1
         if self._alone:
             return
@@ -37,20 +40,19 @@ class Notice:
         dist.all_gather_object(hosts, socket.gethostname())
         here = [rank for rank, host in enumerate(hosts) if host == hosts[world.rank]]
         first = [hosts.index(host) for host in dict.fromkeys(hosts)]
-        self._leader = here[0]
+        # Not through new_group: every rank would have to wait for the making of every machine's group.
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        server = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+        store = dist.PrefixStore(f"notice/{agree(world, lambda: uuid.uuid4().hex)}", server)
         if len(here) > 1:
-            self._here = self._group(here, timeout)
-        if len(first) > 1 and world.rank == self._leader:
-            self._between = self._group(first, timeout)
+            own = dist.PrefixStore(f"of/{here[0]}", store)
+            self._here = dist.ProcessGroupGloo(own, here.index(world.rank), len(here), timeout)
+        if len(first) > 1 and world.rank == here[0]:
+            among = dist.PrefixStore("between", store)
+            self._between = dist.ProcessGroupGloo(among, first.index(world.rank), len(first), timeout)
         # A daemon, which an executor's thread is not: the process must be able to end while an answer never comes.
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
-
-    def _group(self, ranks: list[int], timeout: timedelta) -> dist.ProcessGroup:
-        # Each group is made by its own members alone.
-        group = dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
-        self._groups.append(group)
-        return group
 
     def __enter__(self) -> Notice:
         return self
@@ -61,8 +63,6 @@ class Notice:
         if not self._alone:
             self._questions.put(None)
             self._thread.join()
-        for group in self._groups:
-            dist.destroy_process_group(group)
 
     def ask(self) -> None:
         """Begin to ask all ranks. Collective."""
@@ -87,10 +87,9 @@ class Notice:
 
     def _agree(self) -> int:
         told = torch.tensor([self._flag], dtype=torch.int32)
-        if self._here is not None:
-            dist.all_reduce(told, dist.ReduceOp.MAX, self._here)
-        if self._between is not None:
-            dist.all_reduce(told, dist.ReduceOp.MAX, self._between)
-        if self._here is not None:
-            dist.broadcast(told, self._leader, self._here)
+        highest: Any = dist.AllreduceOptions()
+        highest.reduceOp = dist.ReduceOp.MAX
+        # Within the machine, between the machines, and what came of that to all of the machine.
+        for group in filter(None, (self._here, self._between, self._here)):
+            group.allreduce([told], highest).wait()
         return int(told)

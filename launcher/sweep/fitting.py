@@ -30,13 +30,13 @@ def show(path: str, unit: points.Unit | None, dataset_size: int | None, as_json:
     print(f"  samples = S_min (1 + B / B_crit), {100 * fit.spread:.1f} % typical distance of a run\n")
     print(f"  S_min   {fit.s_min:,.0f} samples")
     largest = max(found.batches)
-    middle = f"{fit.b_crit:,.0f}" if math.isfinite(fit.b_crit) else f"beyond {largest:,.0f}"
+    said = f"{fit.b_crit:,.0f}" if math.isfinite(fit.b_crit) else f"beyond {largest:,.0f}"
     low = f"{fit.b_crit_low:,.0f}" if math.isfinite(fit.b_crit_low) else f"{largest:,.0f}"
     if math.isfinite(fit.b_crit_high):
-        middle += f", {low} to {fit.b_crit_high:,.0f} with 90 % confidence"
+        said += f", {low} to {fit.b_crit_high:,.0f} with 90 % confidence"
     elif fit.b_crit_low > 0:
-        middle += f", at least {low} with 90 % confidence"
-    print(f"  B_crit  {middle}\n")
+        said += f", at least {low} with 90 % confidence"
+    print(f"  B_crit  {said}\n")
     at: dict[float, list[float]] = defaultdict(list)
     for batch, samples in zip(found.batches, found.samples, strict=True):
         at[batch].append(samples)

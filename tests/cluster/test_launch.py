@@ -19,7 +19,7 @@ from tests.cluster.machine import Cluster
 
 
 def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
-    (space.folder / "site.yaml").write_text(f"gpus_per_node: 1\ncpus_per_task: 1\nvenv: {sys.prefix}\n")
+    (space.folder / "site.yaml").write_text(f"gpus_per_node: 2\ncpus_per_task: 1\nvenv: {sys.prefix}\n")
     arguments = (
         "quick.yaml",
         "name=launched",
@@ -52,7 +52,7 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
         wait_for_step(two, space, "launched", 10)
         running = bellwether(two, space, "status", "runs/launched")
         assert running.returncode == 0, running.stderr
-        for words in ("running", f"{job}, running", "of 120", "samples/s", "furthest behind: rank", "2 processes"):
+        for words in ("running", f"{job}, running", "of 120", "samples/s", "furthest behind: rank", "4 processes"):
             assert words in running.stdout, running.stdout
         two.wait_for(job, "COMPLETED")
         out, error = following.communicate(timeout=300)
