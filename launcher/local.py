@@ -88,8 +88,11 @@ def _explain(error: Exception, logs: Path) -> int:
     failure = failures[first]
     if failure.exitcode == signals.SAVED:  # the signal went to a rank, not to bellwether
         return signals.SAVED
-    if failure.exitcode == 2:  # a user's error; rank 0 has told, unless it is another rank's own or came too late
-        if 0 not in failures or failures[0].exitcode != 2:
+    if (
+        failure.exitcode == 2
+    ):  # a user's error; rank 0 has told, unless it is another rank's own, left in its error file
+        own = isinstance(failure.error_file_data.get("message"), dict)
+        if own and (0 not in failures or failures[0].exitcode != 2):
             print(f"bellwether: rank {first}: {_message(failure, brief=True)}", file=sys.stderr)
         return 2
     if failure.exitcode < 0:

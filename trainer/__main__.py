@@ -77,9 +77,9 @@ def _tell(error: Exception) -> None:
 
     from trainer import seat
 
-    if "BELLWETHER_WORLD_SIZE" in os.environ:
-        ErrorHandler().record_exception(error)
     rank = seat.rank()
+    if "BELLWETHER_WORLD_SIZE" in os.environ and is_initialized() and not getattr(error, "agreed", False):
+        ErrorHandler().record_exception(error)
     if rank == 0 or (seat.is_first_here() and not is_initialized()):
         where = "" if rank == 0 else f"{socket.gethostname()}: "
         for line in str(error).splitlines():

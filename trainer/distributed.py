@@ -161,7 +161,7 @@ def agree(world: World, act: Callable[[], T]) -> T:
     dist.broadcast_object_list(outcome, src=0)
     result, error = outcome[0]
     if error is not None:
-        raise error
+        raise for_all(error)
     return result
 
 
@@ -174,8 +174,14 @@ def everywhere(world: World, act: Callable[[], T]) -> list[T]:
     dist.all_gather_object(outcomes, _outcome(act))
     for _, error in outcomes:
         if error is not None:
-            raise error
+            raise for_all(error)
     return [result for result, _ in outcomes]
+
+
+def for_all(error: Exception) -> Exception:
+    """Marked as one that all ranks raise together: rank 0 tells it for all."""
+    error.agreed = True  # type: ignore[attr-defined]
+    return error
 
 
 def _outcome(act: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -217,7 +217,7 @@ def _check_loss(run: Run, phase: Phase, values: dict[str, Any]) -> None:
     saved = agree(run.world, lambda: checkpoint.newest(run.checkpoints))
     problem = f"the loss is not a number at step {values['step']:,}"
     advice = "lower it, lengthen schedule.warmup, or clip" + (f"; the newest checkpoint is {saved}" if saved else "")
-    raise ConfigError("optimizer.lr", phase.config.optimizer.lr, problem, advice)
+    raise distributed.for_all(ConfigError("optimizer.lr", phase.config.optimizer.lr, problem, advice))
 
 
 def _due(before: Place, now: Place, phase: Phase, end: int, every: Duration | None) -> bool:
