@@ -15,6 +15,7 @@ from launcher.carried import carried
 from launcher.doctor import table
 from launcher.doctor.row import GREEN
 from launcher.status import is_queued
+from trainer import layout
 from trainer.config import Config, ConfigError, load, phases
 
 _ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "PE_HOSTFILE")
@@ -97,7 +98,7 @@ def _slurm(request: Request, config: Config) -> int:
     if request.dry_run:
         print(script, end="")
         return 0
-    run = requeue.run_directory(config)
+    run = layout.directory(config)
     if requeue.is_finished(run):
         raise ConfigError("name", config.name, f"{run} is finished", "nothing is left to do; choose another name=...")
     if (waiting := requeue.waiting(run)) is not None and is_queued(waiting["job"]):

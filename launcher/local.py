@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer import signals
+from trainer import layout, signals
 from trainer.config import ConfigError, load, phases
 from trainer.plan import split
 
@@ -41,7 +41,7 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
 
     # What it logs of a failure, we tell in our own words.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logs = Path(checked.runs).expanduser() / checked.name / "logs"
+    logs = layout.directory(checked) / "logs"
     os.environ["BELLWETHER_WORLD_SIZE"] = str(nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))
     launch = LaunchConfig(

@@ -23,14 +23,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import signals
-from trainer.config import Config, ConfigError, ConfigErrors, load
+from trainer import layout, signals
+from trainer.config import ConfigError, ConfigErrors, load
 
 FILE = Path("logs", "attempts.jsonl")
 NOTHING_TO_DO = 3
 RESTARTS = 50
 STUCK = 5  # attempts in a row without a newer checkpoint, for whatever reason, after which a job has no future
-_FINISHED = "finished.json"
 # Of ranks that were told to stop while Python was still starting, and nobody listened yet.
 _DEAF = (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
 
@@ -70,10 +69,6 @@ def waiting(run: Path) -> dict[str, Any] | None:
     return newest
 
 
-def run_directory(config: Config) -> Path:
-    return Path(config.runs).expanduser() / config.name
-
-
 def attempts(run: Path) -> list[Attempt]:
     """All attempts at a run, the oldest first."""
     found: list[Attempt] = []
@@ -101,7 +96,7 @@ def _lines(run: Path) -> list[dict[str, Any]]:
 
 
 def is_finished(run: Path) -> bool:
-    return (run / _FINISHED).is_file()
+    return (run / layout.FINISHED).is_file()
 
 
 def decide(
@@ -232,17 +227,26 @@ def end(run: Path, status: int, job: str, restarts: int) -> int:
 
 def _reached(run: Path, attempt: Attempt) -> tuple[int, int, str]:
     """Steps done, how many more there may have been, and how the trainer itself says that it ended."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        beat: dict[str, Any] = json.loads((run / "logs" / "heartbeat.json").read_text())
-        if float(beat["time"]) >= attempt.time:
-            return int(beat["step"]), int(beat["steps"]), str(beat["ended"])
+    said = beat(run)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        if said["time"] >= attempt.time:
+            return int(said["step"]), int(said["steps"]), str(said["ended"])
     return attempt.step, 0, ""
+
+
+def beat(run: Path) -> dict[str, Any]:
+    """The heartbeat's file; empty where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        said = json.loads((run / layout.HEARTBEAT).read_text())
+        if isinstance(said, dict) and isinstance(said.get("time"), int | float):
+            return said
+    return {}
 
 
 def _newest(run: Path) -> int:
     """Step of the newest published checkpoint; 0 where there is none."""
-    steps = [int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit()]
-    return max(steps, default=0)
+    found = layout.checkpoints(run / "checkpoints")
+    return int(found[-1].name.removeprefix("step-")) if found else 0
 
 
 def _note(run: Path, line: dict[str, Any]) -> None:
@@ -269,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not given.isdigit():
             raise ConfigError("BELLWETHER_RESTARTS", given, "is no number", f"write one such as {RESTARTS}")
-        run = run_directory(load(arguments.config, arguments.overrides))
+        run = layout.directory(load(arguments.config, arguments.overrides))
         if arguments.when == "begin":
             return begin(run, int(given))
         return end(run, arguments.status, arguments.job, int(given))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ _SHOWN = 5  # attempts
 def status(run: Path) -> int:
     """Print a table about a run, also while it runs or waits."""
     _check(run)
-    history, attempts, beat = metrics.read(run), requeue.attempts(run), _beat(run)
+    history, attempts, beat = metrics.read(run), requeue.attempts(run), requeue.beat(run)
     waiting = requeue.waiting(run)
     rows = [("state", _state(run, history, beat))]
     if waiting is not None:
@@ -118,14 +117,6 @@ def _progress(history: metrics.History, beat: dict[str, Any]) -> list[tuple[str,
     return rows
 
 
-def _beat(run: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        beat = json.loads((run / "logs" / "heartbeat.json").read_text())
-        if isinstance(beat, dict) and isinstance(beat.get("time"), int | float):
-            return beat
-    return {}
-
-
 def _furthest(beat: dict[str, Any]) -> str:
     """The rank that the others wait for, if any."""
     rows = beat.get("furthest_behind") or []
@@ -140,26 +131,27 @@ def _furthest(beat: dict[str, Any]) -> str:
 
 def is_queued(job: str) -> bool:
     """Whether SLURM still has a job in its queue, as far as it can be asked."""
-    try:
-        said = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return said.returncode == 0 and bool(said.stdout.strip())
+    return bool(_squeue(job, "%T"))
 
 
 def _queue(job: str) -> str:
     """What SLURM says of a job."""
-    form = "%T|%r|%M|%l|%S"
-    try:
-        said = subprocess.run(
-            ["squeue", "--noheader", "--jobs", job, "--format", form], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    line = _squeue(job, "%T|%r|%M|%l|%S")
+    if line is None:
         return "no answer from squeue"
-    line = said.stdout.strip().splitlines()
-    if said.returncode or not line:
+    if not line:
         return "no longer in the queue"
-    state, reason, used, limit, start = line[0].split("|")
+    state, reason, used, limit, start = line.split("|")
     if state == "PENDING":
         return f"pending ({reason}), expected to start {start}"
     return f"{state.lower()}, {used} of {limit} used"
+
+
+def _squeue(job: str, form: str) -> str | None:
+    """A job's line of the queue; empty where it has none, None where nobody answers."""
+    command = ["squeue", "--noheader", "--jobs", job, "--format", form]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return "" if said.returncode else (said.stdout.strip().splitlines() or [""])[0]

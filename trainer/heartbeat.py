@@ -20,10 +20,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainer import signals
+from trainer import layout, signals
 from trainer.distributed import World, agree
 
-FILE = Path("logs", "heartbeat.json")
 _SHOWN = 16  # ranks in the file: those the furthest behind
 
 
@@ -40,7 +39,7 @@ class Heartbeat:
     """
 
     def __init__(self, run: Path, world: World, silence: float) -> None:
-        self.file, self.world, self.silence = run / FILE, world, silence
+        self.file, self.world, self.silence = run / layout.HEARTBEAT, world, silence
         self.total = 0  # steps of the run, for those who read the file
         self.period = min(5.0, silence / 6) if silence else 5.0
         self._step, self._doing = 0, "start"

@@ -14,11 +14,10 @@ from typing import IO, Any
 
 import yaml
 
-from trainer import __version__, checkpoint
+from trainer import __version__, checkpoint, layout
 from trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml, validate
 
 LOCK = ".lock"
-FINISHED = "finished.json"
 _HEAD = "# bellwether "
 _OWN_LOCK = 180  # seconds to wait for a lock that an earlier attempt of the same job holds
 
@@ -48,7 +47,7 @@ def prepare(config: Config) -> tuple[Path, IO[str] | None]:
         ConfigError: if it holds something else, or a run that ``resume: never`` must not go on with, or if another
             process trains in it.
     """
-    run = Path(config.runs).expanduser() / config.name
+    run = layout.directory(config)
     try:
         return run, _prepare(config, run)
     except OSError as error:
@@ -102,9 +101,9 @@ def start_from(config: Config, run: Path, own: Path | None) -> Path | None:
 
 def mark_finished(run: Path, place: checkpoint.Place) -> None:
     """Say to who starts jobs again and again that nothing is left to do: training, export and report are whole."""
-    partial = run / f"{FINISHED}.partial"
+    partial = run / f"{layout.FINISHED}.partial"
     partial.write_text(json.dumps({**asdict(place), "time": round(time.time(), 3)}) + "\n")
-    partial.rename(run / FINISHED)
+    partial.rename(run / layout.FINISHED)
 
 
 def _lock(run: Path) -> IO[str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,10 +14,10 @@ import xxhash
 from safetensors import safe_open
 from torch import Tensor
 
+from trainer import layout
 from trainer.config import ConfigError
 
 FORMAT = 1
-_NAME = re.compile(r"^step-\d{8}$")
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,9 @@ class Manifest:
         (path / "manifest.json").write_text(json.dumps(asdict(self)))
 
 
-def whole(root: Path) -> list[Path]:
-    """The published checkpoints, the oldest first."""
-    return sorted(p for p in root.glob("step-*") if _NAME.match(p.name)) if root.is_dir() else []
-
-
 def newest(root: Path) -> Path | None:
     """The checkpoint that stands furthest in the run, or None."""
-    found = whole(root)
+    found = layout.checkpoints(root)
     return found[-1] if found else None
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from optimizers.shards import deepspeed as zero
-from trainer.checkpoint.files import Files, Manifest, damage, newest, whole
+from trainer import layout
+from trainer.checkpoint.files import Files, Manifest, damage, newest
 from trainer.config import ConfigError
 from trainer.distributed import World, agree, everywhere
 from trainer.engine import Engine
@@ -33,7 +34,7 @@ def newest_intact(root: Path, world: World) -> tuple[Path | None, list[str]]:
         problem = _problem(path, world)
         if problem is None:
             return path, said
-        if agree(world, lambda: len(whole(root))) == 1:
+        if agree(world, lambda: len(layout.checkpoints(root))) == 1:
             advice = "start afresh under another name=..., or give a whole checkpoint as resume=PATH there"
             raise ConfigError("resume", str(path), f"no checkpoint is left that is whole: {problem}", advice)
         aside = path.with_name(f"{path.name}.damaged")

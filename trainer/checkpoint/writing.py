@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from optimizers.shards.pieces import Shard
-from trainer import __version__
-from trainer.checkpoint.files import Manifest, Place, checksum, whole
+from trainer import __version__, layout
+from trainer.checkpoint.files import Manifest, Place, checksum
 from trainer.distributed import World, agree, everywhere
 from trainer.engine import Engine
 
@@ -118,7 +118,7 @@ def _flush(path: Path) -> None:
 
 
 def _prune(root: Path, keep: int) -> None:
-    for old in whole(root)[:-keep]:
+    for old in layout.checkpoints(root)[:-keep]:
         # Out of sight first: a process killed while it deletes must not leave half a checkpoint under a whole name.
         old.rename(old.with_name(f"{old.name}.partial"))
     for leftover in root.glob("step-*.partial"):
