@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,13 @@ def test_a_wrong_budget_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setenv("BELLWETHER_RESTARTS", "many")
     assert requeue.main(["begin", "configs/bert-tiny.yaml"]) == 2
     assert "BELLWETHER_RESTARTS: 'many'" in capsys.readouterr().err
+
+
+def test_nothing_heavy_is_imported_by_what_a_batch_script_asks_twice_an_attempt() -> None:
+    program = (
+        "import sys, launcher.requeue, launcher.status, trainer.rendezvous\n"
+        "launcher.requeue.load('configs/bert-tiny.yaml')\n"
+        "heavy = {'torch', 'numpy', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])

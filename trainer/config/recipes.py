@@ -8,11 +8,13 @@ own `phases`, if it has any, are laid over them one by one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optimizers.recipes import Recipe, Settings, recipe
 from trainer.config.errors import ConfigError
 from trainer.config.explain import Key, Origins, origin_of
+
+if TYPE_CHECKING:
+    from optimizers.recipes import Recipe, Settings
 
 _KINDS = ("constant", "linear", "polynomial", "cosine", "trapezoid", "step")
 
@@ -28,6 +30,9 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
     name = given.get("recipe") if isinstance(given, dict) else given
     if not isinstance(name, str):
         return raw
+    # Only here: the package imports torch, and configs are read by much that has no use for it.
+    from optimizers.recipes import recipe
+
     where = origin_of(("schedule", "recipe") if inside else ("schedule",), origins, source)
     try:
         chosen = recipe(name)
