@@ -218,12 +218,9 @@ def check_split(config: Config, processes: int) -> None:
     if wanted is not None and wanted != processes:
         advice = "set it so, or change --nodes and --gpus-per-node"
         raise ConfigError("engine.world_size", wanted, f"{processes} processes are to be started", advice)
-    parts = phases(config)
-    from trainer.plan import split
+    from trainer.plan import splits
 
-    for index, phase in enumerate(parts):
-        key = f"phases[{index}].batch" if len(parts) > 1 else "batch"
-        split(phase.batch.global_, phase.batch.micro, processes, key)
+    splits(phases(config), processes)
 
 
 def _refuse_unfit(request: Request) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer import layout, signals
 from trainer.config import ConfigError, load, phases
-from trainer.plan import split
+from trainer.plan import splits
 
 _SAVING = 120  # seconds that ranks have to save after a signal
 
@@ -30,10 +30,7 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
     elif checked.engine.device != "cpu" and 0 < torch.cuda.device_count() < nproc:
         problem = f"there are {torch.cuda.device_count()} GPUs here"
         raise ConfigError("--nproc", nproc, problem, "start one process a GPU, or write engine.device=cpu")
-    parts = phases(checked)
-    for index, phase in enumerate(parts):
-        key = f"phases[{index}].batch" if len(parts) > 1 else "batch"
-        split(phase.batch.global_, phase.batch.micro, nproc, key)
+    splits(phases(checked), nproc)
 
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

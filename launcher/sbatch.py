@@ -29,7 +29,6 @@ class Job:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    array: str | None = None  # tasks of an array, as in 1-12%4
     sweep: bool = False  # each task of an array takes a line of a file
     more: tuple[str, ...] = ()  # further options of sbatch
 
@@ -51,8 +50,8 @@ def render(job: Job, site: Site, arguments: Sequence[str] | None = None) -> str:
     Args:
         arguments: the config and its overrides; None leaves them to sbatch's command line.
     """
-    log = "%A_%a" if job.sweep or job.array else "%j"
-    shown = "%x-%A_%a.log" if job.sweep or job.array else "%x-%j.log"
+    log = "%A_%a" if job.sweep else "%j"
+    shown = "%x-%A_%a.log" if job.sweep else "%x-%j.log"
     parts = [
         _HEAD_SWEEP if job.sweep else _HEAD,
         _VARIABLES,
@@ -67,7 +66,7 @@ def render(job: Job, site: Site, arguments: Sequence[str] | None = None) -> str:
 def _options(job: Job, log: str) -> list[str]:
     named = {
         "job-name": job.name, "partition": job.partition, "account": job.account, "qos": job.qos,
-        "constraint": job.constraint, "array": job.array, "nodes": job.nodes, "ntasks-per-node": job.tasks_per_node,
+        "constraint": job.constraint, "nodes": job.nodes, "ntasks-per-node": job.tasks_per_node,
         "gpus-per-node": job.gpus_per_node or None, "cpus-per-task": job.cpus_per_task, "time": job.time,
         "signal": f"USR2@{job.notice}", "requeue": True, "open-mode": "append", "output": log,
     }  # fmt: skip

@@ -19,7 +19,7 @@ from typing import IO
 from launcher.carried import carried
 from trainer import rendezvous, signals
 
-_OPTIONS = (
+_OPTIONS = [
     "-o",
     "BatchMode=yes",
     "-o",
@@ -28,7 +28,7 @@ _OPTIONS = (
     "ServerAliveInterval=10",
     "-o",
     "ServerAliveCountMax=3",
-)
+]
 
 
 def commands(hosts: Sequence[str], each: int, arguments: Sequence[str], port: int) -> list[list[str]]:
@@ -89,13 +89,14 @@ def _wait(hosts: Sequence[str], processes: list[subprocess.Popen[bytes]]) -> int
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, tell)
     failed: tuple[str, int] | None = None
-    while any(process.poll() is None for process in processes):
+    running = True
+    while running:
         time.sleep(0.2)
-        bad = next(((h, p.returncode) for h, p in zip(hosts, processes, strict=True) if p.returncode), None)
-        if bad is not None and failed is None:
-            failed = bad
-            _tell(processes, signal.SIGTERM)
-    failed = failed or next(((h, p.returncode) for h, p in zip(hosts, processes, strict=True) if p.returncode), None)
+        running = any(process.poll() is None for process in processes)
+        if failed is None:
+            failed = next(((h, p.returncode) for h, p in zip(hosts, processes, strict=True) if p.returncode), None)
+            if failed is not None:
+                _tell(processes, signal.SIGTERM)
     if told:
         print("bellwether: stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130 if told[0] == signal.SIGINT else signals.SAVED
@@ -128,7 +129,6 @@ def guard(command: Sequence[str]) -> int:
 
     threading.Thread(target=listen, daemon=True).start()
     status = process.wait()
-    print(
-        f"bellwether: {socket.gethostname()}: torchrun ended with status {status}", file=sys.stderr
-    ) if status else None
+    if status:
+        print(f"bellwether: {socket.gethostname()}: torchrun ended with status {status}", file=sys.stderr)
     return status if status >= 0 else 128 - status

@@ -68,6 +68,12 @@ def split(global_batch: int, most: int, world_size: int, key: str = "batch") -> 
     return Split(global_batch, micro, per_rank // micro, world_size)
 
 
+def splits(phases: Sequence[Config], world_size: int) -> list[Split]:
+    """`split` for each phase, with its keys in the errors."""
+    keys = [f"phases[{index}].batch" if len(phases) > 1 else "batch" for index in range(len(phases))]
+    return [split(c.batch.global_, c.batch.micro, world_size, key) for c, key in zip(phases, keys, strict=True)]
+
+
 def notes(phase: Phase) -> list[str]:
     """What a person should know of a phase, beyond its numbers."""
     config, batch = phase.config, phase.split.global_batch
@@ -100,9 +106,8 @@ def plan(phases: Sequence[Config], world_size: int, epochs: Sequence[int]) -> li
     """
     planned: list[Phase] = []
     step = sample = 0
-    for index, (config, epoch) in enumerate(zip(phases, epochs, strict=True)):
+    for index, (config, epoch, shares) in enumerate(zip(phases, epochs, splits(phases, world_size), strict=True)):
         key = f"phases[{index}]." if len(phases) > 1 else ""
-        shares = split(config.batch.global_, config.batch.micro, world_size, f"{key}batch")
         batch = shares.global_batch
         steps = math.ceil(config.duration.samples(batch, epoch) / batch)
         if steps < 1:

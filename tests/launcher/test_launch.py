@@ -178,3 +178,24 @@ def test_status_of_a_run_without_a_scheduler(tmp_path: Path, capsys: pytest.Capt
     assert "no run directory" in capsys.readouterr().err
     with pytest.raises(ValueError, match="rank 0 wrote to its terminal"):
         logs(tmp_path, follow=False)
+
+
+def test_one_host_that_fails_ends_the_others_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    import signal
+    import subprocess
+    import sys
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    guarded = "from launcher.ssh import guard; import sys; sys.exit(guard([sys.executable, '-c', 'import time; time.sleep(60)']))"
+    programs = ["import sys; sys.exit(3)", guarded]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, cwd=Path(CONFIG).parents[1])
+        for program in programs
+    ]
+    try:
+        assert ssh._wait(["a", "b"], processes) == 3
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    assert processes[1].wait(20) == 128 + signal.SIGTERM
+    assert "a ended with status 3" in capfd.readouterr().err

@@ -52,7 +52,7 @@ SCRIPTS = {
     "train": (ROOT / "slurm/train.sbatch").read_text,
     "sweep": (ROOT / "slurm/sweep.sbatch").read_text,
     "launch": golden,
-    "array": lambda: sbatch.render(sbatch.Job(array="1-4%2", sweep=True), site.Site(), ["runs.txt"]),
+    "sweep of a file": lambda: sbatch.render(sbatch.Job(sweep=True), site.Site(), ["runs.txt"]),
 }
 
 

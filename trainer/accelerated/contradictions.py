@@ -15,7 +15,7 @@ from typing import Any
 from trainer.accelerated.launch import VARIABLES, Launch, Wish, find, processes, same, wish
 from trainer.config import Config, ConfigError, ConfigErrors, phases
 from trainer.distributed import World
-from trainer.plan import Split, split
+from trainer.plan import Split, splits
 
 # What only another engine could do, unless it is turned off.
 _FOREIGN = {
@@ -111,10 +111,7 @@ def _count(launch: Launch, world_size: int, device: str, environment: Mapping[st
 def _parts(config: Config, world_size: int) -> list[_Part]:
     several = phases(config)
     prefixes = [f"phases[{index}]." if len(several) > 1 else "" for index in range(len(several))]
-    return [
-        (prefix, part, split(part.batch.global_, part.batch.micro, world_size, f"{prefix}batch"))
-        for prefix, part in zip(prefixes, several, strict=True)
-    ]
+    return list(zip(prefixes, several, splits(several, world_size), strict=True))
 
 
 def _against(asked: Wish, place: str, parts: Sequence[_Part]) -> list[ConfigError]:
