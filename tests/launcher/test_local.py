@@ -278,6 +278,18 @@ def test_a_notice_saves_at_the_next_step_and_the_end_is_the_same_to_the_bit(spac
     assert exports[0].read_bytes() == exports[1].read_bytes()
 
 
+def test_a_process_of_a_run_may_open_as_many_files_as_the_system_lets_it() -> None:
+    program = (
+        "import resource\n"
+        "from trainer.__main__ import _allow_open_files\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
+        "_allow_open_files()\n"
+        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
+
+
 def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     program = (
         "import sys\nfrom launcher.cli import main\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -162,3 +163,25 @@ def test_a_dead_builds_lock_is_deleted_and_a_live_ones_named(tmp_path: Path, mon
     assert live.exists()
     assert [str(dead) in line or str(live) in line for line in said] == [True, True]
     assert any("deleted" in line for line in said)
+
+
+def test_an_earlier_attempt_of_the_same_job_is_waited_for_and_another_job_is_not(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rundir, "_OWN_LOCK", 1.5)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run, held = rundir.prepare(config)
+    assert held is not None
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"another process trains in .*, job 7\)"):
+        rundir._lock(run)
+    assert time.monotonic() - began > 1
+    releasing = threading.Timer(0.5, held.close)
+    releasing.start()
+    again = rundir._lock(run)
+    assert again is not None
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waits for another job"))
+    with pytest.raises(ConfigError, match=r"another process trains in .*, job 7\)"):
+        rundir._lock(run)
+    again.close()

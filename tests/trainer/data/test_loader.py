@@ -226,3 +226,25 @@ def test_workers_survive_the_signals_of_a_preemption() -> None:
         os.kill(worker, signum)
     assert {int(next(batches)["process"][0]) for _ in range(10)} == {worker}
     batches.close()
+
+
+def test_the_fork_server_outlives_the_notice_that_its_workers_ignore() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from multiprocessing import get_context\n"
+        "context = get_context('forkserver')\n"
+        "context.set_forkserver_preload(['trainer.data.deaf'])\n"
+        "if __name__ == '__main__':\n"
+        "    first = context.Process(target=time.sleep, args=(0,))\n"
+        "    first.start()\n"
+        "    first.join()\n"
+        "    from multiprocessing import forkserver\n"
+        "    server = forkserver._forkserver._forkserver_pid\n"
+        "    for number in (signal.SIGUSR2, signal.SIGTERM):\n"
+        "        os.kill(server, number)\n"
+        "    time.sleep(0.5)\n"
+        "    print('alive' if os.waitpid(server, os.WNOHANG) == (0, 0) else 'dead')\n"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "alive\n", done.stderr
