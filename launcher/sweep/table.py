@@ -32,7 +32,7 @@ from typing import Any, Literal, get_args
 from trainer.config import ConfigError
 
 Status = Literal["complete", "diverged", "beaten", "failed", "unfinished"]
-Value = float | int | str | bool | None
+Value = float | int | str | bool | list[Any] | None  #: a list is text in the file, as in [0.9, 0.99]
 Measurement = Mapping[str, float]  #: ``step``, ``samples``, and what was measured: ``val/loss``, ...
 
 _HEAD = (
@@ -204,7 +204,9 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
 
 def _rows(trial: Trial) -> list[dict[str, Any]]:
     head = {name: getattr(trial, name) for name in _HEAD}
-    head |= {_PARAMETER + key: value for key, value in trial.parameters.items()}
+    head |= {
+        _PARAMETER + key: str(value) if isinstance(value, list) else value for key, value in trial.parameters.items()
+    }
     return [{**head, **measurement} for measurement in trial.measurements] or [head]
 
 

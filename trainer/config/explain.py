@@ -145,13 +145,19 @@ def _field(place: Key, raw: Any, top: type[BaseModel]) -> Any:
 def _fields(place: Key, raw: Any, top: type[BaseModel]) -> dict[str, Any]:
     """The fields of the section at a place, by the names used in YAML."""
     model: Any = top
+    inner: Any = None  # of a mapping whose keys are the user's: what each holds
     node = raw
     for key in place:
         field = next((f for n, f in model.model_fields.items() if (f.alias or n) == key), None)
         node = node.get(key) if isinstance(node, dict) else None
-        if field is None:
+        annotation = inner or (field and field.annotation)
+        if annotation is None:
             return {}
-        choices = _models(field.annotation)
+        if typing.get_origin(annotation) is dict:
+            model, inner = BaseModel, typing.get_args(annotation)[1]
+            continue
+        inner = None
+        choices = _models(annotation)
         if len(choices) > 1:
             kind = node.get("kind") if isinstance(node, dict) else None
             choices = [m for m in choices if kind in typing.get_args(m.model_fields["kind"].annotation)]
