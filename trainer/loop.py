@@ -307,9 +307,10 @@ def _announce(run: Run, place: Place, source: Path | None) -> None:
 
 
 def _finish(run: Run, source: Path, place: Place) -> None:
-    if run.finished(place):
+    if run.finished(place) and run.config.checkpoint.export:
         export(source, run.directory, run.plans[place.phase].config, run.datas[place.phase])
-    report.write(run.directory)
+    if run.config.log.report:
+        report.write(run.directory)
     print(report.summary(run.directory), flush=True)
     if run.finished(place):
         rundir.mark_finished(run.directory, place, run.config.evaluate.target if run.reached else None)

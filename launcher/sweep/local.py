@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-import psutil
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -164,7 +163,8 @@ class _Packer:
         if place.cores and shutil.which("taskset"):
             command = ["taskset", "--cpu-list", ",".join(map(str, place.cores)), *command]
         with open(log, "ab") as out:
-            return subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+            # A session of its own: Ctrl-C here must not end it before it has saved.
+            return subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
 
     def _ended(self, done: Running, bar: tqdm) -> None:
         status = self.study.status(done.slot)
@@ -173,6 +173,8 @@ class _Packer:
             status = "failed"
         if status == "unfinished":
             return
+        if status != "failed":
+            self.study.tidy(done.slot)
         trial = self.study.trial(done.slot.name)
         assert trial is not None
         reached = search.steps(trial, self.sweep.goal)
@@ -190,9 +192,8 @@ class _Packer:
     def _stop(self) -> None:
         _say(f"stopping: {len(self.running)} runs save; the same command goes on from there")
         for running in self.running:
-            for process in _with_children(running.process.pid):
-                with suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(running.process.pid or 0, signal.SIGTERM)
         deadline = time.monotonic() + _SAVING
         while any(running.status is None for running in self.running) and time.monotonic() < deadline:
             time.sleep(_POLL)
@@ -220,18 +221,10 @@ class _Packer:
         return 1 if counts["failed"] else 0
 
 
-def _with_children(pid: int | None) -> list[psutil.Process]:
-    """A run's processes, the first one first: torchrun passes a signal on, and one that gets it twice stays calm."""
-    try:
-        return [psutil.Process(pid)]
-    except psutil.NoSuchProcess:
-        return []
-
-
 def _gpus(sweep: Sweep) -> int:
     from launcher.sweep import spec
 
-    if spec.config(sweep, {**sweep.set, "batch.global": sweep.batches[0]}).engine.device == "cpu":
+    if spec.base(sweep).engine.device == "cpu":
         return 0
     import torch
 

@@ -108,6 +108,7 @@ class Sweep(Section):
     stop: Stop = Stop()
     processes: Count = Field(1, description="processes of a run; the GPUs of one, where there are GPUs")
     cores: Count = Field(1, description="CPU cores of a process")
+    keep: bool = Field(False, description="keep the checkpoints of runs that have ended")
     price: Annotated[float, Field(ge=0)] | None = Field(None, description="of a process-hour, for the report")
 
     @model_validator(mode="after")
@@ -150,7 +151,7 @@ class Sweep(Section):
         """What runs are compared by where none reached the target, and whether more of it is better."""
         if self.goal is not None:
             return self.goal.metric, self.goal.at_least
-        images = config(self, {**self.set, "batch.global": self.batches[0]}).data.kind == "images"
+        images = base(self).data.kind == "images"
         return ("val/accuracy", True) if images else ("val/loss", False)
 
     def space_of(self, optimizer: str) -> Space:
@@ -192,6 +193,11 @@ def validate(raw: dict[str, Any], source: str) -> Sweep:
     except ValidationError as error:
         found = [_explained(e, raw, source) for e in error.errors(include_url=False)]
         raise ConfigErrors(list({str(e): e for e in found}.values())) from None
+
+
+def base(sweep: Sweep) -> Config:
+    """What all runs have in common, at the first batch."""
+    return config(sweep, {**sweep.set, "batch.global": sweep.batches[0]})
 
 
 def config(sweep: Sweep, overrides: Mapping[str, Value]) -> Config:

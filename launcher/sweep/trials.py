@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,19 @@ SWEEP = "sweep.yaml"
 TABLE = "measurements.csv"
 
 # What may change while a sweep goes on, as it leaves every run that is there as it was.
-_FREE = ("runs", "batches", "optimizers", "search.trials", "seeds", "repeat", "stop", "processes", "cores", "price")
+_FREE = (
+    "runs",
+    "batches",
+    "optimizers",
+    "search.trials",
+    "seeds",
+    "repeat",
+    "stop",
+    "processes",
+    "cores",
+    "price",
+    "keep",
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ class Study:
         """
         self.trials.mkdir(parents=True, exist_ok=True)
         file = self.directory / SWEEP
-        new = self.sweep.model_dump(mode="json") | {"base": dump(self._base())}
+        new = self.sweep.model_dump(mode="json") | {"base": dump(spec.base(self.sweep))}
         if file.exists():
             _check_same(parse_yaml(file.read_text()), new, self.directory)
         _publish(file, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
@@ -118,6 +131,11 @@ class Study:
         self._ended.clear()
         return len(failed)
 
+    def tidy(self, slot: Slot) -> None:
+        """A run that has ended needs its checkpoints no more, unless the sweep is to keep them."""
+        if not self.sweep.keep:
+            shutil.rmtree(self.trials / slot.name / "checkpoints", ignore_errors=True)
+
     def collect(self) -> list[Trial]:
         """All that was measured, in the sweep's order, numbered; also what SWEEP.yaml no longer asks for."""
         order = {slot.name: index for index, slot in enumerate(slots(self.sweep))}
@@ -142,14 +160,11 @@ class Study:
     def _names(self) -> list[str]:
         return [path.stem for path in self.trials.glob("*.json")]
 
-    def _base(self) -> Config:
-        return spec.config(self.sweep, {**self.sweep.set, "batch.global": self.sweep.batches[0]})
-
     def _write(self, slot: Slot, parameters: dict[str, Value], stop_after: int | None) -> None:
-        base = self._base()
+        base = spec.base(self.sweep)
         seed = base.seed + slot.seed
         overrides: dict[str, Value] = {
-            **self.sweep.set, **self.sweep.optimizers[slot.optimizer].set, **parameters, "batch.global": slot.batch,
+            "log.report": False, "log.tensorboard": False, "checkpoint.export": False, **self.sweep.set, **self.sweep.optimizers[slot.optimizer].set, **parameters, "batch.global": slot.batch,
             "seed": seed, "name": slot.name, "runs": str(self.trials),
         }  # fmt: skip
         if self.sweep.target is not None:

@@ -42,7 +42,7 @@ def text(workspace: Path, name: str, **changes: Any) -> dict[str, Any]:
         "batch": {"global": 16, "micro": 2},
         "optimizer": {"lr": 1e-2},
         "schedule": {"warmup": 0.25},
-        "log": {"every": "1 steps", "tensorboard": False},
+        "log": {"every": "1 steps", "tensorboard": False, "report": False},  # which takes longer than these runs
         "evaluate": {"limit": 10},
         "engine": {"stage": 2},
     }  # fmt: skip
@@ -62,18 +62,12 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return {**base, **{k: {**base[k], **v} if isinstance(v, dict) and k in base else v for k, v in over.items()}}
 
 
-def _run(raw: dict[str, Any], report: bool = False) -> None:
+def _run(raw: dict[str, Any]) -> None:
     from trainer import loop
     from trainer.distributed import World
 
-    write = loop.report.write
-    if not report:  # it takes longer than these runs
-        loop.report.write = lambda run: run
-    try:
-        world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
-        loop.train(c.validate(raw), world)
-    finally:
-        loop.report.write = write
+    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
+    loop.train(c.validate(raw), world)
 
 
 def losses(raw: dict[str, Any]) -> list[float]:
@@ -251,7 +245,7 @@ def test_activation_checkpointing_changes_nothing(ranks: Ranks, workspace: Path,
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_the_run_directory_and_the_export(ranks: Ranks, workspace: Path) -> None:
     raw = images(workspace, "directory", checkpoint={"every": "2 steps", "keep": 2})
-    ranks.run(_run, raw, True)
+    ranks.run(_run, merged(raw, {"log": {"report": True}}))
     run = Path(raw["runs"]) / "directory"
     assert {p.name for p in run.iterdir()} >= {
         "config.yaml",

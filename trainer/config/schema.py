@@ -303,6 +303,7 @@ class Checkpoint(Section):
 
     every: IntervalField | None = Field(None, description="how often; null: only at the end of each phase")
     keep: Count = Field(3, description="how many of the newest checkpoints stay")
+    export: bool = Field(True, description="write the finished model to export/, as save_pretrained does")
 
 
 class Log(Section):
@@ -310,6 +311,7 @@ class Log(Section):
 
     every: IntervalField = Field(Duration(10, "steps"), description="how often")
     tensorboard: bool = Field(True, description="write TensorBoard event files to logs/")
+    report: bool = Field(True, description="write report.html at the end; bellwether report does it at any time")
 
 
 # What Bellwether solves itself; a second opinion in engine.deepspeed would win silently.
