@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "--nodes", type=_count, metavar="N", help="default: those of the host file or of the job; outside of a job 2"
     )
     doctor.add_argument("--hostfile", metavar="FILE", help="one host a line (mpi, ssh)")
-    _site(doctor)
+    _where(doctor)
     doctor.add_argument(
         "--runs", metavar="DIR", default="runs", help="directory of all runs, to be shared by the nodes"
     )
@@ -159,17 +159,9 @@ def _parser() -> argparse.ArgumentParser:
 def _machines(parser: argparse.ArgumentParser) -> None:
     """What is asked of a cluster: the options that launch and sweep share."""
     parser.add_argument("--nodes", type=_count, metavar="N", help="machines (slurm, mpi); default: 1")
-    parser.add_argument(
-        "--gpus-per-node",
-        type=_number,
-        metavar="N",
-        help="GPUs, and processes, a machine; 0: none; default on slurm: 8, or what a sweep says",
-    )
     parser.add_argument("--tasks-per-node", type=_count, metavar="N", help="processes a machine; default: one a GPU")
     parser.add_argument("--cpus-per-task", type=_count, metavar="N", help="cores a process (slurm); default: 8")
     parser.add_argument("--time", metavar="D-HH:MM:SS", help="time limit (slurm); default: 1-00:00:00")
-    for name in ("partition", "account", "qos", "constraint"):
-        parser.add_argument(f"--{name}", metavar="NAME", help="as sbatch has it (slurm)")
     parser.add_argument(
         "--sbatch",
         metavar="OPTION",
@@ -177,10 +169,19 @@ def _machines(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="any other option, as in --sbatch=--exclude=node3",
     )
-    _site(parser)
+    _where(parser)
 
 
-def _site(parser: argparse.ArgumentParser) -> None:
+def _where(parser: argparse.ArgumentParser) -> None:
+    """Which of a cluster's machines: the options that doctor takes too."""
+    parser.add_argument(
+        "--gpus-per-node",
+        type=_number,
+        metavar="N",
+        help="GPUs, and processes, a machine; 0: none; default on slurm: the site's file, 8, or what a sweep says",
+    )
+    for name in ("partition", "account", "qos", "constraint"):
+        parser.add_argument(f"--{name}", metavar="NAME", help="as sbatch has it (slurm)")
     parser.add_argument(
         "--site", metavar="FILE", help="the cluster's ways; default: slurm/site.yaml, where there is one"
     )
@@ -270,7 +271,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from launcher.doctor import TIMEOUT, doctor
 
     a = arguments
-    return doctor(a.on, a.nodes, a.hostfile, a.site, a.runs, a.json, a.timeout or TIMEOUT)
+    said = {key: getattr(a, key) for key in ("gpus_per_node", "partition", "account", "qos", "constraint")}
+    given = {key: value for key, value in said.items() if value is not None}
+    return doctor(a.on, a.nodes, a.hostfile, a.site, a.runs, a.json, a.timeout or TIMEOUT, given)
 
 
 def _report(arguments: argparse.Namespace) -> int:
