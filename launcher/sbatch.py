@@ -210,7 +210,7 @@ config=$("${python[@]}" -m launcher.sweep.array begin @STUDY@ "$run") || exit 1
 set -- "$config"
 """
 _END = """\
-((verdict == 75)) || "${python[@]}" -m launcher.sweep.array end @STUDY@ "$run" "$verdict"
+((verdict == 75)) || "${python[@]}" -m launcher.sweep.array end @STUDY@ "$run"
 """
 
 

@@ -1,7 +1,9 @@
 """A sweep as SLURM job arrays: a task a run, each decided when it begins.
 
-python -m launcher.sweep.array begin SWEEP_DIR RUN      prints the run's config, made when it is asked for first
-python -m launcher.sweep.array end SWEEP_DIR RUN N      notes how it ended, for the sweep's batch script
+    python -m launcher.sweep.array begin SWEEP_DIR RUN      prints the run's config, made when it is asked for first
+    python -m launcher.sweep.array end SWEEP_DIR RUN        notes how it ended
+
+are for the batch script that `bellwether sweep --on slurm` submits.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from launcher import launch, sbatch, site
+from launcher import launch, requeue, sbatch, site
 from launcher.launch import Request
 from launcher.sweep import spec
 from launcher.sweep.slots import Slot, slots
 from launcher.sweep.spec import Sweep
 from launcher.sweep.trials import Study, open_study
+from trainer import signals
 from trainer.config import ConfigError, ConfigErrors
 
 _LARGEST = 1001  # SLURM's own MaxArraySize, where scontrol does not tell
@@ -115,10 +118,12 @@ def begin(study: Study, slot: Slot) -> int:
     return 0
 
 
-def end(study: Study, slot: Slot, status: int) -> int:
+def end(study: Study, slot: Slot) -> int:
     """Note a failure, take away checkpoints that nobody needs, and bring the table up to date."""
+    last = requeue.attempts(study.trials / slot.name)[-1]
     if study.status(slot) == "unfinished":
-        study.fail(slot, f"exit status {status}; its logs are those of job {os.environ.get('SLURM_JOB_ID', '?')}")
+        if last.status not in (signals.SAVED, signals.LOST):  # not where somebody cancelled it, or SLURM took it back
+            study.fail(slot, f"{last.reason}; its log is {last.log}")
     elif study.status(slot) != "failed":
         study.tidy(slot)
     with FileLock(study.directory / ".begin.lock"):
@@ -127,13 +132,13 @@ def end(study: Study, slot: Slot, status: int) -> int:
 
 
 def main() -> int:
-    when, directory, name, *status = sys.argv[1:]
+    when, directory, name = sys.argv[1:]
     try:
         study = open_study(Path(directory))
         slot = next((slot for slot in slots(study.sweep) if slot.name == name), None)
         if slot is None:
             raise ConfigError("RUN", name, f"is none of {directory}", "submit the sweep anew")
-        return begin(study, slot) if when == "begin" else end(study, slot, int(status[0]))
+        return begin(study, slot) if when == "begin" else end(study, slot)
     except (ConfigError, ConfigErrors) as error:
         print(f"bellwether: {error}", file=sys.stderr)
         return 2
