@@ -192,14 +192,24 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def legend(ax: Axes, size: Size) -> None:
-    """Above the axes, in one row, where it covers nothing."""
+    """Above the axes, where it covers nothing: in one row, or in as many as the width asks for."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
+        columns = _columns([0.58 * len(label) + 3.5 for label in labels], (size.width - 50) / size.text)
         ax.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(handles), frameon=False,
+            handles, labels, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, frameon=False,
             fontsize=size.text, labelcolor=LIGHT["muted"], handlelength=1.3, columnspacing=1.3,
             handletextpad=0.5, borderpad=0.2, borderaxespad=0.1,
         )  # fmt: skip
+
+
+def _columns(widths: list[float], room: float) -> int:
+    """As many columns as fit, each as wide as its widest entry; entries fill one column after another."""
+    for columns in range(len(widths), 1, -1):
+        rows = -(-len(widths) // columns)
+        if sum(max(widths[i : i + rows]) for i in range(0, len(widths), rows)) <= room:
+            return columns
+    return 1
 
 
 def draw(picture: Picture[T], facts: T, plots: Path | None) -> Drawn:

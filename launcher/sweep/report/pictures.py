@@ -1,0 +1,296 @@
+"""The curves against the batch: functions from facts to a figure, or None where there is nothing to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from launcher.sweep.cells import Cell, Outcome
+from launcher.sweep.report.facts import Facts, Series
+from trainer.report.canvas import LIGHT, Size, legend, log_ticks, plain, sheet
+from trainer.report.facts import compact
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = ("blue", "orange", "green", "plum")
+_MARKERS = ("o", "s", "^", "D")
+_FAINT = 600  # more dots of other settings hide what they stand behind
+
+
+def steps(facts: Facts, size: Size) -> Figure | None:
+    """Steps to the target against the batch, with the line on which twice the batch takes half the steps."""
+    figure, ax = _board(facts, replace(size, height=size.height * 1.2), "Steps to the target")
+    for index, (series, _) in enumerate(_drawn(facts)):
+        first = next((cell for cell in series.cells if cell.reached), None)
+        if first is not None:
+            x = np.array([first.batch, facts.batches[-1]], dtype=np.float64)
+            ax.plot(
+                x, first.best.steps * first.batch / x, color=LIGHT[_COLOURS[index % 4]], linewidth=0.9,
+                linestyle=(0, (5, 4)), alpha=0.75, zorder=1,
+            )  # fmt: skip
+    if not _against(facts, ax, size, lambda run: run.steps, lambda cell: cell.tried, faint=True):
+        return None
+    ax.plot([], [], color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), label="perfect scaling")
+    return _finish(figure, ax, facts, size)
+
+
+def samples(facts: Facts, size: Size) -> Figure | None:
+    """Samples to the target against the batch: flat as long as the batch pays; the fit, its band, and B_crit."""
+    figure, ax = _board(facts, replace(size, height=size.height * 1.2), "Samples to the target")
+    drawn = _against(facts, ax, size, lambda run: run.samples, lambda cell: cell.tried * cell.batch, line=False)
+    if not drawn:
+        return None
+    x = np.geomspace(facts.batches[0], facts.batches[-1], 120)
+    ends = ax.get_ylim()
+    for index, (series, _) in enumerate(_drawn(facts)):
+        fit, colour = series.fit, LIGHT[_COLOURS[index % 4]]
+        if fit is None:
+            continue
+        ax.plot(x, fit.s_min * (1 + x / fit.b_crit), color=colour, linewidth=1.7, zorder=3)
+        band = fit.band(x)
+        if band is not None:
+            ax.fill_between(
+                x, *np.clip(band, ends[0] / 3, ends[1] * 3), color=colour, alpha=0.14, linewidth=0, zorder=1
+            )
+        if facts.batches[0] <= fit.b_crit <= facts.batches[-1]:
+            low, high = max(fit.b_crit_low, x[0]), min(fit.b_crit_high, x[-1])
+            ax.plot([low, high], [2 * fit.s_min] * 2, color=colour, linewidth=1.1, zorder=5)
+            ax.plot(
+                [fit.b_crit],
+                [2 * fit.s_min],
+                "D",
+                color=LIGHT["card"],
+                markeredgecolor=colour,
+                markersize=6.5,
+                zorder=6,
+            )
+    if any(series.fit is not None for series in facts.series):
+        ax.plot(
+            [], [], "D", color=LIGHT["card"], markeredgecolor=LIGHT["muted"], markersize=6,
+            label="B_crit",
+        )  # fmt: skip
+    return _finish(figure, ax, facts, size)
+
+
+def metric(facts: Facts, size: Size) -> Figure | None:
+    """Without a target: the best value of the metric in each cell."""
+    figure, ax = _board(facts, size, f"Best {facts.measure}", log=False)
+    for index, (series, shift) in enumerate(_drawn(facts)):
+        colour = LIGHT[_COLOURS[index % 4]]
+        held = [(cell, mean) for cell in series.cells if (mean := cell.best.mean) is not None]
+        ax.plot([cell.batch * shift for cell, _ in held], [mean for _, mean in held], color=colour, linewidth=1.5)
+        for cell, mean in held:
+            values = cell.best.values
+            ax.plot([cell.batch * shift] * 2, [min(values), max(values)], color=colour, linewidth=1.1)
+            for run in cell.best.counted:
+                if run.best is not None:
+                    _dot(facts, ax, index, cell.batch * shift, run.best, run, small=True)
+            _dot(facts, ax, index, cell.batch * shift, mean, cell.best.middle)
+        ax.plot([], [], color=colour, marker=_MARKERS[index % 4], linewidth=1.5, label=series.name)
+    if not ax.lines or not any(cell.best.mean is not None for cell in facts.cells):
+        return None
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+    legend(ax, size)
+    return figure
+
+
+def rates(facts: Facts, size: Size) -> Figure | None:
+    """The best learning rate against the batch, the power through it, and the square-root and linear rules."""
+    laws = [(index, series.law, shift) for index, (series, shift) in enumerate(_drawn(facts)) if series.law]
+    if not laws:
+        return None
+    figure, ax = _board(facts, size, "Best learning rate")
+    x = np.array([facts.batches[0], facts.batches[-1]], dtype=np.float64)
+    for index, found, shift in laws:
+        series, colour = facts.series[index], LIGHT[_COLOURS[index % 4]]
+        by_batch = {cell.batch: cell for cell in series.cells}
+        for batch, lr in zip(found.batches, found.lrs, strict=True):
+            cell = by_batch[batch]
+            ax.plot([batch * shift] * 2, [cell.lrs[0], cell.lrs[-1]], color=colour, linewidth=0.8, alpha=0.35)
+            ax.plot([batch * shift] * len(cell.lrs), cell.lrs, "_", color=colour, markersize=5, alpha=0.45)
+            _dot(facts, ax, index, batch * shift, lr, cell.best.middle)
+        if found.exponent is not None:
+            ax.plot(x, [found(v) for v in x], color=colour, linewidth=1.5)
+        power = "" if found.exponent is None else f", B^{found.exponent:.2f}"
+        ax.plot([], [], color=colour, marker=_MARKERS[index % 4], linewidth=1.5, label=f"{series.name}{power}")
+    low, high = ax.get_ylim()
+    middle = math.exp(np.mean([math.log(lr) for _, found, _ in laws for lr in found.lrs]))
+    centre = math.sqrt(x[0] * x[1])
+    if x[0] < x[1]:
+        for power_, style, label in ((0.5, (0, (5, 4)), "square root"), (1.0, (0, (1, 2.5)), "linear")):
+            ax.plot(
+                x, middle * (x / centre) ** power_, color=LIGHT["muted"], linewidth=1.0, linestyle=style, label=label
+            )
+    ax.set_ylim(low, high)
+    log_ticks(ax.yaxis, low, high)
+    legend(ax, size)
+    return figure
+
+
+def hours(facts: Facts, size: Size) -> Figure | None:
+    """Wall time to the target."""
+    return _billed(facts, size, "Hours to the target", 0)
+
+
+def cost(facts: Facts, size: Size) -> Figure | None:
+    """What reaching the target costs."""
+    return _billed(facts, size, "Cost of the target", 1)
+
+
+def _billed(facts: Facts, size: Size, title: str, which: int) -> Figure | None:
+    figure, ax = _board(facts, size, title)
+    for index, (series, shift) in enumerate(_drawn(facts)):
+        points = [
+            (cell, value) for cell in series.cells
+            if (bill := facts.bill(cell)) and (value := (bill.hours, bill.cost)[which]) and math.isfinite(value)
+        ]  # fmt: skip
+        if not points:
+            continue
+        colour = LIGHT[_COLOURS[index % 4]]
+        ax.plot([cell.batch * shift for cell, _ in points], [value for _, value in points], color=colour, linewidth=1.5)
+        for cell, value in points:
+            _dot(facts, ax, index, cell.batch * shift, value, cell.best.middle)
+        ax.plot([], [], color=colour, marker=_MARKERS[index % 4], linewidth=1.5, label=series.name)
+    return _finish(figure, ax, facts, size) if ax.lines else None
+
+
+def _drawn(facts: Facts) -> Iterator[tuple[Series, float]]:
+    """Each series, and how far to move it along the batches, so that its bars stand beside those of the others."""
+    reach = math.log(facts.batches[-1] / facts.batches[0]) or 1.0
+    for index, series in enumerate(facts.series):
+        yield series, math.exp(0.008 * reach * (index - (len(facts.series) - 1) / 2))
+
+
+def _board(facts: Facts, size: Size, title: str, log: bool = True) -> tuple[Figure, Axes]:
+    figure = sheet(size, title)
+    ax = figure.add_subplot()
+    plain(ax, size, "batch")
+    ax.set_xscale("log")
+    if log:
+        ax.set_yscale("log")
+    batch_ticks(ax, facts.batches, size)
+    return figure, ax
+
+
+def batch_ticks(ax: Axes, batches: list[int], size: Size) -> None:
+    """The batches that were run, as far as their names have room."""
+    from matplotlib.ticker import NullLocator
+
+    if not batches:
+        return
+    low, high = math.log(batches[0]), math.log(batches[-1])
+    pad = 0.06 * (high - low) or 0.5
+    ax.set_xlim(math.exp(low - pad), math.exp(high + pad))
+    room = (high - low + 2 * pad) * 4.0 * size.text / (size.width - 60)
+    shown: list[int] = []
+    for batch in batches:
+        if not shown or math.log(batch / shown[-1]) >= room:
+            shown.append(batch)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticks(shown, [batch_name(batch) for batch in shown])
+
+
+def batch_name(batch: int) -> str:
+    """As the field says it.
+
+    >>> [batch_name(batch) for batch in (64, 1000, 1024, 1536, 32768)]
+    ['64', '1,000', '1k', '1,536', '32k']
+    """
+    return f"{batch // 1024:,}k" if batch >= 1024 and batch % 1024 == 0 else f"{batch:,}"
+
+
+def _against(
+    facts: Facts,
+    ax: Axes,
+    size: Size,
+    of: Callable[[Outcome], float],
+    tried: Callable[[Cell], float],
+    line: bool = True,
+    faint: bool = False,
+) -> bool:
+    """Medians, seeds and their range of each cell's best setting; what missed stands at the top edge."""
+    if not facts.cells:
+        return False
+    others = sum(len(cell.settings) - 1 for cell in facts.cells)
+    missed: list[tuple[float, float, int, Outcome]] = []
+    for index, (series, shift) in enumerate(_drawn(facts)):
+        colour = LIGHT[_COLOURS[index % 4]]
+        held = [cell for cell in series.cells if cell.reached]
+        middle = {cell.batch: float(np.median([of(run) for run in cell.best.counted])) for cell in held}
+        if line:
+            dashes = "-" if index < 4 else "--"
+            ax.plot([cell.batch * shift for cell in held], list(middle.values()), dashes, color=colour, linewidth=1.7)
+        if faint and others <= _FAINT:
+            dots = [
+                (cell.batch * shift, float(np.median([of(run) for run in setting.counted])))
+                for cell in series.cells for setting in cell.settings[1:] if math.isfinite(setting.steps)
+            ]  # fmt: skip
+            ax.plot([x for x, _ in dots], [y for _, y in dots], ".", color=colour, markersize=5, alpha=0.3, zorder=1)
+        for cell in series.cells:
+            reached = [of(run) for run in cell.best.reached]
+            if reached:
+                ax.plot([cell.batch * shift] * 2, [min(reached), max(reached)], color=colour, linewidth=1.1, zorder=3)
+            for run in cell.best.reached:
+                _dot(facts, ax, index, cell.batch * shift, of(run), run, small=True)
+            if cell.reached:
+                _dot(facts, ax, index, cell.batch * shift, middle[cell.batch], cell.best.middle)
+            else:
+                missed.append((cell.batch * shift, tried(cell), index, cell.best.middle))
+        ax.plot([], [], color=colour, marker=_MARKERS[index % 4], linewidth=1.7, label=series.name)
+    _missed(facts, ax, missed)
+    return True
+
+
+def _missed(facts: Facts, ax: Axes, missed: list[tuple[float, float, int, Outcome]]) -> None:
+    """Crosses at the top edge, each over a dotted line from the most steps that were tried there."""
+    if not missed:
+        return
+    for x, y, index, _ in missed:
+        if y > 0:
+            ax.plot([x], [y], "_", color=LIGHT[_COLOURS[index % 4]], markersize=7)
+    low, high = ax.get_ylim()
+    top = high * (high / low) ** 0.08
+    ax.set_ylim(low, top)
+    for x, y, index, run in missed:
+        colour = LIGHT[_COLOURS[index % 4]]
+        ax.plot([x, x], [y or low, top], color=colour, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
+        mark = ax.plot(
+            [x], [0.97], "x", color=colour, markersize=7, markeredgewidth=1.8,
+            transform=ax.get_xaxis_transform(), clip_on=False, zorder=6,
+        )  # fmt: skip
+        _address(facts, mark[0], run)
+    ax.plot([], [], "x", color=LIGHT["muted"], markersize=6, markeredgewidth=1.6, label="missed")
+
+
+def _dot(facts: Facts, ax: Axes, index: int, x: float, y: float, run: Outcome, small: bool = False) -> None:
+    colour = LIGHT[_COLOURS[index % 4]]
+    if small:
+        (mark,) = ax.plot([x], [y], "o", color=colour, markersize=3.2, alpha=0.75, markeredgewidth=0, zorder=4)
+    else:
+        (mark,) = ax.plot(
+            [x], [y], _MARKERS[index % 4], color=colour, markersize=7, markeredgecolor=LIGHT["card"],
+            markeredgewidth=1.0, zorder=5,
+        )  # fmt: skip
+    _address(facts, mark, run)
+
+
+def _address(facts: Facts, mark: object, run: Outcome) -> None:
+    """A mark that leads to its run's report."""
+    url = facts.link(run.trial)
+    if url is not None:
+        mark.set_url(url)  # type: ignore[attr-defined]
+
+
+def _finish(figure: Figure, ax: Axes, facts: Facts, size: Size) -> Figure:
+    from matplotlib.ticker import FuncFormatter
+
+    log_ticks(ax.yaxis, *ax.get_ylim())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    legend(ax, size)
+    return figure
