@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -195,19 +196,22 @@ def legend(ax: Axes, size: Size) -> None:
     """Above the axes, where it covers nothing: in one row, or in as many as the width asks for."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
-        columns = _columns([0.58 * len(label) + 3.5 for label in labels], (size.width - 50) / size.text)
+        columns = _columns(
+            [0.62 * len(label) + (4.2 if size.narrow else 3.3) for label in labels], (size.width - 50) / size.text
+        )
         ax.legend(
             handles, labels, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, frameon=False,
-            fontsize=size.text, labelcolor=LIGHT["muted"], handlelength=1.3, columnspacing=1.3,
+            fontsize=size.text, labelcolor=LIGHT["muted"], handlelength=1.3, columnspacing=2.2 if size.narrow else 1.3,
             handletextpad=0.5, borderpad=0.2, borderaxespad=0.1,
         )  # fmt: skip
 
 
 def _columns(widths: list[float], room: float) -> int:
-    """As many columns as fit, each as wide as its widest entry; entries fill one column after another."""
+    """As many columns as fit, each as wide as its widest entry; matplotlib fills one after another, the first ones more."""
     for columns in range(len(widths), 1, -1):
-        rows = -(-len(widths) // columns)
-        if sum(max(widths[i : i + rows]) for i in range(0, len(widths), rows)) <= room:
+        rows, more = divmod(len(widths), columns)
+        ends = [i * rows + min(i, more) for i in range(columns + 1)]
+        if sum(max(widths[begin:end]) for begin, end in pairwise(ends)) <= room:
             return columns
     return 1
 

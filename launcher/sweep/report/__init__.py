@@ -94,7 +94,7 @@ def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
         for index, series in enumerate(facts.series)
     ]  # fmt: skip
     heat = Picture(
-        "heat", f"Best {facts.measure}", "mean over the seeds, lighter is better; the frame marks the best setting",
+        "heat", f"Best {facts.measure}", "mean over the seeds; lighter is better, the worse half all dark; the frame marks the best setting",
         panels.heat, wide=True,
     )  # fmt: skip
     lr_note = "lines: power of the batch; bars: what was tried"

@@ -36,7 +36,7 @@ def page(facts: Facts, drawn: Mapping[str, Sequence[Drawn]]) -> str:
         ("target", "Steps and samples to the target" if aimed else f"Best {facts.measure}", _reading(facts), tables.fits(facts)),
         ("rates", "Best learning rate", "", tables.laws(facts)),
         ("bills", "Time and cost" if facts.price is not None else "Time", _priced(facts), tables.bills(facts) if aimed else ""),
-        ("sides", "Optimizers side by side" if len(facts.series) > 1 else "By batch", "", tables.sides(facts)),
+        ("sides", "Optimizers side by side" if len(facts.series) > 1 else "By batch", _counts(facts), tables.sides(facts)),
         ("heat", "Two hyperparameters at once", "", ""),
         ("courses", "Learning curves of the best settings", "", ""),
         ("tables", "All numbers", "", tables.settings(facts) + tables.trials(facts)),
@@ -67,6 +67,12 @@ def _reading(facts: Facts) -> str:
 def _rule(facts: Facts) -> str:
     seeds = {len(setting.runs) for cell in facts.cells for setting in cell.settings}
     return "The best is sought among the settings that ran on the most seeds." if len(seeds) > 1 else ""
+
+
+def _counts(facts: Facts) -> str:
+    if facts.target is None:
+        return "Of the best setting at each batch; then how the runs of all settings there ended."
+    return "Of the best setting at each batch, how many of its seeds got there; then how the runs of all settings there ended."
 
 
 def _priced(facts: Facts) -> str:
@@ -135,4 +141,4 @@ def _beyond(facts: Facts) -> str:
 
 def _where(cell: Cell) -> str:
     lr = rate(cell.best)
-    return f"{cell.optimizer}, batch {cell.batch:,}" + (f", lr {tables.lr_name(lr)}" if lr is not None else "")
+    return f"{cell.optimizer}, batch {cell.batch:,}" + (f", lr {tables.short(lr)}" if lr is not None else "")

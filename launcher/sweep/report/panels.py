@@ -38,8 +38,7 @@ def heat(facts: Facts, size: Size) -> Figure | None:
     names = list(dict.fromkeys(grid.cell.optimizer for grid in grids))
     batches = sorted({grid.cell.batch for grid in grids})
     columns = len(names) if len(names) > 1 else min(len(batches), 2 if size.narrow else 4)
-    if size.narrow:
-        columns = min(columns, 2)
+    columns = min(columns, 2) if size.narrow else max(columns, 2)
     several = 1 < len(names) <= columns
     places = {
         id(grid): (divmod(batches.index(grid.cell.batch) * columns + names.index(grid.cell.optimizer), columns))
@@ -47,22 +46,34 @@ def heat(facts: Facts, size: Size) -> Figure | None:
         for index, grid in enumerate(grids)
     }  # fmt: skip
     rows = max(row for row, _ in places.values()) + 1
-    panel = 150 if size.narrow else 190
+    panel = 170 if size.narrow else 200
     figure = sheet(replace(size, height=rows * panel + 70 + 30 * size.titled), f"Best {facts.measure}")
     means = [s.mean for grid in grids for s in grid.settings.values() if s.mean is not None]
     if not means:
         return None
     # Settings that learned nothing are many and far off: they would leave no colours for those that did.
-    ends = sorted((float(np.quantile(means, 0.25 if facts.metric.at_least else 0.75)), _extreme(facts, means)))
+    ends = sorted((float(np.median(means)), max(means) if facts.metric.at_least else min(means)))
     colours = COLOURS if facts.metric.at_least else COLOURS[::-1]
     scale = LinearSegmentedColormap.from_list("sweep", colours)
     norm = Normalize(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1e-9, clip=True)
+    figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
     axes = figure.subplots(rows, columns, squeeze=False)
+    same = len({tuple(grid.ys) for grid in grids}) == 1
     taken = set(places.values())
     for grid in grids:
         row, column = places[id(grid)]
         below = (row + 1, column) in taken
-        image = _panel(axes[row][column], grid, facts, size, scale, norm, bottom=not below, left=column == 0)
+        image = _panel(
+            axes[row][column],
+            grid,
+            facts,
+            size,
+            scale,
+            norm,
+            bottom=not below,
+            left=column == 0,
+            marked=column == 0 or not same,
+        )
     for row in range(rows):
         for column in range(columns):
             if (row, column) not in taken:
@@ -87,12 +98,16 @@ def shown(grids: Sequence[Grid]) -> list[Grid]:
     return order[:_PANELS]
 
 
-def _extreme(facts: Facts, values: list[float]) -> float:
-    return max(values) if facts.metric.at_least else min(values)
-
-
 def _panel(
-    ax: Axes, grid: Grid, facts: Facts, size: Size, scale: Colormap, norm: Normalize, bottom: bool, left: bool
+    ax: Axes,
+    grid: Grid,
+    facts: Facts,
+    size: Size,
+    scale: Colormap,
+    norm: Normalize,
+    bottom: bool,
+    left: bool,
+    marked: bool,
 ) -> QuadMesh:
     values = np.full((len(grid.ys), len(grid.xs)), np.nan)
     for (x, y), setting in grid.settings.items():
@@ -111,14 +126,14 @@ def _panel(
         text = f"{values[row, column]:.4g}"
     gap = "\n" if size.narrow else " · "
     ax.set_title(
-        f"{grid.cell.optimizer} · {batch_name(grid.cell.batch)}{gap}best {text}", fontsize=size.text - 0.5, loc="left",
-        color=LIGHT["muted"], pad=4,
+        f"{grid.cell.optimizer} · {batch_name(grid.cell.batch)}{gap}best {text}", fontsize=size.text, loc="left",
+        color=LIGHT["muted"], pad=5, linespacing=1.25,
     )  # fmt: skip
     for axis, points, room in ((ax.xaxis, grid.xs, 3 if size.narrow else 6), (ax.yaxis, grid.ys, 6)):
         every = math.ceil(len(points) / room)
         places = range(0, len(points), every)
         axis.set_ticks([i + 0.5 for i in places], [value_name(points[i]) for i in places])
-    ax.tick_params(length=0, labelsize=size.text - 1.5, pad=3)
+    ax.tick_params(length=0, labelsize=size.text if size.narrow else size.text - 1, pad=3, labelleft=marked)
     for spine in ax.spines.values():
         spine.set_visible(False)
     if bottom:
@@ -167,7 +182,9 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
         ax.set_yscale("log")
         log_ticks(ax.yaxis, *ax.get_ylim())
     if facts.target is not None:
-        ax.axhline(facts.target.value, color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), zorder=1)
+        ax.axhline(
+            facts.target.value, color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), zorder=1, label="target"
+        )
     legend(ax, size)
     return figure
 

@@ -240,6 +240,8 @@ def _against(
                 _dot(facts, ax, index, cell.batch * shift, of(run), run, small=True)
             if cell.reached:
                 _dot(facts, ax, index, cell.batch * shift, middle[cell.batch], cell.best.middle)
+                lost = [run for run in cell.best.counted if math.isinf(run.steps)]
+                missed += [(cell.batch * shift, 0.0, index, run) for run in lost]
             else:
                 missed.append((cell.batch * shift, tried(cell), index, cell.best.middle))
         ax.plot([], [], color=colour, marker=_MARKERS[index % 4], linewidth=1.7, label=series.name)
@@ -248,7 +250,7 @@ def _against(
 
 
 def _missed(facts: Facts, ax: Axes, missed: list[tuple[float, float, int, Outcome]]) -> None:
-    """Crosses at the top edge, each over a dotted line from the most steps that were tried there."""
+    """Crosses at the top edge, for a cell over a dotted line from the most that was tried there, small ones for a seed."""
     if not missed:
         return
     for x, y, index, _ in missed:
@@ -259,9 +261,10 @@ def _missed(facts: Facts, ax: Axes, missed: list[tuple[float, float, int, Outcom
     ax.set_ylim(low, top)
     for x, y, index, run in missed:
         colour = LIGHT[_COLOURS[index % 4]]
-        ax.plot([x, x], [y or low, top], color=colour, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
+        if y > 0:
+            ax.plot([x, x], [y, top], color=colour, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
         mark = ax.plot(
-            [x], [0.97], "x", color=colour, markersize=7, markeredgewidth=1.8,
+            [x], [0.97], "x", color=colour, markersize=7 if y > 0 else 4, markeredgewidth=1.8 if y > 0 else 1.1,
             transform=ax.get_xaxis_transform(), clip_on=False, zorder=6,
         )  # fmt: skip
         _address(facts, mark[0], run)

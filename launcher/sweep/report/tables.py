@@ -31,7 +31,7 @@ def small(value: float | None) -> str:
     return number(value, ".4g").replace("e-0", "e-")
 
 
-def lr_name(value: float) -> str:
+def short(value: float) -> str:
     return f"{value:.3g}".replace("e-0", "e-")
 
 
@@ -91,7 +91,7 @@ def laws(facts: Facts) -> str:
         cells = {cell.batch: cell for cell in series.cells}
         best = Html(
             ", ".join(
-                f"{batch:,}: {linked(facts, cells[batch].best.middle.trial, lr_name(lr))}"
+                f"{batch:,}: {linked(facts, cells[batch].best.middle.trial, short(lr))}"
                 for batch, lr in zip(law.batches, law.lrs, strict=True)
             )
         )
@@ -111,7 +111,7 @@ def _bill(facts: Facts, cell: Cell) -> Html:
     bill, trial = facts.bill(cell), cell.best.middle.trial
     if bill is None or math.isinf(bill.hours):
         return linked(facts, trial, "no throughput known" if cell.reached else missed(facts, cell))
-    lines = [f"{bill.process_hours:,.3g} process-hours"]
+    lines = [f"{bill.process_hours:,.3g} process-hours"] if bill.process_hours != bill.hours else []
     if bill.cost is not None:
         lines.append(f"cost {bill.cost:,.2f}" if bill.cost >= 10 else f"cost {bill.cost:.3g}")
     speed = facts.throughput.of(trial)
@@ -139,7 +139,7 @@ def _matrix(facts: Facts, show: Callable[[Facts, Cell], Html]) -> str:
 def _side(facts: Facts, cell: Cell) -> Html:
     best, trial = cell.best, cell.best.middle.trial
     lr = rate(best)
-    lines = [f"lr {lr_name(lr)}"] if lr is not None else []
+    lines = [f"lr {short(lr)}"] if lr is not None else []
     if facts.target is None:
         first = linked(facts, trial, value(best))
     elif cell.reached:
@@ -149,10 +149,10 @@ def _side(facts: Facts, cell: Cell) -> Html:
         first = linked(facts, trial, missed(facts, cell))
     lines = [" · ".join(lines)] if lines else []
     if facts.target is not None:
-        lines.append(f"{len(best.reached)} of {count(len(best.counted), 'seed')} reached")
+        lines.append(f"{len(best.reached)} of {count(len(best.counted), 'seed')}")
     rest = endings(cell.outcomes, ("reached", "complete"))
     if rest:
-        lines.append(f"of {count(len(cell.outcomes), 'run')}: {rest}")
+        lines.append(f"{count(len(cell.outcomes), 'run')}: {rest}")
     won = _won(facts, cell)
     return _lines(facts, trial, Html(f'{first} <span class="won">{won}</span>') if won else first, lines)
 
@@ -247,7 +247,7 @@ def trials(facts: Facts) -> str:
 
 def _parameters(facts: Facts, setting: Setting) -> list[str]:
     found = [setting.parameters.get(key) for key in facts.keys]
-    return [small(v) if isinstance(v, float) else ABSENT if v is None else str(v) for v in found]
+    return [short(v) if isinstance(v, float) else ABSENT if v is None else str(v) for v in found]
 
 
 def _folded(title: str, note: str, head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
