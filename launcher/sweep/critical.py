@@ -132,8 +132,9 @@ def _curves(b: Floats, y: Floats, weight: Floats) -> tuple[Floats, Floats]:
         mean = new
         if settled:
             break
+    # A rise in the last digits is none.
     with np.errstate(divide="ignore"):
-        return a, unit * a / c
+        return a, unit * a / np.where(c > 1e-9 * a, c, 0.0)
 
 
 def _draws(b: Floats, sizes: Floats, draws: int, random: np.random.Generator) -> Floats:

@@ -121,7 +121,11 @@ def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
 
 def summary(facts: Facts, path: Path) -> str:
     """The best of each optimizer, and its critical batch, in a few lines."""
-    sizes = [count(len(facts.trials), "run"), f"{len(facts.batches)} batches", count(len(facts.series), "optimizer")]
+    sizes = [
+        count(len(facts.trials), "run"),
+        f"{len(facts.batches)} batch{'' if len(facts.batches) == 1 else 'es'}",
+        count(len(facts.series), "optimizer"),
+    ]
     rows = [
         ("ended", ", ".join(f"{number:,} {verdict}" for verdict, number in facts.verdicts.items()) or "nothing run")
     ]

@@ -213,12 +213,13 @@ def _curve(found: list[Cell]) -> tuple[critical.Fit | None, list[str]]:
     notes = []
     if lost:
         where = ", ".join(f"{cell.batch:,}" for cell in lost)
-        notes.append(f"the target was missed at batch {where}: the curve does not know what it would take there")
+        notes.append(f"the target was missed at batch {where}: nobody knows what it would take there")
     missed = sum(len(cell.best.counted) - len(cell.best.reached) for cell in found if cell.reached)
     if missed:
         notes.append(f"{count(missed, 'seed')} of best settings missed and cannot be fitted: the truth is worse")
     if len(sizes) < 2:
-        return None, [f"the target was reached at {count(len(sizes), 'batch')}: a curve needs two, better five", *notes]
+        where = "one batch alone" if sizes else "no batch"
+        return None, [f"the target was reached at {where}: a curve needs two, better five", *notes]
     fit = critical.fit([run.trial.batch_size for run in runs], [run.samples for run in runs])
     return fit, [*fit.warnings, *notes]
 

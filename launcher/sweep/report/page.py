@@ -132,7 +132,8 @@ def _crits(facts: Facts) -> str:
 
 
 def _tiles(rows: Sequence[tuple[str, str, str, str]]) -> str:
-    return tiles(rows).replace('class="tiles"', f'class="tiles" style="--columns: {min(5, len(rows))}"', 1)
+    lines = math.ceil(len(rows) / 5)
+    return tiles(rows).replace('class="tiles"', f'class="tiles" style="--columns: {math.ceil(len(rows) / lines)}"', 1)
 
 
 def _beyond(facts: Facts) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from launcher.sweep.cells import Cell
 from launcher.sweep.report.facts import Facts, Grid, Series
-from launcher.sweep.report.pictures import batch_name
+from launcher.sweep.report.pictures import address, batch_name, colour_of
 from trainer.report.canvas import LIGHT, Size, counted, legend, log_ticks, plain, sheet
 from trainer.report.facts import compact
 from trainer.report.heatmap import COLOURS
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _PANELS = 24
 _CURVES = 8
-_COURSES = ("blue", "orange", "green", "plum")
 
 
 def heat(facts: Facts, size: Size) -> Figure | None:
@@ -147,7 +146,7 @@ def course(index: int) -> Callable[[Facts, Size], Figure | None]:
     """The learning curves of one optimizer: the best setting's middle seed at each batch."""
 
     def draw(facts: Facts, size: Size) -> Figure | None:
-        return _course(facts, facts.series[index], LIGHT[_COURSES[index % 4]], size)
+        return _course(facts, facts.series[index], colour_of(index), size)
 
     return draw
 
@@ -165,9 +164,7 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
         depth = 1.0 if len(curves) == 1 else 0.3 + 0.7 * place / (len(curves) - 1)
         ax.plot(points[:, 0], points[:, 1], color=colour, alpha=depth, linewidth=1.5, label=batch_name(cell.batch))
         (end,) = ax.plot(*points[-1], "o", color=colour, alpha=depth, markersize=4)
-        url = facts.link(cell.best.middle.trial)
-        if url is not None:
-            end.set_url(url)
+        address(facts, end, cell.best.middle)
     # One x axis for all optimizers, logarithmic where large batches go much further than small ones.
     ends = [points[-1, 0] for cell in facts.cells if len(points := _curve(cell, name)) and points[-1, 0] > 0]
     if ends and max(ends) > 6 * min(ends):

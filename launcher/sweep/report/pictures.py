@@ -18,9 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("blue", "orange", "green", "plum")
+COLOURS = ("blue", "orange", "green", "plum")
 _MARKERS = ("o", "s", "^", "D")
 _FAINT = 600  # more dots of other settings hide what they stand behind
+
+
+def colour_of(index: int) -> str:
+    return LIGHT[COLOURS[index % 4]]
+
+
+def marker(index: int) -> str:
+    """With the colour, another look for each of 16 optimizers."""
+    return _MARKERS[(index + index // 4) % 4]
 
 
 def steps(facts: Facts, size: Size) -> Figure | None:
@@ -31,12 +40,13 @@ def steps(facts: Facts, size: Size) -> Figure | None:
         if first is not None:
             x = np.array([first.batch, facts.batches[-1]], dtype=np.float64)
             ax.plot(
-                x, first.best.steps * first.batch / x, color=LIGHT[_COLOURS[index % 4]], linewidth=0.9,
+                x, first.best.steps * first.batch / x, color=colour_of(index), linewidth=0.9,
                 linestyle=(0, (5, 4)), alpha=0.75, zorder=1,
             )  # fmt: skip
     if not _against(facts, ax, size, lambda run: run.steps, lambda cell: cell.tried, faint=True):
         return None
-    ax.plot([], [], color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), label="perfect scaling")
+    if any(cell.reached for cell in facts.cells):
+        ax.plot([], [], color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), label="perfect scaling")
     return _finish(figure, ax, facts, size)
 
 
@@ -49,7 +59,7 @@ def samples(facts: Facts, size: Size) -> Figure | None:
     x = np.geomspace(facts.batches[0], facts.batches[-1], 120)
     ends = ax.get_ylim()
     for index, (series, _) in enumerate(_drawn(facts)):
-        fit, colour = series.fit, LIGHT[_COLOURS[index % 4]]
+        fit, colour = series.fit, colour_of(index)
         if fit is None:
             continue
         ax.plot(x, fit.s_min * (1 + x / fit.b_crit), color=colour, linewidth=1.7, zorder=3)
@@ -82,7 +92,7 @@ def metric(facts: Facts, size: Size) -> Figure | None:
     """Without a target: the best value of the metric in each cell."""
     figure, ax = _board(facts, size, f"Best {facts.measure}", log=False)
     for index, (series, shift) in enumerate(_drawn(facts)):
-        colour = LIGHT[_COLOURS[index % 4]]
+        colour = colour_of(index)
         held = [(cell, mean) for cell in series.cells if (mean := cell.best.mean) is not None]
         ax.plot([cell.batch * shift for cell, _ in held], [mean for _, mean in held], color=colour, linewidth=1.5)
         for cell, mean in held:
@@ -92,7 +102,7 @@ def metric(facts: Facts, size: Size) -> Figure | None:
                 if run.best is not None:
                     _dot(facts, ax, index, cell.batch * shift, run.best, run, small=True)
             _dot(facts, ax, index, cell.batch * shift, mean, cell.best.middle)
-        ax.plot([], [], color=colour, marker=_MARKERS[index % 4], linewidth=1.5, label=series.name)
+        ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=series.name)
     if not ax.lines or not any(cell.best.mean is not None for cell in facts.cells):
         return None
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
@@ -108,7 +118,7 @@ def rates(facts: Facts, size: Size) -> Figure | None:
     figure, ax = _board(facts, size, "Best learning rate")
     x = np.array([facts.batches[0], facts.batches[-1]], dtype=np.float64)
     for index, found, shift in laws:
-        series, colour = facts.series[index], LIGHT[_COLOURS[index % 4]]
+        series, colour = facts.series[index], colour_of(index)
         by_batch = {cell.batch: cell for cell in series.cells}
         for batch, lr in zip(found.batches, found.lrs, strict=True):
             cell = by_batch[batch]
@@ -118,7 +128,7 @@ def rates(facts: Facts, size: Size) -> Figure | None:
         if found.exponent is not None:
             ax.plot(x, [found(v) for v in x], color=colour, linewidth=1.5)
         power = "" if found.exponent is None else f", B^{found.exponent:.2f}"
-        ax.plot([], [], color=colour, marker=_MARKERS[index % 4], linewidth=1.5, label=f"{series.name}{power}")
+        ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=f"{series.name}{power}")
     low, high = ax.get_ylim()
     middle = math.exp(np.mean([math.log(lr) for _, found, _ in laws for lr in found.lrs]))
     centre = math.sqrt(x[0] * x[1])
@@ -152,11 +162,11 @@ def _billed(facts: Facts, size: Size, title: str, which: int) -> Figure | None:
         ]  # fmt: skip
         if not points:
             continue
-        colour = LIGHT[_COLOURS[index % 4]]
+        colour = colour_of(index)
         ax.plot([cell.batch * shift for cell, _ in points], [value for _, value in points], color=colour, linewidth=1.5)
         for cell, value in points:
             _dot(facts, ax, index, cell.batch * shift, value, cell.best.middle)
-        ax.plot([], [], color=colour, marker=_MARKERS[index % 4], linewidth=1.5, label=series.name)
+        ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=series.name)
     return _finish(figure, ax, facts, size) if ax.lines else None
 
 
@@ -220,12 +230,11 @@ def _against(
     others = sum(len(cell.settings) - 1 for cell in facts.cells)
     missed: list[tuple[float, float, int, Outcome]] = []
     for index, (series, shift) in enumerate(_drawn(facts)):
-        colour = LIGHT[_COLOURS[index % 4]]
+        colour = colour_of(index)
         held = [cell for cell in series.cells if cell.reached]
         middle = {cell.batch: float(np.median([of(run) for run in cell.best.counted])) for cell in held}
         if line:
-            dashes = "-" if index < 4 else "--"
-            ax.plot([cell.batch * shift for cell in held], list(middle.values()), dashes, color=colour, linewidth=1.7)
+            ax.plot([cell.batch * shift for cell in held], list(middle.values()), color=colour, linewidth=1.7)
         if faint and others <= _FAINT:
             dots = [
                 (cell.batch * shift, float(np.median([of(run) for run in setting.counted])))
@@ -244,7 +253,7 @@ def _against(
                 missed += [(cell.batch * shift, 0.0, index, run) for run in lost]
             elif cell.best.counted:
                 missed.append((cell.batch * shift, tried(cell), index, cell.best.middle))
-        ax.plot([], [], color=colour, marker=_MARKERS[index % 4], linewidth=1.7, label=series.name)
+        ax.plot([], [], color=colour, marker=marker(index), linewidth=1.7, label=series.name)
     _missed(facts, ax, missed)
     return True
 
@@ -255,35 +264,35 @@ def _missed(facts: Facts, ax: Axes, missed: list[tuple[float, float, int, Outcom
         return
     for x, y, index, _ in missed:
         if y > 0:
-            ax.plot([x], [y], "_", color=LIGHT[_COLOURS[index % 4]], markersize=7)
+            ax.plot([x], [y], "_", color=colour_of(index), markersize=7)
     low, high = ax.get_ylim()
     top = high * (high / low) ** 0.08
     ax.set_ylim(low, top)
     for x, y, index, run in missed:
-        colour = LIGHT[_COLOURS[index % 4]]
+        colour = colour_of(index)
         if y > 0:
             ax.plot([x, x], [y, top], color=colour, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
         mark = ax.plot(
             [x], [0.97], "x", color=colour, markersize=7 if y > 0 else 4, markeredgewidth=1.8 if y > 0 else 1.1,
             transform=ax.get_xaxis_transform(), clip_on=False, zorder=6,
         )  # fmt: skip
-        _address(facts, mark[0], run)
+        address(facts, mark[0], run)
     ax.plot([], [], "x", color=LIGHT["muted"], markersize=6, markeredgewidth=1.6, label="missed")
 
 
 def _dot(facts: Facts, ax: Axes, index: int, x: float, y: float, run: Outcome, small: bool = False) -> None:
-    colour = LIGHT[_COLOURS[index % 4]]
+    colour = colour_of(index)
     if small:
         (mark,) = ax.plot([x], [y], "o", color=colour, markersize=3.2, alpha=0.75, markeredgewidth=0, zorder=4)
     else:
         (mark,) = ax.plot(
-            [x], [y], _MARKERS[index % 4], color=colour, markersize=7, markeredgecolor=LIGHT["card"],
+            [x], [y], marker(index), color=colour, markersize=7, markeredgecolor=LIGHT["card"],
             markeredgewidth=1.0, zorder=5,
         )  # fmt: skip
-    _address(facts, mark, run)
+    address(facts, mark, run)
 
 
-def _address(facts: Facts, mark: object, run: Outcome) -> None:
+def address(facts: Facts, mark: object, run: Outcome) -> None:
     """A mark that leads to its run's report."""
     url = facts.link(run.trial)
     if url is not None:
@@ -293,6 +302,10 @@ def _address(facts: Facts, mark: object, run: Outcome) -> None:
 def _finish(figure: Figure, ax: Axes, facts: Facts, size: Size) -> Figure:
     from matplotlib.ticker import FuncFormatter
 
+    low, high = ax.get_ylim()
+    # Noise that fills the height would look like a trend.
+    wider = max(1.0, math.sqrt(2 * low / high))
+    ax.set_ylim(low / wider, high * wider)
     log_ticks(ax.yaxis, *ax.get_ylim())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     legend(ax, size)

@@ -64,7 +64,7 @@ def fits(facts: Facts) -> str:
                 f"{100 * fit.spread:.1f} %", str(fit.batches), _runs(facts, series),
             ))  # fmt: skip
     labels = ("optimizer", "B_crit", "90 % interval", "S_min, samples", "distance of a run", "batches", "runs")
-    head = [(label, "n" if 0 < i < 6 else "runs" if i == 6 else "") for i, label in enumerate(labels)]
+    head = [(label, "name" if i == 0 else "runs" if i == 6 else "n") for i, label in enumerate(labels)]
     return (table(head, rows) if rows else "") + notes([(s.name, note) for s in facts.series for note in s.notes])
 
 
@@ -97,7 +97,13 @@ def laws(facts: Facts) -> str:
         )
         span = f"{law.interval[0]:.2f} to {law.interval[1]:.2f}" if law.interval else ABSENT
         rows.append((series.name, number(law.exponent, ".2f"), number(law.error, ".2f"), span, best))
-    head = [("optimizer", ""), ("exponent", "n"), ("error", "n"), ("90 % interval", "n"), ("best lr, by batch", "runs")]
+    head = [
+        ("optimizer", "name"),
+        ("exponent", "n"),
+        ("error", "n"),
+        ("90 % interval", "n"),
+        ("best lr, by batch", "runs"),
+    ]
     said = [(series.name, note) for series, law in found for note in law.notes]
     return (table(head, rows) if rows else "") + notes(said)
 
@@ -213,7 +219,7 @@ def settings(facts: Facts) -> str:
             rows.append(row)
     aimed = [("steps, median", "n"), ("over the seeds", "n")] if facts.target is not None else []
     head = [
-        ("optimizer", ""), ("batch", "n"), *((key_name(key), "n") for key in facts.keys), *aimed,
+        ("optimizer", "name"), ("batch", "n"), *((key_name(key), "n") for key in facts.keys), *aimed,
         (f"best {facts.measure}, mean ± deviation", "n"), ("ended", "note"), ("runs", "runs"),
     ]  # fmt: skip
     return _folded("Settings", f"{count(len(rows), 'setting')}, the best of each batch first", head, rows)
@@ -239,7 +245,7 @@ def trials(facts: Facts) -> str:
                 rows.append(row)
     aimed = [("steps to target", "n"), ("samples", "n")] if facts.target is not None else []
     head = [
-        ("run", "n"), ("optimizer", ""), ("batch", "n"), ("seed", "n"), *((key_name(key), "n") for key in facts.keys),
+        ("run", "n"), ("optimizer", "name"), ("batch", "n"), ("seed", "n"), *((key_name(key), "n") for key in facts.keys),
         ("ended", "note"), *aimed, (f"best {facts.measure}", "n"), ("steps run", "n"), ("time", "n"),
     ]  # fmt: skip
     return _folded("Runs", f"all {len(rows):,}", head, rows)

@@ -121,7 +121,7 @@ def test_a_curve_is_found_again_and_what_missed_is_told() -> None:
     assert any("missed at batch 2,048" in note for note in series.notes)
     [alone] = facts([trial(0), trial(1, steps=math.inf, seed=1), trial(2, seed=2)]).series
     assert alone.fit is None
-    assert "reached at 1 batch:" in alone.notes[0]
+    assert "reached at one batch alone:" in alone.notes[0]
     assert any("1 seed of best settings missed" in note for note in alone.notes)
 
 
@@ -268,7 +268,7 @@ def test_the_page_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 NAN = {"step": 1, "samples": 64, "val/accuracy": math.nan, "train/samples_per_s": math.inf}
 TABLES = [
     ("nothing", [], "nothing has been measured yet"),
-    ("one", [trial(0)], "the target was reached at 1 batch"),
+    ("one", [trial(0)], "the target was reached at one batch alone"),
     ("one that missed", [trial(0, steps=math.inf)], "missed (best accuracy 0.8)"),
     ("nothing finite", [replace(trial(i, 2**i), measurements=[NAN], status="diverged") for i in range(3)], "No run has measured val/accuracy"),
     ("no rows", [replace(trial(i), measurements=[], status="failed") for i in range(3)], "no result (3 failed)"),
