@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from launcher.sweep.cells import Cell
 from launcher.sweep.report.facts import Facts, Grid, Series
-from launcher.sweep.report.pictures import address, batch_name, colour_of
+from launcher.sweep.report.marks import address, batch_name, colour_of
 from trainer.report.canvas import LIGHT, Size, counted, legend, log_ticks, plain, sheet
 from trainer.report.facts import compact
 from trainer.report.heatmap import COLOURS
@@ -120,8 +120,10 @@ def _panel(
     if np.isfinite(values).any():
         at = (np.nanargmax if facts.metric.at_least else np.nanargmin)(values)
         row, column = np.unravel_index(at, values.shape)
-        around = (0, 1, 1, 0, 0), (0, 0, 1, 1, 0)
-        ax.plot(*np.add(around, [[column], [row]]), color=LIGHT["ink"], linewidth=1.8, clip_on=False, zorder=5)
+        around = (0.06, 0.94, 0.94, 0.06, 0.06), (0.06, 0.06, 0.94, 0.94, 0.06)
+        # In a colour of the map, which stands out from the cell on any page.
+        lighter = (norm(values[row, column]) > 0.5) == facts.metric.at_least
+        ax.plot(*np.add(around, [[column], [row]]), color=COLOURS[0 if lighter else -1], linewidth=2.0, zorder=5)
         text = f"{values[row, column]:.4g}"
     gap = "\n" if size.narrow else " · "
     ax.set_title(
@@ -161,7 +163,7 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
     ax = figure.add_subplot()
     plain(ax, size, "samples")
     for place, (cell, points) in enumerate(curves):
-        depth = 1.0 if len(curves) == 1 else 0.3 + 0.7 * place / (len(curves) - 1)
+        depth = 1.0 if len(curves) == 1 else 0.4 + 0.6 * place / (len(curves) - 1)
         ax.plot(points[:, 0], points[:, 1], color=colour, alpha=depth, linewidth=1.5, label=batch_name(cell.batch))
         (end,) = ax.plot(*points[-1], "o", color=colour, alpha=depth, markersize=4)
         address(facts, end, cell.best.middle)

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from launcher.sweep.cells import Cell, Outcome
-from launcher.sweep.report.facts import Facts, Series
-from trainer.report.canvas import LIGHT, Size, legend, log_ticks, plain, sheet
-from trainer.report.facts import compact
+from launcher.sweep.report.facts import Facts
+from launcher.sweep.report.marks import board, colour_of, crosses, dot, finish, marker, placed
+from trainer.report.canvas import LIGHT, Size, legend, log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("blue", "orange", "green", "plum")
-_MARKERS = ("o", "s", "^", "D")
 _FAINT = 600  # more dots of other settings hide what they stand behind
-
-
-def colour_of(index: int) -> str:
-    return LIGHT[COLOURS[index % 4]]
-
-
-def marker(index: int) -> str:
-    """With the colour, another look for each of 16 optimizers."""
-    return _MARKERS[(index + index // 4) % 4]
 
 
 def steps(facts: Facts, size: Size) -> Figure | None:
     """Steps to the target against the batch, with the line on which twice the batch takes half the steps."""
-    figure, ax = _board(facts, replace(size, height=size.height * 1.2), "Steps to the target")
-    for index, (series, _) in enumerate(_drawn(facts)):
+    figure, ax = board(facts, replace(size, height=size.height * 1.2), "Steps to the target")
+    for index, (series, _) in enumerate(placed(facts)):
         first = next((cell for cell in series.cells if cell.reached), None)
         if first is not None:
             x = np.array([first.batch, facts.batches[-1]], dtype=np.float64)
@@ -47,18 +36,20 @@ def steps(facts: Facts, size: Size) -> Figure | None:
         return None
     if any(cell.reached for cell in facts.cells):
         ax.plot([], [], color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), label="perfect scaling")
-    return _finish(figure, ax, facts, size)
+    return finish(figure, ax, size)
 
 
 def samples(facts: Facts, size: Size) -> Figure | None:
     """Samples to the target against the batch: flat as long as the batch pays; the fit, its band, and B_crit."""
-    figure, ax = _board(facts, replace(size, height=size.height * 1.2), "Samples to the target")
+    figure, ax = board(facts, replace(size, height=size.height * 1.2), "Samples to the target")
     drawn = _against(facts, ax, size, lambda run: run.samples, lambda cell: cell.tried * cell.batch, line=False)
     if not drawn:
         return None
     x = np.geomspace(facts.batches[0], facts.batches[-1], 120)
     ends = ax.get_ylim()
-    for index, (series, _) in enumerate(_drawn(facts)):
+    ax.set_ylim(ends)
+    shown = False
+    for index, (series, _) in enumerate(placed(facts)):
         fit, colour = series.fit, colour_of(index)
         if fit is None:
             continue
@@ -72,26 +63,17 @@ def samples(facts: Facts, size: Size) -> Figure | None:
             low, high = max(fit.b_crit_low, x[0]), min(fit.b_crit_high, x[-1])
             ax.plot([low, high], [2 * fit.s_min] * 2, color=colour, linewidth=1.1, zorder=5)
             ax.plot(
-                [fit.b_crit],
-                [2 * fit.s_min],
-                "D",
-                color=LIGHT["card"],
-                markeredgecolor=colour,
-                markersize=6.5,
-                zorder=6,
-            )
-    if any(series.fit is not None for series in facts.series):
-        ax.plot(
-            [], [], "D", color=LIGHT["card"], markeredgecolor=LIGHT["muted"], markersize=6,
-            label="B_crit",
-        )  # fmt: skip
-    return _finish(figure, ax, facts, size)
+                [fit.b_crit], [2 * fit.s_min], "D", color=LIGHT["card"], markeredgecolor=colour, markersize=6.5, zorder=6,
+                label=None if shown else "B_crit",
+            )  # fmt: skip
+            shown = True
+    return finish(figure, ax, size)
 
 
 def metric(facts: Facts, size: Size) -> Figure | None:
     """Without a target: the best value of the metric in each cell."""
-    figure, ax = _board(facts, size, f"Best {facts.measure}", log=False)
-    for index, (series, shift) in enumerate(_drawn(facts)):
+    figure, ax = board(facts, size, f"Best {facts.measure}", log=False)
+    for index, (series, shift) in enumerate(placed(facts)):
         colour = colour_of(index)
         held = [(cell, mean) for cell in series.cells if (mean := cell.best.mean) is not None]
         ax.plot([cell.batch * shift for cell, _ in held], [mean for _, mean in held], color=colour, linewidth=1.5)
@@ -100,8 +82,8 @@ def metric(facts: Facts, size: Size) -> Figure | None:
             ax.plot([cell.batch * shift] * 2, [min(values), max(values)], color=colour, linewidth=1.1)
             for run in cell.best.counted:
                 if run.best is not None:
-                    _dot(facts, ax, index, cell.batch * shift, run.best, run, small=True)
-            _dot(facts, ax, index, cell.batch * shift, mean, cell.best.middle)
+                    dot(facts, ax, index, cell.batch * shift, run.best, run, small=True)
+            dot(facts, ax, index, cell.batch * shift, mean, cell.best.middle)
         ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=series.name)
     if not ax.lines or not any(cell.best.mean is not None for cell in facts.cells):
         return None
@@ -112,10 +94,10 @@ def metric(facts: Facts, size: Size) -> Figure | None:
 
 def rates(facts: Facts, size: Size) -> Figure | None:
     """The best learning rate against the batch, the power through it, and the square-root and linear rules."""
-    laws = [(index, series.law, shift) for index, (series, shift) in enumerate(_drawn(facts)) if series.law]
+    laws = [(index, series.law, shift) for index, (series, shift) in enumerate(placed(facts)) if series.law]
     if not laws:
         return None
-    figure, ax = _board(facts, size, "Best learning rate")
+    figure, ax = board(facts, size, "Best learning rate")
     x = np.array([facts.batches[0], facts.batches[-1]], dtype=np.float64)
     for index, found, shift in laws:
         series, colour = facts.series[index], colour_of(index)
@@ -124,7 +106,7 @@ def rates(facts: Facts, size: Size) -> Figure | None:
             cell = by_batch[batch]
             ax.plot([batch * shift] * 2, [cell.lrs[0], cell.lrs[-1]], color=colour, linewidth=0.8, alpha=0.35)
             ax.plot([batch * shift] * len(cell.lrs), cell.lrs, "_", color=colour, markersize=5, alpha=0.45)
-            _dot(facts, ax, index, batch * shift, lr, cell.best.middle)
+            dot(facts, ax, index, batch * shift, lr, cell.best.middle)
         if found.exponent is not None:
             ax.plot(x, [found(v) for v in x], color=colour, linewidth=1.5)
         power = "" if found.exponent is None else f", B^{found.exponent:.2f}"
@@ -154,8 +136,8 @@ def cost(facts: Facts, size: Size) -> Figure | None:
 
 
 def _billed(facts: Facts, size: Size, title: str, which: int) -> Figure | None:
-    figure, ax = _board(facts, size, title)
-    for index, (series, shift) in enumerate(_drawn(facts)):
+    figure, ax = board(facts, size, title)
+    for index, (series, shift) in enumerate(placed(facts)):
         points = [
             (cell, value) for cell in series.cells
             if (bill := facts.bill(cell)) and (value := (bill.hours, bill.cost)[which]) and math.isfinite(value)
@@ -165,54 +147,9 @@ def _billed(facts: Facts, size: Size, title: str, which: int) -> Figure | None:
         colour = colour_of(index)
         ax.plot([cell.batch * shift for cell, _ in points], [value for _, value in points], color=colour, linewidth=1.5)
         for cell, value in points:
-            _dot(facts, ax, index, cell.batch * shift, value, cell.best.middle)
+            dot(facts, ax, index, cell.batch * shift, value, cell.best.middle)
         ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=series.name)
-    return _finish(figure, ax, facts, size) if ax.lines else None
-
-
-def _drawn(facts: Facts) -> Iterator[tuple[Series, float]]:
-    """Each series, and how far to move it along the batches, so that its bars stand beside those of the others."""
-    reach = math.log(facts.batches[-1] / facts.batches[0]) or 1.0
-    for index, series in enumerate(facts.series):
-        yield series, math.exp(0.008 * reach * (index - (len(facts.series) - 1) / 2))
-
-
-def _board(facts: Facts, size: Size, title: str, log: bool = True) -> tuple[Figure, Axes]:
-    figure = sheet(size, title)
-    ax = figure.add_subplot()
-    plain(ax, size, "batch")
-    ax.set_xscale("log")
-    if log:
-        ax.set_yscale("log")
-    batch_ticks(ax, facts.batches, size)
-    return figure, ax
-
-
-def batch_ticks(ax: Axes, batches: list[int], size: Size) -> None:
-    """The batches that were run, as far as their names have room."""
-    from matplotlib.ticker import NullLocator
-
-    if not batches:
-        return
-    low, high = math.log(batches[0]), math.log(batches[-1])
-    pad = 0.06 * (high - low) or 0.5
-    ax.set_xlim(math.exp(low - pad), math.exp(high + pad))
-    room = (high - low + 2 * pad) * 4.0 * size.text / (size.width - 60)
-    shown: list[int] = []
-    for batch in batches:
-        if not shown or math.log(batch / shown[-1]) >= room:
-            shown.append(batch)
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(shown, [batch_name(batch) for batch in shown])
-
-
-def batch_name(batch: int) -> str:
-    """As the field says it.
-
-    >>> [batch_name(batch) for batch in (64, 1000, 1024, 1536, 32768)]
-    ['64', '1,000', '1k', '1,536', '32k']
-    """
-    return f"{batch // 1024:,}k" if batch >= 1024 and batch % 1024 == 0 else f"{batch:,}"
+    return finish(figure, ax, size) if ax.lines else None
 
 
 def _against(
@@ -229,7 +166,7 @@ def _against(
         return False
     others = sum(len(cell.settings) - 1 for cell in facts.cells)
     missed: list[tuple[float, float, int, Outcome]] = []
-    for index, (series, shift) in enumerate(_drawn(facts)):
+    for index, (series, shift) in enumerate(placed(facts)):
         colour = colour_of(index)
         held = [cell for cell in series.cells if cell.reached]
         middle = {cell.batch: float(np.median([of(run) for run in cell.best.counted])) for cell in held}
@@ -246,67 +183,13 @@ def _against(
             if reached:
                 ax.plot([cell.batch * shift] * 2, [min(reached), max(reached)], color=colour, linewidth=1.1, zorder=3)
             for run in cell.best.reached:
-                _dot(facts, ax, index, cell.batch * shift, of(run), run, small=True)
+                dot(facts, ax, index, cell.batch * shift, of(run), run, small=True)
             if cell.reached:
-                _dot(facts, ax, index, cell.batch * shift, middle[cell.batch], cell.best.middle)
+                dot(facts, ax, index, cell.batch * shift, middle[cell.batch], cell.best.middle)
                 lost = [run for run in cell.best.counted if math.isinf(run.steps)]
                 missed += [(cell.batch * shift, 0.0, index, run) for run in lost]
             elif cell.best.counted:
                 missed.append((cell.batch * shift, tried(cell), index, cell.best.middle))
         ax.plot([], [], color=colour, marker=marker(index), linewidth=1.7, label=series.name)
-    _missed(facts, ax, missed)
+    crosses(facts, ax, missed)
     return True
-
-
-def _missed(facts: Facts, ax: Axes, missed: list[tuple[float, float, int, Outcome]]) -> None:
-    """Crosses at the top edge, for a cell over a dotted line from the most that was tried there, small ones for a seed."""
-    if not missed:
-        return
-    for x, y, index, _ in missed:
-        if y > 0:
-            ax.plot([x], [y], "_", color=colour_of(index), markersize=7)
-    low, high = ax.get_ylim()
-    top = high * (high / low) ** 0.08
-    ax.set_ylim(low, top)
-    for x, y, index, run in missed:
-        colour = colour_of(index)
-        if y > 0:
-            ax.plot([x, x], [y, top], color=colour, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
-        mark = ax.plot(
-            [x], [0.97], "x", color=colour, markersize=7 if y > 0 else 4, markeredgewidth=1.8 if y > 0 else 1.1,
-            transform=ax.get_xaxis_transform(), clip_on=False, zorder=6,
-        )  # fmt: skip
-        address(facts, mark[0], run)
-    ax.plot([], [], "x", color=LIGHT["muted"], markersize=6, markeredgewidth=1.6, label="missed")
-
-
-def _dot(facts: Facts, ax: Axes, index: int, x: float, y: float, run: Outcome, small: bool = False) -> None:
-    colour = colour_of(index)
-    if small:
-        (mark,) = ax.plot([x], [y], "o", color=colour, markersize=3.2, alpha=0.75, markeredgewidth=0, zorder=4)
-    else:
-        (mark,) = ax.plot(
-            [x], [y], marker(index), color=colour, markersize=7, markeredgecolor=LIGHT["card"],
-            markeredgewidth=1.0, zorder=5,
-        )  # fmt: skip
-    address(facts, mark, run)
-
-
-def address(facts: Facts, mark: object, run: Outcome) -> None:
-    """A mark that leads to its run's report."""
-    url = facts.link(run.trial)
-    if url is not None:
-        mark.set_url(url)  # type: ignore[attr-defined]
-
-
-def _finish(figure: Figure, ax: Axes, facts: Facts, size: Size) -> Figure:
-    from matplotlib.ticker import FuncFormatter
-
-    low, high = ax.get_ylim()
-    # Noise that fills the height would look like a trend.
-    wider = max(1.0, math.sqrt(2 * low / high))
-    ax.set_ylim(low / wider, high * wider)
-    log_ticks(ax.yaxis, *ax.get_ylim())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-    legend(ax, size)
-    return figure
