@@ -66,31 +66,23 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/")
     launch.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, as in batch.global=4096")
     launch.add_argument("--on", choices=["local", "slurm", "mpi", "ssh"], default="local", help="default: local")
-    launch.add_argument("--nodes", type=_count, metavar="N", help="machines (slurm, mpi); default: 1")
-    launch.add_argument(
-        "--gpus-per-node",
-        type=_number,
-        metavar="N",
-        help="GPUs, and processes, a machine; 0: none; default on slurm: 8",
-    )
-    launch.add_argument("--tasks-per-node", type=_count, metavar="N", help="processes a machine; default: one a GPU")
-    launch.add_argument("--cpus-per-task", type=_count, metavar="N", help="cores a process (slurm); default: 8")
-    launch.add_argument("--time", metavar="D-HH:MM:SS", help="time limit (slurm); default: 1-00:00:00")
-    for name in ("partition", "account", "qos", "constraint"):
-        launch.add_argument(f"--{name}", metavar="NAME", help="as sbatch has it (slurm)")
-    launch.add_argument(
-        "--sbatch",
-        metavar="OPTION",
-        action="append",
-        default=[],
-        help="any other option, as in --sbatch=--exclude=node3",
-    )
+    _machines(launch)
     launch.add_argument("--hostfile", metavar="FILE", help="one host a line, as in node1 slots=8 (mpi, ssh)")
-    launch.add_argument(
-        "--site", metavar="FILE", help="the cluster's ways; default: slurm/site.yaml, where there is one"
-    )
     launch.add_argument("--dry-run", action="store_true", help="print the script or the command, and do nothing")
     launch.set_defaults(act=_launch)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="batches x settings x seeds x optimizers",
+        description="Run what a SWEEP.yaml asks for, here or as SLURM job arrays; go on where it stood.",
+    )
+    sweep.add_argument("sweep", metavar="SWEEP", help="a YAML file, as in configs/experiments/")
+    sweep.add_argument("--on", choices=["local", "slurm"], default="local", help="default: local")
+    sweep.add_argument("--jobs", type=_count, metavar="N", help="most runs at a time; default: as many as fit, or all")
+    sweep.add_argument("--retry", action="store_true", help="try again what failed")
+    sweep.add_argument("--dry-run", action="store_true", help="print what would run, and do nothing")
+    _machines(sweep)
+    sweep.set_defaults(act=_sweep)
 
     status = commands.add_parser("status", help="how a run goes", description="Queue state, restarts, progress, ETA.")
     status.add_argument("run", metavar="RUN", help="a run directory, as in runs/bert-large")
@@ -111,9 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "--nodes", type=_count, metavar="N", help="default: those of the host file or of the job; outside of a job 2"
     )
     doctor.add_argument("--hostfile", metavar="FILE", help="one host a line (mpi, ssh)")
-    doctor.add_argument(
-        "--site", metavar="FILE", help="the cluster's ways; default: slurm/site.yaml, where there is one"
-    )
+    _where(doctor)
     doctor.add_argument(
         "--runs", metavar="DIR", default="runs", help="directory of all runs, to be shared by the nodes"
     )
@@ -152,6 +142,17 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--json", action="store_true", help="s_min, b_crit, b_crit_low, b_crit_high and more, as JSON")
     fit.set_defaults(act=_fit)
 
+    convert = commands.add_parser(
+        "convert",
+        help="measurements from one layout to another",
+        description="Read a sweep's directory, a table, or Shallue et al.'s layout; write a table or that layout.",
+    )
+    convert.add_argument(
+        "source", metavar="FROM", help="a sweep's directory, .csv, .parquet, or a directory of DATASET/MODEL/..."
+    )
+    convert.add_argument("to", metavar="TO", help=".csv or .parquet; without a suffix Shallue et al.'s directories")
+    convert.set_defaults(act=_convert)
+
     report = commands.add_parser(
         "report",
         help="write the report.html of a run or a sweep anew",
@@ -174,6 +175,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(act=_report)
     return parser
+
+
+def _machines(parser: argparse.ArgumentParser) -> None:
+    """What is asked of a cluster: the options that launch and sweep share."""
+    parser.add_argument("--nodes", type=_count, metavar="N", help="machines (slurm, mpi); default: 1")
+    parser.add_argument("--tasks-per-node", type=_count, metavar="N", help="processes a machine; default: one a GPU")
+    parser.add_argument("--cpus-per-task", type=_count, metavar="N", help="cores a process (slurm); default: 8")
+    parser.add_argument("--time", metavar="D-HH:MM:SS", help="time limit (slurm); default: 1-00:00:00")
+    parser.add_argument(
+        "--sbatch",
+        metavar="OPTION",
+        action="append",
+        default=[],
+        help="any other option, as in --sbatch=--exclude=node3",
+    )
+    _where(parser)
+
+
+def _where(parser: argparse.ArgumentParser) -> None:
+    """Which of a cluster's machines: the options that doctor takes too."""
+    parser.add_argument(
+        "--gpus-per-node",
+        type=_number,
+        metavar="N",
+        help="GPUs, and processes, a machine; 0: none; default on slurm: the site's file, 8, or what a sweep says",
+    )
+    for name in ("partition", "account", "qos", "constraint"):
+        parser.add_argument(f"--{name}", metavar="NAME", help="as sbatch has it (slurm)")
+    parser.add_argument(
+        "--site", metavar="FILE", help="the cluster's ways; default: slurm/site.yaml, where there is one"
+    )
 
 
 def _count(text: str) -> int:
@@ -227,6 +259,16 @@ def _launch(arguments: argparse.Namespace) -> int:
     return launch(Request(**{key: given[key] for key in Request.__dataclass_fields__}))
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from launcher.launch import Request
+    from launcher.sweep.start import sweep
+
+    given = vars(arguments)
+    keys = Request.__dataclass_fields__.keys() - {"config", "overrides", "hostfile"}
+    request = Request(config=arguments.sweep, overrides=(), **{key: given[key] for key in keys})
+    return sweep(arguments.sweep, request, arguments.jobs, arguments.retry)
+
+
 def _status(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -256,6 +298,12 @@ def _fit(arguments: argparse.Namespace) -> int:
     return show(a.file, a.unit, a.dataset_size, a.target, a.optimizer, a.json)
 
 
+def _convert(arguments: argparse.Namespace) -> int:
+    from launcher.sweep.convert import convert
+
+    return convert(arguments.source, arguments.to)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from launcher.local import train
 
@@ -266,7 +314,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from launcher.doctor import TIMEOUT, doctor
 
     a = arguments
-    return doctor(a.on, a.nodes, a.hostfile, a.site, a.runs, a.json, a.timeout or TIMEOUT)
+    said = {key: getattr(a, key) for key in ("gpus_per_node", "partition", "account", "qos", "constraint")}
+    given = {key: value for key, value in said.items() if value is not None}
+    return doctor(a.on, a.nodes, a.hostfile, a.site, a.runs, a.json, a.timeout or TIMEOUT, given)
 
 
 def _report(arguments: argparse.Namespace) -> int:

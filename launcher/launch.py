@@ -104,15 +104,9 @@ def _slurm(request: Request, config: Config) -> int:
     if (waiting := requeue.waiting(run)) is not None and is_queued(waiting["job"]):
         advice = "wait for it, scancel it, or choose another name=..."
         raise ConfigError("name", config.name, f"job {waiting['job']} waits to train {run}", advice)
-    # sbatch takes its variables before what stands in the script: where the command line or the site's file speaks, they
-    # are not to.
-    spoken = {variable for key, variable in _VARIABLES.items() if getattr(request, key) or getattr(where, key)}
-    environment = {name: value for name, value in os.environ.items() if name not in spoken}
-    done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        print(f"bellwether: sbatch refused the job: {done.stderr.strip()}", file=sys.stderr)
+    number = submit(script, request, where)
+    if number is None:
         return 1
-    number = done.stdout.strip().split(";")[0]
     requeue.submitted(run, number, os.path.join(os.getcwd(), "logs", f"{number}-rank0.log"))
     print(f"submitted job {number}: {asked.nodes} x {asked.tasks_per_node} processes, run {run}")
     print(f"  job's story   {config.name}-{number}.log")
@@ -121,6 +115,20 @@ def _slurm(request: Request, config: Config) -> int:
     print(f"  follow it     bellwether logs {run} -f")
     print(f"  end it        scancel {number}    (what is done is saved first)")
     return 0
+
+
+def submit(script: str, request: Request, where: site.Site, *options: str) -> str | None:
+    """Give a script to sbatch; returns the job's number, or None where it was refused, which is told."""
+    # sbatch takes its variables before what stands in the script: where the command line or the site's file speaks, they
+    # are not to.
+    spoken = {variable for key, variable in _VARIABLES.items() if getattr(request, key) or getattr(where, key)}
+    environment = {name: value for name, value in os.environ.items() if name not in spoken}
+    command = ["sbatch", "--parsable", *options]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        print(f"bellwether: sbatch refused the job: {done.stderr.strip()}", file=sys.stderr)
+        return None
+    return done.stdout.strip().split(";")[0]
 
 
 # Without a scheduler

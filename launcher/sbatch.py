@@ -30,6 +30,7 @@ class Job:
     qos: str | None = None
     constraint: str | None = None
     sweep: bool = False  # each task of an array takes a line of a file
+    study: str | None = None  # the lines are runs of the sweep in this directory, as `bellwether sweep` has it
     more: tuple[str, ...] = ()  # further options of sbatch
 
     def at(self, site: Site) -> Job:
@@ -58,7 +59,9 @@ def render(job: Job, site: Site, arguments: Sequence[str] | None = None) -> str:
         "".join(f"#SBATCH {option}\n" for option in _options(job, shown)),
         _site(site, arguments),
         _BODY_SWEEP if job.sweep else "",
-        _BODY.replace("@LOG@", log),
+        _BODY.replace("@LOG@", log)
+        .replace("@BEGIN@", "" if job.study is None else _BEGIN.replace("@STUDY@", shlex.quote(job.study)))
+        .replace("@END@", "" if job.study is None else _END.replace("@STUDY@", shlex.quote(job.study))),
     ]
     return "".join(parts)
 
@@ -155,7 +158,7 @@ fi
 read -ra container <<<"${BELLWETHER_CONTAINER:-}"
 read -ra options <<<"${BELLWETHER_SRUN:-}"
 python=("${container[@]}" python)
-
+@BEGIN@
 # Since SLURM 22.05, srun no longer takes --cpus-per-task over from sbatch.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
@@ -187,7 +190,7 @@ status=$?
 job=$(scontrol show job -o "$id")
 "${python[@]}" -m launcher.requeue end --status "$status" --job "$job" "$@"
 verdict=$?
-if ((verdict == 75)); then
+@END@if ((verdict == 75)); then
     for try in {1..60}; do
         # Requeueing would bring back a job that somebody has cancelled in the meantime.
         now=$(scontrol show job -o "$id") && [[ $now != *JobState=RUNNING* && $job == *JobState=RUNNING* ]] && break
@@ -199,6 +202,15 @@ if ((verdict == 75)); then
     done
 fi
 exit "$verdict"
+"""
+_BEGIN = """
+# The run's settings are decided now, from what the others have shown by now, and once for all its attempts.
+run=$1
+config=$("${python[@]}" -m launcher.sweep.array begin @STUDY@ "$run") || exit 1
+set -- "$config"
+"""
+_END = """\
+((verdict == 75)) || "${python[@]}" -m launcher.sweep.array end @STUDY@ "$run"
 """
 
 

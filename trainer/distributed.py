@@ -110,7 +110,7 @@ def _say_waiting() -> None:
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, quiet, and without the op that it would compile for a minute on a CPU and never use in training."""
+    """DeepSpeed, quiet, and without what it would import, or compile for a minute on a CPU, and never use in training."""
     import logging
 
     # DeepSpeed 0.19.8 calls collectives by the names they had before torch 2.13.
@@ -118,6 +118,15 @@ def import_deepspeed() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
+
+        # `deepspeed.initialize` imports Muon, whether it is used or not, and there torch.compile as a decorator brings in all
+        # of Inductor: 4 s of a core for every rank. Imported here with a decorator that does nothing, it costs nothing.
+        compiler = torch.compile
+        torch.compile = lambda function=None, **_: function or (lambda inner: inner)  # type: ignore[assignment]
+        try:
+            import deepspeed.runtime.zero.muon.muon_optimizer
+        finally:
+            torch.compile = compiler
     # Shared-memory all-reduce for inference. A process killed while it compiles leaves a lock behind on which every
     # later run would wait for ever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -48,11 +48,15 @@ class Run:
     stop: int  # step at which to stop, the last one or earlier
     heartbeat: Heartbeat
     notice: Notice
+    reached: bool = False  # the target, if the config names one
     began: float = field(default_factory=time.time)
 
     @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
+
+    def finished(self, place: Place) -> bool:
+        return self.reached or place.step == self.plans[-1].last_step
 
     def note(self, text: str) -> None:
         if self.progress is not None:
@@ -119,33 +123,33 @@ def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, 
         metrics=Metrics(directory if world.main else None, tensorboard=config.log.tensorboard),
         progress=Progress() if world.main else None,
         stop=stop_step(config, plans), heartbeat=heartbeat, notice=notice,
+        reached=agree(world, lambda: rundir.has_reached(directory, place, config.evaluate.target)),
     )  # fmt: skip
     heartbeat.total = plans[-1].last_step
     _announce(run, place, source)
     began = place
     try:
         notice.ask()
-        while place.step < run.stop and not (signal := notice.answer()):
+        while place.step < run.stop and not run.reached and not (signal := notice.answer()):
             phase = next(p for p in plans if p.first_step <= place.step < p.last_step)
             place, source = _run_phase(run, phase, place, source)
         if place != began:
-            finished = place.step == plans[-1].last_step
+            reason = "reached" if run.reached else "finished" if run.finished(place) else "stopped"
             run.metrics.write(
-                "end", step=place.step, samples=place.samples,
-                seconds=time.time() - run.began, reason="finished" if finished else "stopped",
+                "end", step=place.step, samples=place.samples, seconds=time.time() - run.began, reason=reason
             )  # fmt: skip
     finally:
         run.metrics.close()
         if run.progress is not None:
             run.progress.close()
     heartbeat.at(place.step, "end")
-    if place.step < run.stop:
+    if place.step < run.stop and not run.reached:
         heartbeat.close("saved")
         _say(world, f"stopped by {signals.name(signal)} at step {place.step}; the same command goes on from there")
         return signal
     if source is not None:
         agree(world, lambda: _finish(run, source, place))
-    heartbeat.close("finished" if place.step == plans[-1].last_step else "stopped")
+    heartbeat.close("finished" if run.finished(place) else "stopped")
     return 0
 
 
@@ -196,7 +200,9 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
             if due(config.evaluate.every) and (not told or step == run.stop):
                 run.heartbeat.at(step, "evaluation")
                 _evaluate(run, phase, engine, place)
-        if told:
+                if run.reached and not due(config.checkpoint.every):
+                    saved = _save(run, engine, place)
+        if told or run.reached:
             break
     engine.destroy()
     del engine, task, meter
@@ -251,6 +257,10 @@ def _evaluate(run: Run, phase: Phase, engine: Engine, place: Place) -> None:
     run.note(
         f"step {place.step}: held-out loss {found['loss']:.4f}, accuracy {found['accuracy']:.2%} ({found['examples']:,} samples)"
     )
+    target = run.config.evaluate.target
+    if target is not None and target.holds(found):  # the same on all ranks
+        run.reached = True
+        run.note(f"step {place.step}: {target} is reached")
 
 
 def _save(run: Run, engine: Engine, place: Place) -> Path:
@@ -285,8 +295,10 @@ def _announce(run: Run, place: Place, source: Path | None) -> None:
             _say(run.world, f"  note          {note}")
     if source is not None:
         _say(run.world, f"going on at step {place.step} from {source}")
-    if place.step >= run.stop:
-        _say(run.world, f"nothing is left to do: the run stands at step {place.step} and was to stop at {run.stop}")
+    if run.reached or place.step >= run.stop:
+        why = f"{run.config.evaluate.target} was reached" if run.reached else f"it was to stop at {run.stop}"
+        _say(run.world, f"nothing is left to do: the run stands at step {place.step}, and {why}")
+        return  # and the metrics say how it ended
     run.metrics.write(
         "start", time=time.time(), version=rundir.code_version(), world_size=run.world.size,
         device=str(run.world.device), engine=dump(run.config)["engine"], step=place.step, samples=place.samples, resumed_from=None if source is None else str(source),
@@ -295,13 +307,13 @@ def _announce(run: Run, place: Place, source: Path | None) -> None:
 
 
 def _finish(run: Run, source: Path, place: Place) -> None:
-    if place.step == run.plans[-1].last_step:
-        phase = run.plans[-1]
-        export(source, run.directory, phase.config, run.datas[-1])
-    report.write(run.directory)
+    if run.finished(place) and run.config.checkpoint.export:
+        export(source, run.directory, run.plans[place.phase].config, run.datas[place.phase])
+    if run.config.log.report:
+        report.write(run.directory)
     print(report.summary(run.directory), flush=True)
-    if place.step == run.plans[-1].last_step:
-        rundir.mark_finished(run.directory, place)
+    if run.finished(place):
+        rundir.mark_finished(run.directory, place, run.config.evaluate.target if run.reached else None)
 
 
 def _say(world: World, text: str) -> None:

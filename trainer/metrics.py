@@ -10,7 +10,7 @@ train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, toke
 layers     step, samples, trust_ratio {parameter name: value}
 eval       step, samples, phase, loss, accuracy (share), examples
 checkpoint step, samples, path, seconds
-end        step, samples, seconds, reason ("finished" or "stopped")
+end        step, samples, seconds, reason ("finished", "stopped", or "reached": the target)
 ========== ==================================================================================================
 
 JSON has no NaN: numbers that are not finite stand as the strings "nan", "inf" and "-inf", which keep what
@@ -142,7 +142,7 @@ class History:
     restarts: list[Line] = field(default_factory=list)  #: the starts that went on from an earlier step, one a step
     skipped: int = 0  #: lines that could not be read: cut off by a kill, or with a value of the wrong type
     seconds: float = 0.0  #: wall time of all launches together, without the waits between them
-    state: str = "empty"  #: finished, stopped, unfinished (running, or killed), or empty
+    state: str = "empty"  #: finished, reached, stopped, unfinished (running, or killed), or empty
 
 
 def read(run: Path) -> History:

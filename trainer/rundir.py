@@ -15,7 +15,7 @@ from typing import IO, Any
 import yaml
 
 from trainer import __version__, checkpoint, layout
-from trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml, validate
+from trainer.config import Config, ConfigError, ConfigErrors, Target, dump, to_yaml, validate
 
 LOCK = ".lock"
 _HEAD = "# bellwether "
@@ -99,11 +99,32 @@ def start_from(config: Config, run: Path, own: Path | None) -> Path | None:
     return own or path
 
 
-def mark_finished(run: Path, place: checkpoint.Place) -> None:
-    """Say to who starts jobs again and again that nothing is left to do: training, export and report are whole."""
+def mark_finished(run: Path, place: checkpoint.Place, reached: Target | None = None) -> None:
+    """Say to who starts jobs again and again that nothing is left to do: training, export and report are whole.
+
+    Args:
+        reached: the target, where it was that which ended the run.
+    """
     partial = run / f"{layout.FINISHED}.partial"
-    partial.write_text(json.dumps({**asdict(place), "time": round(time.time(), 3)}) + "\n")
+    told = {**asdict(place), "target": None if reached is None else str(reached), "time": round(time.time(), 3)}
+    partial.write_text(json.dumps(told) + "\n")
     partial.rename(run / layout.FINISHED)
+
+
+def has_reached(run: Path, place: checkpoint.Place, target: Target | None) -> bool:
+    """Whether the run stands where it reached this target. A mark that no longer holds is taken away."""
+    try:
+        told = json.loads((run / layout.FINISHED).read_text())
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        told = {}
+    here = told.get("step") == place.step
+    if here and target is not None and told.get("target") == str(target):
+        return True
+    if told.get("target") is not None:
+        (run / layout.FINISHED).unlink()  # the target was moved, or taken out: there is more to do
+    return False
 
 
 def _lock(run: Path) -> IO[str] | None:

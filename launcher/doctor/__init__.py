@@ -33,6 +33,7 @@ def doctor(
     runs: str = "runs",
     as_json: bool = False,
     timeout: float = TIMEOUT,
+    given: Mapping[str, Any] | None = None,
 ) -> int:
     """Ask the nodes, print the table. Returns the exit status for the shell: 1 when a row is red.
 
@@ -41,13 +42,14 @@ def doctor(
         nodes: how many; default: those of the host file or the SLURM job, outside of a job 2.
         runs: directory that is to hold the run directories.
         timeout: seconds after which nodes that do not answer are given up.
+        given: keys of the site's file for this time: ``gpus_per_node``, ``partition``, ``account``, ``qos``, ``constraint``.
 
     Raises:
         ConfigError: if an argument, the host file or the site's file is wrong.
     """
     from launcher.doctor import checks, gather, table
 
-    plan = _plan(on, nodes, hostfile, site, runs, timeout)
+    plan = _plan(on, nodes, hostfile, site, runs, timeout, given or {})
     found = checks.commands(_missing(on), on)
     answers = gather.Answers()
     if not found:
@@ -114,7 +116,15 @@ class _Plan:
     trace: str  # the file that the first node writes, and takes away again unless it is killed
 
 
-def _plan(on: str, nodes: int | None, hostfile: str | None, site: str | None, runs: str, timeout: float) -> _Plan:
+def _plan(
+    on: str,
+    nodes: int | None,
+    hostfile: str | None,
+    site: str | None,
+    runs: str,
+    timeout: float,
+    given: Mapping[str, Any],
+) -> _Plan:
     from launcher import site as sites
     from launcher.doctor import commands
     from launcher.doctor.node import existing
@@ -124,6 +134,10 @@ def _plan(on: str, nodes: int | None, hostfile: str | None, site: str | None, ru
 
     if nodes is not None and on == "local":
         raise ConfigError("--nodes", nodes, "this machine is one", "name who starts the others: --on slurm, mpi or ssh")
+    for key, value in given.items():
+        if on != "slurm" and (key != "gpus_per_node" or on == "local"):
+            advice = "take it out, or ask --on slurm"
+            raise ConfigError(f"--{key.replace('_', '-')}", value, f"has no meaning with --on {on}", advice)
     if hostfile is not None and on not in ("mpi", "ssh"):
         raise ConfigError("--hostfile", hostfile, f"--on {on} takes none", "write --on ssh or --on mpi")
     if hostfile is None and on == "ssh":
@@ -136,15 +150,16 @@ def _plan(on: str, nodes: int | None, hostfile: str | None, site: str | None, ru
     own = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
     environment = {name: value for name, value in os.environ.items() if name not in own}
     cluster = commands.settled(sites.load(site), environment) if on != "local" else sites.Site()
-    given = commands.variables(cluster)
-    environment.update(given)
+    cluster = cluster.model_copy(update=given)
+    variables = commands.variables(cluster)
+    environment.update(variables)
     job = environment.get("SLURM_JOB_NODELIST")
     if on in ("slurm", "mpi") and job and not names:
         names = rendezvous.hosts(job)
     size = nodes or len(names) or (2 if on == "slurm" else 1)
     names = names[:size] if size <= len(names) else []
     shared = os.path.abspath(os.path.expanduser(runs))
-    ask = commands.Node(size, shared, uuid.uuid4().hex[:12], timeout / 4, os.getcwd(), given)
+    ask = commands.Node(size, shared, uuid.uuid4().hex[:12], timeout / 4, os.getcwd(), variables)
     trace = os.path.join(existing(shared), f".bellwether-doctor-{ask.nonce}")
     seconds = timeout
     if on == "slurm":

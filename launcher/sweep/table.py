@@ -32,13 +32,14 @@ from typing import Any, Literal, get_args
 from trainer.config import ConfigError
 
 Status = Literal["complete", "diverged", "beaten", "failed", "unfinished"]
-Value = float | int | str | bool | None
+Value = float | int | str | bool | list[Any] | None  #: a list is text in the file, as in [0.9, 0.99]
 Measurement = Mapping[str, float]  #: ``step``, ``samples``, and what was measured: ``val/loss``, ...
 
 _HEAD = (
     "trial", "dataset", "model", "optimizer", "batch_size", "seed", "status", "epoch", "processes", "seconds", "run",
 )  # fmt: skip
 _NEEDED = ("trial", "batch_size", "step")
+_SPLITS = ("train/", "val/", "test/")
 _PARAMETER = "parameter/"
 _TARGET = re.compile(r"^\s*([\w/.-]+)\s*(<=|>=)\s*([-+.\w]+)\s*$")
 
@@ -183,16 +184,10 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
         raise ConfigError(key, path, f"trial {number}: status: {status!r} is unknown", advice)
     if not isinstance(batch, int | float) or isinstance(batch, bool) or not batch > 0:
         raise ConfigError(key, path, f"trial {number}: batch_size: {batch!r} is no number above 0")
-    measurements = []
-    for row in rows:
-        if row["step"] is not None:
-            measured = {k: v for k, v in row.items() if k.startswith(("train/", "val/", "test/")) and v is not None}
-            wrong = next((k for k, v in [("step", row["step"]), *measured.items()] if isinstance(v, str)), None)
-            if wrong is not None:
-                raise ConfigError(key, path, f"trial {number}: {wrong}: {row[wrong]!r} is no number")
-            samples = row.get("samples")
-            step = int(row["step"])
-            measurements.append({"step": step, "samples": step * batch if samples is None else samples, **measured})
+    try:
+        measurements = [measurement(row, batch) for row in rows if row["step"] is not None]
+    except ValueError as error:
+        raise ConfigError(key, path, f"trial {number}: {error}") from None
     return Trial(
         number, str(head.get("dataset") or ""), str(head.get("model") or ""), str(head.get("optimizer") or ""),
         int(batch), int(head.get("seed") or 0), status,
@@ -202,9 +197,25 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
     )  # fmt: skip
 
 
+def measurement(row: Mapping[str, Any], batch: float) -> dict[str, float]:
+    """What a row of text or values says was measured.
+
+    Raises:
+        ValueError: naming what is no number.
+    """
+    given = {name: _value(row[name]) for name in row if name in ("step", "samples") or name.startswith(_SPLITS)}
+    found = {name: value for name, value in given.items() if value is not None}
+    wrong = next((name for name, value in found.items() if isinstance(value, str | bool)), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong}: {found[wrong]!r} is no number")
+    return {"samples": found["step"] * batch, **found, "step": int(found["step"])}
+
+
 def _rows(trial: Trial) -> list[dict[str, Any]]:
     head = {name: getattr(trial, name) for name in _HEAD}
-    head |= {_PARAMETER + key: value for key, value in trial.parameters.items()}
+    head |= {
+        _PARAMETER + key: str(value) if isinstance(value, list) else value for key, value in trial.parameters.items()
+    }
     return [{**head, **measurement} for measurement in trial.measurements] or [head]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import shutil
@@ -152,3 +154,49 @@ def test_ranks_under_srun_with_pmix_are_found_through_mpi(two: Cluster, space: S
         "quick.yaml", "name=pmix", "duration=5 steps", "engine.world_size=2", **space.environment(), timeout=300,
     )  # fmt: skip
     assert "pmix: finished" in out
+
+
+def test_a_sweep_as_job_arrays(two: Cluster, space: Space) -> None:
+    """Two settings at once, then the better one on another seed; one is preempted and goes on by itself."""
+    (space.folder / "SWEEP.yaml").write_text(
+        "{name: swept, config: quick.yaml, batches: [16], seeds: 2, search: {kind: grid}, "
+        "space: {optimizer.lr: [1.0e-2, 1.0e-9]}, "
+        "set: {duration: 40 steps, evaluate.every: 20 steps, checkpoint.every: 1 steps}}"
+    )
+    arguments = ("sweep", "SWEEP.yaml", "--on", "slurm", "--time", "10:00")
+    done = bellwether(two, space, *arguments, TEST_STEP="0.2")
+    assert done.returncode == 0, done.stderr
+    first, second = (int(job) for job in re.findall(r"submitted job array (\d+)", done.stdout))
+    assert "1 runs, after the others" in done.stdout
+    again = bellwether(two, space, *arguments)
+    assert again.returncode == 2
+    assert f"job {first} works on runs/swept" in again.stderr
+    trials = space.run("swept") / "trials"
+    log = trials / "config-16-001-0" / "metrics.jsonl"
+    two.wait(lambda: log.exists() and log.read_text().count('"event": "train"') > 3, 240, "steps of the second run")
+    two.run("scontrol", "requeue", f"{first}_2")
+    two.wait(lambda: (trials / "config-16-best-1/finished.json").exists(), 400, "the repetition")
+    two.wait(lambda: "end" in metrics_of(trials / "config-16-best-1"), 60, "its end")
+    two.wait(lambda: not two.run("squeue", "--noheader"), 60, "an empty queue")
+
+    shown = bellwether(two, space, "convert", "runs/swept", "swept.csv")
+    assert "3 trials, 6 measurements" in shown.stdout, shown.stderr
+    with open(space.folder / "swept.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["status"] for row in rows} == {"complete"}
+    assert [(row["seed"], row["parameter/optimizer.lr"], row["step"]) for row in rows] == [
+        ("1", "0.01", "20"), ("1", "0.01", "40"), ("1", "1e-09", "20"), ("1", "1e-09", "40"),
+        ("2", "0.01", "20"), ("2", "0.01", "40"),
+    ]  # fmt: skip
+    events = metrics_of(trials / "config-16-001-0")
+    assert events.count("start") >= 2
+    assert (space.run("swept") / "measurements.csv").read_text() == (space.folder / "swept.csv").read_text()
+    assert not (trials / "config-16-best-1/checkpoints").exists()
+    assert "nothing is left to do" in bellwether(two, space, *arguments).stdout
+    assert second > first
+
+
+def metrics_of(run: Path) -> list[str]:
+    """The events of a run, in order."""
+    file = run / "metrics.jsonl"
+    return [json.loads(line)["event"] for line in file.read_text().splitlines()] if file.exists() else []

@@ -42,7 +42,7 @@ def text(workspace: Path, name: str, **changes: Any) -> dict[str, Any]:
         "batch": {"global": 16, "micro": 2},
         "optimizer": {"lr": 1e-2},
         "schedule": {"warmup": 0.25},
-        "log": {"every": "1 steps", "tensorboard": False},
+        "log": {"every": "1 steps", "tensorboard": False, "report": False},  # which takes longer than these runs
         "evaluate": {"limit": 10},
         "engine": {"stage": 2},
     }  # fmt: skip
@@ -62,18 +62,12 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return {**base, **{k: {**base[k], **v} if isinstance(v, dict) and k in base else v for k, v in over.items()}}
 
 
-def _run(raw: dict[str, Any], report: bool = False) -> None:
+def _run(raw: dict[str, Any]) -> None:
     from trainer import loop
     from trainer.distributed import World
 
-    write = loop.report.write
-    if not report:  # it takes longer than these runs
-        loop.report.write = lambda run: run
-    try:
-        world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
-        loop.train(c.validate(raw), world)
-    finally:
-        loop.report.write = write
+    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
+    loop.train(c.validate(raw), world)
 
 
 def losses(raw: dict[str, Any]) -> list[float]:
@@ -251,7 +245,7 @@ def test_activation_checkpointing_changes_nothing(ranks: Ranks, workspace: Path,
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_the_run_directory_and_the_export(ranks: Ranks, workspace: Path) -> None:
     raw = images(workspace, "directory", checkpoint={"every": "2 steps", "keep": 2})
-    ranks.run(_run, raw, True)
+    ranks.run(_run, merged(raw, {"log": {"report": True}}))
     run = Path(raw["runs"]) / "directory"
     assert {p.name for p in run.iterdir()} >= {
         "config.yaml",
@@ -381,3 +375,41 @@ def test_another_batch_cannot_go_on_from_a_checkpoint_between_its_steps(ranks: R
         ranks.run(_run, other)
     ranks.run(_run, text(workspace, "same", resume=str(last(first)), engine={"stage": 3}))
     assert len(losses(text(workspace, "same"))) == 5
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_a_target_ends_the_run_where_it_is_reached(ranks: Ranks, workspace: Path) -> None:
+    """Not before, not again, and not for ever: a target that is moved lets the run go on."""
+    easy = {"every": "1 steps", "target": "loss <= 1e9"}
+    raw = text(workspace, "target", evaluate={"every": "3 steps", "target": "loss <= 1e9"})
+    run = Path(raw["runs"]) / raw["name"]
+    for _ in range(2):
+        ranks.run(_run, raw)
+        history = read(run)
+        assert (history.state, history.train[-1]["step"], len(history.eval)) == ("reached", 3, 1)
+        assert last(raw).name == "step-00000003"
+    assert (run / "finished.json").exists()
+    assert (run / "export" / "model.safetensors").exists()
+
+    ranks.run(_run, merged(raw, {"evaluate": {**easy, "target": "loss <= 0.01"}}))
+    assert read(run).state == "finished"
+    assert last(raw).name == "step-00000008"
+
+
+@pytest.mark.parametrize(
+    "text_, values, holds",
+    [
+        ("accuracy >= 0.5", {"accuracy": 0.5}, True),
+        ("val/Loss<=2", {"loss": 2.1}, False),
+        ("loss <= 2", {"loss": float("nan")}, False),
+        ("loss <= 2", {}, False),
+    ],
+)
+def test_what_reaches_a_target(text_: str, values: dict[str, float], holds: bool) -> None:
+    assert c.Target.parse(text_).holds(values) is holds
+
+
+@pytest.mark.parametrize("wrong", ["accuracy > 0.9", "loss <= e", "0.9", "perplexity <= 3", 0.9])
+def test_a_target_that_is_none_is_refused(workspace: Path, wrong: Any) -> None:
+    with pytest.raises(c.ConfigErrors, match=r"evaluate\.target.*write 'accuracy >= 0\.9'"):
+        c.validate(text(workspace, "wrong", evaluate={"target": wrong}))

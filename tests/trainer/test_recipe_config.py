@@ -153,6 +153,18 @@ def test_a_recipe_as_a_key_with_others_beside_it() -> None:
     assert (config.schedule.warmup.share, config.schedule.final, config.optimizer.lr) == (0.1, 0.05, 6.25e-4)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_recipe_and_a_key_of_the_schedule_on_one_command_line(tmp_path: Path, order: int) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "{name: x, model: {kind: bert, size: tiny}, data: {kind: text}, batch: {global: 512}, optimizer: {lr: 1.0}, duration: 9 steps}"
+    )
+    said = ["schedule=lamb-bert", "schedule.final=0.05"]
+    config = c.load(tmp_path / "run.yaml", said[::order])
+    # A whole section that is said last replaces what was said of it before.
+    assert (config.schedule.recipe, config.schedule.final) == ("lamb-bert", 0.05 if order == 1 else 0.0)
+    assert config.optimizer.lr == 6.25e-4
+
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 

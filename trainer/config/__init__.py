@@ -3,7 +3,7 @@
 from trainer.config.errors import ConfigError, ConfigErrors
 from trainer.config.load import dump, load, phases, to_yaml, validate
 from trainer.config.schema import Config
-from trainer.config.units import Duration, Span
+from trainer.config.units import Duration, Span, Target
 
 __all__ = [
     "Config",
@@ -11,6 +11,7 @@ __all__ = [
     "ConfigErrors",
     "Duration",
     "Span",
+    "Target",
     "dump",
     "load",
     "phases",

@@ -35,8 +35,10 @@ _WANTED = {
 }
 
 
-def explain(error: Any, raw: dict[str, Any], origins: Origins, source: str) -> ConfigError:
-    """One of ``ValidationError.errors()`` as an error that names file, key, value and what to write instead."""
+def explain(
+    error: Any, raw: dict[str, Any], origins: Origins, source: str, top: type[BaseModel] = Config
+) -> ConfigError:
+    """One of ``ValidationError.errors()`` of the model `top`, naming file, key, value and what to write instead."""
     place = _without_tags(error["loc"], raw)
     value, kind = error["input"], error["type"]
     message: str = error["msg"].removeprefix("Value error, ")
@@ -45,30 +47,37 @@ def explain(error: Any, raw: dict[str, Any], origins: Origins, source: str) -> C
         named, message = message.split(": ", 1)
         place = (*place, *named.split(" and ")[0].split("."))
         value = at(raw, place)
-        if value is None and (field := _field(place, raw)):
+        if value is None and (field := _field(place, raw, top)):
             value = field.get_default(call_default_factory=True)
     elif kind in ("union_tag_not_found", "union_tag_invalid"):
         place = (*place, "kind")
         value = at(raw, place)
     elif kind == "missing":
         value = None
-    problem, allowed = _words(kind, message, place, value, error, raw)
+    problem, allowed = _words(kind, message, place, value, error, raw, top)
     # A key that is not there was set nowhere: name the file that was asked for.
     absent = kind == "missing" and isinstance(place[-1], str)
     return ConfigError(dotted(place), value, problem, allowed, origin_of(() if absent else place, origins, source))
 
 
-def _words(kind: str, message: str, place: Key, value: Any, error: Any, raw: Any) -> tuple[str, str]:
+def _words(
+    kind: str, message: str, place: Key, value: Any, error: Any, raw: Any, top: type[BaseModel]
+) -> tuple[str, str]:
     """What is wrong, and what is allowed."""
     if kind == "extra_forbidden":
-        return "there is no such key", nearest(str(place[-1]), _fields(place[:-1], raw))
+        return "there is no such key", nearest(str(place[-1]), _fields(place[:-1], raw, top))
     if kind == "missing":
-        return "this list is too short" if isinstance(place[-1], int) else "this key is needed", meaning(place, raw)
+        return "this list is too short" if isinstance(place[-1], int) else "this key is needed", meaning(
+            place, raw, top
+        )
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        return "this key is needed" if value is None else "not one of the kinds", f"write one of {_kinds(place[:-1])}"
+        return (
+            "this key is needed" if value is None else "not one of the kinds",
+            f"write one of {_kinds(place[:-1], top)}",
+        )
     if kind in ("model_type", "model_attributes_type"):
         # Which keys a section with a kind has is open before the kind is known.
-        keys = ", ".join(_fields(place, raw)) or f"kind: one of {_kinds(place)}, and the keys of that kind"
+        keys = ", ".join(_fields(place, raw, top)) or f"kind: one of {_kinds(place, top)}, and the keys of that kind"
         return "this is a section", f"write its keys below it: {keys}"
     if kind == "literal_error":
         allowed = error["ctx"]["expected"]
@@ -81,25 +90,25 @@ def _words(kind: str, message: str, place: Key, value: Any, error: Any, raw: Any
     if kind == "string_type" and isinstance(value, int | float):
         return "not text", """put it in quotes: "..." in a file, '"..."' on the command line"""
     if kind == "too_long":
-        return f"more than {error['ctx']['max_length']} values", meaning(place, raw)
+        return f"more than {error['ctx']['max_length']} values", meaning(place, raw, top)
     if kind in _WANTED:
-        return f"not {_WANTED[kind]}", meaning(place, raw)
-    return message.replace("Input should be", "must be"), meaning(place, raw)
+        return f"not {_WANTED[kind]}", meaning(place, raw, top)
+    return message.replace("Input should be", "must be"), meaning(place, raw, top)
 
 
-def meaning(place: Key, raw: Any) -> str:
+def meaning(place: Key, raw: Any, top: type[BaseModel] = Config) -> str:
     """What the key at a place is for, with its default as an example where that is a list."""
     while place and isinstance(place[-1], int):
         place = place[:-1]
-    field = _field(place, raw)
+    field = _field(place, raw, top)
     if field is None:
         return ""
     example = f", as in {list(field.default)}" if isinstance(field.default, list | tuple) else ""
     return f"{field.description or ''}{example}"
 
 
-def _kinds(place: Key) -> str:
-    field = Config.model_fields[str(place[-1])]
+def _kinds(place: Key, top: type[BaseModel]) -> str:
+    field = top.model_fields[str(place[-1])]
     return ", ".join(
         kind for model in _models(field.annotation) for kind in typing.get_args(model.model_fields["kind"].annotation)
     )
@@ -129,20 +138,26 @@ def at(raw: Any, place: Key) -> Any:
     return raw
 
 
-def _field(place: Key, raw: Any) -> Any:
-    return _fields(place[:-1], raw).get(str(place[-1])) if place else None
+def _field(place: Key, raw: Any, top: type[BaseModel]) -> Any:
+    return _fields(place[:-1], raw, top).get(str(place[-1])) if place else None
 
 
-def _fields(place: Key, raw: Any) -> dict[str, Any]:
+def _fields(place: Key, raw: Any, top: type[BaseModel]) -> dict[str, Any]:
     """The fields of the section at a place, by the names used in YAML."""
-    model: Any = Config
+    model: Any = top
+    inner: Any = None  # of a mapping whose keys are the user's: what each holds
     node = raw
     for key in place:
         field = next((f for n, f in model.model_fields.items() if (f.alias or n) == key), None)
         node = node.get(key) if isinstance(node, dict) else None
-        if field is None:
+        annotation = inner or (field and field.annotation)
+        if annotation is None:
             return {}
-        choices = _models(field.annotation)
+        if typing.get_origin(annotation) is dict:
+            model, inner = BaseModel, typing.get_args(annotation)[1]
+            continue
+        inner = None
+        choices = _models(annotation)
         if len(choices) > 1:
             kind = node.get("kind") if isinstance(node, dict) else None
             choices = [m for m in choices if kind in typing.get_args(m.model_fields["kind"].annotation)]

@@ -159,6 +159,10 @@ def _override(raw: dict[str, Any], origins: Origins, text: str) -> None:
     except (yaml.YAMLError, ValueError):
         parsed = value
     keys: Key = tuple(int(part) if part.isdecimal() else part for part in parts)
+    if keys[0] == "schedule" and len(keys) > 1 and isinstance(raw.get("schedule"), str):
+        # A recipe by its name alone: the key goes beside it.
+        raw["schedule"] = {"recipe": raw["schedule"]}
+        origins["schedule", "recipe"] = origins.pop(("schedule",))
     node: Any = raw
     for depth, key in enumerate(keys):
         if not (isinstance(node, dict) if isinstance(key, str) else isinstance(node, list) and key < len(node)):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trainer.config.units import Duration, DurationField, IntervalField, Span, SpanField
+from trainer.config.units import Duration, DurationField, IntervalField, Span, SpanField, TargetField
 
 Share = Annotated[float, Field(ge=0, le=1)]
 # The bound is far beyond any use, and keeps products of a few counts finite as floats.
@@ -293,6 +293,9 @@ class Evaluate(Section):
 
     every: IntervalField | None = Field(None, description="how often; null: only at the end of each phase")
     limit: Count | None = Field(None, description="most held-out samples to use; null: all")
+    target: TargetField | None = Field(
+        None, description="end the run at the first evaluation that shows it, as in accuracy >= 0.9 or loss <= 2.5"
+    )
 
 
 class Checkpoint(Section):
@@ -300,6 +303,7 @@ class Checkpoint(Section):
 
     every: IntervalField | None = Field(None, description="how often; null: only at the end of each phase")
     keep: Count = Field(3, description="how many of the newest checkpoints stay")
+    export: bool = Field(True, description="write the finished model to export/, as save_pretrained does")
 
 
 class Log(Section):
@@ -307,6 +311,7 @@ class Log(Section):
 
     every: IntervalField = Field(Duration(10, "steps"), description="how often")
     tensorboard: bool = Field(True, description="write TensorBoard event files to logs/")
+    report: bool = Field(True, description="write report.html at the end; bellwether report does it at any time")
 
 
 # What Bellwether solves itself; a second opinion in engine.deepspeed would win silently.

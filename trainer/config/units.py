@@ -1,9 +1,10 @@
-"""How long: durations in samples, epochs or steps, and spans that may also be a share of the run."""
+"""How long: durations in samples, epochs or steps, spans that may also be a share of the run, and targets to stop at."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 DIGITS = "[0-9](?:_?[0-9])*"
 _FORM = re.compile(rf"^\s*({DIGITS}\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*(samples?|epochs?|steps?)\s*$", re.IGNORECASE)
+_TARGET = re.compile(r"^\s*(?:val/)?(loss|accuracy)\s*(<=|>=)\s*([-+.0-9e]+)\s*$", re.IGNORECASE)
 # Far beyond any run, and still exact as a float.
 _MOST = 1e15
 _NO_SPAN = "neither a share of the phase from 0 to 1 nor a duration with its unit, as in '500 steps'"
@@ -83,6 +85,35 @@ class Span:
         return short if float(short) == self.share else repr(self.share)
 
 
+@dataclass(frozen=True)
+class Target:
+    """What held-out data is to show, as in ``accuracy >= 0.9`` or ``loss <= 2.5``."""
+
+    metric: str
+    at_least: bool
+    value: float
+
+    @classmethod
+    def parse(cls, text: Any) -> Target:
+        if isinstance(text, Target):
+            return text
+        match = _TARGET.match(str(text))
+        try:
+            if match is None:
+                raise ValueError
+            return cls(match[1].lower(), match[2] == ">=", float(match[3]))
+        except ValueError:
+            raise ValueError("not a target: write 'accuracy >= 0.9' or 'loss <= 2.5'") from None
+
+    def holds(self, values: Mapping[str, float]) -> bool:
+        """Whether it is reached; never by what is not a number, or not there."""
+        value = values.get(self.metric, math.nan)
+        return value >= self.value if self.at_least else value <= self.value
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'>=' if self.at_least else '<='} {self.value:.10g}"
+
+
 def _some(every: Duration) -> Duration:
     if not every.amount:
         raise ValueError("an interval is longer than 0")
@@ -91,4 +122,5 @@ def _some(every: Duration) -> Duration:
 
 DurationField = Annotated[Duration, BeforeValidator(Duration.parse), PlainSerializer(str)]
 IntervalField = Annotated[DurationField, AfterValidator(_some)]
+TargetField = Annotated[Target, BeforeValidator(Target.parse), PlainSerializer(str)]
 SpanField = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]

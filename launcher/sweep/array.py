@@ -1,0 +1,148 @@
+"""A sweep as SLURM job arrays: a task a run, each decided when it begins.
+
+    python -m launcher.sweep.array begin SWEEP_DIR RUN      prints the run's config, made when it is asked for first
+    python -m launcher.sweep.array end SWEEP_DIR RUN        notes how it ended
+
+are for the batch script that `bellwether sweep --on slurm` submits.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from launcher import launch, requeue, sbatch, site
+from launcher.launch import Request
+from launcher.sweep import spec
+from launcher.sweep.slots import Slot, slots
+from launcher.sweep.spec import Sweep
+from launcher.sweep.trials import Study, open_study
+from trainer import signals
+from trainer.config import ConfigError, ConfigErrors
+
+_LARGEST = 1001  # SLURM's own MaxArraySize, where scontrol does not tell
+
+
+def submit(sweep: Sweep, request: Request, jobs: int | None, retry: bool) -> int:
+    """Submit what is left of a sweep. Returns the exit status for the shell."""
+    where = site.load(request.site)
+    asked = job(sweep, request, where)
+    study = Study(sweep)
+    directory = os.path.abspath(study.directory)
+    if request.dry_run:
+        print(sbatch.render(asked, where, [os.path.join(directory, "array-1.txt")]), end="")
+        return 0
+    study.prepare()
+    if (waiting := _waiting(study)) is not None:
+        advice = "wait for it, or scancel it"
+        raise ConfigError("name", sweep.name, f"job {waiting} works on {study.directory}", advice)
+    if retry:
+        study.retry()
+    left = study.pending()
+    parts = [[s for s in left if s.setting is not None], [s for s in left if s.setting is None]]
+    size = _largest() - 1
+    files: list[Path] = []
+    after: list[str] = []
+    for part in parts:
+        numbers = []
+        for chunk in (part[i : i + size] for i in range(0, len(part), size)):
+            files.append(study.directory / f"array-{len(files) + 1}.txt")
+            files[-1].write_text("".join(f"{slot.name}\n" for slot in chunk))
+            script = sbatch.render(asked, where, [os.path.abspath(files[-1])])
+            # The best of a batch is known once all that is searched there has ended, however it did.
+            wait = [f"--dependency=afterany:{':'.join(after)}"] if after else []
+            throttle = "" if jobs is None else f"%{jobs}"
+            number = launch.submit(script, request, where, f"--array=1-{len(chunk)}{throttle}", *wait)
+            if number is None:
+                return 1
+            numbers.append(number)
+            print(f"submitted job array {number}: {len(chunk)} runs" + (", after the others" if wait else ""))
+        after += numbers
+    if not left:
+        print(f"nothing is left to do in {study.directory}")
+        return 0
+    (study.directory / "jobs.txt").write_text("".join(f"{number}\n" for number in after))
+    print(f"  how it goes   squeue --jobs {','.join(after)}")
+    print(f"  what came out bellwether report {study.directory}    (at any time)")
+    print(f"  end it        scancel {' '.join(after)}    (what is done is saved; the same command goes on)")
+    return 0
+
+
+def job(sweep: Sweep, request: Request, where: site.Site) -> sbatch.Job:
+    """What is asked for each run: the processes that the sweep names, unless the command line says others."""
+    base = spec.base(sweep)
+    asked = launch.job(request, base, where)
+    if request.gpus_per_node is None and request.tasks_per_node is None:
+        each = min(sweep.processes, asked.tasks_per_node)
+        nodes = -(-sweep.processes // each)
+        gpus = 0 if base.engine.device == "cpu" else each
+        asked = replace(asked, nodes=request.nodes or nodes, tasks_per_node=each, gpus_per_node=gpus)
+    if request.cpus_per_task is None and where.cpus_per_task is None and not asked.gpus_per_node:
+        asked = replace(asked, cpus_per_task=sweep.cores)
+    for batch in sweep.batches:
+        launch.check_split(spec.config(sweep, {**sweep.set, "batch.global": batch}), asked.nodes * asked.tasks_per_node)
+    return replace(asked, name=sweep.name, sweep=True, study=os.path.abspath(sweep.directory))
+
+
+def _waiting(study: Study) -> str | None:
+    """A job array of this sweep that SLURM still has."""
+    file = study.directory / "jobs.txt"
+    for number in file.read_text().split() if file.exists() else []:
+        done = subprocess.run(["squeue", "--noheader", "--jobs", number], capture_output=True, text=True)
+        if done.returncode == 0 and done.stdout.strip():
+            return number
+    return None
+
+
+def _largest() -> int:
+    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return int(found[1]) if found else _LARGEST
+
+
+def begin(study: Study, slot: Slot) -> int:
+    """Print the path of the run's config."""
+    # Two that begin at once would choose the same setting.
+    with FileLock(study.directory / ".begin.lock"):
+        config = study.begin(slot)
+    if config is None:
+        print(f"bellwether: {slot.name} waits for the runs that it is the best of", file=sys.stderr)
+        return 1
+    print(os.path.abspath(study.config_file(slot)))
+    return 0
+
+
+def end(study: Study, slot: Slot) -> int:
+    """Note a failure, take away checkpoints that nobody needs, and bring the table up to date."""
+    last = requeue.attempts(study.trials / slot.name)[-1]
+    if study.status(slot) == "unfinished":
+        if last.status not in (signals.SAVED, signals.LOST):  # not where somebody cancelled it, or SLURM took it back
+            study.fail(slot, f"{last.reason}; its log is {last.log}")
+    elif study.status(slot) != "failed":
+        study.tidy(slot)
+    with FileLock(study.directory / ".begin.lock"):
+        study.write_table()
+    return 0
+
+
+def main() -> int:
+    when, directory, name = sys.argv[1:]
+    try:
+        study = open_study(Path(directory))
+        slot = next((slot for slot in slots(study.sweep) if slot.name == name), None)
+        if slot is None:
+            raise ConfigError("RUN", name, f"is none of {directory}", "submit the sweep anew")
+        return begin(study, slot) if when == "begin" else end(study, slot)
+    except (ConfigError, ConfigErrors) as error:
+        print(f"bellwether: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""``bellwether sweep``: look at SWEEP.yaml as a whole, then run it here or on SLURM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from launcher.launch import Request
+from launcher.sweep import search, spec
+from launcher.sweep.slots import slots
+from launcher.sweep.spec import Sweep
+from trainer.config import ConfigError
+
+
+def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
+    """Returns the exit status for the shell.
+
+    Raises:
+        ConfigErrors: if the file, or the config of a run that it asks for, is wrong.
+    """
+    asked = spec.read(path)
+    check(asked, path)
+    if request.on == "slurm":
+        from launcher.sweep import array
+
+        return array.submit(asked, request, jobs, retry)
+    if (name := _said(request)) is not None:
+        advice = "take it out, or sweep --on slurm"
+        raise ConfigError(f"--{name.replace('_', '-')}", getattr(request, name), "has no meaning here", advice)
+    if request.dry_run:
+        print(outline(asked))
+        return 0
+    from launcher.sweep import local
+
+    return local.run(asked, jobs, retry)
+
+
+def check(sweep: Sweep, path: str) -> None:
+    """Whether the first setting of each optimizer makes a config at each batch, before anything has begun.
+
+    Raises:
+        ConfigErrors: naming what is wrong with it.
+    """
+    for optimizer, variant in sweep.optimizers.items():
+        for batch in sweep.batches:
+            setting = search.setting(sweep, optimizer, batch, 0)
+            spec.config(sweep, {**sweep.set, **variant.set, **setting, "batch.global": batch})
+
+
+def outline(sweep: Sweep) -> str:
+    """What a sweep would run, in a few lines."""
+    every = list(slots(sweep))
+    base = spec.base(sweep)
+    lines = [f"sweep {sweep.name}: {len(every)} runs of {base.duration} at most, in {sweep.directory}"]
+    lines.append(f"  batches     {', '.join(f'{batch:,}' for batch in sweep.batches)}")
+    for optimizer in sweep.optimizers:
+        places = [f"{key} {_place(where)}" for key, where in sweep.space_of(optimizer).items()]
+        lines.append(
+            f"  {optimizer:<11} {sweep.settings(optimizer)} settings a batch: {'; '.join(places) or 'its own'}"
+        )
+    repeated = "every setting" if sweep.repeat == "all" else "the best at each batch"
+    lines.append(f"  seeds       {sweep.seeds}" + (f", of {repeated}" if sweep.seeds > 1 else ""))
+    if sweep.target is not None:
+        lines.append(f"  target      {sweep.target}")
+    return "\n".join(lines)
+
+
+def _place(where: spec.Range | list[spec.Value]) -> str:
+    if isinstance(where, list):
+        return f"one of {where}"
+    scale = "logarithmic" if where.log else "linear"
+    moving = {None: "", "linear": ", moving with the batch", "sqrt": ", moving with the batch's root"}[where.batch]
+    return f"{where.low:g} to {where.high:g} ({scale}{moving})"
+
+
+def _said(request: Request) -> str | None:
+    """An option of SLURM's that stands on the command line."""
+    nothing = replace(Request("", (), "local"), config=request.config, dry_run=request.dry_run)
+    return next((k for k, v in vars(request).items() if v != getattr(nothing, k) and v not in ([], ())), None)

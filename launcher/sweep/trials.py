@@ -1,0 +1,292 @@
+"""The runs of a sweep on disk, which are the only record of it.
+
+::
+
+    runs/<sweep>/
+      sweep.yaml               as resolved
+      measurements.csv         all that was measured, in one table (`launcher.sweep.table`)
+      report.html
+      trials/NAME.json         what was decided for a run: its settings, its seed, where it is beaten
+      trials/NAME.yaml         its config; `bellwether train` takes it
+      trials/NAME/             its run directory
+      trials/NAME.failed       why it failed, if it did; taken away, it is tried again
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.sweep import search, spec, table
+from launcher.sweep.slots import Slot, slots
+from launcher.sweep.spec import Sweep
+from launcher.sweep.table import Status, Trial, Value
+from trainer import metrics
+from trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml
+from trainer.config.load import parse_yaml
+from trainer.config.schema import BertModel, ResNetModel
+
+SWEEP = "sweep.yaml"
+TABLE = "measurements.csv"
+
+# What may change while a sweep goes on, as it leaves every run that is there as it was.
+_FREE = (
+    "runs",
+    "batches",
+    "optimizers",
+    "search.trials",
+    "seeds",
+    "repeat",
+    "stop",
+    "processes",
+    "cores",
+    "price",
+    "keep",
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was decided for a run when it began, and does not change again."""
+
+    optimizer: str
+    batch: int
+    seed: int  #: of the config
+    setting: int | None
+    parameters: dict[str, Value]
+    stop_after: int | None  #: steps at which it is beaten
+
+
+class Study:
+    """A sweep's directory."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep, self.directory = sweep, sweep.directory
+        self._ended: dict[str, Trial] = {}
+
+    @property
+    def trials(self) -> Path:
+        return self.directory / "trials"
+
+    def config_file(self, slot: Slot) -> Path:
+        return self.trials / f"{slot.name}.yaml"
+
+    def prepare(self) -> None:
+        """Make the directory, or check that it holds this sweep.
+
+        Raises:
+            ConfigErrors: if it holds another, with a line for each key that differs.
+        """
+        self.trials.mkdir(parents=True, exist_ok=True)
+        file = self.directory / SWEEP
+        new = self.sweep.model_dump(mode="json") | {"base": dump(spec.base(self.sweep))}
+        if file.exists():
+            _check_same(parse_yaml(file.read_text()), new, self.directory)
+        _publish(file, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+
+    def pending(self) -> list[Slot]:
+        """Runs that are not at their end, those first that have begun."""
+        left = [slot for slot in slots(self.sweep) if self.status(slot) == "unfinished"]
+        return sorted(left, key=lambda slot: not self.config_file(slot).exists())
+
+    def status(self, slot: Slot) -> Status:
+        found = self.trial(slot.name)
+        return "unfinished" if found is None else found.status
+
+    def begin(self, slot: Slot) -> Config | None:
+        """Decide a run's settings and write its config, once; None if it must wait for others.
+
+        Raises:
+            ConfigErrors: if the settings make no config.
+        """
+        if not self.config_file(slot).exists():
+            cell = [found for name in self._names() if (found := self.trial(name)) and _cell(found) == slot.cell]
+            searched = [slot for slot in slots(self.sweep) if slot.setting is not None]
+            if slot.setting is not None:
+                parameters = search.setting(self.sweep, slot.optimizer, slot.batch, slot.setting, cell)
+            elif any(s.cell == slot.cell and self.status(s) == "unfinished" for s in searched):
+                return None
+            else:
+                found = search.best(cell, self.sweep.goal, *self.sweep.metric)
+                parameters = {} if found is None else dict(found.parameters)
+            self._write(slot, parameters, self._beaten(cell) if slot.setting is not None else None)
+        return spec.load(self.config_file(slot))
+
+    def fail(self, slot: Slot, why: str) -> None:
+        _publish(self.trials / f"{slot.name}.failed", why.rstrip() + "\n")
+
+    def retry(self) -> int:
+        """Let what failed be tried again; returns how many."""
+        failed = list(self.trials.glob("*.failed"))
+        for file in failed:
+            file.unlink()
+        self._ended.clear()
+        return len(failed)
+
+    def tidy(self, slot: Slot) -> None:
+        """A run that has ended needs its checkpoints no more, unless the sweep is to keep them."""
+        if not self.sweep.keep:
+            shutil.rmtree(self.trials / slot.name / "checkpoints", ignore_errors=True)
+
+    def collect(self) -> list[Trial]:
+        """All that was measured, in the sweep's order, numbered; also what SWEEP.yaml no longer asks for."""
+        order = {slot.name: index for index, slot in enumerate(slots(self.sweep))}
+        names = sorted(self._names(), key=lambda name: (order.get(name, len(order)), name))
+        found = filter(None, map(self.trial, names))
+        return [Trial(**{**vars(trial), "trial": number}) for number, trial in enumerate(found)]
+
+    def write_table(self) -> list[Trial]:
+        trials = self.collect()
+        table.write(self.directory / TABLE, trials)
+        return trials
+
+    def trial(self, name: str) -> Trial | None:
+        """A run as it stands; None if it has not begun."""
+        if name not in self._ended:
+            found = self._read(name)
+            if found is None or found.status == "unfinished":
+                return found
+            self._ended[name] = found
+        return self._ended[name]
+
+    def _names(self) -> list[str]:
+        return [path.stem for path in self.trials.glob("*.json")]
+
+    def _write(self, slot: Slot, parameters: dict[str, Value], stop_after: int | None) -> None:
+        base = spec.base(self.sweep)
+        seed = base.seed + slot.seed
+        overrides: dict[str, Value] = {
+            "log.report": False, "log.tensorboard": False, "checkpoint.export": False, **self.sweep.set, **self.sweep.optimizers[slot.optimizer].set, **parameters, "batch.global": slot.batch,
+            "seed": seed, "name": slot.name, "runs": str(self.trials),
+        }  # fmt: skip
+        if self.sweep.target is not None:
+            overrides["evaluate.target"] = str(self.sweep.target)
+        if stop_after is not None:
+            overrides["stop_after"] = f"{stop_after} steps"
+        text = to_yaml(spec.config(self.sweep, overrides))
+        record = Record(slot.optimizer, slot.batch, seed, slot.setting, parameters, stop_after)
+        _publish(self.trials / f"{slot.name}.json", json.dumps(vars(record), indent=1) + "\n")
+        _publish(self.config_file(slot), text)
+
+    def _beaten(self, cell: Sequence[Trial]) -> int | None:
+        """Steps beyond which a run of this cell cannot be the best any more."""
+        factor = self.sweep.stop.beaten
+        least = min((search.steps(trial, self.sweep.goal) for trial in cell), default=math.inf)
+        return None if factor is None or math.isinf(least) else math.ceil(factor * least)
+
+    def _read(self, name: str) -> Trial | None:
+        try:
+            raw = json.loads((self.trials / f"{name}.json").read_text())
+            config = spec.load(self.trials / f"{name}.yaml")
+        except (OSError, ConfigErrors):  # between the two files of a run that is about to begin
+            return None
+        record = Record(**raw)
+        history = metrics.read(self.trials / name)
+        rows = _measurements(history)
+        epochs = [line for line in history.train if line.get("epoch") and line["samples"]]
+        return Trial(
+            0, _dataset(config), _model(config), record.optimizer, record.batch, record.seed,
+            self._status(name, history, record), record.parameters, rows,
+            epoch=round(epochs[-1]["samples"] / epochs[-1]["epoch"]) if epochs else None,
+            processes=int(history.start[-1].get("world_size", 1)) if history.start else self.sweep.processes,
+            seconds=history.seconds, run=f"trials/{name}",
+        )  # fmt: skip
+
+    def _status(self, name: str, history: metrics.History, record: Record) -> Status:
+        if history.train and not math.isfinite(history.train[-1]["loss"]):
+            return "diverged"
+        if (self.trials / f"{name}.failed").exists():
+            return "failed"
+        if history.state == "stopped" and record.stop_after is not None:
+            return "beaten"
+        return "complete" if history.state in ("finished", "reached") else "unfinished"
+
+
+def open_study(directory: Path) -> Study:
+    """The study in a directory, as its own sweep.yaml has it."""
+    raw = parse_yaml((directory / SWEEP).read_text())
+    raw.pop("base", None)
+    return Study(spec.validate({**raw, "runs": str(directory.parent)}, str(directory / SWEEP)))
+
+
+def is_study(directory: Path) -> bool:
+    return (directory / SWEEP).is_file()
+
+
+def _cell(trial: Trial) -> tuple[str, int]:
+    return trial.optimizer, trial.batch_size
+
+
+def _measurements(history: metrics.History) -> list[dict[str, float]]:
+    """A row an evaluation, with what training last said there; and one where training ended without an evaluation."""
+    rows = []
+    train = iter(history.train)
+    latest: metrics.Line = {}
+    upcoming = next(train, None)
+    for line in history.eval:
+        while upcoming is not None and upcoming["step"] <= line["step"]:
+            latest, upcoming = upcoming, next(train, None)
+        rows.append(_row(line, latest))
+    if history.train and (not rows or history.train[-1]["step"] > rows[-1]["step"]):
+        rows.append(_row({}, history.train[-1]))
+    return rows
+
+
+def _row(held: metrics.Line, train: metrics.Line) -> dict[str, float]:
+    at = held or train
+    kept = ("loss", "lr", "grad_norm", "samples_per_s", "step_time", "noise_scale")
+    row = {f"train/{key}": train[key] for key in kept if train.get(key) is not None}
+    row |= {f"val/{key}": value for key, value in held.items() if key in ("loss", "accuracy", "accuracy_augmented")}
+    return {"step": at["step"], "samples": at["samples"], **row}
+
+
+def _dataset(config: Config) -> str:
+    return Path(config.data.source).name
+
+
+def _model(config: Config) -> str:
+    model: Any = config.model
+    if isinstance(model, BertModel):
+        return f"bert-{model.size}"
+    width = "" if isinstance(model, ResNetModel) or not hasattr(model, "width") else f"-{model.width}"
+    return f"{model.kind}-{model.depth}{width}"
+
+
+def _check_same(old: Any, new: dict[str, Any], directory: Path) -> None:
+    before, after = _fixed(old), _fixed(new)
+    for name, variant in (old.get("optimizers") or {}).items():
+        if name in new["optimizers"]:
+            before[f"optimizers.{name}"], after[f"optimizers.{name}"] = variant, new["optimizers"][name]
+    advice = "set it back to go on, or choose another name: in SWEEP.yaml"
+    errors = [
+        ConfigError(key, after.get(key), f"{directory} was made with {before.get(key)!r}", advice)
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+    if errors:
+        raise ConfigErrors(errors)
+
+
+def _fixed(raw: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """Leaves by dotted path, without those that are free to change."""
+    found: dict[str, Any] = {}
+    for key, value in raw.items():
+        path = f"{place}.{key}".lstrip(".")
+        free = path in _FREE or path in ("config", "base.batch.global")
+        if not free:
+            found |= _fixed(value, path) if isinstance(value, dict) and value else {path: value}
+    return found
+
+
+def _publish(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,192 @@
+"""Whole sweeps on this machine: interrupted and gone on with, extended, refused, and what each run is told to have done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.launch import Request
+from launcher.sweep import convert, local, spec, trials
+from launcher.sweep.slots import slots
+from launcher.sweep.start import sweep as start
+from trainer import metrics
+from trainer.config import ConfigError, ConfigErrors
+
+ROOT = Path(__file__).resolve().parents[3]
+
+SWEEP: dict[str, Any] = {
+    "name": "digits",
+    "config": str(ROOT / "configs/resnet-digits.yaml"),
+    "set": {
+        "model.depth": 8, "data.size": 8, "duration": "8 steps", "evaluate.every": "2 steps", "evaluate.limit": 64,
+        "batch.micro": 64, "data.workers": 0, "checkpoint.every": "1 steps", "log.every": "1 steps",
+    },
+    "batches": [32],
+    "optimizers": {"lamb": {"set": {"optimizer.name": "lamb"}}, "sgd": {"set": {"optimizer.name": "sgd"}}},
+    "space": {"optimizer.lr": [0.02, 0.05]},
+    "search": {"kind": "grid"},
+    "seeds": 2,
+}  # fmt: skip
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    file = folder / "SWEEP.yaml"
+    cache = {"data.cache": str(folder / "cache")}
+    raw = {**SWEEP, "runs": str(folder / "runs"), **changes}
+    raw["set"] = {**SWEEP["set"], **cache, **changes.get("set", {})}
+    file.write_text(yaml.safe_dump(raw))
+    return file
+
+
+def run(file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launcher", "sweep", str(file), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+
+
+def steps(folder: Path) -> dict[str, list[int]]:
+    """The steps that each run's metrics hold, repetitions included."""
+    found = {}
+    for path in sorted((folder / "runs/digits/trials").glob("*/metrics.jsonl")):
+        found[path.parent.name] = [line["step"] for line in metrics.read(path.parent).train]
+        whole = path.read_text().count('"event": "train"')
+        assert whole == len(found[path.parent.name]), f"{path.parent.name} repeated steps"
+    return found
+
+
+def test_interrupted_and_gone_on_with_no_run_is_lost_or_repeated(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    command = [sys.executable, "-m", "launcher", "sweep", str(file)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    # In the midst of its second round of runs.
+    while sum(len(s) < 8 for s in steps(tmp_path).values()) < 1 or len(steps(tmp_path)) < 3:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 75, error
+    assert "the same command goes on" in error
+    assert len(steps(tmp_path)) < 6
+
+    again = run(file)
+    assert again.returncode == 0, again.stderr
+    study = trials.open_study(tmp_path / "runs/digits")
+    names = [slot.name for slot in slots(study.sweep)]
+    assert steps(tmp_path) == {name: list(range(1, 9)) for name in sorted(names)}
+    found = convert.read(tmp_path / "runs/digits")
+    assert [trial.run for trial in found] == [f"trials/{name}" for name in names]
+    assert {trial.status for trial in found} == {"complete"}
+    assert [m["step"] for m in found[0].measurements] == [2, 4, 6, 8]
+    assert {"train/loss", "val/loss", "val/accuracy", "train/samples_per_s"} <= found[0].measurements[0].keys()
+    # The best of the two settings is what the second seed was given.
+    for cell in {(t.optimizer, t.batch_size) for t in found}:
+        members = [t for t in found if (t.optimizer, t.batch_size) == cell]
+        best = max(members[:2], key=lambda t: max(m["val/accuracy"] for m in t.measurements))
+        assert members[2].parameters == best.parameters
+        assert [t.seed for t in members] == [1, 1, 2]
+    assert not list((tmp_path / "runs/digits/trials").glob("*/checkpoints"))
+
+    # Again: nothing is left. With one more seed: that alone is run. With another config: refused.
+    assert "6 runs, 0 left" in run(file).stderr
+    assert "8 runs, 2 left" in run(write(tmp_path, seeds=3)).stderr
+    assert len(steps(tmp_path)) == 8
+    refused = run(write(tmp_path, set={"duration": "9 steps"}, space={"optimizer.lr": [0.02]}))
+    assert refused.returncode == 2
+    assert "set.duration: '9 steps': " in refused.stderr
+    assert "space.optimizer.lr: " in refused.stderr
+    assert len(steps(tmp_path)) == 8
+
+
+def test_what_reached_diverged_failed_or_was_beaten(tmp_path: Path) -> None:
+    optimizers = {
+        "fast": {"set": {"optimizer.name": "sgd"}, "space": {"optimizer.lr": [0.05]}},
+        "slow": {"set": {"optimizer.name": "sgd"}, "space": {"optimizer.lr": [0.05, 1e-9]}},
+        "wild": {"set": {"optimizer.name": "sgd"}, "space": {"optimizer.lr": [1e30]}},
+        "wrong": {"set": {"data.source": str(tmp_path / "nowhere")}, "space": {"optimizer.lr": [0.05]}},
+    }
+    file = write(
+        tmp_path, optimizers=optimizers, batches=[64], seeds=1, target="loss <= 2.2", stop={"beaten": 1.0},
+        set={"duration": "40 steps"},
+    )  # fmt: skip
+    done = run(file, "--jobs", "1")
+    assert done.returncode == 1, done.stderr
+    found = {Path(t.run).name: t for t in convert.read(tmp_path / "runs/digits")}
+    assert {name: trial.status for name, trial in found.items()} == {
+        "fast-64-000-0": "complete",
+        "slow-64-000-0": "complete",
+        "slow-64-001-0": "beaten",
+        "wild-64-000-0": "diverged",
+        "wrong-64-000-0": "failed",
+    }
+    reached = found["slow-64-000-0"].measurements[-1]["step"]
+    assert reached < 40
+    assert found["slow-64-001-0"].measurements[-1]["step"] == reached
+    assert "nowhere" in (tmp_path / "runs/digits/trials/wrong-64-000-0.failed").read_text()
+    assert "tried again with --retry" in done.stderr
+    # What failed is not tried again by itself.
+    assert "5 runs, 0 left" in run(file).stderr
+    (tmp_path / "nowhere").symlink_to("/nonexistent")
+    assert "1 that failed is tried again" in run(file, "--retry").stderr
+
+
+@pytest.mark.parametrize(
+    "sweep, cores, gpus, jobs, expected",
+    [
+        ({}, 4, 0, None, [([0], []), ([1], []), ([2], []), ([3], [])]),
+        ({"processes": 2, "cores": 1}, 4, 0, None, [([0, 1], []), ([2, 3], [])]),
+        ({"cores": 3}, 4, 0, None, [([0, 1, 2], [])]),
+        ({"cores": 8}, 4, 0, None, [([0, 1, 2, 3], [])]),
+        ({}, 2, 0, 3, [([], []), ([], []), ([], [])]),
+        ({}, 4, 0, 1, [([0], [])]),
+        ({"processes": 2}, 8, 4, None, [([0, 1, 2, 3], [0, 1]), ([4, 5, 6, 7], [2, 3])]),
+        ({}, 8, 2, 5, [([0, 1, 2, 3], [0]), ([4, 5, 6, 7], [1])]),
+    ],
+)
+def test_how_a_machine_is_shared_out(
+    tmp_path: Path, sweep: dict[str, Any], cores: int, gpus: int, jobs: int | None, expected: Any
+) -> None:
+    asked = spec.read(write(tmp_path, **sweep))
+    found = local.places(asked, range(cores), gpus, jobs)
+    assert [(place.cores, place.gpus) for place in found] == expected
+
+
+def test_more_gpus_a_run_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"processes: 8: .* there are 4 here"):
+        local.places(spec.read(write(tmp_path, processes=8)), range(16), 4, None)
+
+
+@pytest.mark.parametrize(
+    "changes, request_, said",
+    [
+        ({"set": {"duration": "x"}}, {}, "duration: 'x': not a duration"),
+        ({"optimizers": {"a": {"set": {"optimizer.nam": "sgd"}}}}, {}, "did you mean 'name'"),
+        ({"space": {"optimizer.lrr": [1.0]}}, {}, "did you mean 'lr'"),
+        ({}, {"nodes": 2}, "--nodes: 2: has no meaning here"),
+    ],
+)
+def test_what_no_run_could_do_is_refused_before_any(
+    tmp_path: Path, changes: dict[str, Any], request_: dict[str, Any], said: str
+) -> None:
+    file = write(tmp_path, **changes)
+    with pytest.raises((ConfigError, ConfigErrors), match=said):
+        start(str(file), Request(config=str(file), overrides=(), on="local", **request_), None, False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_at_once_are_kept_apart(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    asked = spec.read(write(tmp_path))
+    os.makedirs(asked.directory)
+    with FileLock(asked.directory / ".lock"):
+        with pytest.raises(ConfigError, match="another bellwether sweep works in"):
+            local.run(asked, None, False)

@@ -1,0 +1,99 @@
+"""The measurements table, in each of its layouts: what is written comes back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from launcher.sweep import convert, shallue, table
+from launcher.sweep.table import Target, Trial
+from trainer.config import ConfigError
+
+TRIALS = [
+    Trial(
+        0, "digits", "cifar-resnet-8", "lamb", 64, 1, "complete", {"optimizer.lr": 1e-3, "schedule.kind": "cosine"},
+        [
+            {"step": 5, "samples": 320, "train/loss": 2.25, "val/accuracy": 0.1, "val/loss": 2.0},
+            {"step": 10, "samples": 640, "train/loss": 1.0, "val/accuracy": 0.91, "val/loss": 0.5},
+        ],
+        epoch=1000, processes=2, seconds=12.5, run="trials/a",
+    ),
+    Trial(1, "digits", "cifar-resnet-8", "lamb", 64, 2, "beaten", {"optimizer.lr": 1e-2}, [], run="trials/b"),
+    Trial(
+        2, "digits", "cifar-resnet-8", "sgd", 128, 1, "diverged", {"optimizer.nesterov": True, "optimizer.momentum": 0.9},
+        [{"step": 1, "samples": 128, "train/loss": math.inf}],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet", "shallue"])
+def test_what_is_written_comes_back(tmp_path: Path, name: str) -> None:
+    table.write(tmp_path / "source.csv", TRIALS)
+    convert.convert(str(tmp_path / "source.csv"), str(tmp_path / name))
+    assert convert.read(tmp_path / name) == TRIALS
+    with pytest.raises(ConfigError, match=r"TO: .* exists already"):
+        convert.convert(str(tmp_path / "source.csv"), str(tmp_path / name))
+
+
+def test_the_published_layout_is_read(tmp_path: Path) -> None:
+    """As its own README shows it: no key of ours, other names of metrics, trials out of order."""
+    study = tmp_path / "imagenet/resnet_50/nesterov_momentum/256"
+    for number, status in [(10, "INFEASIBLE"), (2, "COMPLETE"), (3, "INCOMPLETE")]:
+        (study / str(number)).mkdir(parents=True)
+        about = {"parameters": {"learning_rate": 0.01}, "status": status, "steps": 1000, "trial_id": number}
+        (study / str(number) / "metadata.json").write_text(json.dumps(about))
+        (study / str(number) / "measurements.csv").write_text("step,val/classification_error\n0,0.999\n1000,0.99416\n")
+    about = {"batch_size": 256, "dataset": "imagenet", "model": "resnet_50", "optimizer": "nesterov_momentum"}
+    (study / "study.json").write_text(json.dumps(about))
+    found = shallue.read(tmp_path)
+    assert [trial.status for trial in found] == ["complete", "unfinished", "diverged"]
+    assert found[0].parameters == {"learning_rate": 0.01}
+    assert found[0].measurements[1] == {"step": 1000, "samples": 256_000, "val/classification_error": 0.99416}
+    assert Target("val/classification_error", 0.995, False).reached(found[0]) == found[0].measurements[1]
+
+
+def test_what_is_written_is_laid_out_as_published(tmp_path: Path) -> None:
+    shallue.write(tmp_path / "out", TRIALS)
+    study = tmp_path / "out/digits/cifar-resnet-8/lamb/64"
+    about = json.loads((study / "study.json").read_text())
+    assert (about["batch_size"], about["optimizer"], about["train_steps"]) == (64, "lamb", 10)
+    assert about["parameter_configs"]["optimizer.lr"]["max_value"] == 0.01
+    assert json.loads((study / "2/metadata.json").read_text())["status"] == "INCOMPLETE"
+    with open(study / "1/measurements.csv", newline="") as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["5", "10"]
+    infeasible = tmp_path / "out/digits/cifar-resnet-8/sgd/128/1/metadata.json"
+    assert json.loads(infeasible.read_text())["status"] == "INFEASIBLE"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("trial,batch_size\n0,64\n", "no column step"),
+        ("trial,batch_size,step\nx,64,1\n", "line 2: trial: 'x' is no number"),
+        ("trial,batch_size,step\n0,none,1\n", "batch_size: 'none' is no number above 0"),
+        ("trial,batch_size,step,val/loss\n0,64,1,low\n", "trial 0: val/loss: 'low' is no number"),
+        ("trial,batch_size,step,status\n0,64,1,good\n", "status: 'good' is unknown; write one of complete"),
+    ],
+)
+def test_a_table_that_is_wrong_is_told_where(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "wrong.csv"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        table.read(file)
+
+
+@pytest.mark.parametrize("text", ["accuracy > 0.9", "val/loss", "val/loss <= low", "val/loss <= nan"])
+def test_a_target_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"write .val/loss <= 2.5'"):
+        Target.parse(text)
+
+
+def test_a_target_is_reached_at_the_first_measurement_that_holds_it() -> None:
+    assert Target.parse("val/accuracy>=0.9").reached(TRIALS[0]) == TRIALS[0].measurements[1]
+    assert Target.parse("val/loss <= 0.4").reached(TRIALS[0]) is None
+    assert Target.parse("val/loss <= 0.4").best(TRIALS[0]) == 0.5
+    assert Target.parse("val/loss <= 0.4").best(TRIALS[1]) is None
