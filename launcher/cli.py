@@ -173,6 +173,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="samples a second of one process, or by batch as in 64=800,128=1200 (a sweep); default: as measured",
     )
+    report.add_argument(
+        "--runs", action="store_true", help="first the reports of a sweep's runs that have none; seconds each"
+    )
     report.set_defaults(act=_report)
     return parser
 
@@ -331,6 +334,8 @@ def _report(arguments: argparse.Namespace) -> int:
         from launcher.sweep import report as sweep
 
         facts = sweep.load(path, **options)
+        if arguments.runs:
+            sweep.write_runs(facts)
         print(sweep.summary(facts, sweep.write(path, facts)))
         return 0
     if not (path / "config.yaml").is_file():
@@ -340,7 +345,7 @@ def _report(arguments: argparse.Namespace) -> int:
             "neither a run directory, with a config.yaml, nor a sweep's, with a measurements.csv",
             "give a directory such as runs/bert-tiny",
         )
-    for key, value in options.items():
+    for key, value in [*options.items(), ("runs", arguments.runs or None)]:
         if value is not None:
             raise ConfigError(f"--{key}", value, f"is for sweeps, and {path} is a run", "leave it out")
     from trainer import report

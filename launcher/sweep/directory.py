@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import yaml
 
-from launcher.sweep.table import Target
+from launcher.sweep import spec, table
+from launcher.sweep.table import Target, Trial
+from launcher.sweep.trials import SWEEP, TABLE, open_study
 from trainer.config import ConfigError
 
-SWEEP = "sweep.yaml"
-TABLE = "measurements.csv"
 TARGET = "--target"
+_CHANGE = ("*.json", "*.failed", "*/metrics.jsonl")  # what changes below trials/ as a sweep goes on
 
 
 def is_sweep(path: Path) -> bool:
@@ -48,3 +50,30 @@ def target(given: str | None, found: Mapping[str, Any]) -> Target | None:
         return None
     parsed = Target.parse(str(text), TARGET if given is not None else f"{SWEEP}: target")
     return parsed if "/" in parsed.metric else replace(parsed, metric=f"val/{parsed.metric}")
+
+
+def metric(found: Mapping[str, Any]) -> Target | None:
+    """What the sweep compares runs by where it has no target, as a target that no value holds; None: it does not say."""
+    base = found.get("base")
+    data = base.get("data") if isinstance(base, dict) else None
+    if not isinstance(data, dict) or "kind" not in data:
+        return None
+    name, at_least = spec.compared_by(str(data["kind"]))
+    return Target(name, math.nan, at_least)
+
+
+def trials(directory: Path) -> list[Trial]:
+    """All that was measured: from the table, or from the runs themselves where one of them is newer than it.
+
+    Raises:
+        ConfigError: if there is neither, or it cannot be read.
+    """
+    file, below = directory / TABLE, directory / "trials"
+    changed = [path.stat().st_mtime for kind in _CHANGE for path in below.glob(kind)]
+    ours = any(below.glob("*.json"))
+    if ours and not (file.is_file() and file.stat().st_mtime >= max(changed)):
+        return open_study(directory).collect()
+    if not file.is_file():
+        problem = f"holds no {TABLE}: nothing has been measured yet"
+        raise ConfigError("PATH", str(directory), problem, "come back when the first run has begun")
+    return table.read(file, "PATH")

@@ -56,10 +56,19 @@ def show(
 
 def b_crit(fit: critical.Fit, largest: float) -> str:
     """B_crit and its interval in words; `largest`: of the batches that were measured."""
-    said = f"{fit.b_crit:,.0f}" if math.isfinite(fit.b_crit) else f"beyond {largest:,.0f}"
+    interval = span(fit, largest)
+    return f"{size(fit, largest)}, {interval} with 90 % confidence" if interval else size(fit, largest)
+
+
+def size(fit: critical.Fit, largest: float) -> str:
+    if math.isinf(fit.b_crit):
+        return f"beyond {largest:,.0f}"
+    return f"{fit.b_crit:,.0f}" if fit.b_crit >= 1 else "below 1"
+
+
+def span(fit: critical.Fit, largest: float) -> str:
+    """The interval; empty where two batches leave none."""
     low = f"{fit.b_crit_low:,.0f}" if math.isfinite(fit.b_crit_low) else f"{largest:,.0f}"
     if math.isfinite(fit.b_crit_high):
-        said += f", {low} to {fit.b_crit_high:,.0f} with 90 % confidence"
-    elif fit.b_crit_low > 0:
-        said += f", at least {low} with 90 % confidence"
-    return said
+        return f"{low} to {fit.b_crit_high:,.0f}"
+    return f"at least {low}" if fit.b_crit_low > 0 else ""

@@ -39,10 +39,7 @@ def load(
         ConfigError: naming what cannot be read, and why.
     """
     root = path if path.is_dir() else path.parent
-    file = path / directory.TABLE if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        problem = f"holds no {directory.TABLE}: nothing has been measured yet"
-        raise ConfigError("PATH", str(path), problem, "come back when the first run has ended")
+    trials = directory.trials(path) if path.is_dir() else table.read(path, "PATH")
     found = directory.settings(root)
     if price is None:
         price = found.get("price")
@@ -50,7 +47,18 @@ def load(
             raise ConfigError(f"{directory.SWEEP}: price", price, "must be a number from 0 up")
     name = str(found.get("name") or (root.resolve().name if path.is_dir() else path.stem))
     goal = directory.target(target, found)
-    return Facts(name, root, table.read(file, "PATH"), goal, price, Throughput(throughput))
+    return Facts(name, root, trials, goal, price, Throughput(throughput), directory.metric(found))
+
+
+def write_runs(facts: Facts) -> int:
+    """Make the reports of the runs that have none yet, as sweeps do not; returns how many. It takes seconds each."""
+    from trainer import report
+
+    runs = [facts.root / trial.run for trial in facts.trials if trial.run]
+    lacking = [run for run in runs if (run / "config.yaml").is_file() and not (run / REPORT).exists()]
+    for run in lacking:
+        report.write(run)
+    return len(lacking)
 
 
 def write(path: str | Path, facts: Facts) -> Path:

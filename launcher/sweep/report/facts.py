@@ -80,6 +80,7 @@ class Facts:
         target: what a run is to reach; None: the sweep has no target, and settings are compared by a metric.
         price: of an hour of one process.
         throughput: of the runs.
+        compared: metric and direction without a target; None: accuracy, or loss where nobody measured that.
     """
 
     name: str
@@ -88,12 +89,13 @@ class Facts:
     target: Target | None
     price: float | None = None
     throughput: Throughput = Throughput()
+    compared: Target | None = None
     _links: dict[int, str | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def metric(self) -> Target:
         """The metric and its direction, whether there is a target or not."""
-        return self.target or metric(self.trials)
+        return self.target or self.compared or metric(self.trials)
 
     @property
     def measure(self) -> str:
@@ -134,11 +136,12 @@ class Facts:
         return [grid for cell in self.cells if (grid := _grid(cell)) is not None]
 
     def link(self, trial: Trial) -> str | None:
-        """Address of a run's report, relative to the page; None where there is none."""
+        """Address of a run's report, or else its directory, relative to the page; None where there is neither."""
         if trial.trial not in self._links:
-            path = PurePosixPath(trial.run, REPORT)
-            there = bool(trial.run) and not path.is_absolute() and (self.root / path).is_file()
-            self._links[trial.trial] = quote(f"./{path}") if there else None
+            path = PurePosixPath(trial.run)
+            there = bool(trial.run) and not path.is_absolute() and (self.root / path).is_dir()
+            place = f"./{path}/{REPORT if (self.root / path / REPORT).is_file() else ''}"
+            self._links[trial.trial] = quote(place) if there else None
         return self._links[trial.trial]
 
     def bill(self, cell: Cell) -> Bill | None:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from launcher.sweep import fitting
 from launcher.sweep.cells import Cell, rate
 from launcher.sweep.report import tables
 from launcher.sweep.report.facts import Facts
-from trainer.progress import duration
 from trainer.report.canvas import Drawn
 from trainer.report.facts import ABSENT, count
 from trainer.report.markup import Html, document, figures, head, tiles
@@ -47,7 +47,8 @@ def page(facts: Facts, drawn: Mapping[str, Sequence[Drawn]]) -> str:
             said = f'<p class="reading">{escape(text)}</p>' if text else ""
             parts.append(f'<section id="{key}"><h2>{escape(heading)}</h2>{said}{figures(pictures)}{inner}</section>')
     parts.append(
-        "<footer>Bellwether. Points in pictures and numbers in tables lead to the report of their run, where there is one."
+        "<footer>Bellwether. Points in pictures and numbers in tables lead to the report of their run; where it has none, to "
+        "its directory."
         "</footer>"
     )
     return document(facts.name, parts)
@@ -106,7 +107,7 @@ def _headlines(facts: Facts) -> str:
         cells = [(bill.hours, cell) for cell in held if (bill := facts.bill(cell)) and math.isfinite(bill.hours)]
         if cells:
             hours, best = min(cells, key=lambda pair: pair[0])
-            rows.append(("Least time", _headline(facts, best, duration(3600 * hours)), "", _where(best)))
+            rows.append(("Least time", _headline(facts, best, tables.time_name(hours)), "", _where(best)))
     return _tiles(rows)
 
 
@@ -122,12 +123,10 @@ def _crits(facts: Facts) -> str:
         if fit is None:
             continue
         largest = max(cell.batch for cell in series.cells if cell.reached)
-        value = tables.whole(fit.b_crit) if math.isfinite(fit.b_crit) else f"> {largest:,}"
-        low = tables.whole(fit.b_crit_low) if math.isfinite(fit.b_crit_low) else f"{largest:,}"
-        span = f"{low} to {tables.whole(fit.b_crit_high)}" if math.isfinite(fit.b_crit_high) else f"at least {low}"
-        said = f"{span}, 90 %" if fit.b_crit_low > 0 else "no interval"
+        span = fitting.span(fit, largest)
+        said = f"{span}, 90 %" if span else "no interval"
         doubts = Html(f'{said} · <a href="#target">{count(len(series.notes), "warning")}</a>') if series.notes else said
-        rows.append((f"B_crit, {series.name}", value, "", doubts))
+        rows.append((f"B_crit, {series.name}", fitting.size(fit, largest), "", doubts))
     return _tiles(rows) if rows else ""
 
 

@@ -60,8 +60,9 @@ def samples(facts: Facts, size: Size) -> Figure | None:
                 x, *np.clip(band, ends[0] / 3, ends[1] * 3), color=colour, alpha=0.14, linewidth=0, zorder=1
             )
         if facts.batches[0] <= fit.b_crit <= facts.batches[-1]:
-            low, high = max(fit.b_crit_low, x[0]), min(fit.b_crit_high, x[-1])
-            ax.plot([low, high], [2 * fit.s_min] * 2, color=colour, linewidth=1.1, zorder=5)
+            if band is not None:
+                low, high = max(fit.b_crit_low, x[0]), min(fit.b_crit_high, x[-1])
+                ax.plot([low, high], [2 * fit.s_min] * 2, color=colour, linewidth=1.1, zorder=5)
             ax.plot(
                 [fit.b_crit], [2 * fit.s_min], "D", color=LIGHT["card"], markeredgecolor=colour, markersize=6.5, zorder=6,
                 label=None if shown else "B_crit",

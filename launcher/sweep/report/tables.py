@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
+from launcher.sweep import fitting
 from launcher.sweep.cells import VERDICTS, Cell, Outcome, Setting, rate
 from launcher.sweep.report.facts import Facts, Series
 from launcher.sweep.report.panels import key_name
@@ -35,6 +36,17 @@ def short(value: float) -> str:
     return f"{value:.3g}".replace("e-0", "e-")
 
 
+def time_name(hours: float) -> str:
+    """
+    >>> time_name(0.001), time_name(0.1), time_name(12.345)
+    ('3.6 s', '6 min', '12.3 h')
+    """
+    for length, unit in ((1.0, "h"), (1 / 60, "min")):
+        if hours >= length:
+            return f"{hours / length:,.3g} {unit}"
+    return f"{3600 * hours:.3g} s"
+
+
 def value(setting: Setting) -> str:
     """Mean and deviation of the metric over the seeds."""
     if setting.mean is None:
@@ -56,11 +68,9 @@ def fits(facts: Facts) -> str:
     for series in facts.series:
         fit = series.fit
         if fit is not None:
-            high = whole(fit.b_crit_high) if math.isfinite(fit.b_crit_high) else "no bound"
-            span = f"{whole(fit.b_crit_low)} to {high}" if fit.b_crit_low > 0 else ABSENT
-            beyond = f"beyond {max(cell.batch for cell in series.cells if cell.reached):,}"
+            largest = max(cell.batch for cell in series.cells if cell.reached)
             rows.append((
-                series.name, whole(fit.b_crit) if math.isfinite(fit.b_crit) else beyond, span, whole(fit.s_min),
+                series.name, fitting.size(fit, largest), fitting.span(fit, largest) or ABSENT, whole(fit.s_min),
                 f"{100 * fit.spread:.1f} %", str(fit.batches), _runs(facts, series),
             ))  # fmt: skip
     labels = ("optimizer", "B_crit", "90 % interval", "S_min, samples", "distance of a run", "batches", "runs")
@@ -123,7 +133,7 @@ def _bill(facts: Facts, cell: Cell) -> Html:
     speed = facts.throughput.of(trial)
     if speed is not None:
         lines.append(f"{speed:,.0f} samples/s")
-    return _lines(facts, trial, linked(facts, trial, f"{bill.hours:,.3g} h"), lines)
+    return _lines(facts, trial, linked(facts, trial, time_name(bill.hours)), lines)
 
 
 def sides(facts: Facts) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,8 @@ from launcher.sweep.report.facts import Facts, Throughput
 from launcher.sweep.report.law import law
 from launcher.sweep.report.panels import shown
 from launcher.sweep.table import Target, Trial, write
-from tests.trainer.test_report import Page
+from tests.trainer.test_report import Page, Run
+from trainer.config import ConfigErrors
 
 TARGET = Target("val/accuracy", 0.9, True)
 NAME = "<b>\"lamb'</b>&amp;"
@@ -251,7 +253,7 @@ def test_the_page_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not re.findall(r"https?:|<script|@import", raw)
     links = [ref for ref in page.references if not ref.startswith(("#", "data:"))]
     assert len(links) > 300
-    assert all((path / link).is_file() for link in links)
+    assert all((path / link).exists() for link in links)
     for part in (NAME, "missed (best accuracy 0.87)", "Cost of the target", "perfect scaling", "missed", "#151"):
         assert part in page.text, part
     assert len(page.ids) == len(set(page.ids))
@@ -316,6 +318,7 @@ def test_a_table_alone_gets_its_report_beside_it_but_over_no_other(
 REFUSED = [
     (["run", "--price", "2"], "--price: 2.0: is for sweeps"),
     (["run", "--throughput", "8=2"], "--throughput: {8: 2.0}: is for sweeps"),
+    (["run", "--runs"], "--runs: True: is for sweeps"),
     (["sweep", "--target", "good"], "--target: 'good': is no target"),
     (["nowhere"], "neither a run directory"),
     (["empty"], "nothing has been measured yet"),
@@ -351,15 +354,38 @@ def test_a_link_leads_out_of_no_sweep(tmp_path: Path) -> None:
     (tmp_path / "a #1").mkdir()
     (tmp_path / "a #1" / "report.html").write_text("a run")
     made = facts([trial(0)], root=tmp_path)
-    links = {
+    found = {
         run: made.link(replace(trial(i), run=run)) for i, run in enumerate(("a #1", "javascript:alert(1)", "", "/etc"))
     }
-    assert links == {
+    assert found == {
         "a #1": "./a%20%231/report.html",
         "javascript:alert(1)": None,
         "": None,
         "/etc": None,
     }
+
+
+def test_reports_of_the_runs_are_made_where_they_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = directory(tmp_path / "sweep", [trial(i, steps=10 + i, seed=i) for i in range(3)])
+    Run(path / "trials/0001", steps=4, layers=4).launch(0, 4, reason="finished")
+    assert cli.main(["report", str(path)]) == 0
+    assert 'href="./trials/0001/"' in (path / "report.html").read_text()
+    assert cli.main(["report", str(path), "--runs"]) == 0
+    assert 'href="./trials/0001/report.html"' in (path / "report.html").read_text()
+    assert (path / "trials/0000/report.html").read_text() == "a run"
+
+
+def test_the_newest_of_table_and_runs_counts_and_the_sweep_says_what_to_compare_by(tmp_path: Path) -> None:
+    runs = [replace(t, measurements=[{**m, "val/loss": 1.0} for m in t.measurements]) for t in gridded()]
+    path = directory(tmp_path / "sweep", runs, "base: {data: {kind: text}}\n")
+    assert report.load(path).metric.metric == "val/loss"
+    (path / "sweep.yaml").write_text("base: {data: {kind: images}}\n")
+    assert report.load(path).metric.metric == "val/accuracy"
+    record = path / "trials" / "lamb-64-000-0.json"
+    record.write_text("{}")
+    os.utime(record, (2e9, 2e9))
+    with pytest.raises(ConfigErrors):  # the study is asked, and this one is no whole sweep
+        report.load(path)
 
 
 def test_fit_reads_a_sweeps_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
