@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from itertools import pairwise
 
@@ -128,10 +129,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Fit samples = S_min (1 + B / B_crit) to MLPerf's rcps_*.json, or to a table (.csv, .parquet).",
     )
     fit.add_argument(
-        "file", metavar="FILE", help="rcps_*.json, or a table with batch_size and samples, steps or epochs"
+        "file",
+        metavar="FILE",
+        help="rcps_*.json, a sweep's measurements, or a table with batch_size and samples or steps",
     )
     fit.add_argument("--unit", choices=["samples", "epochs"], help="of MLPerf's numbers; default: told by their size")
     fit.add_argument("--dataset-size", type=_count, metavar="N", help="samples an epoch, where a file counts epochs")
+    fit.add_argument(
+        "--target", metavar="'METRIC >= N'", help="of a sweep's measurements; default: as in the sweep.yaml beside them"
+    )
+    fit.add_argument("--optimizer", metavar="NAME", help="of a sweep's measurements, where they hold several")
     fit.add_argument("--json", action="store_true", help="s_min, b_crit, b_crit_low, b_crit_high and more, as JSON")
     fit.set_defaults(act=_fit)
 
@@ -148,10 +155,27 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser(
         "report",
-        help="write a run's report.html anew",
-        description="Write a run's report anew, also while it runs.",
+        help="write the report.html of a run or a sweep anew",
+        description="Write the report of a run, of a sweep, or of a table of measurements anew, also while they run.",
     )
-    report.add_argument("run", metavar="RUN", help="a run directory, as in runs/bert-tiny")
+    report.add_argument(
+        "path", metavar="PATH", help="a run's or a sweep's directory, or measurements as .csv or .parquet"
+    )
+    report.add_argument(
+        "--target",
+        metavar="'METRIC >= N'",
+        help="of a sweep, as in 'val/accuracy >= 0.9'; default: as in its sweep.yaml",
+    )
+    report.add_argument("--price", type=_price, metavar="X", help="of an hour of one process (a sweep)")
+    report.add_argument(
+        "--throughput",
+        type=_throughput,
+        metavar="X",
+        help="samples a second of one process, or by batch as in 64=800,128=1200 (a sweep); default: as measured",
+    )
+    report.add_argument(
+        "--runs", action="store_true", help="first the reports of a sweep's runs that have none; seconds each"
+    )
     report.set_defaults(act=_report)
     return parser
 
@@ -210,6 +234,27 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _price(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number from 0 up")
+    return value
+
+
+def _throughput(text: str) -> float | dict[int, float]:
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        found = {int(batch): float(value) for batch, value in pairs} if "=" in text else {0: float(text)}
+    except ValueError:
+        found = {0: math.nan}
+    if not all(0 < value < math.inf for value in found.values()):
+        raise argparse.ArgumentTypeError(f"{text!r}: write samples a second above 0, or 64=800,128=1200 by batch")
+    return found if "=" in text else found[0]
+
+
 def _launch(arguments: argparse.Namespace) -> int:
     from launcher.launch import Request, launch
 
@@ -252,7 +297,8 @@ def _recipe(arguments: argparse.Namespace) -> int:
 def _fit(arguments: argparse.Namespace) -> int:
     from launcher.sweep.fitting import show
 
-    return show(arguments.file, arguments.unit, arguments.dataset_size, arguments.json)
+    a = arguments
+    return show(a.file, a.unit, a.dataset_size, a.target, a.optimizer, a.json)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -279,17 +325,31 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from trainer import report
+    from launcher.sweep import directory
     from trainer.config import ConfigError
 
-    run = Path(arguments.run)
-    if not (run / "config.yaml").is_file():
+    path, given = Path(arguments.path), vars(arguments)
+    options = {key: given[key] for key in ("target", "price", "throughput")}
+    if path.is_file() or directory.is_sweep(path):
+        from launcher.sweep import report as sweep
+
+        facts = sweep.load(path, **options)
+        if arguments.runs:
+            sweep.write_runs(facts)
+        print(sweep.summary(facts, sweep.write(path, facts)))
+        return 0
+    if not (path / "config.yaml").is_file():
         raise ConfigError(
-            "RUN",
-            arguments.run,
-            "no run directory: it has no config.yaml",
+            "PATH",
+            arguments.path,
+            "neither a run directory, with a config.yaml, nor a sweep's, with a measurements.csv",
             "give a directory such as runs/bert-tiny",
         )
-    report.write(run)
-    print(report.summary(run))
+    for key, value in [*options.items(), ("runs", arguments.runs or None)]:
+        if value is not None:
+            raise ConfigError(f"--{key}", value, f"is for sweeps, and {path} is a run", "leave it out")
+    from trainer import report
+
+    report.write(path)
+    print(report.summary(path))
     return 0

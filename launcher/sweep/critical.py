@@ -32,12 +32,22 @@ class Fit:
     runs: int
     spread: float  # typical relative distance of a run from the curve
     warnings: list[str] = field(default_factory=list)
+    drawn: Floats = field(default_factory=lambda: np.zeros((0, 2)), compare=False, repr=False)
+    """(S_min, B_crit) of each bootstrap draw [draws, 2]; empty where two batches leave no error to tell."""
 
     def samples(self, batch: float) -> float:
         return self.s_min * (1 + batch / self.b_crit)
 
     def steps(self, batch: float) -> float:
         return self.samples(batch) / batch
+
+    def band(self, batches: Floats) -> tuple[Floats, Floats] | None:
+        """Where the curve lies 9 times out of 10 at each batch, (lower, upper); None where nothing tells the error."""
+        if not len(self.drawn):
+            return None
+        curves = self.drawn[:, :1] * (1 + batches / self.drawn[:, 1:])
+        low, high = np.quantile(curves, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
+        return low, high
 
     def json(self) -> dict[str, Any]:
         """With null for what is not bounded, as JSON has no infinity."""
@@ -78,12 +88,13 @@ def fit(batches: Sequence[float], samples: Sequence[float], seed: int = 0, draws
     (s_min,), (b_crit,) = _curves(b[None], y[None], np.ones((1, b.size)))
     spread = float(np.sqrt(np.mean(np.log(y / (s_min * (1 + b / b_crit))) ** 2)))
     weight = _draws(b, sizes, draws, np.random.default_rng(seed))
-    _, drawn = _curves(np.broadcast_to(b, weight.shape), np.broadcast_to(y, weight.shape), weight)
+    least, drawn = _curves(np.broadcast_to(b, weight.shape), np.broadcast_to(y, weight.shape), weight)
     low, high = np.quantile(1 / drawn, [(1 + _LEVEL) / 2, (1 - _LEVEL) / 2])
     # Two batches hold the curve exactly, whatever their error.
     bounds = (float(_inverse(low)), float(_inverse(high))) if sizes.size > 2 else (0.0, math.inf)
     found = Fit(
-        float(s_min), float(b_crit), *bounds, sizes.size, b.size, spread
+        float(s_min), float(b_crit), *bounds, sizes.size, b.size, spread,
+        drawn=np.stack([least, drawn], 1) if sizes.size > 2 else np.zeros((0, 2)),
     )  # fmt: skip
     found.warnings.extend(_warnings(found, sizes))
     return found
@@ -121,8 +132,9 @@ def _curves(b: Floats, y: Floats, weight: Floats) -> tuple[Floats, Floats]:
         mean = new
         if settled:
             break
+    # A rise in the last digits is none.
     with np.errstate(divide="ignore"):
-        return a, unit * a / c
+        return a, unit * a / np.where(c > 1e-9 * a, c, 0.0)
 
 
 def _draws(b: Floats, sizes: Floats, draws: int, random: np.random.Generator) -> Floats:

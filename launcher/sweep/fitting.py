@@ -11,13 +11,20 @@ from launcher.sweep import critical, points
 from trainer.config import ConfigError
 
 
-def show(path: str, unit: points.Unit | None, dataset_size: int | None, as_json: bool) -> int:
+def show(
+    path: str,
+    unit: points.Unit | None,
+    dataset_size: int | None,
+    target: str | None,
+    optimizer: str | None,
+    as_json: bool,
+) -> int:
     """Fit and print.
 
     Raises:
         ConfigError: if the file cannot be read, or does not hold two batches.
     """
-    found = points.read(path, unit, dataset_size)
+    found = points.read(path, unit, dataset_size, target, optimizer)
     try:
         fit = critical.fit(found.batches, found.samples)
     except ValueError as error:
@@ -30,13 +37,7 @@ def show(path: str, unit: points.Unit | None, dataset_size: int | None, as_json:
     print(f"  samples = S_min (1 + B / B_crit), {100 * fit.spread:.1f} % typical distance of a run\n")
     print(f"  S_min   {fit.s_min:,.0f} samples")
     largest = max(found.batches)
-    said = f"{fit.b_crit:,.0f}" if math.isfinite(fit.b_crit) else f"beyond {largest:,.0f}"
-    low = f"{fit.b_crit_low:,.0f}" if math.isfinite(fit.b_crit_low) else f"{largest:,.0f}"
-    if math.isfinite(fit.b_crit_high):
-        said += f", {low} to {fit.b_crit_high:,.0f} with 90 % confidence"
-    elif fit.b_crit_low > 0:
-        said += f", at least {low} with 90 % confidence"
-    print(f"  B_crit  {said}\n")
+    print(f"  B_crit  {b_crit(fit, largest)}\n")
     at: dict[float, list[float]] = defaultdict(list)
     for batch, samples in zip(found.batches, found.samples, strict=True):
         at[batch].append(samples)
@@ -51,3 +52,23 @@ def show(path: str, unit: points.Unit | None, dataset_size: int | None, as_json:
     for warning in fit.warnings:
         print(f"\n  note: {warning}")
     return 0
+
+
+def b_crit(fit: critical.Fit, largest: float) -> str:
+    """B_crit and its interval in words; `largest`: of the batches that were measured."""
+    interval = span(fit, largest)
+    return f"{size(fit, largest)}, {interval} with 90 % confidence" if interval else size(fit, largest)
+
+
+def size(fit: critical.Fit, largest: float) -> str:
+    if math.isinf(fit.b_crit):
+        return f"beyond {largest:,.0f}"
+    return f"{fit.b_crit:,.0f}" if fit.b_crit >= 1 else "below 1"
+
+
+def span(fit: critical.Fit, largest: float) -> str:
+    """The interval; empty where two batches leave none."""
+    low = f"{fit.b_crit_low:,.0f}" if math.isfinite(fit.b_crit_low) else f"{largest:,.0f}"
+    if math.isfinite(fit.b_crit_high):
+        return f"{low} to {fit.b_crit_high:,.0f}"
+    return f"at least {low}" if fit.b_crit_low > 0 else ""

@@ -5,6 +5,7 @@
                           epochs for some benchmarks and samples for others
 ``*.csv``, ``*.parquet``  a row a run: ``batch_size``, and one of ``samples``, ``steps`` and ``epochs`` that it took;
                           where there is a column ``reached``, rows in which it is false are counted and left out
+                          a sweep's measurements (`launcher.sweep.table`): the best setting's seeds at each batch
 ========================= ================================================================================================
 """
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.sweep import cells, directory, table
 from trainer.config import ConfigError
 
 Unit = Literal["samples", "epochs"]
@@ -33,12 +35,20 @@ class Points:
     missed: int = 0
 
 
-def read(path: str | Path, unit: Unit | None = None, dataset_size: int | None = None) -> Points:
+def read(
+    path: str | Path,
+    unit: Unit | None = None,
+    dataset_size: int | None = None,
+    target: str | None = None,
+    optimizer: str | None = None,
+) -> Points:
     """The runs in a file.
 
     Args:
         unit: of MLPerf's "Epochs to converge"; None: samples where no number is below 1,000, else epochs.
         dataset_size: samples an epoch, needed where the file counts epochs.
+        target: of a sweep's measurements; None: the one in the ``sweep.yaml`` beside them.
+        optimizer: of a sweep's measurements, needed where they hold several.
 
     Raises:
         ConfigError: naming the file and what is wrong with it.
@@ -51,14 +61,18 @@ def read(path: str | Path, unit: Unit | None = None, dataset_size: int | None = 
         if kind == ".csv":
             with open(file, newline="", encoding="utf-8-sig") as stream:
                 rows = csv.DictReader(stream, skipinitialspace=True)
+                if table.is_table(rows.fieldnames or []):
+                    return _sweep(file, target, optimizer)
                 _check_columns(rows.fieldnames or [], str(path))
                 return _table(rows, str(path), dataset_size)
         if kind == ".parquet":
             import pyarrow.parquet
 
-            table = pyarrow.parquet.read_table(file)
-            _check_columns(table.column_names, str(path))
-            return _table(table.to_pylist(), str(path), dataset_size)
+            if table.is_table(pyarrow.parquet.read_schema(file).names):
+                return _sweep(file, target, optimizer)
+            found = pyarrow.parquet.read_table(file)
+            _check_columns(found.column_names, str(path))
+            return _table(found.to_pylist(), str(path), dataset_size)
     except OSError as error:
         raise ConfigError("FILE", str(path), f"cannot be read: {error.strerror or error}") from None
     except (ValueError, UnicodeDecodeError) as error:
@@ -66,6 +80,22 @@ def read(path: str | Path, unit: Unit | None = None, dataset_size: int | None = 
             raise
         raise ConfigError("FILE", str(path), f"cannot be read: {' '.join(str(error).split())}") from None
     raise ConfigError("FILE", str(path), "is of no kind known here", "give an rcps_*.json, a .csv or a .parquet")
+
+
+def _sweep(file: Path, target: str | None, optimizer: str | None) -> Points:
+    """The seeds of the best setting at each batch; those that missed are counted."""
+    goal = directory.target(target, directory.settings(file.parent))
+    if goal is None:
+        advice = "write --target 'val/loss <= 2.5' or 'val/accuracy >= 0.9'"
+        raise ConfigError(
+            directory.TARGET, None, f"{file} holds a sweep's measurements: what were they to reach?", advice
+        )
+    found = cells.choose(cells.cells(table.read(file), goal), optimizer, str(file))
+    runs = cells.arrived(found)
+    missed = sum(len(cell.best.counted) for cell in found) - len(runs)
+    if not runs:
+        raise ConfigError("FILE", str(file), f"holds no batch at which the best setting reaches {goal}")
+    return Points([run.trial.batch_size for run in runs], [run.samples for run in runs], missed)
 
 
 def _rcps(raw: Any, path: str, unit: Unit | None, dataset_size: int | None) -> Points:

@@ -151,11 +151,15 @@ class Sweep(Section):
         """What runs are compared by where none reached the target, and whether more of it is better."""
         if self.goal is not None:
             return self.goal.metric, self.goal.at_least
-        images = base(self).data.kind == "images"
-        return ("val/accuracy", True) if images else ("val/loss", False)
+        return compared_by(base(self).data.kind)
 
     def space_of(self, optimizer: str) -> Space:
         return {**self.space, **self.optimizers[optimizer].space}
+
+
+def compared_by(kind: str) -> tuple[str, bool]:
+    """The metric that runs on a kind of data are compared by without a target, and whether more of it is better."""
+    return ("val/accuracy", True) if kind == "images" else ("val/loss", False)
 
 
 def axis(where: Range | list[Value], ratio: float) -> list[Value]:

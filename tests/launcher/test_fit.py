@@ -78,6 +78,7 @@ def test_samples_that_fall_with_the_batch_leave_it_without_bound() -> None:
     assert math.isinf(found.b_crit)
     assert found.json()["b_crit"] is None
     assert found.s_min == pytest.approx(989, abs=3)
+    assert math.isinf(fit([1, 100], [1000, 1000]).b_crit)  # not what rounding makes of it
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from trainer.report.canvas import Picture, Size, png, style, svg
+from trainer.report.canvas import Picture, draw, style
 from trainer.report.facts import Facts
 from trainer.report.summary import summary
 
@@ -31,24 +31,26 @@ def write(run: Path) -> Path:
     (run / PLOTS).mkdir(parents=True, exist_ok=True)
     with style():
         drawn = [
-            (heading, [(picture, *_draw(picture, facts)) for picture in pictures]) for heading, pictures in _sections()
+            (heading, [draw(picture, facts, run / PLOTS) for picture in pictures]) for heading, pictures in _sections()
         ]
     # Without trust ratios nothing is wrong, so no empty frames for them.
     sections = [
         (heading, pictures)
         for heading, pictures in drawn
-        if heading != TRUST or any(desk is not None for _, desk, _ in pictures)
+        if heading != TRUST or any(picture.desk is not None for picture in pictures)
     ]
-    text = page(facts, sections)
-    path = run / FILE
-    # A reader of a running job never sees half a page.
+    return publish(page(facts, sections), run / FILE)
+
+
+def publish(text: str, path: Path) -> Path:
+    """Write the page; a reader of a running job never sees half of it."""
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
     return path
 
 
-def _sections() -> list[tuple[str, list[Picture]]]:
+def _sections() -> list[tuple[str, list[Picture[Facts]]]]:
     from trainer.report import curves, heatmap
     from trainer.report.page import TRUST
 
@@ -66,17 +68,3 @@ def _sections() -> list[tuple[str, list[Picture]]]:
         Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, heatmap.layers, wide=True),
     ]
     return [("Training", course), (TRUST, trust)]
-
-
-def _draw(picture: Picture, facts: Facts) -> tuple[str | None, str | None]:
-    """The picture for a desk and, where it is wide there, for a phone; its PNG goes to the plots."""
-    desk, phone = Size(1000, 330, 11.5), Size(420, 270, 11.0)
-    path = facts.run / PLOTS / f"{picture.key}.png"
-    alone = picture.draw(facts, Size(760, 400, 11.0, titled=True))
-    if alone is None:
-        path.unlink(missing_ok=True)
-        return None, None
-    png(alone, path)
-    figures = [picture.draw(facts, size) for size in ((desk, phone) if picture.wide else (phone,))]
-    texts = [svg(figure, f"{picture.key}-{i}") for i, figure in enumerate(figures) if figure is not None]
-    return texts[0], texts[1] if picture.wide else None

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from trainer.report.facts import Facts, compact
 
@@ -64,15 +65,29 @@ class Size:
         return self.width < 600
 
 
+T = TypeVar("T")  #: what a report is of: the facts of a run, or those of a sweep
+
+
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the report. `draw` gives None where the run has nothing to show."""
+class Picture(Generic[T]):
+    """One picture of the report. `draw` gives None where the facts have nothing to show."""
 
     key: str
     title: str
     note: str
-    draw: Callable[[Facts, Size], Figure | None]
+    draw: Callable[[T, Size], Figure | None]
     wide: bool = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture on the page: its SVG for a desk, and one for a phone where it is wide; None: nothing to show."""
+
+    title: str
+    note: str
+    desk: str | None
+    phone: str | None
+    wide: bool
 
 
 @contextmanager
@@ -98,33 +113,52 @@ def style() -> Iterator[None]:
         yield
 
 
-def axes(facts: Facts, size: Size, title: str) -> tuple[Figure, Axes]:
-    """A figure with one set of axes: samples on x, a light grid on y."""
+def sheet(size: Size, title: str) -> Figure:
+    """An empty figure of a size, with its title where it stands alone."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure = Figure(figsize=(size.width / 72, size.height / 72), dpi=72)
     # Letters on the page are the reader's, a little narrower or wider than those measured here: leave some
     # air.
     pad = 0.15 if size.titled else 0.05
     figure.set_layout_engine("constrained", w_pad=pad, h_pad=pad)
-    ax = figure.add_subplot()
     figure.patch.set_alpha(0)
+    if size.titled:
+        figure.suptitle(title, fontsize=size.text + 3, x=0.02, ha="left", color=LIGHT["ink"])
+    return figure
+
+
+def plain(ax: Axes, size: Size, xlabel: str) -> None:
+    """Axes without a frame: a light grid on y, and a name for x."""
+    from matplotlib.ticker import MaxNLocator
+
     ax.patch.set_alpha(0)
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     ax.grid(axis="y", color=LIGHT["grid"], linewidth=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(length=0, labelsize=size.text, pad=5)
-    ax.xaxis.set_major_locator(MaxNLocator(5 if size.narrow else 8))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.margins(y=0.07)
+    ax.set_xlabel(xlabel, fontsize=size.text, loc="right", labelpad=2)
+
+
+def counted(axis: Axis, size: Size) -> None:
+    """Ticks of an axis of samples: 250, 1.5k, 2M."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(5 if size.narrow else 8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+
+
+def axes(facts: Facts, size: Size, title: str) -> tuple[Figure, Axes]:
+    """A figure with one set of axes: samples on x, a light grid on y."""
+    figure = sheet(size, title)
+    ax = figure.add_subplot()
+    plain(ax, size, "samples")
+    counted(ax.xaxis, size)
     # One x axis for all pictures, so that an event is found at the same place in each.
     ax.set_xlim(-0.01 * facts.reach, 1.01 * facts.reach or 1.0)
-    ax.margins(y=0.07)
-    ax.set_xlabel("samples", fontsize=size.text, loc="right", labelpad=2)
-    if size.titled:
-        figure.suptitle(title, fontsize=size.text + 3, x=0.02, ha="left", color=LIGHT["ink"])
     return figure, ax
 
 
@@ -159,14 +193,46 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def legend(ax: Axes, size: Size) -> None:
-    """Above the axes, in one row, where it covers nothing."""
+    """Above the axes, where it covers nothing: in one row, or in as many as the width asks for."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
+        columns = _columns(
+            [0.62 * len(label) + (4.2 if size.narrow else 3.3) for label in labels], (size.width - 50) / size.text
+        )
         ax.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(handles), frameon=False,
-            fontsize=size.text, labelcolor=LIGHT["muted"], handlelength=1.3, columnspacing=1.3,
+            handles, labels, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, frameon=False,
+            fontsize=size.text, labelcolor=LIGHT["muted"], handlelength=1.3, columnspacing=2.2 if size.narrow else 1.3,
             handletextpad=0.5, borderpad=0.2, borderaxespad=0.1,
         )  # fmt: skip
+
+
+def _columns(widths: list[float], room: float) -> int:
+    """As many columns as fit, each as wide as its widest entry; matplotlib fills one after another, the first ones more."""
+    for columns in range(len(widths), 1, -1):
+        rows, more = divmod(len(widths), columns)
+        ends = [i * rows + min(i, more) for i in range(columns + 1)]
+        if sum(max(widths[begin:end]) for begin, end in pairwise(ends)) <= room:
+            return columns
+    return 1
+
+
+def draw(picture: Picture[T], facts: T, plots: Path | None) -> Drawn:
+    """The picture for a desk and, where it is wide there, for a phone; as PNG in `plots` too, unless that is None."""
+    desk, phone = Size(1000, 330, 11.5), Size(420, 270, 11.0)
+    texts: list[str] = []
+    if plots is not None:
+        path = plots / f"{picture.key}.png"
+        alone = picture.draw(facts, Size(760, 400, 11.0, titled=True))
+        if alone is None:
+            path.unlink(missing_ok=True)
+        else:
+            png(alone, path)
+    for index, size in enumerate((desk, phone) if picture.wide else (phone,)):
+        figure = picture.draw(facts, size)
+        if figure is None:
+            return Drawn(picture.title, picture.note, None, None, picture.wide)
+        texts.append(svg(figure, f"{picture.key}-{index}"))
+    return Drawn(picture.title, picture.note, texts[0], texts[1] if picture.wide else None, picture.wide)
 
 
 def svg(figure: Figure, key: str) -> str:

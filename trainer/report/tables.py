@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,11 @@ from typing import Any
 from trainer.metrics import Line
 from trainer.progress import duration
 from trainer.report.facts import ABSENT, Facts, count, finite, number, numbers, rate, share
+from trainer.report.markup import folded, table
 from trainer.report.names import shorten
 
 
-def tiles(facts: Facts) -> str:
-    """The headlines: what a reader looks for first."""
-    cells = "".join(
-        f"<div><dt>{escape(label)}</dt>"
-        f'<dd class="value">{escape(value)}{f" <small>{escape(unit)}</small>" if unit else ""}</dd>'
-        f'<dd class="sub">{escape(below)}</dd></div>\n'
-        for label, value, unit, below in _headlines(facts)
-    )
-    return f'<dl class="tiles">\n{cells}</dl>'
-
-
-def _headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
+def headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
     """(label, value, unit, the line below)"""
     h = facts.history
     held: Line = h.eval[-1] if h.eval else {}
@@ -82,8 +71,8 @@ def plan(facts: Facts) -> str:
             cells = f'<td colspan="{len(values)}">{escape(values[0])}</td>'
         rows.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
     top = f"<thead><tr><th></th>{head}</tr></thead>" if len(phases) > 1 else ""
-    table = f'<table class="plan">{top}<tbody>{"".join(rows)}</tbody></table>'
-    return f'<h2>Plan</h2>\n<div class="scroll">{table}</div>'
+    body = f'<table class="plan">{top}<tbody>{"".join(rows)}</tbody></table>'
+    return f'<h2>Plan</h2>\n<div class="scroll">{body}</div>'
 
 
 def evaluations(facts: Facts) -> str:
@@ -98,7 +87,7 @@ def evaluations(facts: Facts) -> str:
         for line in facts.history.eval
     ]
     head = [(label, "n") for label in ("step", "samples", "loss", "accuracy", "examples")]
-    return f"<h2>Evaluations</h2>\n{_table(head, rows)}" if rows else ""
+    return f"<h2>Evaluations</h2>\n{table(head, rows)}" if rows else ""
 
 
 def checkpoints(facts: Facts) -> str:
@@ -115,7 +104,7 @@ def checkpoints(facts: Facts) -> str:
             )
         )
     head = [("step", "n"), ("samples", "n"), ("seconds to save", "n"), ("path", "path"), ("", "note")]
-    return f"<h2>Checkpoints</h2>\n{_table(head, rows)}" if rows else ""
+    return f"<h2>Checkpoints</h2>\n{table(head, rows)}" if rows else ""
 
 
 def layers(facts: Facts) -> str:
@@ -130,20 +119,7 @@ def layers(facts: Facts) -> str:
     ]
     head = (("block", ""), ("parameter", ""), ("first", "n"), ("last", "n"))
     note = f"{count(len(rows), 'parameter')}, first and last logged"
-    title = f"<summary>Trust ratio by parameter <span>{note}</span></summary>"
-    return f"<details>{title}{_table(head, rows)}</details>"
-
-
-def _table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
-    """`head`: (label, CSS class) of each column."""
-    top = "".join(f'<th class="{kind}">{escape(label)}</th>' for label, kind in head)
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td class="{kind}">{escape(cell)}</td>' for (_, kind), cell in zip(head, row, strict=True))
-        + "</tr>\n"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
+    return folded("Trust ratio by parameter", note, table(head, rows))
 
 
 def whole(value: Any) -> str:

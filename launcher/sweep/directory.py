@@ -1,0 +1,79 @@
+"""What lies in a sweep's directory, and the part of its ``sweep.yaml`` that readers of measurements need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.sweep import spec, table
+from launcher.sweep.table import Target, Trial
+from launcher.sweep.trials import SWEEP, TABLE, open_study
+from trainer.config import ConfigError
+
+TARGET = "--target"
+_CHANGE = ("*.json", "*.failed", "*/metrics.jsonl")  # what changes below trials/ as a sweep goes on
+
+
+def is_sweep(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in (SWEEP, TABLE))
+
+
+def settings(directory: Path) -> Mapping[str, Any]:
+    """The keys of ``sweep.yaml``; none where there is no such file.
+
+    Raises:
+        ConfigError: if it holds no mapping.
+    """
+    path = directory / SWEEP
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(SWEEP, str(path), f"cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(raw or {}, dict):
+        raise ConfigError(SWEEP, str(path), "holds no mapping", "write key: value lines")
+    return raw or {}
+
+
+def target(given: str | None, found: Mapping[str, Any]) -> Target | None:
+    """The target given on the command line, else the sweep's own; ``accuracy`` stands for ``val/accuracy``.
+
+    Raises:
+        ConfigError: if it is no comparison.
+    """
+    text = given if given is not None else found.get("target")
+    if text is None:
+        return None
+    parsed = Target.parse(str(text), TARGET if given is not None else f"{SWEEP}: target")
+    return parsed if "/" in parsed.metric else replace(parsed, metric=f"val/{parsed.metric}")
+
+
+def metric(found: Mapping[str, Any]) -> Target | None:
+    """What the sweep compares runs by where it has no target, as a target that no value holds; None: it does not say."""
+    base = found.get("base")
+    data = base.get("data") if isinstance(base, dict) else None
+    if not isinstance(data, dict) or "kind" not in data:
+        return None
+    name, at_least = spec.compared_by(str(data["kind"]))
+    return Target(name, math.nan, at_least)
+
+
+def trials(directory: Path) -> list[Trial]:
+    """All that was measured: from the table, or from the runs themselves where one of them is newer than it.
+
+    Raises:
+        ConfigError: if there is neither, or it cannot be read.
+    """
+    file, below = directory / TABLE, directory / "trials"
+    changed = [path.stat().st_mtime for kind in _CHANGE for path in below.glob(kind)]
+    ours = any(below.glob("*.json"))
+    if ours and not (file.is_file() and file.stat().st_mtime >= max(changed)):
+        return open_study(directory).collect()
+    if not file.is_file():
+        problem = f"holds no {TABLE}: nothing has been measured yet"
+        raise ConfigError("PATH", str(directory), problem, "come back when the first run has begun")
+    return table.read(file, "PATH")

@@ -1,0 +1,164 @@
+"""The report of a sweep: ``report.html``, its pictures as PNG, and a summary for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.sweep import directory, fitting, table
+from launcher.sweep.cells import rate
+from launcher.sweep.report.facts import REPORT, Facts, Throughput
+from trainer.config import ConfigError
+from trainer.report.facts import count
+
+if TYPE_CHECKING:
+    from trainer.report.canvas import Picture
+
+__all__ = ["load", "summary", "write"]
+
+PLOTS = "plots"
+
+
+def load(
+    path: Path,
+    target: str | None = None,
+    price: float | None = None,
+    throughput: Mapping[int, float] | float | None = None,
+) -> Facts:
+    """What a sweep's directory holds, or a table of measurements alone.
+
+    Args:
+        path: the directory, or a ``.csv`` or ``.parquet`` file.
+        target: as in ``val/accuracy >= 0.9``; None: the one in ``sweep.yaml``.
+        price: of an hour of one process; None: the one in ``sweep.yaml``.
+        throughput: samples a second of one process, by batch or for all; None: as the runs measured it.
+
+    Raises:
+        ConfigError: naming what cannot be read, and why.
+    """
+    root = path if path.is_dir() else path.parent
+    trials = directory.trials(path) if path.is_dir() else table.read(path, "PATH")
+    found = directory.settings(root)
+    if price is None:
+        price = found.get("price")
+        if price is not None and (isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0):
+            raise ConfigError(f"{directory.SWEEP}: price", price, "must be a number from 0 up")
+    name = str(found.get("name") or (root.resolve().name if path.is_dir() else path.stem))
+    goal = directory.target(target, found)
+    return Facts(name, root, trials, goal, price, Throughput(throughput), directory.metric(found))
+
+
+def write_runs(facts: Facts) -> int:
+    """Make the reports of the runs that have none yet, as sweeps do not; returns how many. It takes seconds each."""
+    from trainer import report
+
+    runs = [facts.root / trial.run for trial in facts.trials if trial.run]
+    lacking = [run for run in runs if (run / "config.yaml").is_file() and not (run / REPORT).exists()]
+    for run in lacking:
+        report.write(run)
+    return len(lacking)
+
+
+def write(path: str | Path, facts: Facts) -> Path:
+    """Make ``report.html``, in the directory or beside the table; in a directory the pictures also as ``plots/*.png``.
+
+    The page is one file; it refers to the reports of the runs and to nothing else.
+
+    Returns:
+        the path of the report.
+
+    Raises:
+        ConfigError: if a ``report.html`` that is no sweep's is in the way.
+    """
+    from launcher.sweep.report.page import KIND, page
+    from trainer.report import publish
+    from trainer.report.canvas import draw, style
+
+    file = facts.root / REPORT
+    if file.exists() and KIND not in file.read_text(encoding="utf-8", errors="replace")[:20_000]:
+        raise ConfigError(
+            "PATH", str(path), f"{file} is in the way and no report of a sweep", "move the one or the other"
+        )
+    plots = facts.root / PLOTS if Path(path).is_dir() else None
+    if plots is not None:
+        plots.mkdir(exist_ok=True)
+    with style():
+        drawn = {
+            key: [draw(picture, facts, plots) for picture in pictures] for key, pictures in _sections(facts).items()
+        }
+    return publish(page(facts, drawn), file)
+
+
+def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
+    from launcher.sweep.report import panels, pictures
+    from trainer.report.canvas import Picture
+
+    if not facts.trials:
+        return {}
+    courses = [
+        Picture(f"course-{index}", f"{series.name}", f"{facts.measure} against samples, a curve a batch, the middle seed", panels.course(index))
+        for index, series in enumerate(facts.series)
+    ]  # fmt: skip
+    heat = Picture(
+        "heat", f"Best {facts.measure}", "mean over the seeds; lighter is better, the worse half all dark; the frame marks the best setting",
+        panels.heat, wide=True,
+    )  # fmt: skip
+    lr_note = "lines: power of the batch; bars: what was tried"
+    sections = {
+        "rates": [Picture("best-lr", "Best learning rate against batch", lr_note, pictures.rates, wide=True)],
+        "heat": [heat],
+        "courses": courses,
+    }
+    if facts.target is None:
+        note = "mean and range over the seeds"
+        return {"target": [Picture("best", f"Best {facts.measure}", note, pictures.metric, wide=True)], **sections}
+    sections["target"] = [
+        Picture("steps", "Steps to the target", "median and range over the seeds; missed: more than the most that was tried", pictures.steps, wide=True),
+        Picture("samples", "Samples to the target", "line: samples = S_min (1 + B / B_crit); band: 90 %; B_crit takes twice S_min", pictures.samples, wide=True),
+    ]  # fmt: skip
+    paid = facts.price is not None
+    sections["bills"] = [
+        Picture("hours", "Hours to the target", "median over the seeds", pictures.hours, wide=not paid)
+    ]
+    if paid:
+        sections["bills"].append(Picture("cost", "Cost of the target", "median over the seeds", pictures.cost))
+    return sections
+
+
+def summary(facts: Facts, path: Path) -> str:
+    """The best of each optimizer, and its critical batch, in a few lines."""
+    sizes = [
+        count(len(facts.trials), "run"),
+        f"{len(facts.batches)} batch{'' if len(facts.batches) == 1 else 'es'}",
+        count(len(facts.series), "optimizer"),
+    ]
+    rows = [
+        ("ended", ", ".join(f"{number:,} {verdict}" for verdict, number in facts.verdicts.items()) or "nothing run")
+    ]
+    if facts.target is not None:
+        rows.append(("target", str(facts.target)))
+    for series in facts.series:
+        rows += [(series.name, _best(facts, series.name))]
+        if series.fit is not None:
+            largest = max(cell.batch for cell in series.cells if cell.reached)
+            rows.append(("  B_crit", fitting.b_crit(series.fit, largest)))
+        if series.law is not None and series.law.exponent is not None:
+            error = "" if series.law.error is None else f" ± {series.law.error:.2f}"
+            rows.append(("  best lr", f"grows with the batch to the power {series.law.exponent:.2f}{error}"))
+        rows += [("  note", note) for note in [*series.notes, *(series.law.notes if series.law else [])]]
+    rows.append(("report", str(path)))
+    width = max(len(label) for label, _ in rows)
+    return "\n".join([f"{facts.name}: {', '.join(sizes)}", *(f"  {label:<{width}}  {text}" for label, text in rows)])
+
+
+def _best(facts: Facts, name: str) -> str:
+    found = [cell for cell in facts.cells if cell.optimizer == name]
+    best = min(found, key=lambda cell: (cell.best.steps, cell.best.far))
+    lr = rate(best.best)
+    at = f"at batch {best.batch:,}" + (f", lr {lr:.3g}" if lr is not None else "")
+    if math.isfinite(best.best.steps):
+        return f"{best.best.steps:,.0f} steps, {best.best.samples:,.0f} samples {at}"
+    near = "nothing measured" if best.nearest is None else f"best {facts.measure} {best.nearest:.4g} {at}"
+    return near if facts.target is None else f"missed; {near}"
