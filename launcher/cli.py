@@ -330,7 +330,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     path, given = Path(arguments.path), vars(arguments)
     options = {key: given[key] for key in ("target", "price", "throughput")}
-    if path.is_file() or directory.is_sweep(path):
+    if directory.is_measured(path):
         from launcher.sweep import report as sweep
 
         facts = sweep.load(path, **options)

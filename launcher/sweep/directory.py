@@ -1,4 +1,4 @@
-"""What lies in a sweep's directory, and the part of its ``sweep.yaml`` that readers of measurements need."""
+"""Measurements in whichever layout they lie; what lies in a sweep's directory, and the part of its ``sweep.yaml`` that readers of measurements need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from launcher.sweep import spec, table
+from launcher.sweep import shallue, spec, table
 from launcher.sweep.table import Target, Trial
 from launcher.sweep.trials import SWEEP, TABLE, open_study
 from trainer.config import ConfigError
@@ -62,12 +62,25 @@ def metric(found: Mapping[str, Any]) -> Target | None:
     return Target(name, math.nan, at_least)
 
 
-def trials(directory: Path) -> list[Trial]:
-    """All that was measured: from the table, or from the runs themselves where one of them is newer than it.
+def is_measured(path: Path) -> bool:
+    """Whether `read` would read it: a sweep's directory, a table, or a directory in the layout of Shallue et al."""
+    return path.is_file() or is_sweep(path) or next(path.rglob("study.json"), None) is not None
+
+
+def read(path: str | Path, key: str = "FILE") -> list[Trial]:
+    """The trials of a sweep's directory, of a table (.csv, .parquet), or of a directory in Shallue et al.'s layout.
 
     Raises:
-        ConfigError: if there is neither, or it cannot be read.
+        ConfigError: if it is none of these, or cannot be read.
     """
+    path = Path(path)
+    if is_sweep(path):
+        return _trials(path, key)
+    return shallue.read(path, key) if path.is_dir() else table.read(path, key)
+
+
+def _trials(directory: Path, key: str) -> list[Trial]:
+    """All that was measured: from the table, or from the runs themselves where one of them is newer than it."""
     file, below = directory / TABLE, directory / "trials"
     changed = [path.stat().st_mtime for kind in _CHANGE for path in below.glob(kind)]
     ours = any(below.glob("*.json"))
@@ -75,5 +88,5 @@ def trials(directory: Path) -> list[Trial]:
         return open_study(directory).collect()
     if not file.is_file():
         problem = f"holds no {TABLE}: nothing has been measured yet"
-        raise ConfigError("PATH", str(directory), problem, "come back when the first run has begun")
-    return table.read(file, "PATH")
+        raise ConfigError(key, str(directory), problem, "come back when the first run has begun")
+    return table.read(file, key)

@@ -55,6 +55,8 @@ def read(
     """
     file = Path(path)
     try:
+        if file.is_dir():
+            return _sweep(file, target, optimizer)
         kind = file.suffix.lower()
         if kind == ".json":
             return _rcps(json.loads(file.read_text()), str(path), unit, dataset_size)
@@ -79,18 +81,20 @@ def read(
         if isinstance(error, ConfigError):
             raise
         raise ConfigError("FILE", str(path), f"cannot be read: {' '.join(str(error).split())}") from None
-    raise ConfigError("FILE", str(path), "is of no kind known here", "give an rcps_*.json, a .csv or a .parquet")
+    raise ConfigError(
+        "FILE", str(path), "is of no kind known here", "give an rcps_*.json, a .csv, a .parquet, or a sweep's directory"
+    )
 
 
 def _sweep(file: Path, target: str | None, optimizer: str | None) -> Points:
     """The seeds of the best setting at each batch; those that missed are counted."""
-    goal = directory.target(target, directory.settings(file.parent))
+    goal = directory.target(target, directory.settings(file if file.is_dir() else file.parent))
     if goal is None:
         advice = "write --target 'val/loss <= 2.5' or 'val/accuracy >= 0.9'"
         raise ConfigError(
             directory.TARGET, None, f"{file} holds a sweep's measurements: what were they to reach?", advice
         )
-    found = cells.choose(cells.cells(table.read(file), goal), optimizer, str(file))
+    found = cells.choose(cells.cells(directory.read(file), goal), optimizer, str(file))
     runs = cells.arrived(found)
     missed = sum(len(cell.best.counted) for cell in found) - len(runs)
     if not runs:

@@ -217,10 +217,6 @@ def open_study(directory: Path) -> Study:
     return Study(spec.validate({**raw, "runs": str(directory.parent)}, str(directory / SWEEP)))
 
 
-def is_study(directory: Path) -> bool:
-    return (directory / SWEEP).is_file()
-
-
 def _cell(trial: Trial) -> tuple[str, int]:
     return trial.optimizer, trial.batch_size
 

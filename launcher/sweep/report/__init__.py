@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.sweep import directory, fitting, table
+from launcher.sweep import directory, fitting
 from launcher.sweep.cells import rate
 from launcher.sweep.report.facts import REPORT, Facts, Throughput
 from trainer.config import ConfigError
@@ -27,10 +27,10 @@ def load(
     price: float | None = None,
     throughput: Mapping[int, float] | float | None = None,
 ) -> Facts:
-    """What a sweep's directory holds, or a table of measurements alone.
+    """What was measured, with what the sweep says of it.
 
     Args:
-        path: the directory, or a ``.csv`` or ``.parquet`` file.
+        path: what `directory.read` reads.
         target: as in ``val/accuracy >= 0.9``; None: the one in ``sweep.yaml``.
         price: of an hour of one process; None: the one in ``sweep.yaml``.
         throughput: samples a second of one process, by batch or for all; None: as the runs measured it.
@@ -39,7 +39,7 @@ def load(
         ConfigError: naming what cannot be read, and why.
     """
     root = path if path.is_dir() else path.parent
-    trials = directory.trials(path) if path.is_dir() else table.read(path, "PATH")
+    trials = directory.read(path, "PATH")
     found = directory.settings(root)
     if price is None:
         price = found.get("price")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from launcher.launch import Request
-from launcher.sweep import convert, local, spec, trials
+from launcher.sweep import directory, local, spec, trials
 from launcher.sweep.slots import slots
 from launcher.sweep.start import sweep as start
 from trainer import metrics
@@ -82,7 +82,7 @@ def test_interrupted_and_gone_on_with_no_run_is_lost_or_repeated(tmp_path: Path)
     study = trials.open_study(tmp_path / "runs/digits")
     names = [slot.name for slot in slots(study.sweep)]
     assert steps(tmp_path) == {name: list(range(1, 9)) for name in sorted(names)}
-    found = convert.read(tmp_path / "runs/digits")
+    found = directory.read(tmp_path / "runs/digits")
     assert [trial.run for trial in found] == [f"trials/{name}" for name in names]
     assert {trial.status for trial in found} == {"complete"}
     assert [m["step"] for m in found[0].measurements] == [2, 4, 6, 8]
@@ -119,7 +119,7 @@ def test_what_reached_diverged_failed_or_was_beaten(tmp_path: Path) -> None:
     )  # fmt: skip
     done = run(file, "--jobs", "1")
     assert done.returncode == 1, done.stderr
-    found = {Path(t.run).name: t for t in convert.read(tmp_path / "runs/digits")}
+    found = {Path(t.run).name: t for t in directory.read(tmp_path / "runs/digits")}
     assert {name: trial.status for name, trial in found.items()} == {
         "fast-64-000-0": "complete",
         "slow-64-000-0": "complete",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.sweep import convert, shallue, table
+from launcher.sweep import convert, directory, shallue, table
 from launcher.sweep.table import Target, Trial
 from trainer.config import ConfigError
 
@@ -34,7 +34,7 @@ TRIALS = [
 def test_what_is_written_comes_back(tmp_path: Path, name: str) -> None:
     table.write(tmp_path / "source.csv", TRIALS)
     convert.convert(str(tmp_path / "source.csv"), str(tmp_path / name))
-    assert convert.read(tmp_path / name) == TRIALS
+    assert directory.read(tmp_path / name) == TRIALS
     with pytest.raises(ConfigError, match=r"TO: .* exists already"):
         convert.convert(str(tmp_path / "source.csv"), str(tmp_path / name))
 
