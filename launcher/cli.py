@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from itertools import pairwise
 
@@ -18,8 +19,12 @@ def main(argv: list[str] | None = None) -> int:
         arguments.overrides += rest
     try:
         status: int = arguments.act(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # as `| head` leaves it; there is nobody to tell, also not when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("launcher", "trainer", "optimizers"):
             raise
