@@ -22,7 +22,7 @@ from launcher.launch import Request
 from launcher.sweep import spec
 from launcher.sweep.slots import Slot, slots
 from launcher.sweep.spec import Sweep
-from launcher.sweep.trials import Study, open_study
+from launcher.sweep.trials import NothingToRepeat, Study, open_study
 from trainer import signals
 from trainer.config import ConfigError, ConfigErrors
 
@@ -110,7 +110,11 @@ def begin(study: Study, slot: Slot) -> int:
     """Print the path of the run's config."""
     # Two that begin at once would choose the same setting.
     with FileLock(study.directory / ".begin.lock"):
-        config = study.begin(slot)
+        try:
+            config = study.begin(slot)
+        except NothingToRepeat as error:
+            print(f"bellwether: {error}: no setting has come to its end, so none is repeated", file=sys.stderr)
+            return 1
     if config is None:
         print(f"bellwether: {slot.name} waits for the runs that it is the best of", file=sys.stderr)
         return 1

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from launcher.sweep import search
 from launcher.sweep.slots import Slot, slots
 from launcher.sweep.spec import Sweep
-from launcher.sweep.trials import Study
+from launcher.sweep.trials import NothingToRepeat, Study
 from trainer import signals
 from trainer.config import ConfigError, ConfigErrors
 
@@ -122,6 +122,9 @@ class _Packer:
                     if slot is None:
                         break
                     left.remove(slot)
+                if left and not self.running and not self.told:
+                    _say(f"what is left waits for runs that cannot be read: {', '.join(slot.name for slot in left)}")
+                    break
                 if time.monotonic() - self.written > _TABLE:
                     self._write()
                 time.sleep(_POLL)
@@ -133,6 +136,9 @@ class _Packer:
         for slot in left:
             try:
                 config = self.study.begin(slot)
+            except NothingToRepeat as error:
+                _say(f"{error}: no setting has come to its end, so none is repeated")
+                return slot
             except (ConfigError, ConfigErrors) as error:
                 self.study.fail(slot, str(error))
                 _say(f"{slot.name}: {error}")

@@ -65,6 +65,10 @@ class Record:
     stop_after: int | None  #: steps at which it is beaten
 
 
+class NothingToRepeat(Exception):
+    """All settings of an optimizer at a batch diverged or failed: there is no best one."""
+
+
 class Study:
     """A sweep's directory."""
 
@@ -94,7 +98,7 @@ class Study:
 
     def pending(self) -> list[Slot]:
         """Runs that are not at their end, those first that have begun."""
-        left = [slot for slot in slots(self.sweep) if self.status(slot) == "unfinished"]
+        left = [slot for slot in slots(self.sweep) if self.status(slot) == "unfinished" and not self._is_vain(slot)]
         return sorted(left, key=lambda slot: not self.config_file(slot).exists())
 
     def status(self, slot: Slot) -> Status:
@@ -106,17 +110,19 @@ class Study:
 
         Raises:
             ConfigErrors: if the settings make no config.
+            NothingToRepeat: if it is to repeat the best setting, and there is none.
         """
         if not self.config_file(slot).exists():
-            cell = [found for name in self._names() if (found := self.trial(name)) and _cell(found) == slot.cell]
-            searched = [slot for slot in slots(self.sweep) if slot.setting is not None]
+            cell = self._members(slot)
             if slot.setting is not None:
                 parameters = search.setting(self.sweep, slot.optimizer, slot.batch, slot.setting, cell)
-            elif any(s.cell == slot.cell and self.status(s) == "unfinished" for s in searched):
+            elif not self._is_searched(slot):
                 return None
             else:
-                found = search.best(cell, self.sweep.goal, *self.sweep.metric)
-                parameters = {} if found is None else dict(found.parameters)
+                best = search.best(cell, self.sweep.goal, *self.sweep.metric)
+                if best is None:
+                    raise NothingToRepeat(f"{slot.optimizer} at batch {slot.batch}")
+                parameters = dict(best.parameters)
             self._write(slot, parameters, self._beaten(cell) if slot.setting is not None else None)
         return spec.load(self.config_file(slot))
 
@@ -156,6 +162,21 @@ class Study:
                 return found
             self._ended[name] = found
         return self._ended[name]
+
+    def _members(self, slot: Slot) -> list[Trial]:
+        """The runs of a slot's optimizer and batch that have begun."""
+        found = filter(None, map(self.trial, self._names()))
+        return [trial for trial in found if (trial.optimizer, trial.batch_size) == slot.cell]
+
+    def _is_searched(self, slot: Slot) -> bool:
+        """Whether all settings of a slot's optimizer and batch have been tried."""
+        others = (other for other in slots(self.sweep) if other.cell == slot.cell and other.setting is not None)
+        return all(self.status(other) != "unfinished" for other in others)
+
+    def _is_vain(self, slot: Slot) -> bool:
+        if slot.setting is not None or not self._is_searched(slot):
+            return False
+        return search.best(self._members(slot), self.sweep.goal, *self.sweep.metric) is None
 
     def _names(self) -> list[str]:
         return [path.stem for path in self.trials.glob("*.json")]
@@ -215,10 +236,6 @@ def open_study(directory: Path) -> Study:
     raw = parse_yaml((directory / SWEEP).read_text())
     raw.pop("base", None)
     return Study(spec.validate({**raw, "runs": str(directory.parent)}, str(directory / SWEEP)))
-
-
-def _cell(trial: Trial) -> tuple[str, int]:
-    return trial.optimizer, trial.batch_size
 
 
 def _measurements(history: metrics.History) -> list[dict[str, float]]:
