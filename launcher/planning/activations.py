@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from trainer.config import Config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Not one sample: with it, copies of transposed tensors are left out that every larger batch makes.
-_TRIED = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,8 @@ class Blank:
 
 
 def measure(config: Config, data: Data, *, on_gpu: bool = True) -> Profile:
-    """Build the model without memory for it, and take one forward and one backward pass of two and of four samples.
+    """Build the model without memory for it, and take a forward and a backward pass of ``batch.micro`` samples and of twice
+    as many: between and beyond them bytes are taken to lie on a line, for each stretch of the passes.
 
     Args:
         data: tells vocabulary, classes and channels; its samples are not read.
@@ -103,18 +102,19 @@ def measure(config: Config, data: Data, *, on_gpu: bool = True) -> Profile:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    # Not one sample: with it, copies of transposed tensors are left out that every larger batch makes.
+    few = max(2, config.batch.micro)
     with FakeTensorMode(), _as_on_gpu() if on_gpu else nullcontext():
         task = models.build(config.model, data, activation_checkpointing=config.engine.activation_checkpointing)
         _cast(task, DTYPES[config.engine.precision])
         task.train()
         groups = [[p.numel() for _, p in group["params"]] for group in optimizers.groups(task)]
-        small, large = (_passes(task, config, micro) for micro in _TRIED)
-        flops = _flops(task, config, _TRIED[0])
-    step = _TRIED[1] - _TRIED[0]
+        small, large = (_passes(task, config, micro) for micro in (few, 2 * few))
+        flops = _flops(task, config, few)
 
     def line(low: int, high: int) -> tuple[float, float]:
-        slope = max(0.0, (high - low) / step)
-        return low - slope * _TRIED[0], slope
+        slope = max(0.0, (high - low) / few)
+        return low - slope * few, slope
 
     stretches = []
     before = 0

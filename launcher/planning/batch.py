@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.sweep import critical, points
+from trainer import metrics
 from trainer.config import ConfigError
-from trainer.metrics import FILE
 
 _KEY = "noise_scale"
 
@@ -49,10 +48,12 @@ def read(given: str) -> Critical:
 
 
 def _measured(path: Path) -> Critical:
-    if (path / FILE).is_file():
+    if (path / metrics.FILE).is_file():
         return _of_run(path)
     if path.is_dir():
-        raise ConfigError("--critical-batch", str(path), f"holds no {FILE}", "give a run directory, a file or a number")
+        raise ConfigError(
+            "--critical-batch", str(path), f"holds no {metrics.FILE}", "give a run directory, a file or a number"
+        )
     found = points.read(path)
     try:
         fit = critical.fit(found.batches, found.samples)
@@ -66,18 +67,10 @@ def _measured(path: Path) -> Critical:
 
 
 def _of_run(run: Path) -> Critical:
-    values = []
-    with open(run / FILE, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-            value = found.get(_KEY) if isinstance(found, dict) and found.get("event") == "train" else None
-            if isinstance(value, int | float) and 0 < value < math.inf:
-                values.append(float(value))
+    logged = [line.get(_KEY) for line in metrics.read(run).train]
+    values = [float(value) for value in logged if isinstance(value, int | float) and 0 < value < math.inf]
     if not values:
-        problem = f"its {FILE} has no {_KEY} above 0"
+        problem = f"its {metrics.FILE} has no {_KEY} above 0"
         raise ConfigError("--critical-batch", str(run), problem, "give a run that logged it, a file or a number")
     late = values[len(values) // 2 :]
     return Critical(
