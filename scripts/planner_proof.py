@@ -72,6 +72,8 @@ def rows() -> Iterator[tuple[list[str], float]]:
             between = memory.resident(profile, how, world_size)
             if "large" in name:  # a process of its own, for what the system says of it
                 groups.pop(world_size).close()
+                # Else the C library keeps a quarter more than is alive, and the system counts that.
+                os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
             if world_size not in groups:
                 groups[world_size] = Ranks(world_size)
             seen = max(groups[world_size].run(train, raw, accumulation), key=lambda s: s.peak)

@@ -21,7 +21,7 @@ from trainer.engine import make_optimizer
 from trainer.plan import Phase, Split, plan, split
 
 MOST_GPUS = 4096
-# Share of the peak that a training step reaches, as far as published runs of such models tell; --mfu and --throughput are better.
+# Share of the peak that a training step reaches: guesses by kind of model, for want of a measurement (--mfu, --throughput).
 MFU = {"bert": 0.35, "resnet": 0.2, "cifar-resnet": 0.05, "wide-resnet": 0.2}
 _REACHED = 0.8  # share of a nominal bandwidth, of memory and links
 # Bytes that an update moves for each element: docs/results/optimizers-cpu.md.
@@ -54,14 +54,16 @@ class Machines:
 
 
 @dataclass(frozen=True)
-class StageMemory:
-    """A rank's memory at one ZeRO stage."""
+class StagePlan:
+    """A rank's memory and network at one ZeRO stage."""
 
     stage: int
     peak: Bytes
     fits: bool
     largest_micro: int
-    between: float
+    between: float  # bytes held between steps
+    traffic: list[Collective]
+    step: StepTime
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,19 @@ class PhasePlan:
     profile: Profile
     how: Sharding
     machines: Machines
-    stages: list[StageMemory]
+    stages: list[StagePlan]
     best: Split | None  # with the largest micro-batch that fits
-    traffic: list[Collective]
-    step: StepTime
     strong: list[Row]
     weak: list[Row]
+
+    @property
+    def chosen(self) -> StagePlan:
+        """At the stage of the config."""
+        return self.stages[self.how.stage]
+
+    @property
+    def step(self) -> StepTime:
+        return self.chosen.step
 
     @property
     def hours(self) -> float:
@@ -142,14 +151,16 @@ def phase_plan(phase: Phase, subject: Subject, machines: Machines, critical: Cri
         highest = peak(profile, how, shares.world_size, shares.micro, shares.accumulation)
         most = largest_micro(profile, how, shares.world_size, per_rank, machines.memory)
         between = resident(profile, how, shares.world_size).total
-        stages.append(StageMemory(stage, highest, highest.total <= machines.memory, most, between))
+        stages.append(
+            StagePlan(
+                stage, highest, highest.total <= machines.memory, most, between, collectives(profile, how, shares.accumulation),
+                step_time(profile, how, machines, config, shares),
+            )
+        )  # fmt: skip
     how = sharding(config, count)
     most = stages[how.stage].largest_micro
     best = split(shares.global_batch, most, shares.world_size) if most else None
-    found = PhasePlan(
-        phase, subject, profile, how, machines, stages, best, collectives(profile, how, shares.accumulation),
-        step_time(profile, how, machines, config, shares), [], [],
-    )  # fmt: skip
+    found = PhasePlan(phase, subject, profile, how, machines, stages, best, [], [])
     sizes = doublings(shares.world_size)
     found.strong.extend(_strong(found, sizes))
     found.weak.extend(_weak(found, sizes, critical))

@@ -246,7 +246,8 @@ def _bf16(held: Bytes, rank: _Rank, stretch: Stretch, again: bool) -> Bytes:
 
 def _partial(held: Bytes, rank: _Rank, stretch: Stretch, again: bool) -> Bytes:
     """Stages 1 and 2. The bucket is made with the first gradient, what stage 2 keeps with the first full bucket."""
-    buffers = rank.bucket if stretch.before else 0.0
+    # Stage 1 keeps it from one micro-batch to the next.
+    buffers = rank.bucket if stretch.before or (again and rank.how.stage == 1) else 0.0
     if rank.how.stage == 1:
         wide = rank.how.weight if rank.how.precision == "fp32" else 4
         return replace(held, gradients=float(wide * (rank.elements if again else stretch.before)), buffers=buffers)

@@ -80,9 +80,8 @@ def _phase(found: PhasePlan, critical: Critical | None, price: float | None) -> 
     return {
         "split": asdict(phase.split), "steps": phase.steps, "samples": phase.samples, "lr": phase.lr, "warmup": phase.warmup,
         "parameters": found.profile.elements, "flops_a_sample": found.profile.flops, "stage": found.how.stage,
-        "memory": [{**asdict(s), "peak": {**asdict(s.peak), "total": s.peak.total}} for s in found.stages],
+        "stages": [{**asdict(s), "peak": {**asdict(s.peak), "total": s.peak.total}} for s in found.stages],
         "best_split": None if found.best is None else asdict(found.best),
-        "network": [asdict(c) for c in found.traffic],
         "step": {**asdict(found.step), "total": found.step.total},
         "hours": found.hours, "gpu_hours": hours, "kwh": found.energy, "price": None if price is None else price * hours,
         "batch_worth": None if critical is None else critical.efficiency(batch),

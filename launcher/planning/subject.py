@@ -31,11 +31,11 @@ def find(config: Config, dataset_size: int | None, key: str = "") -> Subject:
     """
     known = peek(config.data)
     rows = dataset_size or (len(known.train) if known is not None else None)
-    epochs = [name for name, span in _lengths(config) if span.unit == "epochs"]
+    epochs = [(name, span) for name, span in _lengths(config) if span.unit == "epochs"]
     if rows is None and epochs:
+        name, span = epochs[0]
         problem = f"is counted in epochs, and the data of {config.data.source} are not prepared here"
-        raise ConfigError(f"{key}{epochs[0]}", dict(_lengths(config))[epochs[0]].__str__(), problem,
-                          "write --dataset-size N, samples an epoch")  # fmt: skip
+        raise ConfigError(f"{key}{name}", str(span), problem, "write --dataset-size N, samples an epoch")
     if known is not None:
         return Subject(known, rows)
     blank = Blank(config.data, rows or 0)

@@ -27,7 +27,7 @@ def lines(plans: Sequence[PhasePlan], critical: Critical | None, price: float | 
         yield from _worth(found, critical)
     if len(plans) > 1:
         hours, energy = sum(p.hours for p in plans), sum(p.energy for p in plans)
-        yield f"all {len(plans)} phases: {_hours(hours)}, {_price(hours * machines.world_size, price)}{energy:,.0f} kWh"
+        yield f"all {len(plans)} phases: {_hours(hours)}, {_price(hours * machines.world_size, price)}{energy:,.3g} kWh"
         yield ""
     yield from _assumptions(plans, price)
 
@@ -56,7 +56,7 @@ def _memory(found: PhasePlan) -> Iterator[str]:
         mark = "*" if stage.stage == found.how.stage else " "
         most = f"{stage.largest_micro:,}" + (", all at once" if stage.largest_micro == per_rank else "")
         yield f"  {stage.stage:>3}{mark} {text}{'yes' if stage.fits else 'NO':>6}  {most}"
-    chosen = found.stages[found.how.stage]
+    chosen = found.chosen
     yield from _wrapped(
         f"  * as configured; its largest moment is the {chosen.peak.moment}. {machines.gpu.memory:.1f} GiB a GPU, of which "
         f"{machines.memory / _GIB:.1f} may be filled.", 4,
@@ -72,14 +72,16 @@ def _memory(found: PhasePlan) -> Iterator[str]:
 
 
 def _network(found: PhasePlan) -> Iterator[str]:
-    world_size, network = found.phase.split.world_size, found.machines.network
-    yield "network, a step"
-    for c in found.traffic:
-        beside = "beside computation" if c.hidden else "after it"
-        yield (
-            f"  {c.kind:<15}{c.count:>5} x {_bytes(c.size / c.count):>9}   a rank sends {_bytes(c.sent(world_size)):>9}"
-            f"   {c.seconds(network, world_size) * 1e3:>8.1f} ms, {beside}"
-        )
+    yield "network of a step"
+    yield f"  ZeRO  {'    collectives':<49}  {'a rank sends':>12}  {'waiting':>9}  {'step':>9}"
+    for stage in found.stages:
+        mark = "*" if stage.stage == found.how.stage else " "
+        said = [
+            f"{c.count:>4} {c.kind}{'' if c.count == 1 else 's'} of {_bytes(c.size / c.count)}" for c in stage.traffic
+        ]
+        numbers = (_bytes(stage.step.sent), _seconds(stage.step.network), _seconds(stage.step.total))
+        yield f"  {stage.stage:>3}{mark} {said[0]:<50}  {numbers[0]:>12}  {numbers[1]:>9}  {numbers[2]:>9}"
+        yield from (f"       {other}" for other in said[1:])
 
 
 def _cost(found: PhasePlan, price: float | None) -> Iterator[str]:
@@ -93,7 +95,7 @@ def _cost(found: PhasePlan, price: float | None) -> Iterator[str]:
     hours = found.hours * machines.world_size
     yield (
         f"  {phase.samples:,} samples in {_hours(found.hours)}: {hours:,.1f} GPU hours, "
-        f"{_price(hours, price)}{found.energy:,.0f} kWh"
+        f"{_price(hours, price)}{found.energy:,.3g} kWh"
     )
 
 
@@ -107,7 +109,7 @@ def _scaling(found: PhasePlan) -> Iterator[str]:
     left = 2 * found.strong[-1].gpus
     if left <= 4096:
         why = "a rank would have no sample" if left > batch else f"{batch:,} cannot be shared alike"
-        yield f"  {left:>5}  {why}"
+        yield f"  {left:>5,}  {why}"
     yield ""
     if len(found.weak) == 1:
         return
@@ -121,7 +123,7 @@ def _scaling(found: PhasePlan) -> Iterator[str]:
         lr = "" if row.lr is None else f"{row.lr:.3e}"
         warmup = "" if row.warmup is None else f"{row.warmup:.1%}"
         yield (
-            f"  {row.gpus:>5}  {row.batch:>10,}  {_seconds(row.step.total):>8}  {row.samples_per_s:>11,.0f}  "
+            f"  {row.gpus:>5,}  {row.batch:>10,}  {_seconds(row.step.total):>8}  {row.samples_per_s:>11,.0f}  "
             f"{row.efficiency:>10.0%}  {_hours(row.hours):>9}  {lr:>9}  {warmup:>7}"
             + (f"  {row.worth:>5.0%}" if row.worth is not None else "")
         ).rstrip()
@@ -137,7 +139,7 @@ def _scaling(found: PhasePlan) -> Iterator[str]:
 
 def _scaled(row: Row) -> str:
     return (
-        f"  {row.gpus:>5}  {f'{row.micro} x {row.accumulation}':>12}  {_seconds(row.step.total):>8}  "
+        f"  {row.gpus:>5,}  {f'{row.micro} x {row.accumulation}':>12}  {_seconds(row.step.total):>8}  "
         f"{row.step.network / row.step.total:>7.0%}  {row.samples_per_s:>11,.0f}  {row.efficiency:>10.0%}  {_hours(row.hours):>9}"
     )
 
@@ -177,16 +179,9 @@ def _assumptions(plans: Sequence[PhasePlan], price: float | None) -> Iterator[st
         f"between nodes, {_REACHED:.0%} of nominal; {network.hop_in * 1e6:.0f} and {network.hop_out * 1e6:.0f} us a hop, "
         f"{network.start * 1e6:.0f} us to start; nobody else on it"
     )
-    hidden = any(c.hidden for c in found.traffic)
     assumed.append(
-        "overlap: stage 3 gathers and reduces beside computation, as far as that lasts"
-        if hidden
-        else f"overlap: none, as DeepSpeed has it at stage {found.how.stage}"
-        + (
-            ""
-            if found.how.stage in (0,) or found.how.is_bf16_optimizer
-            else " unless zero_optimization.overlap_comm is set"
-        )
+        "overlap: stage 3, and others with zero_optimization.overlap_comm, hide the network behind computation as far as that "
+        "lasts; else nothing is hidden"
     )
     assumed.append(
         "update: bytes moved by the rule at 80 % of the memory's bandwidth; checkpoints, evaluation and restarts: none"
@@ -219,7 +214,9 @@ def _seconds(seconds: float) -> str:
 def _hours(hours: float) -> str:
     if hours >= 48:
         return f"{hours / 24:,.1f} days"
-    return f"{hours:,.2f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
+    if hours >= 1:
+        return f"{hours:,.2f} h"
+    return f"{hours * 60:,.1f} min" if hours * 60 >= 1 else f"{hours * 3600:,.1f} s"
 
 
 def _price(gpu_hours: float, price: float | None) -> str:

@@ -32,7 +32,7 @@ def test_it_prints_a_plan_that_fits_a_terminal(capsys: pytest.CaptureFixture[str
     for words in (
         "bert-tiny on 2 x 8 h100", "4,096 = 64 micro x 4 accumulation x 16 processes", "largest micro-batch", "all-reduce",
         "peak lr", "batch 4,096 is beyond the critical batch of 1,000 (as given)", "20% of them are worth", "kWh", "assumed",
-        "the tokenizer was not read", " 4096 ",
+        "the tokenizer was not read", " 4,096 ",
     ):  # fmt: skip
         assert words in text
     assert "epochs of" not in text
@@ -41,7 +41,7 @@ def test_it_prints_a_plan_that_fits_a_terminal(capsys: pytest.CaptureFixture[str
 def test_its_numbers_hang_together(capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, TINY, *HERE, "--nodes", "2", "--gpu", "h100", "--throughput", "100", "--price", "3")
     (phase,) = found["phases"]
-    for stage in phase["memory"]:
+    for stage in phase["stages"]:
         peak = stage["peak"]
         parts = sum(peak[key] for key in ("parameters", "gradients", "optimizer", "buffers", "activations"))
         assert peak["total"] == pytest.approx(parts)
