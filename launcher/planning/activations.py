@@ -59,10 +59,6 @@ class Profile:
     def elements(self) -> int:
         return sum(map(sum, self.groups))
 
-    @property
-    def tensors(self) -> int:
-        return sum(map(len, self.groups))
-
     def kept(self, micro: int) -> float:
         return self.kept_fixed + self.kept_sample * micro
 

@@ -16,7 +16,7 @@ class Gpu:
     """One GPU. Peaks are dense, without structured sparsity; bandwidths are of one direction."""
 
     name: str
-    memory: float  # GiB that torch sees
+    memory: float  # GiB
     bf16: float  # TFLOP/s of the matrix units; 0: it has no bf16
     fp16: float  # TFLOP/s of the matrix units
     fp32: float  # TFLOP/s; not TF32, as torch multiplies matrices in full fp32 unless told otherwise
@@ -33,7 +33,7 @@ class Gpu:
 # Sources: NVIDIA's data sheets of V100 (2020), A100 (2021), H100 (2023), H200 and HGX B200 (2024), L40S (2023), the Ada
 # architecture's white paper (RTX 4090, fp32 accumulation), AMD's data sheet of the Instinct MI300X (2023). Network: DGX-1 to
 # DGX B200, which have a port of 100, 200 and 400 Gbit/s for each GPU; for others 100 is assumed. A sheet's GB are 1e9 bytes
-# for some and 2^30 for others; these are what torch reports, rounded down.
+# for some and 2^30 for others; these are about what torch reports.
 _TABLE = [
     #    name                memory bf16 fp16 fp32  GB/s  W     link net
     Gpu("v100-16gb",           15.7,   0, 125, 15.7,  900,  300, 150, 100),

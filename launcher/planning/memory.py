@@ -28,7 +28,7 @@ from launcher.planning.activations import Profile, Stretch
 from trainer.config import Config, ConfigError
 
 # What DeepSpeed reduces at a time where it does not follow reduce_bucket_size: stage 0 and BF16_Optimizer.
-_ALLREDUCE = 500_000_000
+ALLREDUCE = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,6 @@ class Sharding:
     @property
     def is_bf16_optimizer(self) -> bool:
         return self.stage == 1 and self.precision == "bf16"
-
-    def at(self, stage: int) -> Sharding:
-        """The same at another stage, where DeepSpeed overlaps by default at stage 3 alone."""
-        return replace(self, stage=stage)
 
 
 def sharding(config: Config, states: int, stage: int | None = None) -> Sharding:
@@ -278,14 +274,14 @@ def _ends(held: Bytes, rank: _Rank) -> Iterator[Bytes]:
     norm = 8.0 * rank.slice  # a piece in float64, for its norm
     if how.is_bf16_optimizer:
         gradients = 4.0 * rank.padded + 2 * elements
-        together = rank.groups > 1 and rank.padded <= _ALLREDUCE
+        together = rank.groups > 1 and rank.padded <= ALLREDUCE
         # Put together in fp32, and sent in bf16; a group alone is sent as it lies.
         copies = 6.0 * rank.padded if together else 2.0 * rank.largest_part * rank.world_size
         yield replace(reduced, gradients=gradients, buffers=copies)
         yield replace(updated, gradients=gradients)
     elif how.stage == 0:
         gradients = how.weight * elements
-        yield replace(reduced, gradients=gradients, buffers=float(how.weight * min(rank.elements, _ALLREDUCE)))
+        yield replace(reduced, gradients=gradients, buffers=float(how.weight * min(rank.elements, ALLREDUCE)))
         yield replace(updated, gradients=gradients, buffers=0.0 if how.precision == "fp32" else 4 * elements)
     elif how.stage == 3:
         # The parameters that were kept whole are let go.

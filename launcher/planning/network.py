@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.planning.activations import Profile
-from launcher.planning.memory import Sharding
+from launcher.planning.memory import ALLREDUCE, Sharding
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
 
-# As memory.py: what stage 0 and BF16_Optimizer reduce at a time.
-_ALLREDUCE = 500_000_000
 _REUSE = 1_000_000_000  # DeepSpeed's stage3_max_reuse_distance and stage3_max_live_parameters
 
 
@@ -77,7 +75,7 @@ def collectives(profile: Profile, how: Sharding, accumulation: int) -> list[Coll
         return math.ceil(n / max(1, bucket))
 
     if how.stage == 0:
-        return [Collective("all-reduce", size, times(_ALLREDUCE), False)]
+        return [Collective("all-reduce", size, times(ALLREDUCE), False)]
     if how.stage == 3:
         small = sum(e for group in profile.groups for e in group if e < how.persistence)
         passes = accumulation * (2 if n > _REUSE else 1)
@@ -90,7 +88,7 @@ def collectives(profile: Profile, how: Sharding, accumulation: int) -> list[Coll
         # The small ones, which are kept whole, come back after the update.
         return [*found, Collective("all-gather", how.weight * float(small), 1, False)] if small else found
     rounds = accumulation if how.stage == 2 else 1
-    bucket = _ALLREDUCE if how.is_bf16_optimizer else how.reduce_bucket
+    bucket = ALLREDUCE if how.is_bf16_optimizer else how.reduce_bucket
     return [
         Collective("all-reduce", rounds * size, rounds * times(bucket), how.overlap and not how.is_bf16_optimizer),
         Collective("all-gather", size, max(len(profile.groups), times(how.allgather_bucket)), False),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
+from launcher.planning import batch, gpus, table
 from launcher.planning.batch import Critical
 from launcher.planning.estimate import Machines, PhasePlan, phase_plan
 from launcher.planning.subject import find
@@ -39,12 +42,8 @@ def show(request: Request) -> int:
     Raises:
         ConfigError, ConfigErrors: if config, GPU or critical batch cannot be read, or do not go together.
     """
-    from dataclasses import replace
-
-    from launcher.planning import batch, gpus, table
-
-    # DeepSpeed is imported for its defaults, and looks for a GPU and a compiler unless it is told not to.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not torch.cuda.is_available():  # DeepSpeed is imported for its defaults
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     gpu = gpus.find(request.gpu)
     if request.network is not None:
         gpu = replace(gpu, network=request.network)
