@@ -89,6 +89,35 @@ def _parser() -> argparse.ArgumentParser:
     _machines(sweep)
     sweep.set_defaults(act=_sweep)
 
+    plan = commands.add_parser(
+        "plan",
+        help="memory, time, energy and scaling of a run, before it runs",
+        description="What a config would take on machines that need not be here: memory a rank by ZeRO stage, the largest "
+        "micro-batch, the time of a step, hours and energy, scaling to 4,096 GPUs. Its assumptions are printed.",
+    )
+    plan.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/")
+    plan.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, as in engine.stage=3")
+    plan.add_argument("--nodes", type=_count, metavar="N", default=1, help="machines; default: 1")
+    plan.add_argument("--gpus-per-node", type=_count, metavar="N", default=8, help="default: 8")
+    plan.add_argument(
+        "--gpu", metavar="NAME", required=True, help="as in h100, a100, h200, or a YAML file with its numbers"
+    )
+    plan.add_argument("--dataset-size", type=_count, metavar="N", help="training samples, where the data are not here")
+    plan.add_argument(
+        "--critical-batch", metavar="N", help="samples, a run that logs noise_scale, or a file as for fit"
+    )
+    plan.add_argument("--mfu", type=_share, metavar="X", help="share of the GPU's peak that training reaches")
+    plan.add_argument(
+        "--throughput", type=_positive, metavar="X", help="samples a second and GPU, measured; beats --mfu"
+    )
+    plan.add_argument(
+        "--headroom", type=_share, metavar="X", default=0.1, help="share of memory to leave; default: 0.1"
+    )
+    plan.add_argument("--network", type=_positive, metavar="GBIT", help="Gbit/s between nodes for each GPU")
+    plan.add_argument("--price", type=_positive, metavar="X", help="of an hour of one GPU")
+    plan.add_argument("--json", action="store_true", help="everything as JSON")
+    plan.set_defaults(act=_plan)
+
     status = commands.add_parser("status", help="how a run goes", description="Queue state, restarts, progress, ETA.")
     status.add_argument("run", metavar="RUN", help="a run directory, as in runs/bert-large")
     status.set_defaults(act=_status)
@@ -258,6 +287,30 @@ def _throughput(text: str) -> float | dict[int, float]:
     if not all(0 < value < math.inf for value in found.values()):
         raise argparse.ArgumentTypeError(f"{text!r}: write samples a second above 0, or 64=800,128=1200 by batch")
     return found if "=" in text else found[0]
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _positive(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a share between 0 and 1")
+    return value
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from launcher.planning.show import Request, show
+
+    given = vars(arguments)
+    return show(Request(**{key: given[key] for key in Request.__dataclass_fields__}))
 
 
 def _launch(arguments: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ class Ranks:
         for inbox in self.inbox:
             inbox.put((function, args))
         results: dict[int, Any] = {}
-        errors = []
+        errors: list[str] = []
         while len(results) < self.world_size:
             try:
                 rank, result, error = self.outbox.get(timeout=timeout)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import optimizers
 from optimizers import ShardedOptimizer, WarmupConstant
 from trainer.config import ConfigError
+from trainer.config.schema import Optimizer
 from trainer.distributed import World, import_deepspeed
 from trainer.plan import Phase
 
@@ -77,7 +78,7 @@ class Engine:
 def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     """Wrap a model for one phase. Collective."""
     deepspeed = import_deepspeed()
-    optimizer = _optimizer(task, phase)
+    optimizer = make_optimizer(task, phase.config.optimizer, phase.lr)
     schedule = _schedule(optimizer, phase)
     given = phase.config.engine.deepspeed
     try:
@@ -121,8 +122,8 @@ def deepspeed_config(phase: Phase) -> dict[str, Any]:
     return config
 
 
-def _optimizer(task: nn.Module, phase: Phase) -> ShardedOptimizer:
-    wanted = phase.config.optimizer
+def make_optimizer(task: nn.Module, wanted: Optimizer, lr: float) -> ShardedOptimizer:
+    """The update rule that a config names, on a model's two param groups."""
     make = {
         "lamb": optimizers.Lamb,
         "lars": optimizers.Lars,
@@ -131,7 +132,7 @@ def _optimizer(task: nn.Module, phase: Phase) -> ShardedOptimizer:
         "radam": optimizers.RAdam,
         "sgd": optimizers.SGD,
     }[wanted.name]
-    return make(optimizers.groups(task), **{**wanted.options(), "lr": phase.lr})
+    return make(optimizers.groups(task), **{**wanted.options(), "lr": lr})
 
 
 def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:

@@ -14,7 +14,7 @@ from trainer.config.schema import ImageData, TextData
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Data", "Samples", "load"]
+__all__ = ["Data", "Samples", "load", "peek"]
 
 
 class Samples(Protocol):
@@ -81,3 +81,17 @@ def load(config: TextData | ImageData) -> Data:
     from trainer.data import images
 
     return images.load(config)
+
+
+def peek(config: TextData | ImageData) -> Data | None:
+    """`load` where that takes no time: None where the data would have to be prepared first, or a hub asked for them."""
+    from trainer.config import ConfigError
+    from trainer.data import cache, sources
+
+    if not sources.is_here(config):
+        return None
+    try:
+        with cache.found_only():
+            return load(config)
+    except (cache.NotPrepared, ConfigError):
+        return None

@@ -15,7 +15,9 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,21 @@ from trainer.config.errors import ConfigError
 CONTENT_LIMIT = 2**28
 _FOREIGN_LEFTOVER = 24 * 3600  # seconds
 _IMPATIENCE = 1.0  # seconds
+_BUILDS: ContextVar[bool] = ContextVar("builds", default=True)
+
+
+class NotPrepared(LookupError):
+    """There is no such entry, and none was to be built."""
+
+
+@contextmanager
+def found_only() -> Iterator[None]:
+    """Inside, `prepared` builds nothing: it raises `NotPrepared` where it would."""
+    token = _BUILDS.set(False)
+    try:
+        yield
+    finally:
+        _BUILDS.reset(token)
 
 
 def digest(key: Any) -> str:
@@ -84,11 +101,14 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
 
     Raises:
         ConfigError: if nothing can be written to ``root``.
+        NotPrepared: inside `found_only`.
     """
     directory = local_path("data.cache", root)
     final = directory / f"{name}-{digest(key)}"
     if _whole(final):
         return final
+    if not _BUILDS.get():
+        raise NotPrepared(str(final))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _waited_for(FileLock(directory / f"{final.name}.lock"), final):

@@ -67,6 +67,14 @@ def locate(config: TextData | ImageData, key: str = "data.source") -> Source:
     return Source({form: files_fingerprint(wanted)}, lambda: _read(form, wanted, config, name, key))
 
 
+def is_here(config: TextData | ImageData) -> bool:
+    """Whether no hub has to be asked for the data or for their tokenizer."""
+    built_in = config.format == "auto" and config.source == _BUILT_IN[config.kind]
+    words = config.tokenizer if isinstance(config, TextData) else "train"
+    own = words == "train" or local_path("data.tokenizer", words).exists()
+    return own and (built_in or (config.format != "hub" and _is_path(config.source)))
+
+
 def split(rows: int, config: TextData | ImageData) -> tuple[Integers, Integers]:
     """Rows to train on and rows held out, both ascending: a fixed choice of ``validation_share``, at least one.
 

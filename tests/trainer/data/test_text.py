@@ -16,7 +16,7 @@ import torch
 
 from trainer.config.errors import ConfigError
 from trainer.config.schema import TextData
-from trainer.data import Data, load, text, tokenizer
+from trainer.data import Data, load, peek, text, tokenizer
 from trainer.data.order import keys
 
 Config = Callable[..., TextData]
@@ -280,6 +280,19 @@ def test_errors_say_what_to_change(
     }
     with pytest.raises(ConfigError, match=message):
         load(text_config(**{"source": str(tmp_path / "lines.txt"), "cache": str(tmp_path / "cache"), **local}))
+
+
+def test_a_peek_prepares_nothing_and_finds_what_is_prepared(
+    text_config: Callable[..., TextData], tmp_path: Path
+) -> None:
+    config = text_config(cache=str(tmp_path / "cache"))
+    assert peek(config) is None
+    assert not list(tmp_path.rglob("tokens-*"))
+    loaded, seen = load(config), peek(config)
+    assert seen is not None
+    assert (seen.fingerprint, len(seen.train)) == (loaded.fingerprint, len(loaded.train))
+    assert peek(TextData(kind="text", source="owner/name", cache=str(tmp_path))) is None
+    assert peek(text_config(source=str(tmp_path / "none.txt"))) is None
 
 
 def test_the_embedded_documentation(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a run would take, before it runs: memory, time, energy and what the batch is worth."""

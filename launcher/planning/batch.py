@@ -1,0 +1,78 @@
+"""Whether a batch still pays: the critical batch from a number, a run or a file of measurements."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.sweep import critical, points
+from trainer import metrics
+from trainer.config import ConfigError
+
+_KEY = "noise_scale"
+
+
+@dataclass(frozen=True)
+class Critical:
+    """A critical batch in samples, and where it comes from."""
+
+    size: float
+    source: str
+
+    def efficiency(self, batch: float) -> float:
+        """The least samples by those that this batch needs, 1 / (1 + B / B_crit) (McCandlish et al. 2018, 1812.06162)."""
+        return 1 / (1 + batch / self.size)
+
+
+def read(given: str) -> Critical:
+    """The critical batch that ``--critical-batch`` names.
+
+    A run's is the median of the gradient noise scale over the second half of what it logged: the scale rises while a run
+    learns, and is noisy. A file of measurements is fitted as `bellwether fit` does.
+
+    Args:
+        given: a number of samples, a run directory, or a file that `launcher.sweep.points` reads.
+
+    Raises:
+        ConfigError: if it is none of these, or does not tell.
+    """
+    try:
+        size = float(given.replace("_", "").replace(",", ""))
+    except ValueError:
+        return _measured(Path(given))
+    if not 0 < size < math.inf:
+        raise ConfigError("--critical-batch", given, "is no batch", "write a number of samples above 0")
+    return Critical(size, "as given")
+
+
+def _measured(path: Path) -> Critical:
+    if (path / metrics.FILE).is_file():
+        return _of_run(path)
+    if path.is_dir():
+        raise ConfigError(
+            "--critical-batch", str(path), f"holds no {metrics.FILE}", "give a run directory, a file or a number"
+        )
+    found = points.read(path)
+    try:
+        fit = critical.fit(found.batches, found.samples)
+    except ValueError as error:
+        raise ConfigError("--critical-batch", str(path), str(error)) from None
+    if not math.isfinite(fit.b_crit):
+        problem = "the critical batch lies beyond all that was measured"
+        raise ConfigError("--critical-batch", str(path), problem, "leave it out, or measure at larger batches")
+    high = f"{fit.b_crit_high:,.0f}" if math.isfinite(fit.b_crit_high) else "no bound"
+    return Critical(fit.b_crit, f"fit of {path.name}, {fit.b_crit_low:,.0f} to {high} with 90 % confidence")
+
+
+def _of_run(run: Path) -> Critical:
+    logged = [line.get(_KEY) for line in metrics.read(run).train]
+    values = [float(value) for value in logged if isinstance(value, int | float) and 0 < value < math.inf]
+    if not values:
+        problem = f"its {metrics.FILE} has no {_KEY} above 0"
+        raise ConfigError("--critical-batch", str(run), problem, "give a run that logged it, a file or a number")
+    late = values[len(values) // 2 :]
+    return Critical(
+        statistics.median(late), f"gradient noise scale of {run.name}, median of its last {len(late)} values"
+    )
