@@ -14,6 +14,7 @@ from optimizers.groups import groups
 from optimizers.lamb import Lamb
 from optimizers.lars import Lars
 from optimizers.lookahead import Lookahead
+from optimizers.noise import NoiseScale
 from optimizers.radam import RAdam
 from optimizers.scaling import scaled_lr, scaled_warmup
 from optimizers.schedules import (
@@ -37,6 +38,7 @@ __all__ = [
     "Lamb",
     "Lars",
     "Lookahead",
+    "NoiseScale",
     "OneCycle",
     "RAdam",
     "ShardedOptimizer",

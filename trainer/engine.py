@@ -25,6 +25,9 @@ class Engine:
     optimizer: ShardedOptimizer
     schedule: WarmupConstant
     precision: str = "fp32"
+    norm: float | Tensor | None = (
+        None  # of the last update's gradient, before clipping; a tensor may not be computed yet
+    )
 
     @property
     def task(self) -> nn.Module:
@@ -35,10 +38,38 @@ class Engine:
         """Of the update rule, as people know it."""
         return self.optimizer.name
 
-    def grad_norm(self) -> float | None:
-        """Global gradient norm of the last step, before clipping; None where DeepSpeed does not compute it."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def backward(self, loss: Tensor) -> None:
+        """Of the mean loss of a micro-batch."""
+        if self.precision == "fp16" and not self.deepspeed.zero_optimization_stage():
+            # Without ZeRO, DeepSpeed 0.19.8 divides fp16's gradients by a scale that it has not multiplied the loss with.
+            loss = loss * self.scale
+        self.deepspeed.backward(loss)
+
+    def step(self) -> None:
+        """After each backward pass; the last one of a global batch moves the weights, and leaves its `norm`."""
+        deepspeed = self.deepspeed
+        if not deepspeed.is_gradient_accumulation_boundary():
+            deepspeed.step()
+            return
+        # Without ZeRO in fp32, DeepSpeed keeps no norm; by now the gradients are averaged, and not clipped yet.
+        own = deepspeed.optimizer is deepspeed.basic_optimizer
+        if own:
+            gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
+            self.norm = torch.nn.utils.get_total_norm(gradients)
+        before = self.scale
+        deepspeed.step()
+        if own:
+            return
+        norm, stage = deepspeed.get_global_grad_norm(), deepspeed.zero_optimization_stage()
+        if norm is not None and stage in (0, 3):
+            # As of DeepSpeed 0.19.8: without ZeRO it is that of the scaled gradient; ZeRO-3 divides by the next step's scale.
+            norm = norm * ((self.scale if stage else 1.0) / before)
+        self.norm = norm
+
+    @property
+    def scale(self) -> float:
+        """What the next loss is multiplied with before its backward pass: 1 but in fp16."""
+        return self.loss_scale().get("cur_scale", 1.0)
 
     def buffers(self) -> list[tuple[str, Tensor]]:
         """The buffers that belong to a checkpoint, by name; each rank has its own."""

@@ -156,8 +156,7 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
     torch.manual_seed(run.config.seed)
     task = models.build(config.model, samples, activation_checkpointing=config.engine.activation_checkpointing)
     engine = build(task, phase, world)
-    if source is not None:
-        checkpoint.load(source, engine, world)
+    manifest = None if source is None else checkpoint.load(source, engine, world)
     engine.schedule.seek(place.samples - phase.first_sample)
     end = min(run.stop, phase.last_step)
     batch = phase.split.global_batch
@@ -168,7 +167,8 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         micro=phase.split.micro, accumulation=phase.split.accumulation, rank=world.rank, world_size=world.size,
         workers=config.data.workers, pin_memory=device.type == "cuda",
     )  # fmt: skip
-    meter = Meter(engine, phase, world)
+    # Other batches, or other data, have other noise.
+    meter = Meter(engine, phase, world, manifest.noise if manifest is not None and place.phase == phase.index else {})
     if run.progress is not None:
         run.progress.start(place.step, run.plans[-1].last_step)
     saved: Path | None = None
@@ -192,7 +192,7 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
             # The checkpoint first: a signal's minutes may be running out.
             if due(config.checkpoint.every):
                 run.heartbeat.at(step, "checkpoint")
-                saved = _save(run, engine, place)
+                saved = _save(run, engine, place, meter)
             if due(config.evaluate.every) and (not told or step == run.stop):
                 run.heartbeat.at(step, "evaluation")
                 _evaluate(run, phase, engine, place)
@@ -253,11 +253,12 @@ def _evaluate(run: Run, phase: Phase, engine: Engine, place: Place) -> None:
     )
 
 
-def _save(run: Run, engine: Engine, place: Place) -> Path:
+def _save(run: Run, engine: Engine, place: Place, meter: Meter) -> Path:
     began = time.monotonic()
     path = checkpoint.save(
-        run.checkpoints, engine, place, run.world, run.config.checkpoint.keep, [d.fingerprint for d in run.datas]
-    )
+        run.checkpoints, engine, place, run.world, run.config.checkpoint.keep, [d.fingerprint for d in run.datas],
+        noise=meter.noise.estimate.state() if meter.noise else None,
+    )  # fmt: skip
     seconds = time.monotonic() - began
     inside = path.relative_to(run.directory)
     run.metrics.write("checkpoint", step=place.step, samples=place.samples, path=inside, seconds=seconds)

@@ -6,7 +6,8 @@ Every line has ``event`` and ``time`` (unix seconds); ``samples`` and ``step`` c
 start      version, world_size, device, step, samples, resumed_from (path or null); one a launch
 plan       phases: for each phase a list of {"label", "value"} rows, ready to print
 train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, tokens_per_s (text only),
-           step_time (s), memory_gib, trust_ratio {min, median, max} (absent without trust ratios)
+           step_time (s), memory_gib, trust_ratio {min, median, max} (absent without trust ratios),
+           noise_scale (samples; where it can be told), noise_scale_error (its standard error)
 layers     step, samples, trust_ratio {parameter name: value}
 eval       step, samples, phase, loss, accuracy (share), examples
 checkpoint step, samples, path, seconds
@@ -46,7 +47,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("step", "samples", "examples"), int),
     **dict.fromkeys(("device", "path", "reason"), str),
     **dict.fromkeys(("time", "seconds", "step_time", "epoch", "loss", "accuracy", "lr", "grad_norm"), _NUMBER),
-    **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib"), _NUMBER),
+    **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib", "noise_scale", "noise_scale_error"), _NUMBER),
 }
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 # Counters and clocks: on the x axis or of no use as a curve.

@@ -307,6 +307,10 @@ class Log(Section):
 
     every: IntervalField = Field(Duration(10, "steps"), description="how often")
     tensorboard: bool = Field(True, description="write TensorBoard event files to logs/")
+    noise_scale: bool = Field(
+        True,
+        description="estimate the critical batch from gradient norms; costs a norm of each micro-batch's gradients",
+    )
 
 
 # What Bellwether solves itself; a second opinion in engine.deepspeed would win silently.

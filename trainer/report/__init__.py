@@ -24,7 +24,7 @@ def write(run: Path) -> Path:
     Returns:
         the path of the report.
     """
-    from trainer.report.page import TRUST, page
+    from trainer.report.page import NOISE, TRUST, page
 
     run = Path(run)
     facts = Facts.load(run)
@@ -33,11 +33,11 @@ def write(run: Path) -> Path:
         drawn = [
             (heading, [(picture, *_draw(picture, facts)) for picture in pictures]) for heading, pictures in _sections()
         ]
-    # Without trust ratios nothing is wrong, so no empty frames for them.
+    # Without trust ratios, or noise that can be told, nothing is wrong, so no empty frames for them.
     sections = [
         (heading, pictures)
         for heading, pictures in drawn
-        if heading != TRUST or any(desk is not None for _, desk, _ in pictures)
+        if heading not in (TRUST, NOISE) or any(desk is not None for _, desk, _ in pictures)
     ]
     text = page(facts, sections)
     path = run / FILE
@@ -50,7 +50,7 @@ def write(run: Path) -> Path:
 
 def _sections() -> list[tuple[str, list[Picture]]]:
     from trainer.report import curves, heatmap
-    from trainer.report.page import TRUST
+    from trainer.report.page import NOISE, TRUST
 
     loss_note = "raw and smoothed training loss, held-out points"
     layers_note = "layers in model order, logarithmic colour"
@@ -65,7 +65,9 @@ def _sections() -> list[tuple[str, list[Picture]]]:
         Picture("trust-ratio", "Trust ratio", "over all layers", curves.trust_ratio, wide=True),
         Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, heatmap.layers, wide=True),
     ]
-    return [("Training", course), (TRUST, trust)]
+    noise_note = "the batch beyond which steps stop falling, as gradient noise predicts it"
+    batch = [Picture("noise-scale", "Critical batch", noise_note, curves.noise_scale, wide=True)]
+    return [("Training", course), (NOISE, batch), (TRUST, trust)]
 
 
 def _draw(picture: Picture, facts: Facts) -> tuple[str | None, str | None]:

@@ -80,6 +80,28 @@ def gradient_norm(facts: Facts, size: Size) -> Figure | None:
     return _finish(figure, ax, facts, size, y)
 
 
+def noise_scale(facts: Facts, size: Size) -> Figure | None:
+    """The critical batch that gradient noise predicts, with its standard error, and the batch that was taken."""
+    x, y = _column(facts.history.train, "noise_scale")
+    _, error = _column(facts.history.train, "noise_scale_error")
+    if not (np.isfinite(y) & (y > 0)).any():
+        return None
+    figure, ax = axes(facts, size, "Gradient noise scale, samples")
+    ax.set_yscale("log")
+    low, high = np.maximum(y - error, y / 10), y + error
+    ax.fill_between(x, low, high, color=LIGHT["plum"], alpha=0.18, linewidth=0, label="± its standard error")
+    ax.plot(*_thin(x, y), color=LIGHT["plum"], linewidth=1.7, label="noise scale")
+    for batch in dict.fromkeys(b for b in facts.over_phases("batch", "global") if isinstance(b, int)):
+        ax.axhline(batch, color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), zorder=1)
+        ax.annotate(
+            f"batch {batch:,}", (1, batch), (-2, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", fontsize=size.text - 1, color=LIGHT["muted"],
+            bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 1.0},
+        )  # fmt: skip
+    log_ticks(ax.yaxis, *ax.get_ylim())
+    return _finish(figure, ax, facts, size)
+
+
 def throughput(facts: Facts, size: Size) -> Figure | None:
     x, y = _column(facts.history.train, "samples_per_s")
     if not np.isfinite(y).any():

@@ -12,6 +12,7 @@ from trainer.report.canvas import DARK, LIGHT, Picture
 from trainer.report.facts import Facts, finite
 
 TRUST = "Trust ratios"
+NOISE = "Batch size"
 
 Drawn = tuple[Picture, str | None, str | None]  #: a picture, its SVG for a desk and its SVG for a phone
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.metrics import Line
 from trainer.progress import duration
-from trainer.report.facts import ABSENT, Facts, count, finite, number, numbers, rate, share
+from trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share
 from trainer.report.names import shorten
 
 
@@ -38,6 +38,9 @@ def _headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
     seen = f"{epoch:.3g} epochs" if finite(epoch) else ""
     if facts.boundaries:
         seen = count(len(facts.boundaries) + 1, "phase")
+    noise = facts.noise_scale
+    rough, _, error = about(*noise).partition(" ± ") if noise else ("", "", "")
+    critical = [("Critical batch", rough, "", f"{f'± {error}, ' if error else ''}from noise")] if noise else []
     return [
         ("Training loss", number(newest.get("loss")), "",
          f"from {number(facts.losses[0])}" if facts.losses else ""),
@@ -46,6 +49,7 @@ def _headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
         ("Samples", whole(facts.last.get("samples")), "", seen),
         ("Steps", whole(facts.last.get("step")), "", count(len(h.restarts), "restart") if h.restarts else ""),
         ("Global batch", batch, "", batch_note or "samples a step"),
+        *critical,
         ("Optimizer", str(facts.setting("optimizer", "name") or ABSENT).upper(), "",
          f"lr {rate_now} {rate_note}".strip() if rate_now != ABSENT else ""),
         ("Throughput", rate(facts.throughput), "/s" if facts.throughput else "",
