@@ -29,6 +29,7 @@ from optimizers.schedules import (
 from optimizers.sgd import SGD
 from optimizers.sharded import ShardedOptimizer
 from optimizers.swats import Swats
+from optimizers.walk import Walk
 
 __all__ = [
     "SGD",
@@ -44,6 +45,7 @@ __all__ = [
     "ShardedOptimizer",
     "Swats",
     "Trapezoid",
+    "Walk",
     "WarmupConstant",
     "WarmupCosine",
     "WarmupLinear",

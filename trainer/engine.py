@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import optimizers
 from optimizers import ShardedOptimizer, WarmupConstant
+from trainer import buffers
 from trainer.config import ConfigError
 from trainer.distributed import World, import_deepspeed
 from trainer.plan import Phase
@@ -73,8 +74,7 @@ class Engine:
 
     def buffers(self) -> list[tuple[str, Tensor]]:
         """The buffers that belong to a checkpoint, by name; each rank has its own."""
-        kept = self.task.state_dict(keep_vars=True)
-        return [(name, buffer) for name, buffer in self.task.named_buffers() if name in kept]
+        return list(buffers.lasting(self.task).items())
 
     def frozen(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that are not trained. Under ZeRO-3 they are whole inside `gathered` alone."""

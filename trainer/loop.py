@@ -18,9 +18,10 @@ import torch.distributed as dist
 
 from trainer import accelerated, checkpoint, data, distributed, jit, models, report, rundir, signals
 from trainer.checkpoint import Manifest, Place
-from trainer.config import Config, ConfigError, Duration, dump, phases
+from trainer.config import Config, ConfigError, dump, phases
 from trainer.data.loader import evaluation_batches, train_batches
 from trainer.data.order import key
+from trainer.diagnosis import Diagnosis
 from trainer.distributed import World, agree, everywhere
 from trainer.engine import Engine, build
 from trainer.evaluate import evaluate
@@ -156,6 +157,7 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
     torch.manual_seed(run.config.seed)
     task = models.build(config.model, samples, activation_checkpointing=config.engine.activation_checkpointing)
     engine = build(task, phase, world)
+    diagnosis = Diagnosis(engine, phase, world)  # before the weights are others than those of the run's start
     manifest = None if source is None else checkpoint.load(source, engine, world)
     engine.schedule.seek(place.samples - phase.first_sample)
     end = min(run.stop, phase.last_step)
@@ -173,14 +175,17 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         run.progress.start(place.step, run.plans[-1].last_step)
     saved: Path | None = None
     for step in range(place.step + 1, end + 1):
-        torch.manual_seed(key(seed, step * world.size + world.rank))
-        meter.step(_micro_batches(run, batches, phase, step))
-        before, place = place, Place(step, place.samples + batch, phase.index)
+        drawn = key(seed, step * world.size + world.rank)
+        torch.manual_seed(drawn)
+        micro_batches = diagnosis.watched(step, _micro_batches(run, batches, phase, step))
+        meter.step(micro_batches)
+        place = Place(step, place.samples + batch, phase.index)
         told = run.notice.answer() != 0
-        due = functools.partial(_due, before, place, phase, end if not told else step)
+        final = told or step == end
         values = None
         # The first step of a phase too, which shows where the loss begins; and none is saved whose loss was not seen.
-        if due(config.log.every) or due(config.checkpoint.every) or step == phase.first_step + 1:
+        saving = final or phase.due(step, config.checkpoint.every)
+        if saving or phase.due(step, config.log.every) or step == phase.first_step + 1:
             values, layers = meter.read(place)
             _check_loss(run, phase, values)
             run.metrics.write("train", **values)
@@ -189,11 +194,13 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         if run.progress is not None:
             run.progress.update(step, values)
         with meter.paused():
+            for event, measured in diagnosis.after(step, drawn):
+                run.metrics.write(event, step=step, samples=place.samples, **measured)
             # The checkpoint first: a signal's minutes may be running out.
-            if due(config.checkpoint.every):
+            if saving:
                 run.heartbeat.at(step, "checkpoint")
                 saved = _save(run, engine, place, meter)
-            if due(config.evaluate.every) and (not told or step == run.stop):
+            if step == end or (phase.due(step, config.evaluate.every) and not told):
                 run.heartbeat.at(step, "evaluation")
                 _evaluate(run, phase, engine, place)
         if told:
@@ -218,16 +225,6 @@ def _check_loss(run: Run, phase: Phase, values: dict[str, Any]) -> None:
     problem = f"the loss is not a number at step {values['step']:,}"
     advice = "lower it, lengthen schedule.warmup, or clip" + (f"; the newest checkpoint is {saved}" if saved else "")
     raise distributed.for_all(ConfigError("optimizer.lr", phase.config.optimizer.lr, problem, advice))
-
-
-def _due(before: Place, now: Place, phase: Phase, end: int, every: Duration | None) -> bool:
-    """Whether a multiple of ``every`` lies between two places of a phase; always at the last step."""
-    if now.step == end:
-        return True
-    if every is None:
-        return False
-    period = max(1, every.samples(phase.split.global_batch, phase.epoch))
-    return (now.samples - phase.first_sample) // period > (before.samples - phase.first_sample) // period
 
 
 def _micro_batches(run: Run, batches: Iterator[dict[str, Any]], phase: Phase, step: int) -> Iterator[dict[str, Any]]:

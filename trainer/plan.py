@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from optimizers.recipes import recipe
 from optimizers.scaling import scaled_lr, scaled_warmup
-from trainer.config import Config, ConfigError
+from trainer.config import Config, ConfigError, Duration
 from trainer.config.schema import Optimizer
 
 
@@ -46,6 +46,14 @@ class Phase:
     def last_step(self) -> int:
         """The run's step count when the phase is complete."""
         return self.first_step + self.steps
+
+    def due(self, step: int, every: Duration | None) -> bool:
+        """Whether a multiple of ``every``, counted from the phase's beginning, lies in the samples of a step of the run."""
+        if every is None:
+            return False
+        batch = self.split.global_batch
+        period, end = max(1, every.samples(batch, self.epoch)), (step - self.first_step) * batch
+        return end // period > (end - batch) // period
 
 
 def split(global_batch: int, most: int, world_size: int, key: str = "batch") -> Split:

@@ -30,6 +30,7 @@ FREE = (
     "checkpoint",
     "evaluate",
     "log",
+    "diagnose",
     "batch.micro",
     "data.workers",
     "data.cache",

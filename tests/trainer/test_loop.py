@@ -127,6 +127,40 @@ def test_resumed_to_the_bit(ranks: Ranks, workspace: Path, kind: str, stage: int
     assert noise[0] == noise[1]
 
 
+DIAGNOSE = {"every": "1 steps", "interpolate": {"steps": [1, 6], "every": "4 steps", "points": 3}}
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_diagnosis_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
+    """And the loss where the way begins is the one that training saw."""
+    make = {"text": text, "images": images}[kind]
+    plain, watched = (
+        make(workspace, f"walk-{kind}-{stage}-{name}", engine={"stage": stage}, diagnose=diagnose)
+        for name, diagnose in (("off", {}), ("on", DIAGNOSE))
+    )
+    ranks.run(_run, plain)
+    ranks.run(_run, {**watched, "stop_after": "5 steps"})
+    ranks.run(_run, watched)
+    wanted, found = tensors(last(plain)), tensors(last(watched))
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        assert torch.equal(value, found[key]), key
+    assert losses(plain) == losses(watched)
+    history = read(Path(watched["runs"]) / watched["name"])
+    # The weights before the step that a resume begins with are known, and those before these are not.
+    assert [line["step"] for line in history.walk if line["cosine"] is None] == [1, 6]
+    assert [line["step"] for line in history.between] == [1, 4, 6, 8]
+    for line in history.between:
+        assert len(line["losses"]) == 3
+        assert line["losses"][0] == pytest.approx(losses(watched)[line["step"] - 1], rel=1e-6)
+        assert line["losses"][1] != line["losses"][0]
+    assert history.walk[-1]["distance"] > history.walk[0]["distance"] == pytest.approx(history.walk[0]["update_norm"])
+    names = history.norms[-1]["update_norms"]
+    assert sum(v**2 for v in names.values()) ** 0.5 == pytest.approx(history.walk[-1]["update_norm"], rel=1e-4)
+
+
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["text", "images"])

@@ -313,6 +313,27 @@ class Log(Section):
     )
 
 
+class Interpolate(Section):
+    """The loss of a step's batch on the way from the weights before it to those after it."""
+
+    every: IntervalField | None = Field(None, description="how often; null: at `steps` alone")
+    steps: list[Count] = Field([], description="steps of the run, counted from 1")
+    points: Annotated[int, Field(ge=2, le=1000)] = Field(
+        11, description="evenly from the weights before the step to those after; each costs a forward pass of its batch"
+    )
+
+
+class Diagnose(Section):
+    """Where the weights go (Xing et al. 2018, A Walk with SGD). Changes nothing of the training."""
+
+    every: IntervalField | None = Field(
+        None,
+        description="how often to measure the cosine between two updates, the distance from the start, and norms; null: "
+        "never. Keeps three copies of the shards' weights",
+    )
+    interpolate: Interpolate = Interpolate()
+
+
 # What Bellwether solves itself; a second opinion in engine.deepspeed would win silently.
 _OURS = {
     "train_batch_size": "batch.global",
@@ -392,6 +413,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+    diagnose: Diagnose = Diagnose()
     engine: Engine = Engine()
     phases: list[dict[str, Any]] = Field(
         default_factory=list,

@@ -13,6 +13,8 @@ from trainer.report.facts import Facts, finite
 
 TRUST = "Trust ratios"
 NOISE = "Batch size"
+WALK = "The walk"
+OPTIONAL = (TRUST, NOISE, WALK)  # left out where a run has nothing to show
 
 Drawn = tuple[Picture, str | None, str | None]  #: a picture, its SVG for a desk and its SVG for a phone
 
