@@ -99,6 +99,11 @@ class WeightAverage(Wrapper):
                 average = local(state["average"])
                 average.lerp_(local(tensor.detach()).to(average.dtype), share)
 
+    @property
+    def has_average(self) -> bool:
+        """Whether any weights were taken by now; the same on every rank that updates anything."""
+        return any("average" in self.state.get(shard.tensor, {}) for shard in self.shards)
+
     def _publish(self) -> None:
         # Without an engine, the tensors that are swapped are the model's own.
         if self.attachment is not None and self.attachment.publish is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,16 +154,28 @@ def deepspeed_config(phase: Phase) -> dict[str, Any]:
 
 
 def _optimizer(task: nn.Module, phase: Phase) -> ShardedOptimizer:
-    wanted = phase.config.optimizer
-    make = {
+    wanted, average = phase.config.optimizer, phase.config.averaging
+    make: dict[str, Callable[..., ShardedOptimizer]] = {
         "lamb": optimizers.Lamb,
         "lars": optimizers.Lars,
         "adamw": optimizers.AdamW,
         "adam": optimizers.Adam,
         "radam": optimizers.RAdam,
         "sgd": optimizers.SGD,
-    }[wanted.name]
-    return make(optimizers.groups(task), **{**wanted.options(), "lr": phase.lr})
+        "swats": _swats,
+    }
+    optimizer = make[wanted.name](optimizers.groups(task), **{**wanted.options(), "lr": phase.lr})
+    if average.kind == "lookahead":
+        return optimizers.Lookahead(optimizer, average.k, average.alpha)
+    if average.kind == "none":
+        return optimizer
+    return optimizers.WeightAverage(
+        optimizer, average.kind, start=phase.average_from, every=phase.average_every, decay=average.decay
+    )
+
+
+def _swats(groups: Any, tolerance: float = 1e-9, **options: Any) -> ShardedOptimizer:
+    return optimizers.Swats(optimizers.AdamW(groups, **options), tolerance)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:

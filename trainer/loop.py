@@ -19,16 +19,17 @@ import torch.distributed as dist
 from trainer import accelerated, checkpoint, data, distributed, jit, models, report, rundir, signals
 from trainer.checkpoint import Manifest, Place
 from trainer.config import Config, ConfigError, dump, phases
+from trainer.data import images
 from trainer.data.loader import evaluation_batches, train_batches
 from trainer.data.order import key
 from trainer.diagnosis import Diagnosis
 from trainer.distributed import World, agree, everywhere
 from trainer.engine import Engine, build
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate, evaluate_average
 from trainer.export import export
 from trainer.heartbeat import Heartbeat
 from trainer.meter import Meter
-from trainer.metrics import Metrics
+from trainer.metrics import KINDS, Metrics
 from trainer.notice import Notice
 from trainer.plan import Phase, notes, plan, rows, stop_step
 from trainer.progress import Progress
@@ -239,14 +240,30 @@ def _micro_batches(run: Run, batches: Iterator[dict[str, Any]], phase: Phase, st
 
 
 def _evaluate(run: Run, phase: Phase, engine: Engine, place: Place) -> None:
-    batches = evaluation_batches(
-        run.datas[phase.index].validation, limit=phase.config.evaluate.limit, micro=phase.split.micro,
-        rank=run.world.rank, world_size=run.world.size, workers=phase.config.data.workers,
+    samples, wanted, split = run.datas[phase.index], phase.config.evaluate, phase.split
+    place_of: dict[str, Any] = {"rank": run.world.rank, "world_size": run.world.size}
+
+    def held_out(held: data.Samples) -> Iterator[dict[str, Any]]:
+        workers = phase.config.data.workers
+        return evaluation_batches(held, limit=wanted.limit, micro=split.micro, workers=workers, **place_of)
+
+    found = evaluate(engine, held_out(samples.validation), run.world.device)
+    if wanted.augment:
+        assert isinstance(samples.validation, images.ImageSamples)
+        views = images.Views(samples.validation, wanted.augment, run.config.seed)
+        augmented = evaluate(engine, held_out(views), run.world.device)
+        found |= {f"{name}_augmented": augmented[name] for name in ("loss", "accuracy")}
+    training = train_batches(
+        samples.train, seed=key(run.config.seed, phase.index), start=0,
+        steps=max(1, min(phase.config.averaging.batch_norm, phase.epoch) // split.global_batch),
+        global_batch=split.global_batch, micro=split.micro, accumulation=split.accumulation, workers=0, **place_of,
     )  # fmt: skip
-    found = evaluate(engine, batches, run.world.device)
+    found |= evaluate_average(engine, held_out(samples.validation), training, run.world.device)
     run.metrics.write("eval", time=time.time(), step=place.step, samples=place.samples, phase=phase.index, **found)
+    more = "".join(f", {kind} {found[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in found)
     run.note(
-        f"step {place.step}: held-out loss {found['loss']:.4f}, accuracy {found['accuracy']:.2%} ({found['examples']:,} samples)"
+        f"step {place.step}: held-out loss {found['loss']:.4f}, accuracy {found['accuracy']:.2%}{more} "
+        f"({found['examples']:,} samples)"
     )
 
 

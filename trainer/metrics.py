@@ -13,7 +13,8 @@ walk       step, samples, distance (from the run's first weights), update_norm, 
            update and the one before); of all trained parameters, see `optimizers.Walk`
 norms      step, samples, update_norms, weight_norms {parameter name: value}
 between    step, samples, losses: of the step's own batch, at evenly many weights from before to after it
-eval       step, samples, phase, loss, accuracy (share), examples
+eval       step, samples, phase, loss, accuracy (share), examples; loss_augmented, accuracy_augmented over several views
+           of each image (evaluate.augment); loss_averaged, accuracy_averaged of the averaged weights (averaging)
 checkpoint step, samples, path, seconds
 end        step, samples, seconds, reason ("finished" or "stopped")
 ========== ==================================================================================================
@@ -40,6 +41,8 @@ TENSORBOARD = Path("logs", "tensorboard")
 
 Line = dict[str, Any]
 
+KINDS = ("augmented", "averaged")  #: of a held-out loss and accuracy beside the plain ones
+
 _EVENTS = ("start", "plan", "train", "layers", "walk", "norms", "between", "eval", "checkpoint", "end")
 # These hold numbers only, so a string "nan" in them is a number; elsewhere it is someone's text.
 _NUMERIC = ("train", "layers", "walk", "norms", "between", "eval")
@@ -54,6 +57,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("step", "samples", "examples"), int),
     **dict.fromkeys(("device", "path", "reason"), str),
     **dict.fromkeys(("time", "seconds", "step_time", "epoch", "loss", "accuracy", "lr", "grad_norm"), _NUMBER),
+    **dict.fromkeys((f"{key}_{kind}" for key in ("loss", "accuracy") for kind in KINDS), _NUMBER),
     **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib", "noise_scale", "noise_scale_error"), _NUMBER),
 }
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from optimizers.recipes import recipe
 from optimizers.scaling import scaled_lr, scaled_warmup
@@ -37,6 +37,8 @@ class Phase:
     warmup: int
     cooldown: int
     milestones: tuple[int, ...] = ()
+    average_from: int = 1  # the first update of the run whose weights are taken into an average
+    average_every: int = 1  # updates
 
     @property
     def samples(self) -> int:
@@ -142,7 +144,14 @@ def plan(phases: Sequence[Config], world_size: int, epochs: Sequence[int]) -> li
         planned.append(Phase(config, index, shares, epoch, steps, step, sample, lr, warmup, cooldown, milestones))
         step += steps
         sample += total
-    return planned
+    last, wanted = planned[-1], planned[-1].config.averaging
+    batch = last.split.global_batch
+    begin = last.first_step + wanted.start.samples(last.samples, batch, last.epoch) // batch + 1
+    if wanted.kind in ("swa", "ema") and begin > last.last_step:
+        problem = f"nothing is left to average after step {last.last_step:,}"
+        raise ConfigError("averaging.start", str(wanted.start), problem, "begin earlier, as in 0.75")
+    every = max(1, wanted.every.samples(batch, last.epoch) // batch)
+    return [replace(phase, average_from=begin, average_every=every) for phase in planned]
 
 
 def rows(phase: Phase) -> list[tuple[str, str]]:
@@ -169,6 +178,7 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
             f"{phase.steps:,} steps, {phase.samples:,} samples, {phase.samples / phase.epoch:,.2f} epochs of {phase.epoch:,}",
         ),
         ("optimizer", _optimizer(optimizer)),
+        *([("averaging", _averaging(phase))] if config.averaging.kind != "none" else []),
         ("peak lr", lr),
         ("warm-up", warmup),
         ("schedule", decay),
@@ -193,6 +203,14 @@ def stop_step(config: Config, phases: Sequence[Phase]) -> int:
             return phase.first_step + math.ceil(round(left / step, 6))
         left -= phase.steps * step
     return last
+
+
+def _averaging(phase: Phase) -> str:
+    wanted = phase.config.averaging
+    if wanted.kind == "lookahead":
+        return f"lookahead, {wanted.k} steps, alpha {wanted.alpha:g}"
+    often = "each step" if phase.average_every == 1 else f"every {phase.average_every:,} steps"
+    return f"{wanted.kind} from step {phase.average_from:,} on, {often}"
 
 
 def _optimizer(optimizer: Optimizer) -> str:

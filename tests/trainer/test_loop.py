@@ -94,12 +94,12 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     return {f"{file.name}:{k}": v for file in sorted(path.glob("*.safetensors")) for k, v in load_file(file).items()}
 
 
-def weights(path: Path) -> dict[str, np.ndarray]:
-    """Whole fp32 weights of a checkpoint."""
+def weights(path: Path, wanted: str = "weight") -> dict[str, np.ndarray]:
+    """Whole fp32 weights of a checkpoint, or state of theirs."""
     pieces: dict[str, list[tuple[int, np.ndarray]]] = {}
     for key, value in tensors(path).items():
         kind, name, start = key.split(":", 1)[1].split("|")
-        if kind == "weight":
+        if kind == wanted:
             pieces.setdefault(name, []).append((int(start), value.numpy()))
     return {name: np.concatenate([v for _, v in sorted(parts, key=lambda p: p[0])]) for name, parts in pieces.items()}
 
@@ -296,6 +296,53 @@ def test_every_rule_trains_and_resumes_to_the_bit(ranks: Ranks, workspace: Path,
     ranks.run(_run, {**halves, "stop_after": "6 steps"})
     ranks.run(_run, halves)
     assert losses(halves) == losses(raw)
+
+
+AVERAGES = {
+    "swa": ({"kind": "swa", "start": "3 steps", "every": "2 steps", "batch_norm": 64}, "lamb", "WeightAverage(Lamb)"),
+    "ema": ({"kind": "ema", "start": 0.5, "decay": 0.5, "batch_norm": 64}, "swats", "WeightAverage(Swats(AdamW))"),
+    "lookahead": ({"kind": "lookahead", "k": 3, "alpha": 0.8}, "sgd", "Lookahead(SGD)"),
+}
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_averages_resume_to_the_bit_and_are_exported(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
+    averaging, rule, name = AVERAGES[kind]
+    whole, halves = (
+        images(
+            workspace, f"average-{kind}-{stage}-{part}", averaging=averaging, engine={"stage": stage},
+            optimizer={"name": rule, "lr": 1e-2}, evaluate=evaluate,
+        )
+        for part, evaluate in (("whole", {"augment": 2}), ("halves", {"every": "1 steps"}))
+    )  # fmt: skip
+    ranks.run(_run, whole)
+    ranks.run(_run, {**halves, "stop_after": "5 steps"})
+    ranks.run(_run, halves)
+    assert Manifest.read(last(whole)).optimizer == name
+    wanted, found = tensors(last(whole)), tensors(last(halves))
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        assert torch.equal(value, found[key]), key
+    assert losses(halves) == losses(whole)
+    line = read(Path(whole["runs"]) / whole["name"]).eval[-1]
+    assert np.isfinite(line["loss_augmented"])
+    assert line["loss_augmented"] != line["loss"]
+    if kind == "lookahead":
+        assert "loss_averaged" not in line
+        return
+    evaluations = read(Path(halves["runs"]) / halves["name"]).eval
+    assert ["loss_averaged" in each for each in evaluations] == [
+        step > (3 if kind == "swa" else 4) for step in range(1, 9)
+    ]
+    assert evaluations[-1]["loss_averaged"] == line["loss_averaged"] != line["loss"]
+    exported = load_file(Path(whole["runs"]) / whole["name"] / "export" / "model.safetensors")
+    averages = weights(last(whole), "average")
+    assert averages
+    for key, value in averages.items():
+        assert np.array_equal(exported[key.removeprefix("model.")].numpy().ravel(), value), key
+    assert all(value.abs().sum() > 0 for key, value in exported.items() if key.endswith("running_mean"))
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)

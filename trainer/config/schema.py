@@ -163,13 +163,16 @@ _RULES: dict[str, set[str]] = {
     "adam": {*_ADAM, "amsgrad"},
     "radam": _ADAM,
     "sgd": {"momentum", "nesterov", "decay", "trust_ratio", "trust_bounds"},
+    "swats": {"betas", "eps", "decay", "amsgrad", "tolerance"},
 }
 
 
 class Optimizer(Section):
     """How weights move. See the package `optimizers`, and docs/optimizers.md for which to take."""
 
-    name: Literal["lamb", "lars", "adamw", "adam", "radam", "sgd"] = Field("lamb", description="the update rule")
+    name: Literal["lamb", "lars", "adamw", "adam", "radam", "sgd", "swats"] = Field(
+        "lamb", description="the update rule; swats: AdamW, then SGD"
+    )
     lr: Annotated[float, Field(gt=0)] = Field(
         description="peak learning rate, at the batch `scaling.base_batch` if that is given"
     )
@@ -199,6 +202,9 @@ class Optimizer(Section):
     prenormalize: bool | None = Field(
         None, description="lamb on gradients divided by their global norm, as NVIDIA's; null: false"
     )
+    tolerance: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of swats, in units of a learning rate of SGD: how well it has settled; null: 1e-9"
+    )
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest global gradient norm; 0: no clipping")
     kernel: Literal["auto", "reference", "cpu", "triton"] = Field(
         "auto", description="what computes the update; auto: compiled code where it can be had, else torch"
@@ -219,7 +225,7 @@ class Optimizer(Section):
             if getattr(self, key) != type(self).model_fields[key].default:
                 having = ", ".join(name for name, keys in _RULES.items() if key in keys)
                 raise ValueError(f"{key}: {self.name} has none; take it out, or name one of {having}")
-        if self.decay == "prox-metric" and (self.name == "sgd" or self.trust_ratio or self.name == "lamb"):
+        if self.decay == "prox-metric" and (self.name in ("sgd", "swats") or self.trust_ratio or self.name == "lamb"):
             raise ValueError("decay: prox-metric is for adamw, adam and radam without a trust ratio; write prox")
         if self.trust_bounds is not None:
             if self.trust_bounds[0] > self.trust_bounds[1]:
@@ -228,6 +234,42 @@ class Optimizer(Section):
                 raise ValueError("trust_bounds: there is no trust ratio; write trust_ratio: true, or take it out")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs momentum above 0, as in momentum: 0.9")
+        return self
+
+
+_AVERAGES: dict[str, set[str]] = {
+    "none": set(),
+    "swa": {"start", "every", "batch_norm"},
+    "ema": {"start", "every", "batch_norm", "decay"},
+    "lookahead": {"k", "alpha"},
+}
+
+
+class Averaging(Section):
+    """Averages of the weights around the optimizer. Those of swa and ema are evaluated beside the weights, and exported."""
+
+    kind: Literal["none", "swa", "ema", "lookahead"] = Field(
+        "none",
+        description="swa: their mean (Izmailov et al. 2018); ema: with a fading memory; lookahead: slow weights that the fast "
+        "ones go back to (Zhang et al. 2019)",
+    )
+    start: SpanField = Field(
+        Span(share=0.75), description="where swa and ema begin: a share of the last phase, or a duration into it"
+    )
+    every: IntervalField = Field(Duration(1, "steps"), description="how often swa and ema take the weights")
+    decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of ema: what the average keeps of itself")
+    batch_norm: Count = Field(
+        4096, description="training samples from which swa and ema compute BatchNorm's statistics; at most an epoch"
+    )
+    k: Count = Field(5, description="of lookahead: steps between two returns to the slow weights")
+    alpha: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="of lookahead: how far the slow weights go")
+
+    @model_validator(mode="after")
+    def _keys(self) -> Averaging:
+        for key in sorted(set().union(*_AVERAGES.values()) - _AVERAGES[self.kind]):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                having = " or ".join(kind for kind, keys in _AVERAGES.items() if key in keys)
+                raise ValueError(f"{key}: kind: {self.kind} has none; take it out, or write kind: {having}")
         return self
 
 
@@ -293,6 +335,11 @@ class Evaluate(Section):
 
     every: IntervalField | None = Field(None, description="how often; null: only at the end of each phase")
     limit: Count | None = Field(None, description="most held-out samples to use; null: all")
+    augment: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="of images: views, cropped and mirrored as in training, whose predictions are averaged with the original's, "
+        "for loss_augmented and accuracy_augmented beside the plain ones; 0: none",
+    )
 
 
 class Checkpoint(Section):
@@ -408,6 +455,7 @@ class Config(Section):
     data: Data
     batch: Batch
     optimizer: Optimizer
+    averaging: Averaging = Averaging()
     scaling: Scaling = Scaling()
     schedule: Schedule = Schedule()
     evaluate: Evaluate = Evaluate()
@@ -434,6 +482,12 @@ class Config(Section):
             raise ValueError(
                 f"data.sequence_length: {self.data.sequence_length} tokens do not fit "
                 f"model.max_positions: {self.model.max_positions}"
+            )
+        if self.evaluate.augment and not (
+            isinstance(self.data, ImageData) and (self.data.flip or self.data.crop != "none")
+        ):
+            raise ValueError(
+                f"evaluate.augment: {self.evaluate.augment} views need images with data.crop or data.flip; take it out"
             )
         if self.schedule.scale_decay and self.optimizer.decay in ("independent", "prox"):
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.metrics import Line
+from trainer.metrics import KINDS, Line
 from trainer.report.canvas import LIGHT, Size, axes, legend, log_ticks, marks
 from trainer.report.facts import Facts, compact
 
@@ -56,6 +56,10 @@ def accuracy(facts: Facts, size: Size) -> Figure | None:
         return None
     figure, ax = axes(facts, size, "Held-out accuracy")
     _points(ax, x, y, "orange", "held-out")
+    for kind, colour in zip(KINDS, ("blue", "green"), strict=True):
+        x, y = column(facts.history.eval, f"accuracy_{kind}")
+        if np.isfinite(y).any():
+            _points(ax, x, y, colour, kind)
     ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
     return finish(figure, ax, facts, size)
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trainer.metrics import Line
+from trainer.metrics import KINDS, Line
 from trainer.progress import duration
 from trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share
 from trainer.report.names import shorten
@@ -91,17 +91,21 @@ def plan(facts: Facts) -> str:
 
 
 def evaluations(facts: Facts) -> str:
+    lines = facts.history.eval
+    more = [key for kind in KINDS if any((key := f"accuracy_{kind}") in line for line in lines)]
     rows = [
         (
             whole(line.get("step")),
             whole(line.get("samples")),
             number(line.get("loss")),
             share(line.get("accuracy")),
+            *(share(line.get(key)) for key in more),
             whole(line.get("examples")),
         )
-        for line in facts.history.eval
+        for line in lines
     ]
-    head = [(label, "n") for label in ("step", "samples", "loss", "accuracy", "examples")]
+    names = [key.removeprefix("accuracy_") for key in more]
+    head = [(label, "n") for label in ("step", "samples", "loss", "accuracy", *names, "examples")]
     return f"<h2>Evaluations</h2>\n{_table(head, rows)}" if rows else ""
 
 

@@ -70,6 +70,27 @@ def test_losses_of_each_sample(make: Make, keys: dict[str, Any], channels: int, 
     torch.testing.assert_close(alone, losses[:1], rtol=1e-4, atol=1e-5)
 
 
+def test_probabilities_of_views_are_averaged(make: Make) -> None:
+    task = make(**SMALL[0]).eval()
+    views = torch.stack([batch(4)["pixel_values"], batch(4)["pixel_values"].flip(3)], dim=1)
+    labels = batch(4)["labels"]
+    losses, correct = task(pixel_values=views, labels=labels)
+    mean = sum(task.model(views[:, i]).logits.softmax(1) for i in range(2)) / 2
+    torch.testing.assert_close(losses, -mean[range(4), labels].log())
+    assert torch.equal(correct, (mean.argmax(1) == labels).float())
+
+
+def test_a_plain_mean_of_statistics_is_torchs() -> None:
+    """As `recompute_batch_norm` takes it."""
+    plain, own = nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, momentum=None)
+    BatchNorm2d.replace(own)
+    for seed in range(3):
+        x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(own(x), plain(x))
+    torch.testing.assert_close(own.running_mean, plain.running_mean)
+    torch.testing.assert_close(own.running_var, plain.running_var)
+
+
 @pytest.mark.parametrize("keys", SMALL)
 def test_zero_init_makes_each_block_its_shortcut(make: Make, keys: dict[str, Any]) -> None:
     for zero in (True, False):
