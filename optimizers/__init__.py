@@ -18,6 +18,7 @@ from optimizers.noise import NoiseScale
 from optimizers.radam import RAdam
 from optimizers.scaling import scaled_lr, scaled_warmup
 from optimizers.schedules import (
+    Exponential,
     OneCycle,
     Trapezoid,
     WarmupConstant,
@@ -36,6 +37,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Composed",
+    "Exponential",
     "Lamb",
     "Lars",
     "Lookahead",

@@ -196,6 +196,7 @@ def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:
     if wanted.kind == "polynomial":
         return optimizers.WarmupPolynomial(optimizer, power=wanted.power, **shared)
     kinds: dict[str, type[WarmupConstant]] = {
+        "exponential": optimizers.Exponential,
         "constant": WarmupConstant,
         "linear": optimizers.WarmupLinear,
         "cosine": optimizers.WarmupCosine,

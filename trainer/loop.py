@@ -19,6 +19,7 @@ import torch.distributed as dist
 from trainer import accelerated, checkpoint, data, distributed, jit, models, report, rundir, signals
 from trainer.checkpoint import Manifest, Place
 from trainer.config import Config, ConfigError, dump, phases
+from trainer.course import Course
 from trainer.data import images
 from trainer.data.loader import evaluation_batches, train_batches
 from trainer.data.order import key
@@ -50,6 +51,7 @@ class Run:
     stop: int  # step at which to stop, the last one or earlier
     heartbeat: Heartbeat
     notice: Notice
+    course: Course = field(default_factory=Course)
     began: float = field(default_factory=time.time)
 
     @property
@@ -188,7 +190,11 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         saving = final or phase.due(step, config.checkpoint.every)
         if saving or phase.due(step, config.log.every) or step == phase.first_step + 1:
             values, layers = meter.read(place)
-            _check_loss(run, phase, values)
+            if run.course.diverged(values["loss"], run.config.divergence):
+                run.stop, saving, final = step, True, True
+                run.note(f"step {step}: the loss has diverged, to {values['loss']:.4g}")
+            elif run.config.divergence is None:
+                _check_loss(run, phase, values)
             run.metrics.write("train", **values)
             if layers:
                 run.metrics.write("layers", step=place.step, samples=place.samples, trust_ratio=layers)
@@ -201,10 +207,10 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
             if saving:
                 run.heartbeat.at(step, "checkpoint")
                 saved = _save(run, engine, place, meter)
-            if step == end or (phase.due(step, config.evaluate.every) and not told):
+            if step in (end, run.stop) or (phase.due(step, config.evaluate.every) and not told):
                 run.heartbeat.at(step, "evaluation")
                 _evaluate(run, phase, engine, place)
-        if told:
+        if told or step == run.stop:
             break
     engine.destroy()
     del engine, task, meter

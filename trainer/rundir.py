@@ -26,6 +26,7 @@ FREE = (
     "resume",
     "runs",
     "stop_after",
+    "divergence",
     "engine",
     "checkpoint",
     "evaluate",

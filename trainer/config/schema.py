@@ -298,8 +298,8 @@ class Schedule(Section):
         None,
         description="the published recipe that these keys come from; schedule: NAME fills them in, and the optimizer's",
     )
-    kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid", "step"] = Field(
-        "linear", description="shape after the warm-up"
+    kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid", "step", "exponential"] = Field(
+        "linear", description="shape after the warm-up; exponential: from `start` to `final`, without one"
     )
     warmup: SpanField = Field(
         Span(share=0.0), description="linear rise from `start`: a share of the phase, or a duration"
@@ -327,6 +327,8 @@ class Schedule(Section):
             raise ValueError(
                 "milestones: go with kind: step, and with no other, as in [30 epochs, 60 epochs, 80 epochs]"
             )
+        if self.kind == "exponential" and not (self.start and self.final and self.warmup.share == 0):
+            raise ValueError("kind: exponential goes from start to final, both above 0, without warmup; write these")
         return self
 
 
@@ -451,6 +453,10 @@ class Config(Section):
     )
     duration: DurationField = Field(description="length of the run, or of each phase")
     stop_after: DurationField | None = Field(None, description="stop early, with a checkpoint, this far into the run")
+    divergence: Annotated[float, Field(gt=1)] | None = Field(
+        None,
+        description="stop, with a checkpoint, once the smoothed loss is this many times its lowest, or no number; null: never",
+    )
     model: Model
     data: Data
     batch: Batch
