@@ -57,7 +57,7 @@ class Meter:
             losses, _ = self.engine.deepspeed(**batch)
             # All micro-batches are of one size, so the mean of their means is the global batch's mean.
             loss = losses.mean()
-            self.engine.backward(loss)
+            self.engine.backward(loss * self.phase.config.optimizer.loss_factor)
             self.engine.step()
             self.loss += loss.detach().double() / self.phase.split.accumulation
         if self.noise is not None and self.engine.norm is not None:

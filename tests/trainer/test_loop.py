@@ -298,6 +298,29 @@ def test_every_rule_trains_and_resumes_to_the_bit(ranks: Ranks, workspace: Path,
     assert losses(halves) == losses(raw)
 
 
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize(
+    "rule, decay, minds", [("adamw", "decoupled", False), ("adam", "l2", True), ("sgd", "l2", True)]
+)
+def test_a_factor_of_the_loss_is_seen_by_rules_that_mind(
+    ranks: Ranks, workspace: Path, rule: str, decay: str, minds: bool
+) -> None:
+    """A power of two, which rounds nothing; eps as good as 0. The first loss is reported without it."""
+    found = []
+    for factor in (1, 1024):
+        raw = images(
+            workspace, f"factor-{rule}-{factor}", duration="4 steps",
+            model={"norm": "none"}, schedule={"warmup": 0, "kind": "constant"},
+            optimizer={"name": rule, "decay": decay, "lr": 1e-3, "weight_decay": 0.1, "loss_factor": factor, "clip": 0}
+            | ({"eps": 1e-30} if rule != "sgd" else {}),
+        )  # fmt: skip
+        ranks.run(_run, raw)
+        found.append((losses(raw), _train_lines(raw)[0]["grad_norm"]))
+    assert found[0][0][0] == found[1][0][0]
+    assert found[1][1] == pytest.approx(1024 * found[0][1])
+    assert (found[0][0] != pytest.approx(found[1][0], rel=1e-5)) == minds
+
+
 AVERAGES = {
     "swa": ({"kind": "swa", "start": "3 steps", "every": "2 steps", "batch_norm": 64}, "lamb", "WeightAverage(Lamb)"),
     "ema": ({"kind": "ema", "start": 0.5, "decay": 0.5, "batch_norm": 64}, "swats", "WeightAverage(Swats(AdamW))"),

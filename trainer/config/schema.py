@@ -55,11 +55,16 @@ class CifarResNetModel(Section):
     zero_init_last: bool = Field(
         False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
     )
+    norm: Literal["batch", "none"] = Field(
+        "batch", description="none: no BatchNorm; Fixup's initialisation and scalars instead (Zhang et al. 2019)"
+    )
 
     @model_validator(mode="after")
     def _depth(self) -> CifarResNetModel:
         if self.depth < 8 or (self.depth - 2) % 6:
             raise ValueError("depth: a CIFAR ResNet has 6n + 2 layers: 8, 14, 20, 32, 44, 56, 110")
+        if self.norm == "none" and self.zero_init_last:
+            raise ValueError("zero_init_last: there is no BatchNorm; take it out, or write norm: batch")
         return self
 
 
@@ -72,11 +77,16 @@ class WideResNetModel(Section):
     zero_init_last: bool = Field(
         False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
     )
+    norm: Literal["batch", "none"] = Field(
+        "batch", description="none: no BatchNorm; Fixup's initialisation and scalars instead (Zhang et al. 2019)"
+    )
 
     @model_validator(mode="after")
     def _depth(self) -> WideResNetModel:
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError("depth: a wide ResNet has 6n + 4 layers: 10, 16, 22, 28, 40")
+        if self.norm == "none" and self.zero_init_last:
+            raise ValueError("zero_init_last: there is no BatchNorm; take it out, or write norm: batch")
         return self
 
 
@@ -204,6 +214,11 @@ class Optimizer(Section):
     )
     tolerance: Annotated[float, Field(gt=0)] | None = Field(
         None, description="of swats, in units of a learning rate of SGD: how well it has settled; null: 1e-9"
+    )
+    loss_factor: Annotated[float, Field(gt=0)] = Field(
+        1.0,
+        description="multiplies the loss before the backward pass, to see whether a rule minds; reported losses are without "
+        "it, gradient norms with it",
     )
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest global gradient norm; 0: no clipping")
     kernel: Literal["auto", "reference", "cpu", "triton"] = Field(
