@@ -63,6 +63,20 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--nproc", type=_count, metavar="N", help="number of processes; default: one a GPU, or one")
     train.set_defaults(act=_train)
 
+    lr_find = commands.add_parser(
+        "lr-find",
+        help="learning rate range test, with a suggestion",
+        description="Raise the learning rate exponentially until the loss diverges; plot it and suggest one. The run gets a "
+        "directory of its own, NAME-lr-find.",
+    )
+    lr_find.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/")
+    lr_find.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, as in batch.global=4096")
+    lr_find.add_argument("--nproc", type=_count, metavar="N", help="number of processes; default: one a GPU, or one")
+    lr_find.add_argument("--from", dest="low", type=float, default=1e-6, metavar="LR", help="default: 1e-6")
+    lr_find.add_argument("--to", dest="high", type=float, default=1.0, metavar="LR", help="default: 1")
+    lr_find.add_argument("--steps", type=_count, default=200, metavar="N", help="from one to the other; default: 200")
+    lr_find.set_defaults(act=_lr_find)
+
     launch = commands.add_parser(
         "launch",
         help="start a run on SLURM, over MPI or ssh, or here",
@@ -369,6 +383,13 @@ def _train(arguments: argparse.Namespace) -> int:
     from launcher.local import train
 
     return train(arguments.config, arguments.overrides, arguments.nproc)
+
+
+def _lr_find(arguments: argparse.Namespace) -> int:
+    from launcher.lr_find import find
+
+    a = arguments
+    return find(a.config, a.overrides, a.nproc, a.low, a.high, a.steps)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -14,9 +14,11 @@ from optimizers.groups import groups
 from optimizers.lamb import Lamb
 from optimizers.lars import Lars
 from optimizers.lookahead import Lookahead
+from optimizers.noise import NoiseScale
 from optimizers.radam import RAdam
 from optimizers.scaling import scaled_lr, scaled_warmup
 from optimizers.schedules import (
+    Exponential,
     OneCycle,
     Trapezoid,
     WarmupConstant,
@@ -28,20 +30,24 @@ from optimizers.schedules import (
 from optimizers.sgd import SGD
 from optimizers.sharded import ShardedOptimizer
 from optimizers.swats import Swats
+from optimizers.walk import Walk
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
     "Composed",
+    "Exponential",
     "Lamb",
     "Lars",
     "Lookahead",
+    "NoiseScale",
     "OneCycle",
     "RAdam",
     "ShardedOptimizer",
     "Swats",
     "Trapezoid",
+    "Walk",
     "WarmupConstant",
     "WarmupCosine",
     "WarmupLinear",

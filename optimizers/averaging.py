@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from optimizers.sharded import Attachment, ShardedOptimizer, Work
+from optimizers.sharded import ShardedOptimizer, Work
 from optimizers.shards.pieces import local
 from optimizers.wrapper import Wrapper
 
@@ -68,16 +68,11 @@ class WeightAverage(Wrapper):
             raise ValueError(f"decay={decay!r}: must be from 0 up to, not including, 1")
         super().__init__(base)
         self.kind, self.start, self.every, self.decay = kind, start, every, decay
-        self._publish = _nothing
         self._kept: list[tuple[Tensor, Tensor]] | None = None  # the weights, while the averages are in their place
-
-    def use(self, attachment: Attachment) -> None:
-        super().use(attachment)
-        self._publish = attachment.publish or _nothing
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_swapped("a copy")
-        return {**super().__getstate__(), "_publish": _nothing}  # an engine cannot be copied
+        return super().__getstate__()
 
     def state_dict(self) -> dict[str, Any]:
         self._refuse_swapped("state_dict()")
@@ -103,6 +98,16 @@ class WeightAverage(Wrapper):
             if taken:
                 average = local(state["average"])
                 average.lerp_(local(tensor.detach()).to(average.dtype), share)
+
+    @property
+    def has_average(self) -> bool:
+        """Whether any weights were taken by now; the same on every rank that updates anything."""
+        return any("average" in self.state.get(shard.tensor, {}) for shard in self.shards)
+
+    def _publish(self) -> None:
+        # Without an engine, the tensors that are swapped are the model's own.
+        if self.attachment is not None and self.attachment.publish is not None:
+            self.attachment.publish()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -151,7 +156,3 @@ def recompute_batch_norm(
     packed /= dist.get_world_size(process_group)
     for buffer, mean in zip(buffers, packed.split([b.numel() for b in buffers]), strict=True):
         buffer.copy_(mean)
-
-
-def _nothing() -> None:
-    """Without an engine, the tensors that are swapped are the model's own."""

@@ -140,6 +140,10 @@ class Composed(ShardedOptimizer):
         self._shards = {shard.tensor: shard for shard in attachment.shards}
         self._attachment = attachment
 
+    @property
+    def attachment(self) -> Attachment | None:
+        return self._attachment
+
     def trust_ratios(self) -> dict[str, float]:
         tensors = {id(ratios): ratios for ratios, _ in self._ratios.values()}
         values = {key: ratios.tolist() for key, ratios in tensors.items()}

@@ -33,7 +33,7 @@ def groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str
     for module in model.modules():
         norm = is_norm(module)
         for name, parameter in module.named_parameters(recurse=False):
-            if norm or name in ("bias", "bias_k", "bias_v") or name.endswith("_bias"):
+            if norm or name in ("bias", "bias_k", "bias_v", "gain") or name.endswith("_bias"):
                 plain.add(id(parameter))
     # The same names whether the model has gone through torch.compile or not.
     named = [(name.replace("_orig_mod.", ""), p) for name, p in model.named_parameters() if p.requires_grad]

@@ -171,6 +171,24 @@ class WarmupStep(WarmupConstant):
         return self.drop ** bisect_right(self.milestones, samples)
 
 
+class Exponential(WarmupConstant):
+    """From ``start`` to ``final``, each update by the same factor: a decay, or the rise of a learning rate range test.
+
+    Both are shares of the groups' lr, above 0. It has no warm-up.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, start: float = 1.0, final: float, **kwargs: Any) -> None:
+        if kwargs.get("warmup"):
+            raise ValueError(f"warmup={kwargs['warmup']}: an exponential schedule has none; write start=...")
+        if not (start > 0 and final > 0):
+            raise ValueError(f"start={start}, final={final}: must be above 0")
+        super().__init__(optimizer, start=start, final=final, **kwargs)
+
+    def factor(self, samples: float) -> float:
+        progress = min(1.0, samples / self.total)
+        return float(self.start ** (1 - progress) * self.final**progress)
+
+
 class OneCycle(WarmupConstant):
     """1cycle (Smith 2018, 1803.09820): the rate up and down again, the momentum down and up, and a last stretch near 0.
 

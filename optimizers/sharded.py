@@ -44,6 +44,11 @@ class ShardedOptimizer(Optimizer):
         """Update these shards from now on. `optimizers.attach` calls it with what it found in an engine."""
         raise NotImplementedError
 
+    @property
+    def attachment(self) -> Attachment | None:
+        """What `use` was given last, if anything."""
+        raise NotImplementedError
+
     def use_shards(
         self,
         shards: Iterable[Shard],

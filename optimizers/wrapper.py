@@ -79,6 +79,10 @@ class Wrapper(ShardedOptimizer):
     def use(self, attachment: Attachment) -> None:
         self.base.use(attachment)
 
+    @property
+    def attachment(self) -> Attachment | None:
+        return self.base.attachment
+
     def trust_ratios(self) -> dict[str, float]:
         return self.base.trust_ratios()
 

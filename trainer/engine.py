@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import optimizers
 from optimizers import ShardedOptimizer, WarmupConstant
+from trainer import buffers
 from trainer.config import ConfigError
 from trainer.config.schema import Optimizer
 from trainer.distributed import World, import_deepspeed
@@ -26,6 +28,9 @@ class Engine:
     optimizer: ShardedOptimizer
     schedule: WarmupConstant
     precision: str = "fp32"
+    norm: float | Tensor | None = (
+        None  # of the last update's gradient, before clipping; a tensor may not be computed yet
+    )
 
     @property
     def task(self) -> nn.Module:
@@ -36,15 +41,42 @@ class Engine:
         """Of the update rule, as people know it."""
         return self.optimizer.name
 
-    def grad_norm(self) -> float | None:
-        """Global gradient norm of the last step, before clipping; None where DeepSpeed does not compute it."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def backward(self, loss: Tensor) -> None:
+        """Of the mean loss of a micro-batch."""
+        if self.precision == "fp16" and not self.deepspeed.zero_optimization_stage():
+            # Without ZeRO, DeepSpeed 0.19.8 divides fp16's gradients by a scale that it has not multiplied the loss with.
+            loss = loss * self.scale
+        self.deepspeed.backward(loss)
+
+    def step(self) -> None:
+        """After each backward pass; the last one of a global batch moves the weights, and leaves its `norm`."""
+        deepspeed = self.deepspeed
+        if not deepspeed.is_gradient_accumulation_boundary():
+            deepspeed.step()
+            return
+        # Without ZeRO in fp32, DeepSpeed keeps no norm; by now the gradients are averaged, and not clipped yet.
+        own = deepspeed.optimizer is deepspeed.basic_optimizer
+        if own:
+            gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
+            self.norm = torch.nn.utils.get_total_norm(gradients)
+        before = self.scale
+        deepspeed.step()
+        if own:
+            return
+        norm, stage = deepspeed.get_global_grad_norm(), deepspeed.zero_optimization_stage()
+        if norm is not None and stage in (0, 3):
+            # As of DeepSpeed 0.19.8: without ZeRO it is that of the scaled gradient; ZeRO-3 divides by the next step's scale.
+            norm = norm * ((self.scale if stage else 1.0) / before)
+        self.norm = norm
+
+    @property
+    def scale(self) -> float:
+        """What the next loss is multiplied with before its backward pass: 1 but in fp16."""
+        return self.loss_scale().get("cur_scale", 1.0)
 
     def buffers(self) -> list[tuple[str, Tensor]]:
         """The buffers that belong to a checkpoint, by name; each rank has its own."""
-        kept = self.task.state_dict(keep_vars=True)
-        return [(name, buffer) for name, buffer in self.task.named_buffers() if name in kept]
+        return list(buffers.lasting(self.task).items())
 
     def frozen(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that are not trained. Under ZeRO-3 they are whole inside `gathered` alone."""
@@ -78,7 +110,7 @@ class Engine:
 def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     """Wrap a model for one phase. Collective."""
     deepspeed = import_deepspeed()
-    optimizer = make_optimizer(task, phase.config.optimizer, phase.lr)
+    optimizer = _averaged(make_optimizer(task, phase.config.optimizer, phase.lr), phase)
     schedule = _schedule(optimizer, phase)
     given = phase.config.engine.deepspeed
     try:
@@ -124,15 +156,32 @@ def deepspeed_config(phase: Phase) -> dict[str, Any]:
 
 def make_optimizer(task: nn.Module, wanted: Optimizer, lr: float) -> ShardedOptimizer:
     """The update rule that a config names, on a model's two param groups."""
-    make = {
+    make: dict[str, Callable[..., ShardedOptimizer]] = {
         "lamb": optimizers.Lamb,
         "lars": optimizers.Lars,
         "adamw": optimizers.AdamW,
         "adam": optimizers.Adam,
         "radam": optimizers.RAdam,
         "sgd": optimizers.SGD,
-    }[wanted.name]
-    return make(optimizers.groups(task), **{**wanted.options(), "lr": lr})
+        "swats": _swats,
+    }
+    return make[wanted.name](optimizers.groups(task), **{**wanted.options(), "lr": lr})
+
+
+def _averaged(optimizer: ShardedOptimizer, phase: Phase) -> ShardedOptimizer:
+    """With the averages that the config asks for around it."""
+    average = phase.config.averaging
+    if average.kind == "lookahead":
+        return optimizers.Lookahead(optimizer, average.k, average.alpha)
+    if average.kind == "none":
+        return optimizer
+    return optimizers.WeightAverage(
+        optimizer, average.kind, start=phase.average_from, every=phase.average_every, decay=average.decay
+    )
+
+
+def _swats(groups: Any, tolerance: float = 1e-9, **options: Any) -> ShardedOptimizer:
+    return optimizers.Swats(optimizers.AdamW(groups, **options), tolerance)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:
@@ -153,6 +202,7 @@ def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:
     if wanted.kind == "polynomial":
         return optimizers.WarmupPolynomial(optimizer, power=wanted.power, **shared)
     kinds: dict[str, type[WarmupConstant]] = {
+        "exponential": optimizers.Exponential,
         "constant": WarmupConstant,
         "linear": optimizers.WarmupLinear,
         "cosine": optimizers.WarmupCosine,

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+import optimizers
 from trainer import buffers
 from trainer.engine import Engine
 
@@ -33,3 +34,31 @@ def evaluate(engine: Engine, batches: Iterable[dict[str, Tensor]], device: torch
     dist.all_reduce(sums)
     loss, correct, count = sums.tolist()
     return {"loss": loss / count, "accuracy": correct / count, "examples": int(count)}
+
+
+def evaluate_average(
+    engine: Engine, batches: Iterable[dict[str, Tensor]], training: Iterable[dict[str, Tensor]], device: torch.device
+) -> dict[str, float]:
+    """`evaluate` with the averaged weights in the model, and BatchNorm's statistics from training batches. Collective.
+
+    Keys end in ``_averaged``; none before any weights were taken. Training goes on as if it had not been.
+    """
+    optimizer = engine.optimizer
+    if not isinstance(optimizer, optimizers.WeightAverage) or not optimizer.has_average:
+        return {}
+    with buffers.kept(engine.task), optimizer.averaged():
+        recompute = ({k: v.to(device) for k, v in batch.items()} for batch in training)
+        optimizers.recompute_batch_norm(_Called(engine.deepspeed), recompute)
+        found = evaluate(engine, batches, device)
+    return {f"{key}_averaged": found[key] for key in ("loss", "accuracy")}
+
+
+class _Called(nn.Module):
+    """A model that takes a batch as one argument."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> object:
+        return self.model(**batch)

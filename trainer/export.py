@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -11,17 +12,23 @@ import transformers
 from trainer import checkpoint
 from trainer.config import Config
 from trainer.data import Data
+from trainer.data.loader import train_batches
+from trainer.data.order import key
 from trainer.models import build
+from trainer.models.norm import norms
 
 
 def export(source: Path, run: Path, config: Config, data: Data) -> Path:
     """Write ``run/export`` from a checkpoint's fp32 weights, with BatchNorm statistics as the ranks agree on them.
 
+    Of averaged weights, where the run has them, with statistics from ``averaging.batch_norm`` training samples.
+
     An earlier export of the same run is moved aside, and deleted once the new one is in its place.
     """
     torch.manual_seed(config.seed)
     task = build(config.model, data)
-    checkpoint.load_into_model(source, task)
+    if checkpoint.load_into_model(source, task) and any(norms(task)):
+        _recompute_batch_norm(task, config, data)
     partial, final = run / "export.partial", run / "export"
     shutil.rmtree(partial, ignore_errors=True)
     transformers.utils.logging.disable_progress_bar()
@@ -35,3 +42,14 @@ def export(source: Path, run: Path, config: Config, data: Data) -> Path:
     partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _recompute_batch_norm(task: torch.nn.Module, config: Config, data: Data) -> None:
+    model: Any = task.model
+    micro = min(config.batch.micro, config.batch.global_)
+    batches = train_batches(
+        data.train, seed=key(config.seed, 0), start=0, steps=max(1, min(config.averaging.batch_norm, len(data.train)) // micro),
+        global_batch=micro, micro=micro, accumulation=1, rank=0, world_size=1, workers=0,
+    )  # fmt: skip
+    # Not optimizers.recompute_batch_norm, which all ranks call together.
+    torch.optim.swa_utils.update_bn((batch["pixel_values"] for batch in batches), model)

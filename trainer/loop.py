@@ -18,16 +18,19 @@ import torch.distributed as dist
 
 from trainer import accelerated, checkpoint, data, distributed, jit, models, report, rundir, signals
 from trainer.checkpoint import Manifest, Place
-from trainer.config import Config, ConfigError, Duration, dump, phases
+from trainer.config import Config, ConfigError, dump, phases
+from trainer.course import Course
+from trainer.data import images
 from trainer.data.loader import evaluation_batches, train_batches
 from trainer.data.order import key
+from trainer.diagnosis import Diagnosis
 from trainer.distributed import World, agree, everywhere
 from trainer.engine import Engine, build
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate, evaluate_average
 from trainer.export import export
 from trainer.heartbeat import Heartbeat
 from trainer.meter import Meter
-from trainer.metrics import Metrics
+from trainer.metrics import KINDS, Metrics
 from trainer.notice import Notice
 from trainer.plan import Phase, notes, plan, rows, stop_step
 from trainer.progress import Progress
@@ -49,6 +52,7 @@ class Run:
     heartbeat: Heartbeat
     notice: Notice
     reached: bool = False  # the target, if the config names one
+    course: Course = field(default_factory=Course)
     began: float = field(default_factory=time.time)
 
     @property
@@ -160,8 +164,8 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
     torch.manual_seed(run.config.seed)
     task = models.build(config.model, samples, activation_checkpointing=config.engine.activation_checkpointing)
     engine = build(task, phase, world)
-    if source is not None:
-        checkpoint.load(source, engine, world)
+    diagnosis = Diagnosis(engine, phase, world)  # before the weights are others than those of the run's start
+    manifest = None if source is None else checkpoint.load(source, engine, world)
     engine.schedule.seek(place.samples - phase.first_sample)
     end = min(run.stop, phase.last_step)
     batch = phase.split.global_batch
@@ -172,37 +176,47 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         micro=phase.split.micro, accumulation=phase.split.accumulation, rank=world.rank, world_size=world.size,
         workers=config.data.workers, pin_memory=device.type == "cuda",
     )  # fmt: skip
-    meter = Meter(engine, phase, world)
+    # Other batches, or other data, have other noise.
+    meter = Meter(engine, phase, world, manifest.noise if manifest is not None and place.phase == phase.index else {})
     if run.progress is not None:
         run.progress.start(place.step, run.plans[-1].last_step)
     saved: Path | None = None
     for step in range(place.step + 1, end + 1):
-        torch.manual_seed(key(seed, step * world.size + world.rank))
-        meter.step(_micro_batches(run, batches, phase, step))
-        before, place = place, Place(step, place.samples + batch, phase.index)
+        drawn = key(seed, step * world.size + world.rank)
+        torch.manual_seed(drawn)
+        micro_batches = diagnosis.watched(step, _micro_batches(run, batches, phase, step))
+        meter.step(micro_batches)
+        place = Place(step, place.samples + batch, phase.index)
         told = run.notice.answer() != 0
-        due = functools.partial(_due, before, place, phase, end if not told else step)
+        final = told or step == end
         values = None
         # The first step of a phase too, which shows where the loss begins; and none is saved whose loss was not seen.
-        if due(config.log.every) or due(config.checkpoint.every) or step == phase.first_step + 1:
+        saving = final or phase.due(step, config.checkpoint.every)
+        if saving or phase.due(step, config.log.every) or step == phase.first_step + 1:
             values, layers = meter.read(place)
-            _check_loss(run, phase, values)
+            if run.course.diverged(values["loss"], run.config.divergence):
+                run.stop, saving, final = step, True, True
+                run.note(f"step {step}: the loss has diverged, to {values['loss']:.4g}")
+            elif run.config.divergence is None:
+                _check_loss(run, phase, values)
             run.metrics.write("train", **values)
             if layers:
                 run.metrics.write("layers", step=place.step, samples=place.samples, trust_ratio=layers)
         if run.progress is not None:
             run.progress.update(step, values)
         with meter.paused():
+            for event, measured in diagnosis.after(step, drawn):
+                run.metrics.write(event, step=step, samples=place.samples, **measured)
             # The checkpoint first: a signal's minutes may be running out.
-            if due(config.checkpoint.every):
+            if saving:
                 run.heartbeat.at(step, "checkpoint")
-                saved = _save(run, engine, place)
-            if due(config.evaluate.every) and (not told or step == run.stop):
+                saved = _save(run, engine, place, meter)
+            if step in (end, run.stop) or (phase.due(step, config.evaluate.every) and not told):
                 run.heartbeat.at(step, "evaluation")
                 _evaluate(run, phase, engine, place)
-                if run.reached and not due(config.checkpoint.every):
-                    saved = _save(run, engine, place)
-        if told or run.reached:
+                if run.reached and not saving:
+                    saved = _save(run, engine, place, meter)
+        if told or run.reached or step == run.stop:
             break
     engine.destroy()
     del engine, task, meter
@@ -226,16 +240,6 @@ def _check_loss(run: Run, phase: Phase, values: dict[str, Any]) -> None:
     raise distributed.for_all(ConfigError("optimizer.lr", phase.config.optimizer.lr, problem, advice))
 
 
-def _due(before: Place, now: Place, phase: Phase, end: int, every: Duration | None) -> bool:
-    """Whether a multiple of ``every`` lies between two places of a phase; always at the last step."""
-    if now.step == end:
-        return True
-    if every is None:
-        return False
-    period = max(1, every.samples(phase.split.global_batch, phase.epoch))
-    return (now.samples - phase.first_sample) // period > (before.samples - phase.first_sample) // period
-
-
 def _micro_batches(run: Run, batches: Iterator[dict[str, Any]], phase: Phase, step: int) -> Iterator[dict[str, Any]]:
     """Those of one step of this rank."""
     for index in range(phase.split.accumulation):
@@ -248,14 +252,30 @@ def _micro_batches(run: Run, batches: Iterator[dict[str, Any]], phase: Phase, st
 
 
 def _evaluate(run: Run, phase: Phase, engine: Engine, place: Place) -> None:
-    batches = evaluation_batches(
-        run.datas[phase.index].validation, limit=phase.config.evaluate.limit, micro=phase.split.micro,
-        rank=run.world.rank, world_size=run.world.size, workers=phase.config.data.workers,
+    samples, wanted, split = run.datas[phase.index], phase.config.evaluate, phase.split
+    place_of: dict[str, Any] = {"rank": run.world.rank, "world_size": run.world.size}
+
+    def held_out(held: data.Samples) -> Iterator[dict[str, Any]]:
+        workers = phase.config.data.workers
+        return evaluation_batches(held, limit=wanted.limit, micro=split.micro, workers=workers, **place_of)
+
+    found = evaluate(engine, held_out(samples.validation), run.world.device)
+    if wanted.augment:
+        assert isinstance(samples.validation, images.ImageSamples)
+        views = images.Views(samples.validation, wanted.augment, run.config.seed)
+        augmented = evaluate(engine, held_out(views), run.world.device)
+        found |= {f"{name}_augmented": augmented[name] for name in ("loss", "accuracy")}
+    training = train_batches(
+        samples.train, seed=key(run.config.seed, phase.index), start=0,
+        steps=max(1, min(phase.config.averaging.batch_norm, phase.epoch) // split.global_batch),
+        global_batch=split.global_batch, micro=split.micro, accumulation=split.accumulation, workers=0, **place_of,
     )  # fmt: skip
-    found = evaluate(engine, batches, run.world.device)
+    found |= evaluate_average(engine, held_out(samples.validation), training, run.world.device)
     run.metrics.write("eval", time=time.time(), step=place.step, samples=place.samples, phase=phase.index, **found)
+    more = "".join(f", {kind} {found[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in found)
     run.note(
-        f"step {place.step}: held-out loss {found['loss']:.4f}, accuracy {found['accuracy']:.2%} ({found['examples']:,} samples)"
+        f"step {place.step}: held-out loss {found['loss']:.4f}, accuracy {found['accuracy']:.2%}{more} "
+        f"({found['examples']:,} samples)"
     )
     target = run.config.evaluate.target
     if target is not None and target.holds(found):  # the same on all ranks
@@ -263,11 +283,12 @@ def _evaluate(run: Run, phase: Phase, engine: Engine, place: Place) -> None:
         run.note(f"step {place.step}: {target} is reached")
 
 
-def _save(run: Run, engine: Engine, place: Place) -> Path:
+def _save(run: Run, engine: Engine, place: Place, meter: Meter) -> Path:
     began = time.monotonic()
     path = checkpoint.save(
-        run.checkpoints, engine, place, run.world, run.config.checkpoint.keep, [d.fingerprint for d in run.datas]
-    )
+        run.checkpoints, engine, place, run.world, run.config.checkpoint.keep, [d.fingerprint for d in run.datas],
+        noise=meter.noise.estimate.state() if meter.noise else None,
+    )  # fmt: skip
     seconds = time.monotonic() - began
     inside = path.relative_to(run.directory)
     run.metrics.write("checkpoint", step=place.step, samples=place.samples, path=inside, seconds=seconds)

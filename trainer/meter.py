@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from optimizers import NoiseScale
 from trainer.checkpoint import Place
 from trainer.config.schema import TextData
 from trainer.distributed import World
@@ -24,12 +25,22 @@ _LAYER_LINES = 50
 
 
 class Meter:
-    """Means since the last `read`. Nothing here waits for the device between two reads."""
+    """Means since the last `read`. Nothing here waits for the device between two reads.
 
-    def __init__(self, engine: Engine, phase: Phase, world: World) -> None:
+    Args:
+        noise: `state` of the estimate of the gradient noise to go on from.
+    """
+
+    def __init__(self, engine: Engine, phase: Phase, world: World, noise: dict[str, float]) -> None:
         self.engine, self.phase, self.world = engine, phase, world
         self.lr = 0.0
         self.next_layers = 0
+        self.noise: NoiseScale | None = None
+        split = phase.split
+        # One micro-batch that is the whole batch has no noise to compare.
+        if phase.config.log.noise_scale and split.micro < split.global_batch:
+            self.noise = NoiseScale(engine.task, split.micro, split.global_batch)
+            self.noise.estimate.load_state(noise)
         self._restart()
 
     def _restart(self) -> None:
@@ -40,15 +51,17 @@ class Meter:
 
     def step(self, micro_batches: Iterable[dict[str, Tensor]]) -> None:
         """One update: all of this rank's micro-batches of the global batch."""
-        deepspeed = self.engine.deepspeed
         self.lr = float(self.engine.schedule.get_last_lr()[0])
+        scale = self.engine.scale
         for batch in micro_batches:
-            losses, _ = deepspeed(**batch)
+            losses, _ = self.engine.deepspeed(**batch)
             # All micro-batches are of one size, so the mean of their means is the global batch's mean.
             loss = losses.mean()
-            deepspeed.backward(loss)
-            deepspeed.step()
+            self.engine.backward(loss * self.phase.config.optimizer.loss_factor)
+            self.engine.step()
             self.loss += loss.detach().double() / self.phase.split.accumulation
+        if self.noise is not None and self.engine.norm is not None:
+            self.noise.step(self.engine.norm, scale)
         # The samples are consumed even where fp16 overflowed and DeepSpeed skipped the update.
         self.engine.schedule.step()
         self.steps += 1
@@ -81,11 +94,12 @@ class Meter:
             "step_time": seconds,
             "memory_gib": _memory(self.world.device),
         }
-        norm = self.engine.grad_norm()
-        if norm is not None:
-            values["grad_norm"] = norm
+        if self.engine.norm is not None:
+            values["grad_norm"] = float(self.engine.norm)
         if isinstance(self.phase.config.data, TextData):
             values["tokens_per_s"] = samples_per_s * self.phase.config.data.sequence_length
+        if self.noise is not None:
+            values.update(self.noise.read())
         ratios = self.engine.optimizer.trust_ratios()
         if ratios:
             ordered = sorted(ratios.values())

@@ -6,9 +6,15 @@ Every line has ``event`` and ``time`` (unix seconds); ``samples`` and ``step`` c
 start      version, world_size, device, step, samples, resumed_from (path or null); one a launch
 plan       phases: for each phase a list of {"label", "value"} rows, ready to print
 train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, tokens_per_s (text only),
-           step_time (s), memory_gib, trust_ratio {min, median, max} (absent without trust ratios)
+           step_time (s), memory_gib, trust_ratio {min, median, max} (absent without trust ratios),
+           noise_scale (samples; where it can be told), noise_scale_error (its standard error)
 layers     step, samples, trust_ratio {parameter name: value}
-eval       step, samples, phase, loss, accuracy (share), examples
+walk       step, samples, distance (from the run's first weights), update_norm, weight_norm, cosine (between this
+           update and the one before); of all trained parameters, see `optimizers.Walk`
+norms      step, samples, update_norms, weight_norms {parameter name: value}
+between    step, samples, losses: of the step's own batch, at evenly many weights from before to after it
+eval       step, samples, phase, loss, accuracy (share), examples; loss_augmented, accuracy_augmented over several views
+           of each image (evaluate.augment); loss_averaged, accuracy_averaged of the averaged weights (averaging)
 checkpoint step, samples, path, seconds
 end        step, samples, seconds, reason ("finished", "stopped", or "reached": the target)
 ========== ==================================================================================================
@@ -35,18 +41,24 @@ TENSORBOARD = Path("logs", "tensorboard")
 
 Line = dict[str, Any]
 
-_EVENTS = ("start", "plan", "train", "layers", "eval", "checkpoint", "end")
+KINDS = ("augmented", "averaged")  #: of a held-out loss and accuracy beside the plain ones
+
+_EVENTS = ("start", "plan", "train", "layers", "walk", "norms", "between", "eval", "checkpoint", "end")
 # These hold numbers only, so a string "nan" in them is a number; elsewhere it is someone's text.
-_NUMERIC = ("train", "layers", "eval")
+_NUMERIC = ("train", "layers", "walk", "norms", "between", "eval")
+_BY_NAME = ("trust_ratio", "update_norms", "weight_norms")
 # What a value is, by its key: who reads a history counts on it. None: not measured.
 _NUMBER = (int, float, type(None))
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "phases": list,
-    "trust_ratio": dict,
+    "losses": list,
+    **dict.fromkeys(_BY_NAME, dict),
+    **dict.fromkeys(("distance", "update_norm", "weight_norm", "cosine"), _NUMBER),
     **dict.fromkeys(("step", "samples", "examples"), int),
     **dict.fromkeys(("device", "path", "reason"), str),
     **dict.fromkeys(("time", "seconds", "step_time", "epoch", "loss", "accuracy", "lr", "grad_norm"), _NUMBER),
-    **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib"), _NUMBER),
+    **dict.fromkeys((f"{key}_{kind}" for key in ("loss", "accuracy") for kind in KINDS), _NUMBER),
+    **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib", "noise_scale", "noise_scale_error"), _NUMBER),
 }
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 # Counters and clocks: on the x axis or of no use as a curve.
@@ -54,7 +66,7 @@ _NOT_CURVES = ("step", "samples", "phase", "time", "examples")
 
 
 class Metrics:
-    """Appends to ``<run>/metrics.jsonl``, and the scalars of train and eval to ``<run>/logs/tensorboard``.
+    """Appends to ``<run>/metrics.jsonl``, and the scalars of train, eval and walk to ``<run>/logs/tensorboard``.
 
     One rank writes; the others make ``Metrics(None)``, which does nothing.
 
@@ -93,9 +105,11 @@ class Metrics:
         if event not in _EVENTS:
             raise ValueError(f"event: {event!r} is none of {', '.join(_EVENTS)}")
         line: Line = {"event": event, "time": round(time.time(), 3), **_plain(values)}
-        if event == "layers":
+        if event in ("layers", "norms"):
             # Hundreds of numbers a line, for a colour: six digits keep the file small.
-            line["trust_ratio"] = {name: _six_digits(ratio) for name, ratio in line["trust_ratio"].items()}
+            for key in _BY_NAME:
+                if key in line:
+                    line[key] = {name: _six_digits(value) for name, value in line[key].items()}
         self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
         if self._tensorboard is not None:
             self._curves(line)
@@ -117,7 +131,7 @@ class Metrics:
                 self._writer.close()
             # TensorBoard then hides what an earlier launch wrote beyond the step that this one goes on from.
             self._writer = SummaryWriter(str(self._tensorboard), purge_step=int(line["step"]) + 1)
-        elif event in ("train", "eval") and self._writer is not None:
+        elif event in ("train", "eval", "walk") and self._writer is not None:
             for tag, value in _scalars(line):
                 self._writer.add_scalar(f"{event}/{tag}", value, global_step=int(line["step"]))
             self._writer.flush()
@@ -136,6 +150,9 @@ class History:
     plan: list[Line] = field(default_factory=list)
     train: list[Line] = field(default_factory=list)
     layers: list[Line] = field(default_factory=list)
+    walk: list[Line] = field(default_factory=list)
+    norms: list[Line] = field(default_factory=list)
+    between: list[Line] = field(default_factory=list)
     eval: list[Line] = field(default_factory=list)
     checkpoint: list[Line] = field(default_factory=list)
     end: list[Line] = field(default_factory=list)
@@ -175,7 +192,7 @@ def read(run: Path) -> History:
 
 
 def _rewind(history: History, step: int) -> None:
-    for event in ("train", "layers", "eval", "checkpoint"):
+    for event in ("train", "layers", "walk", "norms", "between", "eval", "checkpoint"):
         lines: list[Line] = getattr(history, event)
         lines[:] = [line for line in lines if line["step"] <= step]
     # Two launches from one step are one mark: the first made no progress that lasted.
@@ -208,6 +225,8 @@ def _parse(raw: bytes) -> Line | None:
 def _number(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _number(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_number(inner) for inner in value]
     return _NONFINITE.get(value, value) if isinstance(value, str) else value
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from optimizers.recipes import recipe
 from optimizers.scaling import scaled_lr, scaled_warmup
-from trainer.config import Config, ConfigError
+from trainer.config import Config, ConfigError, Duration
 from trainer.config.schema import Optimizer
 
 
@@ -37,6 +37,8 @@ class Phase:
     warmup: int
     cooldown: int
     milestones: tuple[int, ...] = ()
+    average_from: int = 1  # the first update of the run whose weights are taken into an average
+    average_every: int = 1  # updates
 
     @property
     def samples(self) -> int:
@@ -46,6 +48,14 @@ class Phase:
     def last_step(self) -> int:
         """The run's step count when the phase is complete."""
         return self.first_step + self.steps
+
+    def due(self, step: int, every: Duration | None) -> bool:
+        """Whether a multiple of ``every``, counted from the phase's beginning, lies in the samples of a step of the run."""
+        if every is None:
+            return False
+        batch = self.split.global_batch
+        period, end = max(1, every.samples(batch, self.epoch)), (step - self.first_step) * batch
+        return end // period > (end - batch) // period
 
 
 def split(global_batch: int, most: int, world_size: int, key: str = "batch") -> Split:
@@ -134,7 +144,14 @@ def plan(phases: Sequence[Config], world_size: int, epochs: Sequence[int]) -> li
         planned.append(Phase(config, index, shares, epoch, steps, step, sample, lr, warmup, cooldown, milestones))
         step += steps
         sample += total
-    return planned
+    last, wanted = planned[-1], planned[-1].config.averaging
+    batch = last.split.global_batch
+    begin = last.first_step + wanted.start.samples(last.samples, batch, last.epoch) // batch + 1
+    if wanted.kind in ("swa", "ema") and begin > last.last_step:
+        problem = f"nothing is left to average after step {last.last_step:,}"
+        raise ConfigError("averaging.start", str(wanted.start), problem, "begin earlier, as in 0.75")
+    every = max(1, wanted.every.samples(batch, last.epoch) // batch)
+    return [replace(phase, average_from=begin, average_every=every) for phase in planned]
 
 
 def rows(phase: Phase) -> list[tuple[str, str]]:
@@ -161,6 +178,7 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
             f"{phase.steps:,} steps, {phase.samples:,} samples, {phase.samples / phase.epoch:,.2f} epochs of {phase.epoch:,}",
         ),
         ("optimizer", _optimizer(optimizer)),
+        *([("averaging", _averaging(phase))] if config.averaging.kind != "none" else []),
         ("peak lr", lr),
         ("warm-up", warmup),
         ("schedule", decay),
@@ -185,6 +203,14 @@ def stop_step(config: Config, phases: Sequence[Phase]) -> int:
             return phase.first_step + math.ceil(round(left / step, 6))
         left -= phase.steps * step
     return last
+
+
+def _averaging(phase: Phase) -> str:
+    wanted = phase.config.averaging
+    if wanted.kind == "lookahead":
+        return f"lookahead, {wanted.k} steps, alpha {wanted.alpha:g}"
+    often = "each step" if phase.average_every == 1 else f"every {phase.average_every:,} steps"
+    return f"{wanted.kind} from step {phase.average_from:,} on, {often}"
 
 
 def _optimizer(optimizer: Optimizer) -> str:

@@ -168,9 +168,14 @@ def phase_plan(phase: Phase, subject: Subject, machines: Machines, critical: Cri
 
 
 def states(config: Config) -> int:
-    """Tensors that the update rule keeps for each parameter."""
-    optimizer = make_optimizer(nn.Linear(1, 1), config.optimizer, config.optimizer.lr)
-    return len(STATE[optimizer.rule(optimizer.param_groups[0], 1).formula])  # type: ignore[attr-defined]
+    """Tensors as large as the weights that the update rule, averages and diagnosis keep."""
+    wanted = config.optimizer
+    swats = wanted.name == "swats"  # AdamW, and a copy of the weights while it looks at its own step
+    rule = wanted.model_copy(update={"name": "adamw", "tolerance": None}) if swats else wanted
+    optimizer = make_optimizer(nn.Linear(1, 1), rule, wanted.lr)
+    kept = len(STATE[optimizer.rule(optimizer.param_groups[0], 1).formula])  # type: ignore[attr-defined]
+    walked = 3 if config.diagnose.every is not None else 0
+    return kept + swats + (config.averaging.kind != "none") + walked
 
 
 def step_time(profile: Profile, how: Sharding, machines: Machines, config: Config, shares: Split) -> StepTime:

@@ -127,6 +127,8 @@ def _zero3(wrapper: Any, names: Names) -> Iterable[Shard]:
 
 
 def _publish_zero3(wrapper: Any) -> None:
+    # Small parameters stay gathered from one step to the next: they would keep the weights of before.
+    wrapper._partition_all_parameters()
     for i in range(len(wrapper.fp16_groups)):
         wrapper._reassign_or_swap_out_partitioned_parameters(i)
     if wrapper.persistent_parameters:

@@ -7,6 +7,7 @@ import torch
 
 from optimizers import (
     AdamW,
+    Exponential,
     Lamb,
     OneCycle,
     Trapezoid,
@@ -80,6 +81,19 @@ def test_seek_and_state_dict_go_on_where_they_were(kind: str) -> None:
         schedule.step()
         assert schedule.get_last_lr()[0] == pytest.approx(whole[41])
         assert schedule.optimizer.param_groups[0]["lr"] == pytest.approx(whole[41])
+
+
+@pytest.mark.parametrize("batch", [48, 480])
+def test_exponential_rises_and_falls_by_the_same_factor(batch: int) -> None:
+    for start, final in ((1e-6, 1.0), (1.0, 1e-2)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        found = rates(Exponential(optimizer, batch=batch, total=TOTAL, start=start, final=final), batch)
+        for step, rate in enumerate(found):
+            assert rate == pytest.approx(2.0 * start * (final / start) ** ((step + 0.5) * batch / TOTAL))
+    with pytest.raises(ValueError, match=r"final=0\.0: must be above 0"):
+        Exponential(optimizer, batch=batch, total=TOTAL, final=0.0)
+    with pytest.raises(ValueError, match="warmup=5"):
+        Exponential(optimizer, batch=batch, total=TOTAL, final=0.1, warmup=5)
 
 
 @pytest.mark.parametrize(

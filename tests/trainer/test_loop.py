@@ -71,7 +71,11 @@ def _run(raw: dict[str, Any]) -> None:
 
 
 def losses(raw: dict[str, Any]) -> list[float]:
-    return [line["loss"] for line in read(Path(raw["runs"]) / raw["name"]).train]
+    return [line["loss"] for line in _train_lines(raw)]
+
+
+def _train_lines(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    return read(Path(raw["runs"]) / raw["name"]).train
 
 
 def last(raw: dict[str, Any]) -> Path:
@@ -84,12 +88,12 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     return {f"{file.name}:{k}": v for file in sorted(path.glob("*.safetensors")) for k, v in load_file(file).items()}
 
 
-def weights(path: Path) -> dict[str, np.ndarray]:
-    """Whole fp32 weights of a checkpoint."""
+def weights(path: Path, wanted: str = "weight") -> dict[str, np.ndarray]:
+    """Whole fp32 weights of a checkpoint, or state of theirs."""
     pieces: dict[str, list[tuple[int, np.ndarray]]] = {}
     for key, value in tensors(path).items():
         kind, name, start = key.split(":", 1)[1].split("|")
-        if kind == "weight":
+        if kind == wanted:
             pieces.setdefault(name, []).append((int(start), value.numpy()))
     return {name: np.concatenate([v for _, v in sorted(parts, key=lambda p: p[0])]) for name, parts in pieces.items()}
 
@@ -113,6 +117,61 @@ def test_resumed_to_the_bit(ranks: Ranks, workspace: Path, kind: str, stage: int
         assert torch.equal(value, found[key]), key
     assert losses(halves) == losses(whole)
     assert len(losses(whole)) == 8
+    noise = [[line.get("noise_scale_error") for line in _train_lines(raw)] for raw in (whole, halves)]
+    assert noise[0] == noise[1]
+
+
+DIAGNOSE = {"every": "1 steps", "interpolate": {"steps": [1, 6], "every": "4 steps", "points": 3}}
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_diagnosis_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
+    """And the loss where the way begins is the one that training saw."""
+    make = {"text": text, "images": images}[kind]
+    plain, watched = (
+        make(workspace, f"walk-{kind}-{stage}-{name}", engine={"stage": stage}, diagnose=diagnose)
+        for name, diagnose in (("off", {}), ("on", DIAGNOSE))
+    )
+    ranks.run(_run, plain)
+    ranks.run(_run, {**watched, "stop_after": "5 steps"})
+    ranks.run(_run, watched)
+    wanted, found = tensors(last(plain)), tensors(last(watched))
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        assert torch.equal(value, found[key]), key
+    assert losses(plain) == losses(watched)
+    history = read(Path(watched["runs"]) / watched["name"])
+    # The weights before the step that a resume begins with are known, and those before these are not.
+    assert [line["step"] for line in history.walk if line["cosine"] is None] == [1, 6]
+    assert [line["step"] for line in history.between] == [1, 4, 6, 8]
+    for line in history.between:
+        assert len(line["losses"]) == 3
+        assert line["losses"][0] == pytest.approx(losses(watched)[line["step"] - 1], rel=1e-6)
+        assert line["losses"][1] != line["losses"][0]
+    assert history.walk[-1]["distance"] > history.walk[0]["distance"] == pytest.approx(history.walk[0]["update_norm"])
+    names = history.norms[-1]["update_norms"]
+    assert sum(v**2 for v in names.values()) ** 0.5 == pytest.approx(history.walk[-1]["update_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_watching_the_noise_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
+    make = {"text": text, "images": images}[kind]
+    found = []
+    for watch in (True, False):
+        raw = make(
+            workspace, f"noise-{kind}-{stage}-{watch}", duration="12 steps", log={"noise_scale": watch},
+            engine={"stage": stage, "activation_checkpointing": True, "precision": "bf16" if stage == 1 else "fp32"},
+        )  # fmt: skip
+        ranks.run(_run, raw)
+        found.append(tensors(last(raw)))
+        assert any("noise_scale_error" in line for line in _train_lines(raw)) == watch
+    assert found[0].keys() == found[1].keys()
+    for key, value in found[0].items():
+        assert torch.equal(value, found[1][key]), key
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +253,13 @@ def _supports_fp16() -> bool:
 def test_fp16_with_dynamic_loss_scale(ranks: Ranks, workspace: Path, stage: int) -> None:
     if not ranks.run(_supports_fp16)[0]:
         pytest.skip("this CPU has no fp16")
-    raw = text(workspace, f"fp16-{stage}", engine={"stage": stage, "precision": "fp16"}, duration="12 steps")
+    # SGD, which would show a gradient of the wrong scale.
+    raw = text(
+        workspace, f"fp16-{stage}", engine={"stage": stage, "precision": "fp16"}, duration="12 steps",
+        optimizer={"name": "sgd", "lr": 0.3},
+    )  # fmt: skip
     ranks.run(_run, raw)
-    assert losses(raw)[-1] < losses(raw)[0]
+    assert losses(raw)[-1] < losses(raw)[0] - 0.05
     assert Manifest.read(last(raw)).loss_scaler["cur_scale"] > 1
     ranks.run(_run, {**raw, "name": f"{raw['name']}-halves", "stop_after": "6 steps"})
     ranks.run(_run, {**raw, "name": f"{raw['name']}-halves"})
@@ -227,6 +290,76 @@ def test_every_rule_trains_and_resumes_to_the_bit(ranks: Ranks, workspace: Path,
     ranks.run(_run, {**halves, "stop_after": "6 steps"})
     ranks.run(_run, halves)
     assert losses(halves) == losses(raw)
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize(
+    "rule, decay, minds", [("adamw", "decoupled", False), ("adam", "l2", True), ("sgd", "l2", True)]
+)
+def test_a_factor_of_the_loss_is_seen_by_rules_that_mind(
+    ranks: Ranks, workspace: Path, rule: str, decay: str, minds: bool
+) -> None:
+    """A power of two, which rounds nothing; eps as good as 0. The first loss is reported without it."""
+    found = []
+    for factor in (1, 1024):
+        raw = images(
+            workspace, f"factor-{rule}-{factor}", duration="4 steps",
+            model={"norm": "none"}, schedule={"warmup": 0, "kind": "constant"},
+            optimizer={"name": rule, "decay": decay, "lr": 1e-3, "weight_decay": 0.1, "loss_factor": factor, "clip": 0}
+            | ({"eps": 1e-30} if rule != "sgd" else {}),
+        )  # fmt: skip
+        ranks.run(_run, raw)
+        found.append((losses(raw), _train_lines(raw)[0]["grad_norm"]))
+    assert found[0][0][0] == found[1][0][0]
+    assert found[1][1] == pytest.approx(1024 * found[0][1])
+    assert (found[0][0] != pytest.approx(found[1][0], rel=1e-5)) == minds
+
+
+AVERAGES = {
+    "swa": ({"kind": "swa", "start": "3 steps", "every": "2 steps", "batch_norm": 64}, "lamb", "WeightAverage(Lamb)"),
+    "ema": ({"kind": "ema", "start": 0.5, "decay": 0.5, "batch_norm": 64}, "swats", "WeightAverage(Swats(AdamW))"),
+    "lookahead": ({"kind": "lookahead", "k": 3, "alpha": 0.8}, "sgd", "Lookahead(SGD)"),
+}
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_averages_resume_to_the_bit_and_are_exported(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
+    averaging, rule, name = AVERAGES[kind]
+    whole, halves = (
+        images(
+            workspace, f"average-{kind}-{stage}-{part}", averaging=averaging, engine={"stage": stage},
+            optimizer={"name": rule, "lr": 1e-2}, evaluate=evaluate,
+        )
+        for part, evaluate in (("whole", {"augment": 2}), ("halves", {"every": "1 steps"}))
+    )  # fmt: skip
+    ranks.run(_run, whole)
+    ranks.run(_run, {**halves, "stop_after": "5 steps"})
+    ranks.run(_run, halves)
+    assert Manifest.read(last(whole)).optimizer == name
+    wanted, found = tensors(last(whole)), tensors(last(halves))
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        assert torch.equal(value, found[key]), key
+    assert losses(halves) == losses(whole)
+    line = read(Path(whole["runs"]) / whole["name"]).eval[-1]
+    assert np.isfinite(line["loss_augmented"])
+    assert line["loss_augmented"] != line["loss"]
+    if kind == "lookahead":
+        assert "loss_averaged" not in line
+        return
+    evaluations = read(Path(halves["runs"]) / halves["name"]).eval
+    assert ["loss_averaged" in each for each in evaluations] == [
+        step > (3 if kind == "swa" else 4) for step in range(1, 9)
+    ]
+    assert evaluations[-1]["loss_averaged"] == line["loss_averaged"] != line["loss"]
+    exported = load_file(Path(whole["runs"]) / whole["name"] / "export" / "model.safetensors")
+    averages = weights(last(whole), "average")
+    assert averages
+    for key, value in averages.items():
+        assert np.array_equal(exported[key.removeprefix("model.")].numpy().ravel(), value), key
+    assert all(value.abs().sum() > 0 for key, value in exported.items() if key.endswith("running_mean"))
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)

@@ -291,6 +291,21 @@ def test_the_same_run_gives_the_same_bytes(full: Path) -> None:
     assert [path.read_bytes() for path in files] == before
 
 
+def test_a_diagnosis_is_drawn(tmp_path: Path) -> None:
+    run = Run(tmp_path / "walk", layers=30, steps=60).launch(0, 60)
+    for step in range(2, 61, 2):
+        at = {"step": step, "samples": run.samples(step)}
+        run.line("walk", **at, distance=0.1 * step, update_norm=0.1, weight_norm=9.0, cosine=-1 / step)
+        run.line("norms", **at, update_norms={"a.weight": 0.1 / step}, weight_norms={"a.weight": 2.0 + step})
+    run.line("between", **at, losses=[2.0, 1.0, 1.5])
+    run.line("between", step=61, samples=run.samples(61), losses=["nan", 1.0, 1.5])
+    text = Page(write(run.path).read_text(encoding="utf-8")).text
+    for part in ("The walk", "Angle", "Distance", "Between iterates", "step 60", "Update by layer"):
+        assert part in text, part
+    assert {path.stem for path in (run.path / "plots").iterdir()} == {*PLOTS, "cosine", "distance", "between",
+                                                                     "update-norms", "weight-norms"} - {"accuracy"}  # fmt: skip
+
+
 def incomplete(path: Path, kind: str) -> None:
     """A run directory that lacks something."""
     if kind == "nothing":
@@ -438,7 +453,7 @@ def test_columns_of_the_heat_map_hold_the_lines_that_tell_of_them(tmp_path: Path
     run = Run(tmp_path / "run")
     for step, ratio in ((10, 1.0), (20, 4.0), (30, "nan"), (60, 16.0)):
         run.line("layers", step=step, samples=step, trust_ratio={"a.weight": ratio, "b.weight": 1.0})
-    names, edges, cells = heatmap.table(Facts.load(run.path))
+    names, edges, cells = heatmap.table(Facts.load(run.path).history.layers, "trust_ratio")
     assert [name.full for name in names] == ["a.weight", "b.weight"]
     np.testing.assert_allclose(edges, [0, 10, 20, 30, 40, 50, 60])
     np.testing.assert_allclose(cells[0], [1, 4, math.nan, 16, 16, 16])

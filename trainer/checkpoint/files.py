@@ -43,6 +43,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]  # name -> bytes, xxh3_128, and pieces: parameter -> [[start, length], ...]
     loss_scaler: dict[str, float]  # fp16 alone
     scalars: dict[str, float] = field(default_factory=dict)  # of the optimizer: what belongs to no parameter
+    noise: dict[str, float] = field(default_factory=dict)  # what is known of the gradient noise: optimizers.noise
     format: int = FORMAT
 
     @classmethod

@@ -105,16 +105,24 @@ def load(path: Path, engine: Engine, world: World) -> Manifest:
     return manifest
 
 
-def load_into_model(path: Path, task: nn.Module) -> None:
-    """Read a checkpoint's fp32 weights, and what the ranks' buffers agree on, into a whole model in one process."""
+def load_into_model(path: Path, task: nn.Module) -> bool:
+    """Read a checkpoint's fp32 weights, and what the ranks' buffers agree on, into a whole model in one process.
+
+    Where the optimizer keeps an average of the weights (`optimizers.WeightAverage`), it is read in their place.
+
+    Returns:
+        whether it was: the buffers belong to the other weights then.
+    """
     manifest = Manifest.read(path)
+    trained = "average" if "average" in manifest.states else "weight"
     with Files(path, manifest) as files, torch.no_grad():
         for name, parameter in task.named_parameters():
-            files.read("weight" if name in manifest.parameters else "frozen", name, 0, parameter.view(-1))
+            files.read(trained if name in manifest.parameters else "frozen", name, 0, parameter.view(-1))
         saved = files.agreed_buffers(list(manifest.files))
         for name, buffer in task.named_buffers():
             if name in saved:
                 buffer.copy_(saved[name].view_as(buffer))
+    return trained == "average"
 
 
 def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:

@@ -19,11 +19,20 @@ from trainer.distributed import World, agree, everywhere
 from trainer.engine import Engine
 
 
-def save(root: Path, engine: Engine, place: Place, world: World, keep: int, data: list[str]) -> Path:
+def save(
+    root: Path,
+    engine: Engine,
+    place: Place,
+    world: World,
+    keep: int,
+    data: list[str],
+    noise: dict[str, float] | None = None,
+) -> Path:
     """Write a checkpoint at a step boundary, and delete all but the newest ``keep``. Collective.
 
     Args:
         data: fingerprint of each phase's data, to be compared on resume.
+        noise: `state` of the estimate of the gradient noise.
 
     Raises:
         OSError: on every rank, if any rank could not write; nothing is published then.
@@ -35,7 +44,8 @@ def save(root: Path, engine: Engine, place: Place, world: World, keep: int, data
     tensors = _owned(engine, world)
     files = everywhere(world, lambda: _write(file, tensors))
     scalars = engine.optimizer.scalars()  # on all ranks: it may take a collective
-    agree(world, lambda: _publish(partial, final, _manifest(engine, place, world, dict(files), data, scalars)))
+    manifest = _manifest(engine, place, world, dict(files), data, scalars, noise or {})
+    agree(world, lambda: _publish(partial, final, manifest))
     agree(world, lambda: _prune(root, keep))
     return final
 
@@ -88,8 +98,9 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]
 
 
 def _manifest(
-    engine: Engine, place: Place, world: World, files: dict[str, Any], data: list[str], scalars: dict[str, float]
-) -> Manifest:
+    engine: Engine, place: Place, world: World, files: dict[str, Any], data: list[str], scalars: dict[str, float],
+    noise: dict[str, float],
+) -> Manifest:  # fmt: skip
     parameters: dict[str, Any] = {}
     kinds: set[str] = set()
     for shard in engine.optimizer.shards:
@@ -99,7 +110,7 @@ def _manifest(
             parameters[parameter.name] = {"shape": parameter.shape, "step": None if step is None else float(step)}
     return Manifest(
         place, __version__, world.size, engine.name, data, sorted(kinds), parameters, files, engine.loss_scale(),
-        scalars,
+        scalars, noise,
     )  # fmt: skip
 
 

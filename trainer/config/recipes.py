@@ -16,7 +16,7 @@ from trainer.config.explain import Key, Origins, origin_of
 if TYPE_CHECKING:
     from optimizers.recipes import Recipe, Settings
 
-_KINDS = ("constant", "linear", "polynomial", "cosine", "trapezoid", "step")
+_KINDS = ("constant", "linear", "polynomial", "cosine", "trapezoid", "step", "exponential")
 
 
 def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[str, Any]:

@@ -55,11 +55,16 @@ class CifarResNetModel(Section):
     zero_init_last: bool = Field(
         False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
     )
+    norm: Literal["batch", "none"] = Field(
+        "batch", description="none: no BatchNorm; Fixup's initialisation and scalars instead (Zhang et al. 2019)"
+    )
 
     @model_validator(mode="after")
     def _depth(self) -> CifarResNetModel:
         if self.depth < 8 or (self.depth - 2) % 6:
             raise ValueError("depth: a CIFAR ResNet has 6n + 2 layers: 8, 14, 20, 32, 44, 56, 110")
+        if self.norm == "none" and self.zero_init_last:
+            raise ValueError("zero_init_last: there is no BatchNorm; take it out, or write norm: batch")
         return self
 
 
@@ -72,11 +77,16 @@ class WideResNetModel(Section):
     zero_init_last: bool = Field(
         False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
     )
+    norm: Literal["batch", "none"] = Field(
+        "batch", description="none: no BatchNorm; Fixup's initialisation and scalars instead (Zhang et al. 2019)"
+    )
 
     @model_validator(mode="after")
     def _depth(self) -> WideResNetModel:
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError("depth: a wide ResNet has 6n + 4 layers: 10, 16, 22, 28, 40")
+        if self.norm == "none" and self.zero_init_last:
+            raise ValueError("zero_init_last: there is no BatchNorm; take it out, or write norm: batch")
         return self
 
 
@@ -163,13 +173,16 @@ _RULES: dict[str, set[str]] = {
     "adam": {*_ADAM, "amsgrad"},
     "radam": _ADAM,
     "sgd": {"momentum", "nesterov", "decay", "trust_ratio", "trust_bounds"},
+    "swats": {"betas", "eps", "decay", "amsgrad", "tolerance"},
 }
 
 
 class Optimizer(Section):
     """How weights move. See the package `optimizers`, and docs/optimizers.md for which to take."""
 
-    name: Literal["lamb", "lars", "adamw", "adam", "radam", "sgd"] = Field("lamb", description="the update rule")
+    name: Literal["lamb", "lars", "adamw", "adam", "radam", "sgd", "swats"] = Field(
+        "lamb", description="the update rule; swats: AdamW, then SGD"
+    )
     lr: Annotated[float, Field(gt=0)] = Field(
         description="peak learning rate, at the batch `scaling.base_batch` if that is given"
     )
@@ -199,6 +212,14 @@ class Optimizer(Section):
     prenormalize: bool | None = Field(
         None, description="lamb on gradients divided by their global norm, as NVIDIA's; null: false"
     )
+    tolerance: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of swats, in units of a learning rate of SGD: how well it has settled; null: 1e-9"
+    )
+    loss_factor: Annotated[float, Field(gt=0)] = Field(
+        1.0,
+        description="multiplies the loss before the backward pass, to see whether a rule minds; reported losses are without "
+        "it, gradient norms with it",
+    )
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest global gradient norm; 0: no clipping")
     kernel: Literal["auto", "reference", "cpu", "triton"] = Field(
         "auto", description="what computes the update; auto: compiled code where it can be had, else torch"
@@ -219,7 +240,7 @@ class Optimizer(Section):
             if getattr(self, key) != type(self).model_fields[key].default:
                 having = ", ".join(name for name, keys in _RULES.items() if key in keys)
                 raise ValueError(f"{key}: {self.name} has none; take it out, or name one of {having}")
-        if self.decay == "prox-metric" and (self.name == "sgd" or self.trust_ratio or self.name == "lamb"):
+        if self.decay == "prox-metric" and (self.name in ("sgd", "swats") or self.trust_ratio or self.name == "lamb"):
             raise ValueError("decay: prox-metric is for adamw, adam and radam without a trust ratio; write prox")
         if self.trust_bounds is not None:
             if self.trust_bounds[0] > self.trust_bounds[1]:
@@ -228,6 +249,42 @@ class Optimizer(Section):
                 raise ValueError("trust_bounds: there is no trust ratio; write trust_ratio: true, or take it out")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs momentum above 0, as in momentum: 0.9")
+        return self
+
+
+_AVERAGES: dict[str, set[str]] = {
+    "none": set(),
+    "swa": {"start", "every", "batch_norm"},
+    "ema": {"start", "every", "batch_norm", "decay"},
+    "lookahead": {"k", "alpha"},
+}
+
+
+class Averaging(Section):
+    """Averages of the weights around the optimizer. Those of swa and ema are evaluated beside the weights, and exported."""
+
+    kind: Literal["none", "swa", "ema", "lookahead"] = Field(
+        "none",
+        description="swa: their mean (Izmailov et al. 2018); ema: with a fading memory; lookahead: slow weights that the fast "
+        "ones go back to (Zhang et al. 2019)",
+    )
+    start: SpanField = Field(
+        Span(share=0.75), description="where swa and ema begin: a share of the last phase, or a duration into it"
+    )
+    every: IntervalField = Field(Duration(1, "steps"), description="how often swa and ema take the weights")
+    decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of ema: what the average keeps of itself")
+    batch_norm: Count = Field(
+        4096, description="training samples from which swa and ema compute BatchNorm's statistics; at most an epoch"
+    )
+    k: Count = Field(5, description="of lookahead: steps between two returns to the slow weights")
+    alpha: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="of lookahead: how far the slow weights go")
+
+    @model_validator(mode="after")
+    def _keys(self) -> Averaging:
+        for key in sorted(set().union(*_AVERAGES.values()) - _AVERAGES[self.kind]):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                having = " or ".join(kind for kind, keys in _AVERAGES.items() if key in keys)
+                raise ValueError(f"{key}: kind: {self.kind} has none; take it out, or write kind: {having}")
         return self
 
 
@@ -256,8 +313,8 @@ class Schedule(Section):
         None,
         description="the published recipe that these keys come from; schedule: NAME fills them in, and the optimizer's",
     )
-    kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid", "step"] = Field(
-        "linear", description="shape after the warm-up"
+    kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid", "step", "exponential"] = Field(
+        "linear", description="shape after the warm-up; exponential: from `start` to `final`, without one"
     )
     warmup: SpanField = Field(
         Span(share=0.0), description="linear rise from `start`: a share of the phase, or a duration"
@@ -285,6 +342,8 @@ class Schedule(Section):
             raise ValueError(
                 "milestones: go with kind: step, and with no other, as in [30 epochs, 60 epochs, 80 epochs]"
             )
+        if self.kind == "exponential" and not (self.start and self.final and self.warmup.share == 0):
+            raise ValueError("kind: exponential goes from start to final, both above 0, without warmup; write these")
         return self
 
 
@@ -295,6 +354,11 @@ class Evaluate(Section):
     limit: Count | None = Field(None, description="most held-out samples to use; null: all")
     target: TargetField | None = Field(
         None, description="end the run at the first evaluation that shows it, as in accuracy >= 0.9 or loss <= 2.5"
+    )
+    augment: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="of images: views, cropped and mirrored as in training, whose predictions are averaged with the original's, "
+        "for loss_augmented and accuracy_augmented beside the plain ones; 0: none",
     )
 
 
@@ -312,6 +376,31 @@ class Log(Section):
     every: IntervalField = Field(Duration(10, "steps"), description="how often")
     tensorboard: bool = Field(True, description="write TensorBoard event files to logs/")
     report: bool = Field(True, description="write report.html at the end; bellwether report does it at any time")
+    noise_scale: bool = Field(
+        True,
+        description="estimate the critical batch from gradient norms; costs a norm of each micro-batch's gradients",
+    )
+
+
+class Interpolate(Section):
+    """The loss of a step's batch on the way from the weights before it to those after it."""
+
+    every: IntervalField | None = Field(None, description="how often; null: at `steps` alone")
+    steps: list[Count] = Field([], description="steps of the run, counted from 1")
+    points: Annotated[int, Field(ge=2, le=1000)] = Field(
+        11, description="evenly from the weights before the step to those after; each costs a forward pass of its batch"
+    )
+
+
+class Diagnose(Section):
+    """Where the weights go (Xing et al. 2018, A Walk with SGD). Changes nothing of the training."""
+
+    every: IntervalField | None = Field(
+        None,
+        description="how often to measure the cosine between two updates, the distance from the start, and norms; null: "
+        "never. Keeps three copies of the shards' weights",
+    )
+    interpolate: Interpolate = Interpolate()
 
 
 # What Bellwether solves itself; a second opinion in engine.deepspeed would win silently.
@@ -384,15 +473,21 @@ class Config(Section):
     )
     duration: DurationField = Field(description="length of the run, or of each phase")
     stop_after: DurationField | None = Field(None, description="stop early, with a checkpoint, this far into the run")
+    divergence: Annotated[float, Field(gt=1)] | None = Field(
+        None,
+        description="stop, with a checkpoint, once the smoothed loss is this many times its lowest, or no number; null: never",
+    )
     model: Model
     data: Data
     batch: Batch
     optimizer: Optimizer
+    averaging: Averaging = Averaging()
     scaling: Scaling = Scaling()
     schedule: Schedule = Schedule()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+    diagnose: Diagnose = Diagnose()
     engine: Engine = Engine()
     phases: list[dict[str, Any]] = Field(
         default_factory=list,
@@ -413,6 +508,12 @@ class Config(Section):
             raise ValueError(
                 f"data.sequence_length: {self.data.sequence_length} tokens do not fit "
                 f"model.max_positions: {self.model.max_positions}"
+            )
+        if self.evaluate.augment and not (
+            isinstance(self.data, ImageData) and (self.data.flip or self.data.crop != "none")
+        ):
+            raise ValueError(
+                f"evaluate.augment: {self.evaluate.augment} views need images with data.crop or data.flip; take it out"
             )
         if self.schedule.scale_decay and self.optimizer.decay in ("independent", "prox"):
             raise ValueError(

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from trainer.config.errors import ConfigError
 from trainer.config.schema import ImageData
 from trainer.data import Data, augment
 from trainer.data.cache import prepared, say
-from trainer.data.order import Integers
+from trainer.data.order import Integers, draws, key
 from trainer.data.sources import Source, locate, split
 
 DECODED_LIMIT = 2 * 10**9  # bytes
@@ -92,6 +92,29 @@ class ImageSamples:
         width, height = image.size
         box = augment.random_area(width, height, key) if self.train else augment.centre(width, height)
         return augment.resized(image, self.config.size, box)
+
+
+@dataclass
+class Views:
+    """Held-out images, each with ``count`` views as training would crop and mirror it: ``pixel_values`` [B, 1 + count, C, S, S].
+
+    A view is a function of (seed, row) and its number: the same whatever the number of processes.
+    """
+
+    plain: ImageSamples
+    count: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def batch(self, indices: Rows, keys: Rows) -> dict[str, Tensor]:
+        """``keys`` are those of `evaluation_batches`, which follow from the rows."""
+        whole, augmented = self.plain.batch(indices, keys), replace(self.plain, train=True)
+        mixed = np.asarray(keys, dtype=np.int64) ^ key(self.seed, 0)
+        drawn = (draws(mixed, self.count) >> np.uint64(1)).astype(np.int64)
+        views = [augmented.batch(indices, drawn[:, view])["pixel_values"] for view in range(self.count)]
+        return {**whole, "pixel_values": torch.stack([whole["pixel_values"], *views], dim=1)}
 
 
 def decode(value: Any, channels: int) -> Any:

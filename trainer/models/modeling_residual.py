@@ -6,13 +6,15 @@ This file needs torch and transformers and nothing else: `save_pretrained` copie
 
 works where Bellwether is not installed.
 
-Sources: He et al. 2015 (1512.03385), section 4.2; Zagoruyko and Komodakis 2016 (1605.07146).
+Sources: He et al. 2015 (1512.03385), section 4.2; Zagoruyko and Komodakis 2016 (1605.07146); without BatchNorm, Fixup: Zhang,
+Dauphin and Ma 2019 (1901.09321).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
@@ -24,8 +26,9 @@ class CifarResNetConfig(PretrainedConfig):
 
     model_type = "bellwether-cifar-resnet"
 
-    def __init__(self, depth: int = 20, num_channels: int = 3, **kwargs: Any) -> None:
+    def __init__(self, depth: int = 20, num_channels: int = 3, norm: str = "batch", **kwargs: Any) -> None:
         self.depth = depth
+        self.norm = norm
         self.num_channels = num_channels
         super().__init__(**kwargs)
 
@@ -35,8 +38,11 @@ class WideResNetConfig(PretrainedConfig):
 
     model_type = "bellwether-wide-resnet"
 
-    def __init__(self, depth: int = 22, width: int = 6, num_channels: int = 3, **kwargs: Any) -> None:
+    def __init__(
+        self, depth: int = 22, width: int = 6, num_channels: int = 3, norm: str = "batch", **kwargs: Any
+    ) -> None:
         self.depth = depth
+        self.norm = norm
         self.width = width
         self.num_channels = num_channels
         super().__init__(**kwargs)
@@ -46,28 +52,60 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
+class Shift(nn.Module):
+    """x + bias, one number: what Fixup has before a convolution or an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
+class Gain(Shift):
+    """gain x + bias, two numbers: what Fixup has at the end of a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain + self.bias
+
+
+def _norm(channels: int, norm: str) -> nn.Module:
+    return nn.BatchNorm2d(channels) if norm == "batch" else Shift()
+
+
+def _extra(kind: type[Shift], norm: str) -> nn.Module:
+    return nn.Identity() if norm == "batch" else kind()
+
+
 class BasicBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN, plus shortcut, ReLU.
+    """conv-BN-ReLU-conv-BN, plus shortcut, ReLU. Without BatchNorm, shifts stand in its place and before the convolutions.
 
     The shortcut has no parameters (option A of the paper, which it uses for CIFAR): where the stage changes it takes
     every other pixel and fills the new channels with zeros.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
         super().__init__()
         self.stride, self.new_channels = stride, outputs - inputs
+        self.shift1 = _extra(Shift, norm)
         self.conv1 = _conv3x3(inputs, outputs, stride)
-        self.bn1 = nn.BatchNorm2d(outputs)
+        self.bn1 = _norm(outputs, norm)
+        self.shift2 = _extra(Shift, norm)
         self.conv2 = _conv3x3(outputs, outputs)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.bn2 = nn.BatchNorm2d(outputs) if norm == "batch" else Gain()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
         shortcut = x[:, :, :: self.stride, :: self.stride]
         if self.new_channels:
             shortcut = functional.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
-        y = functional.relu(self.bn1(self.conv1(x)))
-        return functional.relu(self.bn2(self.conv2(y)) + shortcut)
+        y = functional.relu(self.bn1(self.conv1(self.shift1(x))))
+        return functional.relu(self.bn2(self.conv2(self.shift2(y))) + shortcut)
 
 
 class PreActivationBlock(nn.Module):
@@ -76,29 +114,33 @@ class PreActivationBlock(nn.Module):
     Where the number of channels changes, the shortcut is a 1 x 1 convolution of the activated input.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(inputs)
+        self.bn1 = _norm(inputs, norm)
+        self.shift1 = _extra(Shift, norm)
         self.conv1 = _conv3x3(inputs, outputs, stride)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.bn2 = _norm(outputs, norm)
+        self.shift2 = _extra(Shift, norm)
         self.conv2 = _conv3x3(outputs, outputs)
+        self.gain = _extra(Gain, norm)
         changes = inputs != outputs or stride != 1
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
-        active = functional.relu(self.bn1(x))
+        active = self.shift1(functional.relu(self.bn1(x)))
         shortcut = x if self.shortcut is None else self.shortcut(active)
-        return self.conv2(functional.relu(self.bn2(self.conv1(active)))) + shortcut
+        y = self.shift2(functional.relu(self.bn2(self.conv1(active))))
+        return self.gain(self.conv2(y)) + shortcut
 
 
-def _stages(block: type[nn.Module], stem: int, channels: list[int], blocks: int) -> nn.Sequential:
+def _stages(block: type[nn.Module], stem: int, channels: list[int], blocks: int, norm: str) -> nn.Sequential:
     stages = []
     inputs = stem
     for stage, outputs in enumerate(channels):
         layers = []
         for index in range(blocks):
-            layers.append(block(inputs, outputs, 2 if stage and not index else 1))
+            layers.append(block(inputs, outputs, 2 if stage and not index else 1, norm))
             inputs = outputs
         stages.append(nn.Sequential(*layers))
     return nn.Sequential(*stages)
@@ -111,6 +153,20 @@ class _Residual(PreTrainedModel):
         # He et al. 2015 (1502.01852), by fan-out. Linear layers and norms keep torch's initialisation.
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _start(self) -> None:
+        """Weights as they begin: each block is its shortcut without BatchNorm, and its first convolution small."""
+        self.post_init()
+        if self.config.norm == "batch":
+            return
+        found = [m for m in self.modules() if isinstance(m, BasicBlock | PreActivationBlock)]
+        with torch.no_grad():
+            for block in found:
+                # Fixup, section 3: L^(-1 / (2m - 2)) for L blocks of m = 2 convolutions.
+                block.conv1.weight.mul_(len(found) ** -0.5)
+                block.conv2.weight.zero_()
+            self.classifier.weight.zero_()
+            self.classifier.bias.zero_()
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """[B, C, H, W] to the activations of the last stage, [B, channels, H / 4, W / 4]."""
@@ -134,10 +190,10 @@ class CifarResNetForImageClassification(_Residual):
     def __init__(self, config: CifarResNetConfig) -> None:
         super().__init__(config)
         self.stem = _conv3x3(config.num_channels, 16)
-        self.bn = nn.BatchNorm2d(16)
-        self.stages = _stages(BasicBlock, 16, [16, 32, 64], (config.depth - 2) // 6)
+        self.bn = _norm(16, config.norm)
+        self.stages = _stages(BasicBlock, 16, [16, 32, 64], (config.depth - 2) // 6, config.norm)
         self.classifier = nn.Linear(64, config.num_labels)
-        self.post_init()
+        self._start()
 
     def features(self, pixel_values: Tensor) -> Tensor:
         return self.stages(functional.relu(self.bn(self.stem(pixel_values))))
@@ -152,10 +208,10 @@ class WideResNetForImageClassification(_Residual):
         super().__init__(config)
         widths = [16 * config.width, 32 * config.width, 64 * config.width]
         self.stem = _conv3x3(config.num_channels, 16)
-        self.stages = _stages(PreActivationBlock, 16, widths, (config.depth - 4) // 6)
-        self.bn = nn.BatchNorm2d(widths[-1])
+        self.stages = _stages(PreActivationBlock, 16, widths, (config.depth - 4) // 6, config.norm)
+        self.bn = _norm(widths[-1], config.norm)
         self.classifier = nn.Linear(widths[-1], config.num_labels)
-        self.post_init()
+        self._start()
 
     def features(self, pixel_values: Tensor) -> Tensor:
         return functional.relu(self.bn(self.stages(self.stem(pixel_values))))

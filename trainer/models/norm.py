@@ -38,9 +38,12 @@ class BatchNorm2d(nn.BatchNorm2d):
         """[B, C, H, W] of any floating dtype; the result has the same."""
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:  # a plain mean over batches, as torch has it
+            momentum = 1.0 / float(self.num_batches_tracked or 1)
         return functional.batch_norm(
             input, self.running_mean, self.running_var, self.weight.float(), self.bias.float(),
-            self.training, self.momentum or 0.0, self.eps,
+            self.training, momentum, self.eps,
         )  # fmt: skip
 
 

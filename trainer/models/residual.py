@@ -39,10 +39,12 @@ def build(config: ResNetModel | CifarResNetModel | WideResNetModel, data: Data, 
     if config.kind == "resnet":
         model = _imagenet(config.depth, inputs)
     elif config.kind == "cifar-resnet":
-        model = own.CifarResNetForImageClassification(own.CifarResNetConfig(depth=config.depth, **inputs))
+        model = own.CifarResNetForImageClassification(
+            own.CifarResNetConfig(depth=config.depth, norm=config.norm, **inputs)
+        )
     else:
         model = own.WideResNetForImageClassification(
-            own.WideResNetConfig(depth=config.depth, width=config.width, **inputs)
+            own.WideResNetConfig(depth=config.depth, width=config.width, norm=config.norm, **inputs)
         )
     BatchNorm2d.replace(model)
     if config.zero_init_last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,8 +51,17 @@ class Classification(Task):
     """Name the class of an image. Correctness is 1 or 0."""
 
     def forward(self, *, pixel_values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        # An engine casts the model, not the batch.
-        dtype = next(self.model.parameters()).dtype
-        scores = self.model(pixel_values.to(dtype)).logits.float()
+        """Images [B, C, S, S]; or V views of each, [B, V, C, S, S], whose probabilities are averaged."""
+        if pixel_values.dim() == 5:
+            count, views = pixel_values.shape[:2]
+            scores = self._scores(pixel_values.flatten(0, 1)).log_softmax(1).view(count, views, -1)
+            scores = scores.logsumexp(1) - math.log(views)
+        else:
+            scores = self._scores(pixel_values)
         losses = functional.cross_entropy(scores, labels, reduction="none")
         return losses, (scores.argmax(dim=1) == labels).float()
+
+    def _scores(self, pixel_values: Tensor) -> Tensor:
+        # An engine casts the model, not the batch.
+        dtype = next(self.model.parameters()).dtype
+        return self.model(pixel_values.to(dtype)).logits.float()

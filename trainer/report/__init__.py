@@ -24,7 +24,7 @@ def write(run: Path) -> Path:
     Returns:
         the path of the report.
     """
-    from trainer.report.page import TRUST, page
+    from trainer.report.page import OPTIONAL, page
 
     run = Path(run)
     facts = Facts.load(run)
@@ -33,11 +33,11 @@ def write(run: Path) -> Path:
         drawn = [
             (heading, [draw(picture, facts, run / PLOTS) for picture in pictures]) for heading, pictures in _sections()
         ]
-    # Without trust ratios nothing is wrong, so no empty frames for them.
+    # Without trust ratios, noise that can be told or a diagnosis nothing is wrong, so no empty frames for them.
     sections = [
-        (heading, pictures)
+        (heading, shown)
         for heading, pictures in drawn
-        if heading != TRUST or any(picture.desk is not None for picture in pictures)
+        if (shown := [each for each in pictures if heading not in OPTIONAL or each.desk is not None])
     ]
     return publish(page(facts, sections), run / FILE)
 
@@ -51,8 +51,8 @@ def publish(text: str, path: Path) -> Path:
 
 
 def _sections() -> list[tuple[str, list[Picture[Facts]]]]:
-    from trainer.report import curves, heatmap
-    from trainer.report.page import TRUST
+    from trainer.report import curves, heatmap, walk
+    from trainer.report.page import NOISE, TRUST, WALK
 
     loss_note = "raw and smoothed training loss, held-out points"
     layers_note = "layers in model order, logarithmic colour"
@@ -67,4 +67,19 @@ def _sections() -> list[tuple[str, list[Picture[Facts]]]]:
         Picture("trust-ratio", "Trust ratio", "over all layers", curves.trust_ratio, wide=True),
         Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, heatmap.layers, wide=True),
     ]
-    return [("Training", course), (TRUST, trust)]
+    noise_note = "the batch beyond which steps stop falling, as gradient noise predicts it"
+    batch = [Picture("noise-scale", "Critical batch", noise_note, curves.noise_scale, wide=True)]
+    way = [
+        Picture("cosine", "Angle", "cosine between an update and the one before", walk.cosine),
+        Picture("distance", "Distance", "of the weights from where they began", walk.distance),
+        Picture(
+            "between",
+            "Between iterates",
+            "the batch's loss on the way of a step, less where it began",
+            walk.between,
+            wide=True,
+        ),
+        Picture("update-norms", "Update by layer", f"norm of a step; {layers_note}", heatmap.update_norms, wide=True),
+        Picture("weight-norms", "Weights by layer", f"norm; {layers_note}", heatmap.weight_norms, wide=True),
+    ]
+    return [("Training", course), (NOISE, batch), (TRUST, trust), (WALK, way)]

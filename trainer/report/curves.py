@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.metrics import Line
+from trainer.metrics import KINDS, Line
 from trainer.report.canvas import LIGHT, Size, axes, legend, log_ticks, marks
 from trainer.report.facts import Facts, compact
 
@@ -25,12 +25,12 @@ _POINTS = 1400  # more than a screen has columns, few enough for a light file
 
 def loss(facts: Facts, size: Size) -> Figure | None:
     """Training loss, raw and smoothed, the held-out points, and what guessing would give."""
-    x, y = _column(facts.history.train, "loss")
-    held = _column(facts.history.eval, "loss")
+    x, y = column(facts.history.train, "loss")
+    held = column(facts.history.eval, "loss")
     if not np.isfinite(y).any() and not np.isfinite(held[1]).any():
         return None
     figure, ax = axes(facts, size, "Loss")
-    _noisy(ax, facts, x, y, "blue", "training")
+    noisy(ax, facts, x, y, "blue", "training")
     if np.isfinite(held[1]).any():
         _points(ax, *held, "orange", "held-out")
     if facts.expectation is not None:
@@ -47,55 +47,81 @@ def loss(facts: Facts, size: Size) -> Figure | None:
             lost, np.full(len(lost), 0.015), "x", color=LIGHT["bad"], transform=ax.get_xaxis_transform(),
             markersize=5, label="not finite", clip_on=False,
         )  # fmt: skip
-    return _finish(figure, ax, facts, size, np.concatenate([y, held[1]]))
+    return finish(figure, ax, facts, size, np.concatenate([y, held[1]]))
 
 
 def accuracy(facts: Facts, size: Size) -> Figure | None:
-    x, y = _column(facts.history.eval, "accuracy")
+    x, y = column(facts.history.eval, "accuracy")
     if not np.isfinite(y).any():
         return None
     figure, ax = axes(facts, size, "Held-out accuracy")
     _points(ax, x, y, "orange", "held-out")
+    for kind, colour in zip(KINDS, ("blue", "green"), strict=True):
+        x, y = column(facts.history.eval, f"accuracy_{kind}")
+        if np.isfinite(y).any():
+            _points(ax, x, y, colour, kind)
     ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
-    return _finish(figure, ax, facts, size)
+    return finish(figure, ax, facts, size)
 
 
 def learning_rate(facts: Facts, size: Size) -> Figure | None:
-    x, y = _column(facts.history.train, "lr")
+    x, y = column(facts.history.train, "lr")
     if not np.isfinite(y).any():
         return None
     figure, ax = axes(facts, size, "Learning rate")
     ax.plot(*_thin(x, y), color=LIGHT["green"], linewidth=1.7)
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}".replace("e-0", "e-"))
-    return _finish(figure, ax, facts, size)
+    return finish(figure, ax, facts, size)
 
 
 def gradient_norm(facts: Facts, size: Size) -> Figure | None:
-    x, y = _column(facts.history.train, "grad_norm")
+    x, y = column(facts.history.train, "grad_norm")
     if not np.isfinite(y).any():
         return None
     figure, ax = axes(facts, size, "Gradient norm")
-    _noisy(ax, facts, x, y, "plum")
-    return _finish(figure, ax, facts, size, y)
+    noisy(ax, facts, x, y, "plum")
+    return finish(figure, ax, facts, size, y)
+
+
+def noise_scale(facts: Facts, size: Size) -> Figure | None:
+    """The critical batch that gradient noise predicts, with its standard error, and the batch that was taken."""
+    x, y = column(facts.history.train, "noise_scale")
+    _, error = column(facts.history.train, "noise_scale_error")
+    if not (np.isfinite(y) & (y > 0)).any():
+        return None
+    figure, ax = axes(facts, size, "Gradient noise scale, samples")
+    ax.set_yscale("log")
+    low, high = np.maximum(y - error, y / 10), y + error
+    ax.fill_between(x, low, high, color=LIGHT["plum"], alpha=0.18, linewidth=0, label="± its standard error")
+    ax.plot(*_thin(x, y), color=LIGHT["plum"], linewidth=1.7, label="noise scale")
+    for batch in dict.fromkeys(b for b in facts.over_phases("batch", "global") if isinstance(b, int)):
+        ax.axhline(batch, color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), zorder=1)
+        ax.annotate(
+            f"batch {batch:,}", (1, batch), (-2, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", fontsize=size.text - 1, color=LIGHT["muted"],
+            bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 1.0},
+        )  # fmt: skip
+    log_ticks(ax.yaxis, *ax.get_ylim())
+    return finish(figure, ax, facts, size)
 
 
 def throughput(facts: Facts, size: Size) -> Figure | None:
-    x, y = _column(facts.history.train, "samples_per_s")
+    x, y = column(facts.history.train, "samples_per_s")
     if not np.isfinite(y).any():
         return None
     figure, ax = axes(facts, size, "Throughput, samples/s")
-    _noisy(ax, facts, x, y, "blue")
+    noisy(ax, facts, x, y, "blue")
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(lambda value, _: compact(value))
-    return _finish(figure, ax, facts, size)
+    return finish(figure, ax, facts, size)
 
 
 def trust_ratio(facts: Facts, size: Size) -> Figure | None:
     """The smallest, the middle and the largest trust ratio of all layers."""
     lines = [line for line in facts.history.train if isinstance(line.get("trust_ratio"), dict)]
     flat = [{"samples": line["samples"], **line["trust_ratio"]} for line in lines]
-    (x, low), (_, middle), (_, high) = (_column(flat, key) for key in ("min", "median", "max"))
+    (x, low), (_, middle), (_, high) = (column(flat, key) for key in ("min", "median", "max"))
     if not (np.isfinite(middle) & (middle > 0)).any():
         return None
     figure, ax = axes(facts, size, "Trust ratio")
@@ -113,10 +139,10 @@ def trust_ratio(facts: Facts, size: Size) -> Figure | None:
     )
     ax.plot(x[pick], middle[pick], color=LIGHT["green"], linewidth=1.7, label="median layer")
     log_ticks(ax.yaxis, *ax.get_ylim())
-    return _finish(figure, ax, facts, size)
+    return finish(figure, ax, facts, size)
 
 
-def _noisy(ax: Axes, facts: Facts, x: Array, y: Array, colour: str, label: str | None = None) -> None:
+def noisy(ax: Axes, facts: Facts, x: Array, y: Array, colour: str, label: str | None = None) -> None:
     """A curve with noise: raw and faint, and its course on top."""
     if len(x) < _SMOOTH_FROM:
         ax.plot(x, y, color=LIGHT[colour], linewidth=1.7, marker="o", markersize=3, label=label)
@@ -134,14 +160,18 @@ def _points(ax: Axes, x: Array, y: Array, colour: str, label: str) -> None:
     )  # fmt: skip
 
 
-def _finish(figure: Figure, ax: Axes, facts: Facts, size: Size, values: Array | None = None) -> Figure:
+def finish(
+    figure: Figure, ax: Axes, facts: Facts, size: Size, values: Array | None = None, *, marked: bool = True
+) -> Figure:
+    """Marks and legend; ``marked`` is False where the x axis is not samples."""
     if values is not None:
         known = values[np.isfinite(values)]
         # A gradient that explodes, or a loss that comes near zero, leaves nothing to see on a linear scale.
         if len(known) and known.min() > 0 and known.max() > 30 * np.median(known):
             ax.set_yscale("log")
             log_ticks(ax.yaxis, *ax.get_ylim())
-    marks(ax, facts, size)
+    if marked:
+        marks(ax, facts, size)
     legend(ax, size)
     return figure
 
@@ -193,7 +223,7 @@ def _phase(facts: Facts, index: int) -> Any:
     return facts.history.train[index].get("phase")
 
 
-def _column(lines: list[Line], key: str) -> tuple[Array, Array]:
+def column(lines: list[Line], key: str) -> tuple[Array, Array]:
     """(samples, values); what is absent or no number is NaN."""
     pairs = [(line.get("samples"), line.get(key)) for line in lines]
     both = [(a, b if isinstance(b, int | float) else np.nan) for a, b in pairs if isinstance(a, int | float)]

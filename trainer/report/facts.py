@@ -123,6 +123,15 @@ class Facts:
         return _median(numbers(self.history.train, "tokens_per_s"))
 
     @cached_property
+    def noise_scale(self) -> tuple[float, float | None] | None:
+        """The newest estimate of the critical batch from gradient noise, in samples, and its standard error."""
+        for line in reversed(self.history.train):
+            if finite(scale := line.get("noise_scale")):
+                error = line.get("noise_scale_error")
+                return scale, error if finite(error) else None
+        return None
+
+    @cached_property
     def boundaries(self) -> list[tuple[float, str]]:
         """Where each phase after the first begins: (samples, label)."""
         found: list[tuple[float, str]] = []
@@ -189,6 +198,18 @@ def count(n: int, noun: str) -> str:
     ('1 step', '12,000 steps')
     """
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def about(value: float, error: float | None) -> str:
+    """No more digits than the error leaves.
+
+    >>> about(12345.6, 234.5), about(81.4, 3.2), about(12345.6, None)
+    ('12,300 ± 200', '81 ± 3', '12,346')
+    """
+    if error is None or error <= 0:
+        return f"{value:,.0f}"
+    digits = -math.floor(math.log10(error))
+    return f"{round(value, digits):,.{max(0, digits)}f} ± {round(error, digits):,.{max(0, digits)}f}"
 
 
 def number(value: Any, form: str = ".4f", absent: str = ABSENT) -> str:

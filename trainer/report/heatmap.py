@@ -1,4 +1,4 @@
-"""Trust ratios of every layer over the run: layers down, samples along, a logarithmic colour."""
+"""Trust ratios and norms of every layer over the run: layers down, samples along, a logarithmic colour."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.metrics import Line
 from trainer.report.canvas import LIGHT, Size, axes, log_ticks
 from trainer.report.facts import Facts
 from trainer.report.names import Name, runs, shorten
@@ -24,8 +25,20 @@ _EACH_ROW = 26  # up to so many rows each has its own label; beyond, the groups 
 
 
 def layers(facts: Facts, size: Size) -> Figure | None:
+    return _map(facts.history.layers, "trust_ratio", "Trust ratio by layer", facts, size)
+
+
+def update_norms(facts: Facts, size: Size) -> Figure | None:
+    return _map(facts.history.norms, "update_norms", "Norm of the update by layer", facts, size)
+
+
+def weight_norms(facts: Facts, size: Size) -> Figure | None:
+    return _map(facts.history.norms, "weight_norms", "Norm of the weights by layer", facts, size)
+
+
+def _map(events: list[Line], key: str, title: str, facts: Facts, size: Size) -> Figure | None:
     """The heat map, as high as the number of layers asks for."""
-    names, x, ratios = table(facts)
+    names, x, ratios = table(events, key)
     known = ratios[np.isfinite(ratios) & (ratios > 0)]
     if not len(known):
         return None
@@ -35,7 +48,7 @@ def layers(facts: Facts, size: Size) -> Figure | None:
     groups = runs(name.group for name in names)
     pitch = 17.0 if rows <= _EACH_ROW else max(3.0, min(9.0, 520.0 / rows), 12.0 * min(len(groups), 40) / rows)
     size = replace(size, height=min(760.0, rows * pitch) + 84 + (30 if size.titled else 0))
-    figure, ax = axes(facts, size, "Trust ratio by layer")
+    figure, ax = axes(facts, size, title)
     ax.grid(False)
     low, high = np.percentile(known, [1, 99])
     if high < low * 1.2:
@@ -65,14 +78,14 @@ def layers(facts: Facts, size: Size) -> Figure | None:
     return figure
 
 
-def table(facts: Facts) -> tuple[list[Name], Array, Array]:
-    """(names in model order, edges of the columns in samples, ratios of shape (layers, columns))."""
-    lines = [line for line in facts.history.layers if isinstance(line.get("trust_ratio"), dict)]
-    order = list(dict.fromkeys(name for line in lines for name in line["trust_ratio"]))
+def table(events: list[Line], key: str) -> tuple[list[Name], Array, Array]:
+    """(names in model order, edges of the columns in samples, values of shape (layers, columns))."""
+    lines = [line for line in events if isinstance(line.get(key), dict)]
+    order = list(dict.fromkeys(name for line in lines for name in line[key]))
     if not order:
         return [], np.zeros(0), np.zeros((0, 0))
     samples = np.array([float(line["samples"]) for line in lines])
-    values = np.array([[_float(line["trust_ratio"].get(name)) for line in lines] for name in order], dtype=np.float64)
+    values = np.array([[_float(line[key].get(name)) for line in lines] for name in order], dtype=np.float64)
     # A line tells of the steps since the line before. The first reaches back as far as the second does.
     step = samples[1] - samples[0] if len(samples) > 1 else max(samples[0], 1.0)
     begin = max(0.0, samples[0] - step)

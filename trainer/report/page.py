@@ -12,6 +12,9 @@ from trainer.report.facts import Facts, finite
 from trainer.report.markup import document, figures, folded, head, tiles
 
 TRUST = "Trust ratios"
+NOISE = "Batch size"
+WALK = "The walk"
+OPTIONAL = (TRUST, NOISE, WALK)  # left out where a run has nothing to show
 
 
 def page(facts: Facts, sections: Sequence[tuple[str, Sequence[Drawn]]]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer.metrics import KINDS
 from trainer.progress import duration
-from trainer.report.facts import Facts, count, number, rate, share
+from trainer.report.facts import Facts, about, count, number, rate, share
 
 
 def summary(run: Path) -> str:
@@ -23,6 +24,13 @@ def summary(run: Path) -> str:
         rows.append(("held-out loss", number(history.eval[-1].get("loss"))))
         if history.eval[-1].get("accuracy") is not None:
             rows.append(("held-out accuracy", share(history.eval[-1]["accuracy"])))
+        rows += [
+            (f"... {kind}", share(history.eval[-1][f"accuracy_{kind}"]))
+            for kind in KINDS
+            if f"accuracy_{kind}" in history.eval[-1]
+        ]
+    if facts.noise_scale is not None:
+        rows.append(("critical batch", f"about {about(*facts.noise_scale)} samples, from gradient noise"))
     rows.append(("steps", f"{facts.last.get('step', 0):,}"))
     rows.append(("samples", f"{facts.last.get('samples', 0):,}"))
     if facts.throughput is not None:

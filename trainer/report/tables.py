@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trainer.metrics import Line
+from trainer.metrics import KINDS, Line
 from trainer.progress import duration
-from trainer.report.facts import ABSENT, Facts, count, finite, number, numbers, rate, share
+from trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share
 from trainer.report.markup import folded, table
 from trainer.report.names import shorten
 
@@ -27,6 +27,9 @@ def headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
     seen = f"{epoch:.3g} epochs" if finite(epoch) else ""
     if facts.boundaries:
         seen = count(len(facts.boundaries) + 1, "phase")
+    noise = facts.noise_scale
+    rough, _, error = about(*noise).partition(" ± ") if noise else ("", "", "")
+    critical = [("Critical batch", rough, "", f"{f'± {error}, ' if error else ''}from noise")] if noise else []
     return [
         ("Training loss", number(newest.get("loss")), "",
          f"from {number(facts.losses[0])}" if facts.losses else ""),
@@ -35,6 +38,7 @@ def headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
         ("Samples", whole(facts.last.get("samples")), "", seen),
         ("Steps", whole(facts.last.get("step")), "", count(len(h.restarts), "restart") if h.restarts else ""),
         ("Global batch", batch, "", batch_note or "samples a step"),
+        *critical,
         ("Optimizer", str(facts.setting("optimizer", "name") or ABSENT).upper(), "",
          f"lr {rate_now} {rate_note}".strip() if rate_now != ABSENT else ""),
         ("Throughput", rate(facts.throughput), "/s" if facts.throughput else "",
@@ -76,17 +80,21 @@ def plan(facts: Facts) -> str:
 
 
 def evaluations(facts: Facts) -> str:
+    lines = facts.history.eval
+    more = [key for kind in KINDS if any((key := f"accuracy_{kind}") in line for line in lines)]
     rows = [
         (
             whole(line.get("step")),
             whole(line.get("samples")),
             number(line.get("loss")),
             share(line.get("accuracy")),
+            *(share(line.get(key)) for key in more),
             whole(line.get("examples")),
         )
-        for line in facts.history.eval
+        for line in lines
     ]
-    head = [(label, "n") for label in ("step", "samples", "loss", "accuracy", "examples")]
+    names = [key.removeprefix("accuracy_") for key in more]
+    head = [(label, "n") for label in ("step", "samples", "loss", "accuracy", *names, "examples")]
     return f"<h2>Evaluations</h2>\n{table(head, rows)}" if rows else ""
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from trainer.config.errors import ConfigError
 from trainer.config.schema import ImageData
 from trainer.data import images, load
-from trainer.data.loader import train_batches
+from trainer.data.loader import evaluation_batches, train_batches
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
@@ -74,6 +74,33 @@ def test_the_key_alone_decides_in_training_and_nothing_in_evaluation(
         a, b, c = (samples.batch(rows, keys)["pixel_values"] for keys in (range(20), range(20), range(20, 40)))
         assert torch.equal(a, b)
         assert torch.equal(a, c) != random
+
+
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_views_follow_from_seed_and_row(config: Callable[..., ImageData], crop: str) -> None:
+    held = load(config(crop=crop, mean=[0.3], std=[0.3])).validation
+
+    def drawn(seed: int, world_size: int) -> torch.Tensor:
+        """All views in the order of the rows."""
+        parts = [
+            list(
+                evaluation_batches(
+                    images.Views(held, 3, seed), limit=20, micro=4, rank=r, world_size=world_size, workers=0
+                )
+            )
+            for r in range(world_size)
+        ]
+        whole = [batch for step in zip(*parts, strict=True) for batch in step]
+        return torch.cat([batch["pixel_values"][batch["weight"] > 0] for batch in whole])
+
+    views = drawn(1, 1)
+    assert views.shape == (20, 4, 1, 16, 16)
+    assert torch.equal(views, drawn(1, 2))
+    rows = np.arange(20) * len(held) // 20
+    assert torch.equal(views[:, 0], held.batch(rows, rows)["pixel_values"])
+    assert not torch.equal(views[:, 1:], drawn(2, 1)[:, 1:])
+    for one, other in ((0, 1), (1, 2), (2, 3)):
+        assert not torch.equal(views[:, one], views[:, other])
 
 
 def test_decoded_once(config: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch) -> None:

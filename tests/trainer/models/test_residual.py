@@ -70,6 +70,57 @@ def test_losses_of_each_sample(make: Make, keys: dict[str, Any], channels: int, 
     torch.testing.assert_close(alone, losses[:1], rtol=1e-4, atol=1e-5)
 
 
+WITHOUT = [{**keys, "norm": "none"} for keys in SMALL[:2]]
+
+
+@pytest.mark.parametrize("keys", WITHOUT)
+def test_without_batch_norm_each_block_begins_as_its_shortcut_and_learns(make: Make, keys: dict[str, Any]) -> None:
+    task = make(**keys)
+    assert not list(norms(task))
+    found = blocks(task.model)
+    for block in found:
+        inputs = block.conv1.in_channels
+        x = torch.rand(2, inputs, 8, 8)
+        assert torch.allclose(block(x), shortcut(block, x))
+        # He's deviation, less by the root of the number of blocks; its mean is known to 1 / sqrt(2 n).
+        wanted = (2 / (9 * block.conv1.out_channels) / len(found)) ** 0.5
+        assert block.conv1.weight.std().item() == pytest.approx(wanted, rel=5 / (2 * block.conv1.weight.numel()) ** 0.5)
+    given = batch(16, pixels=8)
+    losses, _ = task(**given)
+    torch.testing.assert_close(losses, torch.full((16,), 10.0).log())  # no class is preferred
+    # Each sample by itself: nothing is normalised over the batch.
+    optimizer = torch.optim.Adam(task.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        task(**given)[0].mean().backward()
+        optimizer.step()
+    losses, _ = task(**given)
+    assert losses.mean() < 0.5
+    alone, _ = task(**{name: value[:1] for name, value in given.items()})
+    torch.testing.assert_close(alone, losses[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_probabilities_of_views_are_averaged(make: Make) -> None:
+    task = make(**SMALL[0]).eval()
+    views = torch.stack([batch(4)["pixel_values"], batch(4)["pixel_values"].flip(3)], dim=1)
+    labels = batch(4)["labels"]
+    losses, correct = task(pixel_values=views, labels=labels)
+    mean = sum(task.model(views[:, i]).logits.softmax(1) for i in range(2)) / 2
+    torch.testing.assert_close(losses, -mean[range(4), labels].log())
+    assert torch.equal(correct, (mean.argmax(1) == labels).float())
+
+
+def test_a_plain_mean_of_statistics_is_torchs() -> None:
+    """As `recompute_batch_norm` takes it."""
+    plain, own = nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, momentum=None)
+    BatchNorm2d.replace(own)
+    for seed in range(3):
+        x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(own(x), plain(x))
+    torch.testing.assert_close(own.running_mean, plain.running_mean)
+    torch.testing.assert_close(own.running_var, plain.running_var)
+
+
 @pytest.mark.parametrize("keys", SMALL)
 def test_zero_init_makes_each_block_its_shortcut(make: Make, keys: dict[str, Any]) -> None:
     for zero in (True, False):
