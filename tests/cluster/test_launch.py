@@ -164,7 +164,7 @@ def test_a_sweep_as_job_arrays(two: Cluster, space: Space) -> None:
         "set: {duration: 40 steps, evaluate.every: 20 steps, checkpoint.every: 1 steps}}"
     )
     arguments = ("sweep", "SWEEP.yaml", "--on", "slurm", "--time", "10:00")
-    done = bellwether(two, space, *arguments, TEST_STEP="0.2")
+    done = bellwether(two, space, *arguments, TEST_STEP="0.1")
     assert done.returncode == 0, done.stderr
     first, second = (int(job) for job in re.findall(r"submitted job array (\d+)", done.stdout))
     assert "1 runs, after the others" in done.stdout
