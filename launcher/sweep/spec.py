@@ -62,7 +62,7 @@ Space = dict[str, _Where]
 class Variant(Section):
     """One of the optimizers that stand side by side: a config's keys that make it what it is."""
 
-    set: dict[str, Value] = Field(default_factory=dict, description="keys of the config, as in optimizer.name: lamb")
+    set: dict[str, Any] = Field(default_factory=dict, description="keys of the config, as in optimizer.name: lamb")
     space: Space = Field(default_factory=dict, description="searched for this one, over the sweep's own `space`")
 
 
@@ -93,7 +93,10 @@ class Sweep(Section):
     name: Name = Field(description="the sweep's directory under `runs`")
     runs: str = Field("runs", description="directory that holds the sweep's")
     config: str = Field(description="the config that every run starts from; a path from here")
-    set: dict[str, Value] = Field(default_factory=dict, description="keys of the config that all runs change")
+    set: dict[str, Any] = Field(
+        default_factory=dict,
+        description="keys of the config that all runs change; a mapping stands for its whole section",
+    )
     batches: list[Count] = Field(min_length=1, description="global batches, in samples")
     optimizers: dict[Name, Variant] = Field(
         default_factory=lambda: {"config": Variant()}, description="what stands side by side, by name"
@@ -204,12 +207,12 @@ def base(sweep: Sweep) -> Config:
     return config(sweep, {**sweep.set, "batch.global": sweep.batches[0]})
 
 
-def config(sweep: Sweep, overrides: Mapping[str, Value]) -> Config:
+def config(sweep: Sweep, overrides: Mapping[str, Any]) -> Config:
     """The sweep's config with these keys set."""
     return load(sweep.config, [f"{key}={_flow(value)}" for key, value in overrides.items()])
 
 
-def _flow(value: Value) -> str:
+def _flow(value: Any) -> str:
     """A value as it is written on a command line."""
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n").removesuffix("...").strip()
 

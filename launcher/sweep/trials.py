@@ -184,7 +184,7 @@ class Study:
     def _write(self, slot: Slot, parameters: dict[str, Value], stop_after: int | None) -> None:
         base = spec.base(self.sweep)
         seed = base.seed + slot.seed
-        overrides: dict[str, Value] = {
+        overrides: dict[str, Any] = {
             "log.report": False, "log.tensorboard": False, "checkpoint.export": False, **self.sweep.set, **self.sweep.optimizers[slot.optimizer].set, **parameters, "batch.global": slot.batch,
             "seed": seed, "name": slot.name, "runs": str(self.trials),
         }  # fmt: skip
