@@ -4,4 +4,5 @@ import sys
 
 from launcher.ssh import guard
 
-sys.exit(guard(sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(guard(sys.argv[1:]))

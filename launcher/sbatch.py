@@ -51,7 +51,6 @@ def render(job: Job, site: Site, arguments: Sequence[str] | None = None) -> str:
     Args:
         arguments: the config and its overrides; None leaves them to sbatch's command line.
     """
-    log = "%A_%a" if job.sweep else "%j"
     shown = "%x-%A_%a.log" if job.sweep else "%x-%j.log"
     parts = [
         _HEAD_SWEEP if job.sweep else _HEAD,
@@ -59,11 +58,15 @@ def render(job: Job, site: Site, arguments: Sequence[str] | None = None) -> str:
         "".join(f"#SBATCH {option}\n" for option in _options(job, shown)),
         _site(site, arguments),
         _BODY_SWEEP if job.sweep else "",
-        _BODY.replace("@LOG@", log)
-        .replace("@BEGIN@", "" if job.study is None else _BEGIN.replace("@STUDY@", shlex.quote(job.study)))
-        .replace("@END@", "" if job.study is None else _END.replace("@STUDY@", shlex.quote(job.study))),
+        _body(job),
     ]
     return "".join(parts)
+
+
+def _body(job: Job) -> str:
+    begin, end = ("", "") if job.study is None else (_BEGIN, _END)
+    body = _BODY.replace("@BEGIN@", begin).replace("@END@", end).replace("@STUDY@", shlex.quote(job.study or ""))
+    return body.replace("@LOG@", "%A_%a" if job.sweep else "%j")
 
 
 def _options(job: Job, log: str) -> list[str]:

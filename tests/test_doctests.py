@@ -8,14 +8,17 @@ import pkgutil
 
 import pytest
 
+import launcher
 import optimizers
 import trainer
 
+ACTS = ("trainer.data.deaf",)  # on being imported: a process that does so hears no signals any more
+
 MODULES = sorted(
     module.name
-    for package in (optimizers, trainer)
+    for package in (launcher, optimizers, trainer)
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    if not module.name.endswith("__main__")
+    if not module.name.endswith("__main__") and module.name not in ACTS
 )
 
 

@@ -43,7 +43,7 @@ def test_a_whole_site_to_the_letter() -> None:
 
 
 def test_the_body_is_the_same_by_hand_and_by_launch() -> None:
-    body = sbatch._BODY.replace("@LOG@", "%j")
+    body = sbatch._body(sbatch.Job())
     assert rendered(request(nodes=2)).endswith(body)
     assert (ROOT / "slurm/train.sbatch").read_text().endswith(body)
 
@@ -53,6 +53,7 @@ SCRIPTS = {
     "sweep": (ROOT / "slurm/sweep.sbatch").read_text,
     "launch": golden,
     "sweep of a file": lambda: sbatch.render(sbatch.Job(sweep=True), site.Site(), ["runs.txt"]),
+    "sweep of a study": lambda: sbatch.render(sbatch.Job(sweep=True, study="/work/it's"), site.Site(), ["runs.txt"]),
 }
 
 
