@@ -33,6 +33,8 @@ LIGHT = {
     "orange": "#c8552b",
     "green": "#3f7d5a",
     "plum": "#7d5490",
+    "gold": "#a87f12",
+    "teal": "#1f8a94",
     "bad": "#b3261e",
 }
 
@@ -47,6 +49,8 @@ DARK = {
     "orange": "#f08f68",
     "green": "#7fc29b",
     "plum": "#c39ad6",
+    "gold": "#e3bd5c",
+    "teal": "#6cc7cf",
     "bad": "#ff8a80",
 }
 

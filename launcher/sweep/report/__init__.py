@@ -119,9 +119,7 @@ def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
         Picture("samples", "Samples to the target", "line: samples = S_min (1 + B / B_crit); band: 90 %; B_crit takes twice S_min", pictures.samples, wide=True),
     ]  # fmt: skip
     paid = facts.price is not None
-    sections["bills"] = [
-        Picture("hours", "Hours to the target", "median over the seeds", pictures.hours, wide=not paid)
-    ]
+    sections["bills"] = [Picture("hours", "Time to the target", "median over the seeds", pictures.hours, wide=not paid)]
     if paid:
         sections["bills"].append(Picture("cost", "Cost of the target", "median over the seeds", pictures.cost))
     return sections

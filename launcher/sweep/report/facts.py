@@ -46,6 +46,11 @@ class Bill:
     cost: float | None  #: None: no price is known
 
 
+def time_unit(hours: float) -> tuple[float, str]:
+    """The unit that a time is told in: its length in hours, and its name."""
+    return next((unit for unit in ((1.0, "h"), (1 / 60, "min")) if hours >= unit[0]), (1 / 3600, "s"))
+
+
 @dataclass(frozen=True)
 class Series:
     """One optimizer over the batches, in their order."""

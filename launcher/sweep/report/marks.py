@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("blue", "orange", "green", "plum")
-_MARKERS = ("o", "s", "^", "D")
+COLOURS = ("blue", "orange", "green", "plum", "gold", "teal")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def colour_of(index: int) -> str:
-    return LIGHT[COLOURS[index % 4]]
+    return LIGHT[COLOURS[index % len(COLOURS)]]
 
 
 def marker(index: int) -> str:
-    """With the colour, another look for each of 16 optimizers."""
-    return _MARKERS[(index + index // 4) % 4]
+    """With the colour, another look for each of 36 optimizers."""
+    return _MARKERS[(index + index // len(COLOURS)) % len(_MARKERS)]
 
 
 def placed(facts: Facts) -> Iterator[tuple[Series, float]]:

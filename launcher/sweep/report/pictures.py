@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from launcher.sweep.cells import Cell, Outcome
-from launcher.sweep.report.facts import Facts
+from launcher.sweep.report.facts import Bill, Facts, time_unit
 from launcher.sweep.report.marks import board, colour_of, crosses, dot, finish, marker, placed
 from trainer.report.canvas import LIGHT, Size, legend, log_ticks
 
@@ -127,21 +127,24 @@ def rates(facts: Facts, size: Size) -> Figure | None:
 
 
 def hours(facts: Facts, size: Size) -> Figure | None:
-    """Wall time to the target."""
-    return _billed(facts, size, "Hours to the target", 0)
+    """Wall time to the target, in the unit that suits the shortest."""
+    bills = [bill.hours for cell in facts.cells if (bill := facts.bill(cell)) and math.isfinite(bill.hours)]
+    length, unit = time_unit(min(bills, default=1.0))
+    return _billed(facts, size, f"Time to the target, {unit}", lambda bill: bill.hours / length)
 
 
 def cost(facts: Facts, size: Size) -> Figure | None:
     """What reaching the target costs."""
-    return _billed(facts, size, "Cost of the target", 1)
+    return _billed(facts, size, "Cost of the target", lambda bill: bill.cost)
 
 
-def _billed(facts: Facts, size: Size, title: str, which: int) -> Figure | None:
+def _billed(facts: Facts, size: Size, title: str, of: Callable[[Bill], float | None]) -> Figure | None:
     figure, ax = board(facts, size, title)
+    ax.set_title(title if not size.titled else "", loc="left", fontsize=size.text - 1, color=LIGHT["muted"])
     for index, (series, shift) in enumerate(placed(facts)):
         points = [
             (cell, value) for cell in series.cells
-            if (bill := facts.bill(cell)) and (value := (bill.hours, bill.cost)[which]) and math.isfinite(value)
+            if (bill := facts.bill(cell)) and (value := of(bill)) and math.isfinite(value)
         ]  # fmt: skip
         if not points:
             continue

@@ -9,7 +9,7 @@ from html import escape
 
 from launcher.sweep import fitting
 from launcher.sweep.cells import VERDICTS, Cell, Outcome, Setting, rate
-from launcher.sweep.report.facts import Facts, Series
+from launcher.sweep.report.facts import Facts, Series, time_unit
 from launcher.sweep.report.panels import key_name
 from launcher.sweep.table import Trial
 from trainer.progress import duration
@@ -41,10 +41,8 @@ def time_name(hours: float) -> str:
     >>> time_name(0.001), time_name(0.1), time_name(12.345)
     ('3.6 s', '6 min', '12.3 h')
     """
-    for length, unit in ((1.0, "h"), (1 / 60, "min")):
-        if hours >= length:
-            return f"{hours / length:,.3g} {unit}"
-    return f"{3600 * hours:.3g} s"
+    length, unit = time_unit(hours)
+    return f"{hours / length:,.3g} {unit}"
 
 
 def value(setting: Setting) -> str:
