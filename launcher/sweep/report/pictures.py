@@ -13,6 +13,7 @@ from launcher.sweep.cells import Cell, Outcome
 from launcher.sweep.report.facts import Bill, Facts, time_unit
 from launcher.sweep.report.marks import board, colour_of, crosses, dot, finish, marker, placed
 from trainer.report.canvas import LIGHT, Size, legend, log_ticks
+from trainer.report.facts import compact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +131,7 @@ def hours(facts: Facts, size: Size) -> Figure | None:
     """Wall time to the target, in the unit that suits the shortest."""
     bills = [bill.hours for cell in facts.cells if (bill := facts.bill(cell)) and math.isfinite(bill.hours)]
     length, unit = time_unit(min(bills, default=1.0))
-    return _billed(facts, size, f"Time to the target, {unit}", lambda bill: bill.hours / length)
+    return _billed(facts, size, "Time to the target", lambda bill: bill.hours / length, f" {unit}")
 
 
 def cost(facts: Facts, size: Size) -> Figure | None:
@@ -138,9 +139,8 @@ def cost(facts: Facts, size: Size) -> Figure | None:
     return _billed(facts, size, "Cost of the target", lambda bill: bill.cost)
 
 
-def _billed(facts: Facts, size: Size, title: str, of: Callable[[Bill], float | None]) -> Figure | None:
+def _billed(facts: Facts, size: Size, title: str, of: Callable[[Bill], float | None], unit: str = "") -> Figure | None:
     figure, ax = board(facts, size, title)
-    ax.set_title(title if not size.titled else "", loc="left", fontsize=size.text - 1, color=LIGHT["muted"])
     for index, (series, shift) in enumerate(placed(facts)):
         points = [
             (cell, value) for cell in series.cells
@@ -153,7 +153,11 @@ def _billed(facts: Facts, size: Size, title: str, of: Callable[[Bill], float | N
         for cell, value in points:
             dot(facts, ax, index, cell.batch * shift, value, cell.best.middle)
         ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=series.name)
-    return finish(figure, ax, size) if ax.lines else None
+    if not ax.lines:
+        return None
+    finish(figure, ax, size)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{compact(value)}{unit}")
+    return figure
 
 
 def _against(
