@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,7 @@ def noisy(ax: Axes, facts: Facts, x: Array, y: Array, colour: str, label: str | 
     if len(x) < _SMOOTH_FROM:
         ax.plot(x, y, color=LIGHT[colour], linewidth=1.7, marker="o", markersize=3, label=label)
         return
-    smooth = smoothed(y, [i for i in range(1, len(x)) if _phase(facts, i) != _phase(facts, i - 1)])
+    smooth = smoothed(y, _phases(facts, x))
     ax.plot(*_thin(x, y), color=LIGHT[colour], linewidth=0.8, alpha=0.3)
     ax.plot(*_thin(x, smooth), color=LIGHT[colour], linewidth=1.8, label=label)
 
@@ -219,8 +219,12 @@ def _thin(x: Array, y: Array) -> tuple[Array, Array]:
     return x[index], y[index]
 
 
-def _phase(facts: Facts, index: int) -> Any:
-    return facts.history.train[index].get("phase")
+def _phases(facts: Facts, x: Array) -> list[int]:
+    """Where in `x` (samples, rising) a new phase begins; a walk is measured at other steps than the loss."""
+    lines = pairwise(facts.history.train)
+    starts = [new["samples"] for old, new in lines if new.get("phase") != old.get("phase")]
+    places = sorted({int(np.searchsorted(x, start)) for start in starts})
+    return [place for place in places if 0 < place < len(x)]
 
 
 def column(lines: list[Line], key: str) -> tuple[Array, Array]:
