@@ -126,8 +126,9 @@ def _panel(
         ax.plot(*np.add(around, [[column], [row]]), color=COLOURS[0 if lighter else -1], linewidth=2.0, zorder=5)
         text = f"{values[row, column]:.4g}"
     gap = "\n" if size.narrow else " · "
+    batch = f" · {batch_name(grid.cell.batch)}" if len(facts.batches) > 1 else ""
     ax.set_title(
-        f"{grid.cell.optimizer} · {batch_name(grid.cell.batch)}{gap}best {text}", fontsize=size.text, loc="left",
+        f"{grid.cell.optimizer}{batch}{gap}best {text}", fontsize=size.text, loc="left",
         color=LIGHT["muted"], pad=5, linespacing=1.25,
     )  # fmt: skip
     for axis, points, room in ((ax.xaxis, grid.xs, 3 if size.narrow else 6), (ax.yaxis, grid.ys, 6)):
