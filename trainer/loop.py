@@ -30,7 +30,7 @@ from trainer.evaluate import evaluate, evaluate_average
 from trainer.export import export
 from trainer.heartbeat import Heartbeat
 from trainer.meter import Meter
-from trainer.metrics import KINDS, Metrics
+from trainer.metrics import KINDS, Metrics, read
 from trainer.notice import Notice
 from trainer.plan import Phase, notes, plan, rows, stop_step
 from trainer.progress import Progress
@@ -52,6 +52,8 @@ class Run:
     heartbeat: Heartbeat
     notice: Notice
     reached: bool = False  # the target, if the config names one
+    diverged: bool = False
+    owed: bool = False  # the evaluation of the checkpoint that it goes on from, which was cut off
     course: Course = field(default_factory=Course)
     began: float = field(default_factory=time.time)
 
@@ -129,16 +131,22 @@ def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, 
         stop=stop_step(config, plans), heartbeat=heartbeat, notice=notice,
         reached=agree(world, lambda: rundir.has_reached(directory, place, config.evaluate.target)),
     )  # fmt: skip
+    unended = False
+    if own is not None:
+        run.owed, unended = agree(world, lambda: _unsaid(run, place))
     heartbeat.total = plans[-1].last_step
     _announce(run, place, source)
     began = place
     try:
         notice.ask()
-        while place.step < run.stop and not run.reached and not (signal := notice.answer()):
-            phase = next(p for p in plans if p.first_step <= place.step < p.last_step)
+        while (place.step < run.stop or run.owed) and not run.reached and not (signal := notice.answer()):
+            here = next((p for p in plans if p.first_step <= place.step < p.last_step), plans[-1])
+            phase = plans[place.phase] if run.owed else here
             place, source = _run_phase(run, phase, place, source)
-        if place != began:
-            reason = "reached" if run.reached else "finished" if run.finished(place) else "stopped"
+        if place != began or unended:
+            reason = "reached" if run.reached else "diverged" if run.diverged else "stopped"
+            if run.finished(place) and reason == "stopped" and not run.owed:
+                reason = "finished"
             run.metrics.write(
                 "end", step=place.step, samples=place.samples, seconds=time.time() - run.began, reason=reason
             )  # fmt: skip
@@ -147,7 +155,7 @@ def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, 
         if run.progress is not None:
             run.progress.close()
     heartbeat.at(place.step, "end")
-    if place.step < run.stop and not run.reached:
+    if (place.step < run.stop or run.owed) and not run.reached:
         heartbeat.close("saved")
         _say(world, f"stopped by {signals.name(signal)} at step {place.step}; the same command goes on from there")
         return signal
@@ -155,6 +163,15 @@ def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, 
         agree(world, lambda: _finish(run, source, place))
     heartbeat.close("finished" if run.finished(place) else "stopped")
     return 0
+
+
+def _unsaid(run: Run, place: Place) -> tuple[bool, bool]:
+    """Whether the run was cut off before it had evaluated its newest checkpoint, and before it had said how it ended."""
+    history = read(run.directory)
+    phase = run.plans[place.phase]
+    due = place.step in (phase.last_step, run.stop) or phase.due(place.step, phase.config.evaluate.every)
+    evaluated = any(line["step"] == place.step for line in history.eval)
+    return due and not evaluated, history.state == "unfinished"
 
 
 def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tuple[Place, Path]:
@@ -181,7 +198,11 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
     if run.progress is not None:
         run.progress.start(place.step, run.plans[-1].last_step)
     saved: Path | None = None
-    for step in range(place.step + 1, end + 1):
+    if run.owed:
+        run.owed, saved = False, source
+        run.heartbeat.at(place.step, "evaluation")
+        _evaluate(run, phase, engine, place)
+    for step in range(place.step + 1, end + 1 if not run.reached else 0):
         drawn = key(seed, step * world.size + world.rank)
         torch.manual_seed(drawn)
         micro_batches = diagnosis.watched(step, _micro_batches(run, batches, phase, step))
@@ -195,7 +216,7 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         if saving or phase.due(step, config.log.every) or step == phase.first_step + 1:
             values, layers = meter.read(place)
             if run.course.diverged(values["loss"], run.config.divergence):
-                run.stop, saving, final = step, True, True
+                run.stop, run.diverged, saving, final = step, True, True, True
                 run.note(f"step {step}: the loss has diverged, to {values['loss']:.4g}")
             elif run.config.divergence is None:
                 _check_loss(run, phase, values)
@@ -316,7 +337,7 @@ def _announce(run: Run, place: Place, source: Path | None) -> None:
             _say(run.world, f"  note          {note}")
     if source is not None:
         _say(run.world, f"going on at step {place.step} from {source}")
-    if run.reached or place.step >= run.stop:
+    if run.reached or (place.step >= run.stop and not run.owed):
         why = f"{run.config.evaluate.target} was reached" if run.reached else f"it was to stop at {run.stop}"
         _say(run.world, f"nothing is left to do: the run stands at step {place.step}, and {why}")
         return  # and the metrics say how it ended

@@ -16,7 +16,7 @@ between    step, samples, losses: of the step's own batch, at evenly many weight
 eval       step, samples, phase, loss, accuracy (share), examples; loss_augmented, accuracy_augmented over several views
            of each image (evaluate.augment); loss_averaged, accuracy_averaged of the averaged weights (averaging)
 checkpoint step, samples, path, seconds
-end        step, samples, seconds, reason ("finished", "stopped", or "reached": the target)
+end        step, samples, seconds, reason ("finished", "stopped", "reached": the target, or "diverged")
 ========== ==================================================================================================
 
 JSON has no NaN: numbers that are not finite stand as the strings "nan", "inf" and "-inf", which keep what
@@ -159,7 +159,7 @@ class History:
     restarts: list[Line] = field(default_factory=list)  #: the starts that went on from an earlier step, one a step
     skipped: int = 0  #: lines that could not be read: cut off by a kill, or with a value of the wrong type
     seconds: float = 0.0  #: wall time of all launches together, without the waits between them
-    state: str = "empty"  #: finished, reached, stopped, unfinished (running, or killed), or empty
+    state: str = "empty"  #: finished, reached, diverged, stopped, unfinished (running, or killed), or empty
 
 
 def read(run: Path) -> History:

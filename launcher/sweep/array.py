@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from launcher import launch, requeue, sbatch, site
 from launcher.launch import Request
 from launcher.sweep import spec
 from launcher.sweep.slots import Slot, slots
 from launcher.sweep.spec import Sweep
-from launcher.sweep.trials import NothingToRepeat, Study, open_study
+from launcher.sweep.trials import ConfigChanged, NothingToRepeat, Study, open_study
 from trainer import signals
 from trainer.config import ConfigError, ConfigErrors
 
+JOBS = "jobs.txt"  # numbers of the arrays that were submitted
 _LARGEST = 1001  # SLURM's own MaxArraySize, where scontrol does not tell
 
 
@@ -39,22 +44,25 @@ def submit(sweep: Sweep, request: Request, jobs: int | None, retry: bool) -> int
         print(sbatch.render(asked, where, [os.path.join(directory, "array-1.txt")]), end="")
         return 0
     study.prepare()
-    if (waiting := _waiting(study)) is not None:
-        advice = "wait for it, or scancel it"
-        raise ConfigError("name", sweep.name, f"job {waiting} works on {study.directory}", advice)
-    if retry:
-        study.retry()
-    left = study.pending()
+    with alone(study):
+        if retry:
+            study.retry()
+        return _submit(study, study.pending(), request, where, asked, jobs)
+
+
+def _submit(
+    study: Study, left: list[Slot], request: Request, where: site.Site, asked: sbatch.Job, jobs: int | None
+) -> int:
     parts = [[s for s in left if s.setting is not None], [s for s in left if s.setting is None]]
     size = _largest() - 1
-    files: list[Path] = []
     after: list[str] = []
     for part in parts:
-        numbers = []
+        numbers: list[str] = []
         for chunk in (part[i : i + size] for i in range(0, len(part), size)):
-            files.append(study.directory / f"array-{len(files) + 1}.txt")
-            files[-1].write_text("".join(f"{slot.name}\n" for slot in chunk))
-            script = sbatch.render(asked, where, [os.path.abspath(files[-1])])
+            # A name of its own: tasks read their line when they begin.
+            file = study.directory / f"array-{time.strftime('%Y%m%d-%H%M%S')}-{len(after) + len(numbers) + 1}.txt"
+            file.write_text("".join(f"{slot.name}\n" for slot in chunk))
+            script = sbatch.render(asked, where, [os.path.abspath(file)])
             # The best of a batch is known once all that is searched there has ended, however it did.
             wait = [f"--dependency=afterany:{':'.join(after)}"] if after else []
             throttle = "" if jobs is None else f"%{jobs}"
@@ -62,12 +70,13 @@ def submit(sweep: Sweep, request: Request, jobs: int | None, retry: bool) -> int
             if number is None:
                 return 1
             numbers.append(number)
+            with open(study.directory / JOBS, "a") as stream:
+                stream.write(f"{number}\n")
             print(f"submitted job array {number}: {len(chunk)} runs" + (", after the others" if wait else ""))
         after += numbers
     if not left:
         print(f"nothing is left to do in {study.directory}")
         return 0
-    (study.directory / "jobs.txt").write_text("".join(f"{number}\n" for number in after))
     print(f"  how it goes   squeue --jobs {','.join(after)}")
     print(f"  what came out bellwether report {study.directory}    (at any time)")
     print(f"  end it        scancel {' '.join(after)}    (what is done is saved; the same command goes on)")
@@ -90,14 +99,25 @@ def job(sweep: Sweep, request: Request, where: site.Site) -> sbatch.Job:
     return replace(asked, name=sweep.name, sweep=True, study=os.path.abspath(sweep.directory))
 
 
-def _waiting(study: Study) -> str | None:
-    """A job array of this sweep that SLURM still has."""
-    file = study.directory / "jobs.txt"
-    for number in file.read_text().split() if file.exists() else []:
-        done = subprocess.run(["squeue", "--noheader", "--jobs", number], capture_output=True, text=True)
-        if done.returncode == 0 and done.stdout.strip():
-            return number
-    return None
+@contextmanager
+def alone(study: Study) -> Iterator[None]:
+    """While nobody else starts runs of a sweep: neither another command, nor a job array that SLURM still has.
+
+    Raises:
+        ConfigError: if somebody does.
+    """
+    key, name, where = "name", study.sweep.name, study.directory
+    try:
+        with FileLock(where / ".lock", blocking=False):
+            file = where / JOBS
+            for number in file.read_text().split() if file.exists() and shutil.which("squeue") else []:
+                done = subprocess.run(["squeue", "--noheader", "--jobs", number], capture_output=True, text=True)
+                if done.returncode == 0 and done.stdout.strip():
+                    raise ConfigError(key, name, f"job {number} works on {where}", "wait for it, or scancel it")
+            yield
+    except Timeout:
+        problem = f"another bellwether sweep works in {where}"
+        raise ConfigError(key, name, problem, "wait for it, or end it") from None
 
 
 def _largest() -> int:
@@ -115,6 +135,12 @@ def begin(study: Study, slot: Slot) -> int:
         except NothingToRepeat as error:
             print(f"bellwether: {error}: no setting has come to its end, so none is repeated", file=sys.stderr)
             return 1
+        except ConfigChanged as error:
+            print(f"bellwether: {error}", file=sys.stderr)
+            return 1
+        except (ConfigError, ConfigErrors) as error:
+            study.fail(slot, str(error))
+            raise
     if config is None:
         print(f"bellwether: {slot.name} waits for the runs that it is the best of", file=sys.stderr)
         return 1

@@ -107,15 +107,14 @@ class Setting:
 
     @property
     def rank(self) -> tuple[bool, int, float, float, float]:
-        """Smallest for the best: reached at all, on the most seeds, with the least steps; or the nearest to it.
+        """Smallest for the best: reached by any seed, run on the most seeds, with the least steps; or the nearest to it.
 
         Searches often run every setting on one seed and repeat the best alone. Of many settings with one seed each some
         look good by luck, so that one of them would beat the very setting that was repeated.
         """
         share = len(self.reached) / max(1, len(self.counted))
-        if math.isfinite(self.steps):
-            return (False, -len(self.runs), self.steps, -share, self.far)
-        return (True, -len(self.runs) if math.isfinite(self.far) else 0, -share, self.far, 0.0)
+        seeds = len({run.trial.seed for run in self.counted})
+        return (not self.reached, -seeds, self.steps, -share, self.far)
 
     @property
     def far(self) -> float:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from launcher.sweep import search
+from launcher.sweep.array import alone
 from launcher.sweep.slots import Slot, slots
 from launcher.sweep.spec import Sweep
-from launcher.sweep.trials import NothingToRepeat, Study
+from launcher.sweep.trials import ConfigChanged, NothingToRepeat, Study
 from trainer import signals
 from trainer.config import ConfigError, ConfigErrors
 
@@ -78,14 +78,10 @@ def run(sweep: Sweep, jobs: int | None, retry: bool) -> int:
     """Run what is left of a sweep. Returns the exit status for the shell."""
     study = Study(sweep)
     study.prepare()
-    try:
-        with FileLock(study.directory / ".lock", blocking=False):
-            if retry and (count := study.retry()):
-                _say(f"{count} that failed {'are' if count > 1 else 'is'} tried again")
-            return _Packer(study, jobs).run()
-    except Timeout:
-        problem = f"another bellwether sweep works in {study.directory}"
-        raise ConfigError("name", sweep.name, problem, "wait for it, or end it") from None
+    with alone(study):
+        if retry and (count := study.retry()):
+            _say(f"{count} that failed {'are' if count > 1 else 'is'} tried again")
+        return _Packer(study, jobs).run()
 
 
 class _Packer:
@@ -95,6 +91,8 @@ class _Packer:
         self.free = places(self.sweep, _cores(), self.gpus, jobs)
         self.running: list[Running] = []
         self.told: list[int] = []
+        self.waiting = False  # what is left waits for what runs
+        self.changed = ""  # why nothing more may begin
         self.written = 0.0
         self.context = multiprocessing.get_context("forkserver")
         # Importing takes longer than many a small run. Not with GPUs, which a forked process cannot take up.
@@ -115,13 +113,17 @@ class _Packer:
                     self._stop()
                 for done in [running for running in self.running if running.status is not None]:
                     self.running.remove(done)
+                    self.waiting = False
                     self.free.append(done.place)
                     self._ended(done, bar)
-                while self.free and left and not self.told:
+                while self.free and left and not self.told and not self.waiting:
                     slot = self._begin(left)
-                    if slot is None:
-                        break
-                    left.remove(slot)
+                    if self.changed:
+                        left = []
+                    elif slot is None:
+                        self.waiting = True
+                    else:
+                        left.remove(slot)
                 if left and not self.running and not self.told:
                     _say(f"what is left waits for runs that cannot be read: {', '.join(slot.name for slot in left)}")
                     break
@@ -136,6 +138,9 @@ class _Packer:
         for slot in left:
             try:
                 config = self.study.begin(slot)
+            except ConfigChanged as error:
+                self.changed = str(error)
+                return None
             except NothingToRepeat as error:
                 _say(f"{error}: no setting has come to its end, so none is repeated")
                 return slot
@@ -221,6 +226,9 @@ class _Packer:
         )
         if self.told:
             return 130 if self.told[0] == signal.SIGINT else signals.SAVED
+        if self.changed:
+            _say(self.changed)
+            return 2
         if counts["failed"]:
             _say("what failed is tried again with --retry")
         _say(f"bellwether report {self.study.directory} draws what came out")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from launcher.sweep.spec import Range, Sweep, axis
+from launcher.sweep.spec import Range, Space, Sweep, axis
 from launcher.sweep.table import Target, Trial, Value
 
 _WORST = 10.0  # how many budgets a run that missed can count as, at most
@@ -25,11 +26,20 @@ def setting(sweep: Sweep, optimizer: str, batch: int, number: int, tried: Sequen
         return {}
     ratio = batch / sweep.batches[0]
     if sweep.search.kind == "grid":
-        points = itertools.product(*(axis(where, ratio) for where in space.values()))
-        return dict(zip(space, next(itertools.islice(points, number, None)), strict=True))
+        return next(itertools.islice(_combinations(space, ratio), number, None))
+    if all(isinstance(where, list) for where in space.values()):
+        # Lists alone: none twice, or one would look like two seeds. Shuffled, so that a few are spread over all of them.
+        every = list(_combinations(space, ratio))
+        random.Random(sweep.search.seed).shuffle(every)
+        return every[number]
     if sweep.search.kind == "random":
         return _placed(space, _halton(len(space), number, sweep.search.seed), ratio)
     return _tpe(sweep, space, ratio, number, tried)
+
+
+def _combinations(space: Space, ratio: float) -> Iterator[dict[str, Value]]:
+    points = itertools.product(*(axis(where, ratio) for where in space.values()))
+    return (dict(zip(space, point, strict=True)) for point in points)
 
 
 def best(trials: Iterable[Trial], target: Target | None, metric: str, at_least: bool) -> Trial | None:

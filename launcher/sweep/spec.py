@@ -136,9 +136,11 @@ class Sweep(Section):
 
     def settings(self, optimizer: str) -> int:
         """How many settings are searched for an optimizer at each batch."""
-        if self.search.kind != "grid":
-            return self.search.trials if self.space_of(optimizer) else 1
-        return math.prod(len(axis(where, 1.0)) for where in self.space_of(optimizer).values())
+        space = self.space_of(optimizer)
+        if self.search.kind != "grid" and any(isinstance(where, Range) for where in space.values()):
+            return self.search.trials
+        combinations = math.prod(len(axis(where, 1.0)) for where in space.values())
+        return combinations if self.search.kind == "grid" else min(self.search.trials, combinations)
 
     @property
     def goal(self) -> Target | None:

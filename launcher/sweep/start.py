@@ -35,15 +35,24 @@ def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
 
 
 def check(sweep: Sweep, path: str) -> None:
-    """Whether the first setting of each optimizer makes a config at each batch, before anything has begun.
+    """Whether the settings of each optimizer make configs at each batch, before anything has begun.
 
     Raises:
-        ConfigErrors: naming what is wrong with it.
+        ConfigErrors: naming what is wrong with one.
     """
+    base = spec.base(sweep)
+    if base.stop_after is not None:
+        advice = "take it out: duration is the budget of a run"
+        raise ConfigError("stop_after", str(base.stop_after), "has no meaning in a sweep", advice, sweep.config)
     for optimizer, variant in sweep.optimizers.items():
         for batch in sweep.batches:
             setting = search.setting(sweep, optimizer, batch, 0)
-            spec.config(sweep, {**sweep.set, **variant.set, **setting, "batch.global": batch})
+            fixed = {**sweep.set, **variant.set, **setting, "batch.global": batch}
+            spec.config(sweep, fixed)
+            for key, where in sweep.space_of(optimizer).items():
+                ends = where if isinstance(where, list) else where.at(batch / sweep.batches[0])
+                for value in ends:
+                    spec.config(sweep, {**fixed, key: value})
 
 
 def outline(sweep: Sweep) -> str:

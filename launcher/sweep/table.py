@@ -182,7 +182,7 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
     if status not in get_args(Status):
         advice = f"write one of {', '.join(get_args(Status))}"
         raise ConfigError(key, path, f"trial {number}: status: {status!r} is unknown", advice)
-    if not isinstance(batch, int | float) or isinstance(batch, bool) or not batch > 0:
+    if not isinstance(batch, int | float) or isinstance(batch, bool) or not 0 < batch < math.inf:
         raise ConfigError(key, path, f"trial {number}: batch_size: {batch!r} is no number above 0")
     try:
         measurements = [measurement(row, batch) for row in rows if row["step"] is not None]
@@ -208,6 +208,8 @@ def measurement(row: Mapping[str, Any], batch: float) -> dict[str, float]:
     wrong = next((name for name, value in found.items() if isinstance(value, str | bool)), None)
     if wrong is not None:
         raise ValueError(f"{wrong}: {found[wrong]!r} is no number")
+    if not math.isfinite(found["step"]):
+        raise ValueError(f"step: {found['step']} is no number of steps")
     return {"samples": found["step"] * batch, **found, "step": int(found["step"])}
 
 

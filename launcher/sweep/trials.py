@@ -69,11 +69,19 @@ class NothingToRepeat(Exception):
     """All settings of an optimizer at a batch diverged or failed: there is no best one."""
 
 
-class Study:
-    """A sweep's directory."""
+class ConfigChanged(Exception):
+    """The config that all runs start from is no longer what it was when the sweep began."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep, self.directory = sweep, sweep.directory
+
+class Study:
+    """A sweep's directory.
+
+    Args:
+        base: what the config was when the sweep began; None: as it is now.
+    """
+
+    def __init__(self, sweep: Sweep, base: dict[str, Any] | None = None) -> None:
+        self.sweep, self.directory, self.base = sweep, sweep.directory, base
         self._ended: dict[str, Trial] = {}
 
     @property
@@ -91,7 +99,14 @@ class Study:
         """
         self.trials.mkdir(parents=True, exist_ok=True)
         file = self.directory / SWEEP
-        new = self.sweep.model_dump(mode="json") | {"base": dump(spec.base(self.sweep))}
+        self.base = dump(spec.base(self.sweep))
+        new = self.sweep.model_dump(mode="json") | {"base": self.base}
+        if any(
+            isinstance(where, spec.Range) and where.batch
+            for name in self.sweep.optimizers
+            for where in self.sweep.space_of(name).values()
+        ):
+            new["first_batch"] = self.sweep.batches[0]  # which such ranges move from
         if file.exists():
             _check_same(parse_yaml(file.read_text()), new, self.directory)
         _publish(file, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
@@ -111,8 +126,11 @@ class Study:
         Raises:
             ConfigErrors: if the settings make no config.
             NothingToRepeat: if it is to repeat the best setting, and there is none.
+            ConfigChanged: if runs of before and after could not be compared.
         """
         if not self.config_file(slot).exists():
+            if self.base is not None and dump(spec.base(self.sweep)) != self.base:
+                raise ConfigChanged(f"{self.sweep.config} has changed since the sweep began: set it back to go on")
             cell = self._members(slot)
             if slot.setting is not None:
                 parameters = search.setting(self.sweep, slot.optimizer, slot.batch, slot.setting, cell)
@@ -222,20 +240,26 @@ class Study:
         )  # fmt: skip
 
     def _status(self, name: str, history: metrics.History, record: Record) -> Status:
-        if history.train and not math.isfinite(history.train[-1]["loss"]):
+        if history.state == "diverged" or (history.train and not math.isfinite(history.train[-1]["loss"])):
             return "diverged"
+        if history.state in ("finished", "reached"):
+            return "complete"
         if (self.trials / f"{name}.failed").exists():
             return "failed"
-        if history.state == "stopped" and record.stop_after is not None:
-            return "beaten"
-        return "complete" if history.state in ("finished", "reached") else "unfinished"
+        # A signal stops a run too, and that one goes on.
+        bound = record.stop_after
+        beaten = history.state == "stopped" and bound is not None and history.end[-1]["step"] >= bound
+        return "beaten" if beaten else "unfinished"
 
 
 def open_study(directory: Path) -> Study:
     """The study in a directory, as its own sweep.yaml has it."""
     raw = parse_yaml((directory / SWEEP).read_text())
-    raw.pop("base", None)
-    return Study(spec.validate({**raw, "runs": str(directory.parent)}, str(directory / SWEEP)))
+    base = raw.pop("base", None)
+    raw.pop("first_batch", None)
+    # Where it lies now, which may be a copy.
+    where = {"runs": str(directory.parent), "name": directory.resolve().name}
+    return Study(spec.validate({**raw, **where}, str(directory / SWEEP)), base)
 
 
 def _measurements(history: metrics.History) -> list[dict[str, float]]:

@@ -529,6 +529,33 @@ def test_a_target_ends_the_run_where_it_is_reached(ranks: Ranks, workspace: Path
     assert last(raw).name == "step-00000008"
 
 
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("step", [4, 8])
+def test_an_evaluation_that_was_cut_off_is_made_when_the_run_goes_on(ranks: Ranks, workspace: Path, step: int) -> None:
+    """Killed after the checkpoint and before the evaluation, in mid-run and at the very end."""
+    raw = text(workspace, f"cut-{step}", evaluate={"every": "4 steps"}, checkpoint={"every": "4 steps"})
+    raw |= {"stop_after": f"{step} steps"}
+    ranks.run(_run, raw)
+    run = Path(raw["runs"]) / raw["name"]
+    whole = read(run).eval
+    lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if f'"step": {step}' in line]
+    cut = [line for line in lines if '"event": "eval"' in line or '"event": "end"' in line]
+    assert len(cut) == 2
+    text_ = (run / "metrics.jsonl").read_text()
+    for line in cut:
+        text_ = text_.replace(line + "\n", "")
+    (run / "metrics.jsonl").write_text(text_)
+    (run / "finished.json").unlink(missing_ok=True)
+    ranks.run(_run, merged(raw, {"stop_after": "8 steps"}))
+    history = read(run)
+    assert [line["step"] for line in history.eval] == [4, 8]
+    assert history.eval[: len(whole)] == [
+        {**old, "time": new["time"]} for old, new in zip(whole, history.eval, strict=False)
+    ]
+    assert history.state == "finished"
+    assert (run / "finished.json").exists()
+
+
 @pytest.mark.parametrize(
     "text_, values, holds",
     [

@@ -79,6 +79,15 @@ def test_quasi_random_settings_cover_the_range_better_than_chance() -> None:
     assert max(b - a for a, b in zip([0.0, *shares], [*shares, 1.0], strict=True)) < 2 / 32 + 1e-9
 
 
+@pytest.mark.parametrize("kind", ["random", "tpe"])
+def test_of_lists_alone_no_setting_is_tried_twice(kind: str) -> None:
+    """Twice the same would look like two seeds."""
+    asked = sweep(space={"optimizer.lr": [0.1, 0.2], "optimizer.clip": [0, 1]}, search={"kind": kind, "trials": 9})
+    assert asked.settings("config") == 4
+    found = [tuple(search.setting(asked, "config", 64, number).values()) for number in range(4)]
+    assert set(found) == {(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)}
+
+
 def _steps(lr: float) -> int:
     """To the target: least at lr 0.03, twice that a factor of e away."""
     return round(100 * 2 ** abs(math.log(lr / 0.03)))

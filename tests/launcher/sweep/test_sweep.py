@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,8 @@ def test_more_gpus_a_run_than_there_are_is_refused(tmp_path: Path) -> None:
         ({"set": {"duration": "x"}}, {}, "duration: 'x': not a duration"),
         ({"optimizers": {"a": {"set": {"optimizer.nam": "sgd"}}}}, {}, "did you mean 'name'"),
         ({"space": {"optimizer.lrr": [1.0]}}, {}, "did you mean 'lr'"),
+        ({"space": {"optimizer.lr": [1.0, -1.0]}}, {}, "optimizer.lr: -1.0: must be greater than 0"),
+        ({"set": {"stop_after": "2 steps"}}, {}, "stop_after: '2 steps': has no meaning in a sweep"),
         ({}, {"nodes": 2}, "--nodes: 2: has no meaning here"),
     ],
 )
@@ -183,6 +186,48 @@ def test_what_no_run_could_do_is_refused_before_any(
     with pytest.raises((ConfigError, ConfigErrors), match=said):
         start(str(file), Request(config=str(file), overrides=(), on="local", **request_), None, False)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_signal_is_no_defeat(tmp_path: Path) -> None:
+    """A run that others would beat at step 6, cut off at step 2, goes on; one that came to step 6 is beaten."""
+    study = trials.Study(spec.read(write(tmp_path)))
+    study.prepare()
+    slot = next(slots(study.sweep))
+    study.begin(slot)
+    (study.trials / f"{slot.name}.json").write_text(
+        '{"optimizer": "lamb", "batch": 32, "seed": 1, "setting": 0, "parameters": {}, "stop_after": 6}'
+    )
+    for step, status in [(2, "unfinished"), (6, "beaten")]:
+        log = metrics.Metrics(study.trials / slot.name)
+        log.write("start", step=0, samples=0)
+        log.write("train", step=step, samples=32 * step, loss=1.0, lr=0.1)
+        log.write("end", step=step, samples=32 * step, seconds=1.0, reason="stopped")
+        log.close()
+        assert study.status(slot) == status
+    study.fail(slot, "a word of something else")
+    assert trials.Study(study.sweep).status(slot) == "failed"
+
+
+def test_a_config_that_changes_under_a_sweep_stops_it(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text((ROOT / "configs/resnet-digits.yaml").read_text())
+    study = trials.Study(spec.read(write(tmp_path, config=str(base))))
+    study.prepare()
+    first, second = list(slots(study.sweep))[:2]
+    assert study.begin(first) is not None
+    base.write_text(base.read_text().replace("flip: false", "flip: true"))
+    with pytest.raises(trials.ConfigChanged, match="has changed since the sweep began"):
+        trials.open_study(study.directory).begin(second)
+    assert study.begin(first) is not None
+
+
+def test_a_copy_of_a_sweep_shows_its_own_runs(tmp_path: Path) -> None:
+    study = trials.Study(spec.read(write(tmp_path)))
+    study.prepare()
+    shutil.copytree(study.directory, tmp_path / "runs/copy")
+    study.begin(next(slots(study.sweep)))
+    assert len(trials.open_study(study.directory).collect()) == 1
+    assert trials.open_study(tmp_path / "runs/copy").collect() == []
 
 
 def test_two_at_once_are_kept_apart(tmp_path: Path) -> None:
