@@ -28,6 +28,7 @@ class Found:
         suggestion: a tenth of the rate at the lowest smoothed loss: a peak rate with some room above it.
         steepest: the rate at which the smoothed loss falls fastest in log(rate): a rate to be careful with.
         lowest: the rate at the lowest smoothed loss, at which most runs are about to diverge.
+        note: why the suggestion is none, where the lowest loss lies at an end of what was tried.
     """
 
     suggestion: float
@@ -36,6 +37,7 @@ class Found:
     rates: list[float]
     losses: list[float]
     smooth: list[float]
+    note: str = ""
 
 
 def judge(rates: Sequence[float], losses: Sequence[float]) -> Found:
@@ -49,6 +51,7 @@ def judge(rates: Sequence[float], losses: Sequence[float]) -> Found:
         raise ConfigError(
             "--from", rates[0] if rates else None, f"the loss diverged after {count} steps", "begin lower"
         )
+    cut = count < len(losses)
     rates, losses = list(rates[:count]), list(losses[:count])
     smooth = smoothed(losses)
     bottom = min(range(count), key=smooth.__getitem__)
@@ -59,13 +62,20 @@ def judge(rates: Sequence[float], losses: Sequence[float]) -> Found:
         if i + reach < count
     }
     steepest = min(slopes, key=slopes.__getitem__) if slopes else bottom
-    return Found(rates[bottom] / 10, rates[steepest], rates[bottom], rates, losses, smooth)
+    note = ""
+    if bottom < reach:
+        note = "the loss rises from the first steps on, so this is no suggestion: begin lower, with --from"
+    elif bottom == count - 1 and not cut:
+        note = "the loss still falls at the highest rate, so this is no suggestion: go higher, with --to"
+    return Found(rates[bottom] / 10, rates[steepest], rates[bottom], rates, losses, smooth, note)
 
 
 def find(config: str, overrides: Sequence[str], nproc: int | None, low: float, high: float, steps: int) -> int:
     """Run the test in a directory of its own under the config's `runs`, draw it and tell. Returns the exit status."""
     if not 0 < low < high:
         raise ConfigError("--from", low, f"must be above 0 and below --to {high:g}", "as in --from 1e-6 --to 1")
+    if steps < 20:
+        raise ConfigError("--steps", steps, "are too few to see a course in", "write some hundreds")
     raw, run = prepared(config, overrides, low, high, steps)
     from launcher.local import train
 
@@ -143,6 +153,7 @@ def told(found: Found, run: Path) -> str:
         ("suggestion", f"{found.suggestion:.2g}   a tenth of the rate at the lowest loss"),
         ("steepest", f"{found.steepest:.2g}   where the loss falls fastest"),
         ("lowest", f"{found.lowest:.2g}   where it is lowest, at {min(found.smooth):.4f}"),
+        *([("note", found.note)] if found.note else []),
         ("plot", str(run / "lr-find.png")),
         ("numbers", str(run / "lr-find.json")),
     ]

@@ -37,6 +37,21 @@ def test_what_is_no_number_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
+    "losses, said",
+    [
+        ([2 - i / 201 for i in range(201)], "go higher, with --to"),
+        ([2 + i / 201 for i in range(201)], "begin lower, with --from"),
+        ([2 - i / 100 for i in range(100)] + [math.nan] * 101, ""),
+        ([2 + abs(i - 100) / 100 for i in range(201)], ""),
+    ],
+)
+def test_a_valley_at_an_end_is_no_suggestion(losses: list[float], said: str) -> None:
+    found = judge(RATES, losses)
+    assert said in found.note
+    assert bool(said) == bool(found.note)
+
+
+@pytest.mark.parametrize(
     "loss, times, diverged", [(1.0, 4.0, False), (math.nan, 4.0, True), (1e3, 4.0, True), (1e3, None, False)]
 )
 def test_divergence(loss: float, times: float | None, diverged: bool) -> None:
