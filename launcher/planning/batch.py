@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.sweep import critical, points
+from launcher.sweep import critical, directory, points
 from trainer import metrics
 from trainer.config import ConfigError
 
@@ -33,7 +33,7 @@ def read(given: str) -> Critical:
     learns, and is noisy. A file of measurements is fitted as `bellwether fit` does.
 
     Args:
-        given: a number of samples, a run directory, or a file that `launcher.sweep.points` reads.
+        given: a number of samples, a run directory, or what `launcher.sweep.points` reads.
 
     Raises:
         ConfigError: if it is none of these, or does not tell.
@@ -50,11 +50,19 @@ def read(given: str) -> Critical:
 def _measured(path: Path) -> Critical:
     if (path / metrics.FILE).is_file():
         return _of_run(path)
-    if path.is_dir():
+    if path.is_dir() and not directory.is_measured(path):
         raise ConfigError(
-            "--critical-batch", str(path), f"holds no {metrics.FILE}", "give a run directory, a file or a number"
+            "--critical-batch",
+            str(path),
+            f"holds no {metrics.FILE}",
+            "give a run's or a sweep's directory, a file or a number",
         )
-    found = points.read(path)
+    try:
+        found = points.read(path)
+    except ConfigError as error:
+        option = error.key.startswith("--")  # that fit has, and plan has not
+        advice = f"fit it with bellwether fit {path} {error.key} ..., and give the number" if option else error.allowed
+        raise ConfigError("--critical-batch", str(path), error.problem, advice) from None
     try:
         fit = critical.fit(found.batches, found.samples)
     except ValueError as error:
