@@ -95,7 +95,7 @@ def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
     assert steps(space, "done") == [1, 2, 3, 4]
     # Another config in the same directory is refused, once.
     status, out, error = finish(start(space, "launcher", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=4"))
-    assert status == 2
+    assert status == 2, error
     assert error.count("seed: 4") == 1
     assert "Traceback" not in error
 
