@@ -76,10 +76,14 @@ def _explain(error: Exception, logs: Path) -> int:
     """The failure that came first, and why. Others are its consequence."""
     failures = error.failures  # type: ignore[attr-defined]
 
-    def order(rank: int) -> tuple[bool, int]:
+    def order(rank: int) -> tuple[bool, float]:
         # A process that was killed leaves no time of its own; the others fail when their connection to it breaks.
-        killed = failures[rank].exitcode < 0 and failures[rank].exitcode != -signal.SIGTERM
-        return not killed, failures[rank].timestamp
+        failure = failures[rank]
+        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+        try:  # torch's timestamps are whole seconds, and a rank can follow another within one
+            return not killed, Path(failure.error_file).stat().st_mtime
+        except OSError:
+            return not killed, failure.timestamp
 
     first = min(failures, key=order)
     failure = failures[first]

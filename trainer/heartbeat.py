@@ -64,7 +64,9 @@ class Heartbeat:
         for act in (self._beat, self._watch) if silence else (self._beat,):
             threading.Thread(target=act, daemon=True).start()
         if world.main:
+            self._listen()
             threading.Thread(target=self._keep_file, daemon=True).start()
+            self._write(None, wait=10)  # a run that falls silent in its first seconds has left a file as well
 
     def __enter__(self) -> Heartbeat:
         return self
@@ -163,8 +165,8 @@ class Heartbeat:
             if now - self._heard > self.silence + 2 * self.period:
                 self._end(f"rank 0 has not answered for {now - self._heard:.0f} s")
 
-    def _write(self, ended: str, wait: float) -> None:
-        """Write the file a last time, and wait no longer than this many seconds for a file system that hangs."""
+    def _write(self, ended: str | None, wait: float) -> None:
+        """Write the file, a last time with ``ended``, and wait no longer than these seconds for a file system that hangs."""
         self._ended = ended
         self._written.clear()
         self._due.set()

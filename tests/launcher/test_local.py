@@ -14,6 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 from torch.distributed import TCPStore
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from launcher.local import _explain
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,6 +214,17 @@ def test_a_users_error_that_one_rank_alone_meets_is_told(space: Path, tmp_path: 
     assert status == 2
     assert error.count("rank 1: data.source: 'cat.png': cannot be decoded; mend it") == 1, error
     assert "Traceback" not in error
+
+
+def test_of_two_failures_within_a_second_the_first_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failures = {}
+    for rank, status, said in (0, 1, "connection reset"), (1, 2, "ConfigError: no such file"):
+        file = tmp_path / f"{rank}.json"
+        file.write_text(json.dumps({"message": {"message": said, "extraInfo": {"timestamp": "1700000000"}}}))
+        os.utime(file, (1.7e9, 1.7e9 - rank / 100))
+        failures[rank] = ProcessFailure(rank, 1, status, str(file))
+    assert _explain(ChildFailedError("trainer", failures), tmp_path) == 2
+    assert capsys.readouterr().err == "bellwether: rank 1: no such file\n"
 
 
 def test_a_killed_rank_ends_the_run(space: Path) -> None:
