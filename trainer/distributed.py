@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
@@ -124,7 +125,8 @@ def import_deepspeed() -> Any:
         compiler = torch.compile
         torch.compile = lambda function=None, **_: function or (lambda inner: inner)  # type: ignore[assignment]
         try:
-            import deepspeed.runtime.zero.muon.muon_optimizer
+            with contextlib.suppress(ImportError):  # another version may keep it elsewhere, and then it costs the 4 s
+                import deepspeed.runtime.zero.muon.muon_optimizer
         finally:
             torch.compile = compiler
     # Shared-memory all-reduce for inference. A process killed while it compiles leaves a lock behind on which every

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from trainer.config import ConfigError
+from trainer.config import ConfigError, units
 
 Status = Literal["complete", "diverged", "beaten", "failed", "unfinished"]
 Value = float | int | str | bool | list[Any] | None  #: a list is text in the file, as in [0.9, 0.99]
@@ -63,16 +63,11 @@ class Trial:
     run: str = ""  #: run directory, relative to the table
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a run is to reach, as in ``val/accuracy >= 0.9`` or ``val/loss <= 2.5``."""
-
-    metric: str
-    value: float
-    at_least: bool
+class Target(units.Target):
+    """What a run is to reach, of anything that a table holds: ``val/accuracy >= 0.9`` or ``val/loss <= 2.5``."""
 
     @classmethod
-    def parse(cls, text: str, key: str = "--target") -> Target:
+    def parse(cls, text: Any, key: str = "--target") -> Target:
         """From text.
 
         Raises:
@@ -86,13 +81,6 @@ class Target:
         if match is None or not math.isfinite(value):
             raise ConfigError(key, text, "is no target", "write 'val/loss <= 2.5' or 'val/accuracy >= 0.9'")
         return cls(match[1], value, match[2] == ">=")
-
-    def __str__(self) -> str:
-        return f"{self.metric} {'>=' if self.at_least else '<='} {self.value:g}"
-
-    def holds(self, measurement: Measurement) -> bool:
-        value = measurement.get(self.metric, math.nan)
-        return value >= self.value if self.at_least else value <= self.value
 
     def reached(self, trial: Trial) -> Measurement | None:
         """The first measurement that holds it."""

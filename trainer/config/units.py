@@ -90,8 +90,8 @@ class Target:
     """What held-out data is to show, as in ``accuracy >= 0.9`` or ``loss <= 2.5``."""
 
     metric: str
-    at_least: bool
     value: float
+    at_least: bool
 
     @classmethod
     def parse(cls, text: Any) -> Target:
@@ -101,7 +101,7 @@ class Target:
         try:
             if match is None:
                 raise ValueError
-            return cls(match[1].lower(), match[2] == ">=", float(match[3]))
+            return cls(match[1].lower(), float(match[3]), match[2] == ">=")
         except ValueError:
             raise ValueError("not a target: write 'accuracy >= 0.9' or 'loss <= 2.5'") from None
 
