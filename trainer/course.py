@@ -9,9 +9,14 @@ KEEP = 0.9  # of the mean so far at each value: a memory of ten
 
 
 class Course:
-    """A mean of the losses so far that forgets the old ones, without the bias of where it began (as Adam's moments)."""
+    """A mean of the losses so far that forgets the old ones, without the bias of where it began (as Adam's moments).
 
-    def __init__(self) -> None:
+    Args:
+        times: its lowest, at which it has diverged; None: never.
+    """
+
+    def __init__(self, times: float | None = None) -> None:
+        self.times = times
         self.mean, self.weight, self.lowest = 0.0, 0.0, math.inf
 
     def add(self, loss: float) -> float:
@@ -20,13 +25,13 @@ class Course:
         self.weight = KEEP * self.weight + (1 - KEEP)
         return self.mean / self.weight
 
-    def diverged(self, loss: float, times: float | None) -> bool:
-        """Take a loss, and tell whether the mean is now this many times its lowest, or no number; never for None."""
-        if times is None:
+    def diverged(self, loss: float) -> bool:
+        """Take a loss, and tell whether the mean is now too many times its lowest, or no number."""
+        if self.times is None:
             return False
         smooth = self.add(loss)
         self.lowest = min(self.lowest, smooth)
-        return not math.isfinite(smooth) or smooth > times * self.lowest
+        return not math.isfinite(smooth) or smooth > self.times * self.lowest
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:

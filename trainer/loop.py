@@ -51,10 +51,10 @@ class Run:
     stop: int  # step at which to stop, the last one or earlier
     heartbeat: Heartbeat
     notice: Notice
+    course: Course
     reached: bool = False  # the target, if the config names one
     diverged: bool = False
     owed: bool = False  # the evaluation of the checkpoint that it goes on from, which was cut off
-    course: Course = field(default_factory=Course)
     began: float = field(default_factory=time.time)
 
     @property
@@ -62,7 +62,7 @@ class Run:
         return self.directory / "checkpoints"
 
     def finished(self, place: Place) -> bool:
-        return self.reached or place.step == self.plans[-1].last_step
+        return self.reached or (place.step == self.plans[-1].last_step and not self.diverged)
 
     def note(self, text: str) -> None:
         if self.progress is not None:
@@ -128,12 +128,12 @@ def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, 
         config, directory, world, plans, datas,
         metrics=Metrics(directory if world.main else None, tensorboard=config.log.tensorboard),
         progress=Progress() if world.main else None,
-        stop=stop_step(config, plans), heartbeat=heartbeat, notice=notice,
+        stop=stop_step(config, plans), heartbeat=heartbeat, notice=notice, course=Course(config.divergence),
         reached=agree(world, lambda: rundir.has_reached(directory, place, config.evaluate.target)),
     )  # fmt: skip
     unended = False
     if own is not None:
-        run.owed, unended = agree(world, lambda: _unsaid(run, place))
+        run.owed, unended, run.course = agree(world, lambda: _past(run, place))
     heartbeat.total = plans[-1].last_step
     _announce(run, place, source)
     began = place
@@ -159,23 +159,27 @@ def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, 
         heartbeat.close("saved")
         _say(world, f"stopped by {signals.name(signal)} at step {place.step}; the same command goes on from there")
         return signal
-    if source is not None:
+    if source is not None or run.diverged:
         agree(world, lambda: _finish(run, source, place))
     heartbeat.close("finished" if run.finished(place) else "stopped")
     return 0
 
 
-def _unsaid(run: Run, place: Place) -> tuple[bool, bool]:
-    """Whether the run was cut off before it had evaluated its newest checkpoint, and before it had said how it ended."""
+def _past(run: Run, place: Place) -> tuple[bool, bool, Course]:
+    """Of a run that goes on: was it cut off before it had evaluated its newest checkpoint, and before it had said how it
+    ended; and its losses so far."""
     history = read(run.directory)
+    course = Course(run.config.divergence)
+    for line in history.train:
+        course.diverged(line["loss"])
     phase = run.plans[place.phase]
     due = place.step in (phase.last_step, run.stop) or phase.due(place.step, phase.config.evaluate.every)
     evaluated = any(line["step"] == place.step for line in history.eval)
-    return due and not evaluated, history.state == "unfinished"
+    return due and not evaluated, history.state == "unfinished", course
 
 
-def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tuple[Place, Path]:
-    """Train one phase to its end or to where the run stops; returns where it stands, with its checkpoint."""
+def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tuple[Place, Path | None]:
+    """Train one phase to its end or to where the run stops; returns where it stands, and its newest checkpoint."""
     config, world, device = phase.config, run.world, run.world.device
     samples = run.datas[phase.index]
     torch.manual_seed(run.config.seed)
@@ -197,9 +201,8 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
     meter = Meter(engine, phase, world, manifest.noise if manifest is not None and place.phase == phase.index else {})
     if run.progress is not None:
         run.progress.start(place.step, run.plans[-1].last_step)
-    saved: Path | None = None
     if run.owed:
-        run.owed, saved = False, source
+        run.owed = False
         run.heartbeat.at(place.step, "evaluation")
         _evaluate(run, phase, engine, place)
     for step in range(place.step + 1, end + 1 if not run.reached else 0):
@@ -215,12 +218,14 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         saving = final or phase.due(step, config.checkpoint.every)
         if saving or phase.due(step, config.log.every) or step == phase.first_step + 1:
             values, layers = meter.read(place)
-            if run.course.diverged(values["loss"], run.config.divergence):
-                run.stop, run.diverged, saving, final = step, True, True, True
-                run.note(f"step {step}: the loss has diverged, to {values['loss']:.4g}")
-            elif run.config.divergence is None:
+            if run.config.divergence is None:
                 _check_loss(run, phase, values)
+            elif run.course.diverged(values["loss"]):
+                run.stop, run.diverged = step, True
             run.metrics.write("train", **values)
+            if run.diverged:  # its weights are worth neither a checkpoint, in place of a good one, nor an evaluation
+                run.note(f"step {step}: the loss has diverged, to {values['loss']:.4g}")
+                break
             if layers:
                 run.metrics.write("layers", step=place.step, samples=place.samples, trust_ratio=layers)
         if run.progress is not None:
@@ -231,19 +236,18 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
             # The checkpoint first: a signal's minutes may be running out.
             if saving:
                 run.heartbeat.at(step, "checkpoint")
-                saved = _save(run, engine, place, meter)
+                source = _save(run, engine, place, meter)
             if step in (end, run.stop) or (phase.due(step, config.evaluate.every) and not told):
                 run.heartbeat.at(step, "evaluation")
                 _evaluate(run, phase, engine, place)
                 if run.reached and not saving:
-                    saved = _save(run, engine, place, meter)
+                    source = _save(run, engine, place, meter)
         if told or run.reached or step == run.stop:
             break
     engine.destroy()
     del engine, task, meter
     gc.collect()
-    assert saved is not None
-    return place, saved
+    return place, source
 
 
 def _check_loss(run: Run, phase: Phase, values: dict[str, Any]) -> None:
@@ -348,8 +352,8 @@ def _announce(run: Run, place: Place, source: Path | None) -> None:
     run.metrics.write("plan", phases=[[{"label": label, "value": value} for label, value in table] for table in tables])
 
 
-def _finish(run: Run, source: Path, place: Place) -> None:
-    if run.finished(place) and run.config.checkpoint.export:
+def _finish(run: Run, source: Path | None, place: Place) -> None:
+    if run.finished(place) and run.config.checkpoint.export and source is not None:
         export(source, run.directory, run.plans[place.phase].config, run.datas[place.phase])
     if run.config.log.report:
         report.write(run.directory)

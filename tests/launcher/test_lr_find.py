@@ -55,9 +55,9 @@ def test_a_valley_at_an_end_is_no_suggestion(losses: list[float], said: str) -> 
     "loss, times, diverged", [(1.0, 4.0, False), (math.nan, 4.0, True), (1e3, 4.0, True), (1e3, None, False)]
 )
 def test_divergence(loss: float, times: float | None, diverged: bool) -> None:
-    course = Course()
-    assert not any(course.diverged(2.0, times) for _ in range(5))
-    assert course.diverged(loss, times) == diverged
+    course = Course(times)
+    assert not any(course.diverged(2.0) for _ in range(5))
+    assert course.diverged(loss) == diverged
 
 
 def test_a_real_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -439,6 +439,27 @@ def test_a_diverged_run_stops_and_says_so(ranks: Ranks, workspace: Path) -> None
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_divergence_takes_no_good_checkpoint_and_comes_at_the_same_step_again(ranks: Ranks, workspace: Path) -> None:
+    raw = text(
+        workspace, "range", duration="40 steps", divergence=2.0, optimizer={"name": "sgd", "lr": 1e4, "clip": 0},
+        schedule={"kind": "exponential", "start": 1e-6, "final": 1.0, "warmup": 0}, checkpoint={"every": "3 steps", "keep": 1},
+    )  # fmt: skip
+    ranks.run(_run, raw)
+    run = Path(raw["runs"]) / "range"
+    first, kept = read(run), last(raw)
+    assert first.state == "diverged"
+    assert 5 < first.train[-1]["step"] < 40
+    assert first.train[-1]["loss"] > 2 * first.train[0]["loss"]
+    assert Manifest.read(kept).place.step == (first.train[-1]["step"] - 1) // 3 * 3
+    assert not (run / "finished.json").exists()
+    ranks.run(_run, raw)
+    again = read(run)
+    assert again.state == "diverged"
+    assert [line["loss"] for line in again.train] == [line["loss"] for line in first.train]
+    assert last(raw) == kept
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_a_run_goes_on_with_the_data_it_began_with(ranks: Ranks, workspace: Path) -> None:
     corpus = workspace / "growing.txt"
     corpus.write_bytes((workspace / "corpus.txt").read_bytes())

@@ -475,7 +475,7 @@ class Config(Section):
     stop_after: DurationField | None = Field(None, description="stop early, with a checkpoint, this far into the run")
     divergence: Annotated[float, Field(gt=1)] | None = Field(
         None,
-        description="stop, with a checkpoint, once the smoothed loss is this many times its lowest, or no number; null: never",
+        description="stop once the smoothed loss is this many times its lowest, or no number; what was saved before stays. null: never",
     )
     model: Model
     data: Data
