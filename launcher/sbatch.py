@@ -209,7 +209,8 @@ exit "$verdict"
 _BEGIN = """
 # The run's settings are decided now, from what the others have shown by now, and once for all its attempts.
 run=$1
-config=$("${python[@]}" -m launcher.sweep.array begin @STUDY@ "$run") || exit 1
+config=$("${python[@]}" -m launcher.sweep.array begin @STUDY@ "$run") ||
+    exit $(($? == 3 ? 0 : 1)) # 3: there is nothing to do
 set -- "$config"
 """
 _END = """\

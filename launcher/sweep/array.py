@@ -31,6 +31,7 @@ from trainer import signals
 from trainer.config import ConfigError, ConfigErrors
 
 JOBS = "jobs.txt"  # numbers of the arrays that were submitted
+_DONE = 3  # exit status, as of launcher.requeue begin
 _LARGEST = 1001  # SLURM's own MaxArraySize, where scontrol does not tell
 
 
@@ -127,35 +128,42 @@ def _largest() -> int:
 
 
 def begin(study: Study, slot: Slot) -> int:
-    """Print the path of the run's config."""
+    """Print the path of the run's config. Returns `_DONE` where there is nothing to do."""
     # Two that begin at once would choose the same setting.
     with FileLock(study.directory / ".begin.lock"):
         try:
-            config = study.begin(slot)
+            run = study.decided(slot)
         except NothingToRepeat as error:
             print(f"bellwether: {error}: no setting has come to its end, so none is repeated", file=sys.stderr)
+            return _DONE
+        if run is None:
+            print(f"bellwether: {slot.name} waits for the runs that it is the best of", file=sys.stderr)
             return 1
+        if study.status(run) not in ("unfinished", "failed"):
+            print(f"bellwether: {run.name} is at its end", file=sys.stderr)
+            return _DONE
+        try:
+            study.begin(run)
         except ConfigChanged as error:
             print(f"bellwether: {error}", file=sys.stderr)
             return 1
         except (ConfigError, ConfigErrors) as error:
-            study.fail(slot, str(error))
+            study.fail(run, str(error))
             raise
-    if config is None:
-        print(f"bellwether: {slot.name} waits for the runs that it is the best of", file=sys.stderr)
-        return 1
-    print(os.path.abspath(study.config_file(slot)))
+    print(os.path.abspath(study.config_file(run)))
     return 0
 
 
 def end(study: Study, slot: Slot) -> int:
     """Note a failure, take away checkpoints that nobody needs, and bring the table up to date."""
-    last = requeue.attempts(study.trials / slot.name)[-1]
-    if study.status(slot) == "unfinished":
+    run = study.decided(slot)
+    assert run is not None  # it has begun
+    last = requeue.attempts(study.trials / run.name)[-1]
+    if study.status(run) == "unfinished":
         if last.status not in (signals.SAVED, signals.LOST):  # not where somebody cancelled it, or SLURM took it back
-            study.fail(slot, f"{last.reason}; its log is {last.log}")
-    elif study.status(slot) != "failed":
-        study.tidy(slot)
+            study.fail(run, f"{last.reason}; its log is {last.log}")
+    elif study.status(run) != "failed":
+        study.tidy(run)
     with FileLock(study.directory / ".begin.lock"):
         study.write_table()
     return 0

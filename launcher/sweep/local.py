@@ -137,22 +137,27 @@ class _Packer:
         """Start the first run that need not wait for others."""
         for slot in left:
             try:
-                config = self.study.begin(slot)
-            except ConfigChanged as error:
-                self.changed = str(error)
-                return None
+                run = self.study.decided(slot)
             except NothingToRepeat as error:
                 _say(f"{error}: no setting has come to its end, so none is repeated")
                 return slot
+            if run is None:
+                continue
+            if self.study.status(run) != "unfinished":  # the best is what it was before there were more settings
+                return slot
+            try:
+                self.study.begin(run)
+            except ConfigChanged as error:
+                self.changed = str(error)
+                return None
             except (ConfigError, ConfigErrors) as error:
-                self.study.fail(slot, str(error))
-                _say(f"{slot.name}: {error}")
+                self.study.fail(run, str(error))
+                _say(f"{run.name}: {error}")
                 return slot
-            if config is not None:
-                place = self.free.pop(0)
-                log = self.study.trials / f"{slot.name}.log"
-                self.running.append(Running(slot, place, self._start(slot, place, log), log))
-                return slot
+            place = self.free.pop(0)
+            log = self.study.trials / f"{run.name}.log"
+            self.running.append(Running(run, place, self._start(run, place, log), log))
+            return slot
         return None
 
     def _start(self, slot: Slot, place: Place, log: Path) -> ForkServerProcess | subprocess.Popen[bytes]:

@@ -14,7 +14,7 @@ from launcher.sweep.spec import Sweep
 
 @dataclass(frozen=True)
 class Slot:
-    """A run to be made."""
+    """A run to be made, or a place for one that is not decided yet."""
 
     optimizer: str
     batch: int

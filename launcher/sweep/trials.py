@@ -14,12 +14,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Record:
     optimizer: str
     batch: int
     seed: int  #: of the config
-    setting: int | None
+    setting: int
     parameters: dict[str, Value]
     stop_after: int | None  #: steps at which it is beaten
 
@@ -112,36 +113,61 @@ class Study:
         _publish(file, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
 
     def pending(self) -> list[Slot]:
-        """Runs that are not at their end, those first that have begun."""
-        left = [slot for slot in slots(self.sweep) if self.status(slot) == "unfinished" and not self._is_vain(slot)]
-        return sorted(left, key=lambda slot: not self.config_file(slot).exists())
+        """Runs that are not at their end, or not known yet; those first that have begun."""
+        left: list[tuple[bool, Slot]] = []
+        for slot in slots(self.sweep):
+            with contextlib.suppress(NothingToRepeat):
+                run = self.decided(slot)
+                if run is None or self.status(run) == "unfinished":
+                    left.append((run is not None and self.config_file(run).exists(), slot))
+        return [slot for _, slot in sorted(left, key=lambda begun: not begun[0])]
+
+    def decided(self, slot: Slot) -> Slot | None:
+        """The run that a slot stands for: itself, or the setting that did best on the first seed; None until that is known.
+
+        A search that grows may find another best, which is repeated then; what was repeated before stays.
+
+        Raises:
+            NothingToRepeat: if it stands for the best, and there is none.
+        """
+        if slot.setting is not None:
+            return slot
+        first = [s for s in slots(self.sweep) if s.cell == slot.cell and s.setting is not None and s.seed == 0]
+        tried = {s: trial for s in first if (trial := self.trial(s.name)) and trial.status != "unfinished"}
+        if len(tried) < len(first):
+            return None
+        best = search.best(tried.values(), self.sweep.goal, *self.sweep.metric)
+        if best is None:
+            raise NothingToRepeat(f"{slot.optimizer} at batch {slot.batch}")
+        return replace(slot, setting=next(s.setting for s, trial in tried.items() if trial is best))
 
     def status(self, slot: Slot) -> Status:
         found = self.trial(slot.name)
         return "unfinished" if found is None else found.status
 
-    def begin(self, slot: Slot) -> Config | None:
-        """Decide a run's settings and write its config, once; None if it must wait for others.
+    def begin(self, slot: Slot) -> Config:
+        """Decide a run's settings and write its config, once.
 
         Raises:
             ConfigErrors: if the settings make no config.
-            NothingToRepeat: if it is to repeat the best setting, and there is none.
             ConfigChanged: if runs of before and after could not be compared.
         """
         if not self.config_file(slot).exists():
             if self.base is not None and dump(spec.base(self.sweep)) != self.base:
                 raise ConfigChanged(f"{self.sweep.config} has changed since the sweep began: set it back to go on")
+            assert slot.setting is not None
             cell = self._members(slot)
-            if slot.setting is not None:
-                parameters = search.setting(self.sweep, slot.optimizer, slot.batch, slot.setting, cell)
-            elif not self._is_searched(slot):
-                return None
+            first = self.trial(replace(slot, seed=0).name) if slot.seed else None
+            if first is not None:
+                parameters = dict(first.parameters)
             else:
-                best = search.best(cell, self.sweep.goal, *self.sweep.metric)
-                if best is None:
-                    raise NothingToRepeat(f"{slot.optimizer} at batch {slot.batch}")
-                parameters = dict(best.parameters)
-            self._write(slot, parameters, self._beaten(cell) if slot.setting is not None else None)
+                parameters = search.setting(self.sweep, slot.optimizer, slot.batch, slot.setting, cell)
+            searched = slot.seed == 0 or self.sweep.repeat == "all"
+            record = Record(
+                slot.optimizer, slot.batch, spec.base(self.sweep).seed + slot.seed, slot.setting, parameters,
+                self._beaten(cell) if searched else None,
+            )  # fmt: skip
+            self._write(slot.name, record)
         return spec.load(self.config_file(slot))
 
     def fail(self, slot: Slot, why: str) -> None:
@@ -186,34 +212,21 @@ class Study:
         found = filter(None, map(self.trial, self._names()))
         return [trial for trial in found if (trial.optimizer, trial.batch_size) == slot.cell]
 
-    def _is_searched(self, slot: Slot) -> bool:
-        """Whether all settings of a slot's optimizer and batch have been tried."""
-        others = (other for other in slots(self.sweep) if other.cell == slot.cell and other.setting is not None)
-        return all(self.status(other) != "unfinished" for other in others)
-
-    def _is_vain(self, slot: Slot) -> bool:
-        if slot.setting is not None or not self._is_searched(slot):
-            return False
-        return search.best(self._members(slot), self.sweep.goal, *self.sweep.metric) is None
-
     def _names(self) -> list[str]:
         return [path.stem for path in self.trials.glob("*.json")]
 
-    def _write(self, slot: Slot, parameters: dict[str, Value], stop_after: int | None) -> None:
-        base = spec.base(self.sweep)
-        seed = base.seed + slot.seed
+    def _write(self, name: str, record: Record) -> None:
         overrides: dict[str, Any] = {
-            "log.report": False, "log.tensorboard": False, "checkpoint.export": False, **self.sweep.set, **self.sweep.optimizers[slot.optimizer].set, **parameters, "batch.global": slot.batch,
-            "seed": seed, "name": slot.name, "runs": str(self.trials),
+            "log.report": False, "log.tensorboard": False, "checkpoint.export": False, **self.sweep.set, **self.sweep.optimizers[record.optimizer].set, **record.parameters,
+            "batch.global": record.batch, "seed": record.seed, "name": name, "runs": str(self.trials),
         }  # fmt: skip
         if self.sweep.target is not None:
             overrides["evaluate.target"] = str(self.sweep.target)
-        if stop_after is not None:
-            overrides["stop_after"] = f"{stop_after} steps"
+        if record.stop_after is not None:
+            overrides["stop_after"] = f"{record.stop_after} steps"
         text = to_yaml(spec.config(self.sweep, overrides))
-        record = Record(slot.optimizer, slot.batch, seed, slot.setting, parameters, stop_after)
-        _publish(self.trials / f"{slot.name}.json", json.dumps(vars(record), indent=1) + "\n")
-        _publish(self.config_file(slot), text)
+        _publish(self.trials / f"{name}.json", json.dumps(vars(record), indent=1) + "\n")
+        _publish(self.trials / f"{name}.yaml", text)
 
     def _beaten(self, cell: Sequence[Trial]) -> int | None:
         """Steps beyond which a run of this cell cannot be the best any more."""

@@ -175,8 +175,8 @@ def test_a_sweep_as_job_arrays(two: Cluster, space: Space) -> None:
     log = trials / "config-16-001-0" / "metrics.jsonl"
     two.wait(lambda: log.exists() and log.read_text().count('"event": "train"') > 3, 240, "steps of the second run")
     two.run("scontrol", "requeue", f"{first}_2")
-    two.wait(lambda: (trials / "config-16-best-1/finished.json").exists(), 400, "the repetition")
-    two.wait(lambda: "end" in metrics_of(trials / "config-16-best-1"), 60, "its end")
+    two.wait(lambda: (trials / "config-16-000-1/finished.json").exists(), 400, "the repetition")
+    two.wait(lambda: "end" in metrics_of(trials / "config-16-000-1"), 60, "its end")
     two.wait(lambda: not two.run("squeue", "--noheader"), 60, "an empty queue")
 
     shown = bellwether(two, space, "convert", "runs/swept", "swept.csv")
@@ -191,7 +191,7 @@ def test_a_sweep_as_job_arrays(two: Cluster, space: Space) -> None:
     events = metrics_of(trials / "config-16-001-0")
     assert events.count("start") >= 2
     assert (space.run("swept") / "measurements.csv").read_text() == (space.folder / "swept.csv").read_text()
-    assert not (trials / "config-16-best-1/checkpoints").exists()
+    assert not (trials / "config-16-000-1/checkpoints").exists()
     assert "nothing is left to do" in bellwether(two, space, *arguments).stdout
     assert second > first
 

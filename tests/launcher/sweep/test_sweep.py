@@ -16,7 +16,7 @@ import yaml
 
 from launcher.launch import Request
 from launcher.sweep import directory, local, spec, trials
-from launcher.sweep.slots import slots
+from launcher.sweep.slots import Slot, slots
 from launcher.sweep.start import sweep as start
 from trainer import metrics
 from trainer.config import ConfigError, ConfigErrors
@@ -81,7 +81,8 @@ def test_interrupted_and_gone_on_with_no_run_is_lost_or_repeated(tmp_path: Path)
     again = run(file)
     assert again.returncode == 0, again.stderr
     study = trials.open_study(tmp_path / "runs/digits")
-    names = [slot.name for slot in slots(study.sweep)]
+    names = [made.name for slot in slots(study.sweep) if (made := study.decided(slot))]
+    assert len(names) == 6
     assert steps(tmp_path) == {name: list(range(1, 9)) for name in sorted(names)}
     found = directory.read(tmp_path / "runs/digits")
     assert [trial.run for trial in found] == [f"trials/{name}" for name in names]
@@ -123,8 +124,8 @@ def test_what_reached_diverged_failed_or_was_beaten(tmp_path: Path) -> None:
     found = {Path(t.run).name: t for t in directory.read(tmp_path / "runs/digits")}
     assert {name: trial.status for name, trial in found.items()} == {
         "fast-64-000-0": "complete",
-        "fast-64-best-1": "complete",
-        "slow-64-best-1": "complete",
+        "fast-64-000-1": "complete",
+        "slow-64-000-1": "complete",
         "slow-64-000-0": "complete",
         "slow-64-001-0": "beaten",
         "wild-64-000-0": "diverged",
@@ -206,6 +207,53 @@ def test_a_signal_is_no_defeat(tmp_path: Path) -> None:
         assert study.status(slot) == status
     study.fail(slot, "a word of something else")
     assert trials.Study(study.sweep).status(slot) == "failed"
+
+
+def test_a_search_that_grows_may_find_another_best_which_is_repeated_too(tmp_path: Path) -> None:
+    def grown(settings: int) -> trials.Study:
+        file = write(
+            tmp_path, search={"kind": "random", "trials": settings}, space={"optimizer.lr": {"low": 1e-3, "high": 1e-1}}
+        )
+        study = trials.Study(spec.read(file))
+        study.prepare()
+        return study
+
+    def make(study: trials.Study, slot: Slot, accuracy: float) -> None:
+        study.begin(slot)
+        log = metrics.Metrics(study.trials / slot.name)
+        log.write("start", step=0, samples=0)
+        log.write("eval", step=8, samples=256, loss=1.0, accuracy=accuracy)
+        log.write("end", step=8, samples=256, seconds=1.0, reason="finished")
+        log.close()
+
+    def best(study: trials.Study) -> str | None:
+        run = study.decided(
+            next(slot for slot in slots(study.sweep) if slot.cell == ("lamb", 32) and slot.setting is None)
+        )
+        return None if run is None else run.name
+
+    study = grown(2)
+    make(study, Slot("lamb", 32, 0, 0), 0.7)
+    assert best(study) is None
+    make(study, Slot("lamb", 32, 1, 0), 0.6)
+    assert best(study) == "lamb-32-000-1"
+    make(
+        study, Slot("lamb", 32, 0, 1), 0.1
+    )  # a worse seed makes it no worse a setting than was thought: one best is repeated
+    study = grown(3)
+    assert best(study) is None
+    make(study, Slot("lamb", 32, 2, 0), 0.65)
+    assert best(study) == "lamb-32-000-1"
+    assert not any(slot.optimizer == "lamb" for slot in study.pending())
+    study = grown(4)
+    make(study, Slot("lamb", 32, 3, 0), 0.8)
+    assert best(study) == "lamb-32-003-1"
+    assert [slot.name for slot in study.pending() if slot.optimizer == "lamb"] == ["lamb-32-best-1"]
+    make(study, Slot("lamb", 32, 3, 1), 0.75)
+    found = {Path(trial.run).name: trial for trial in study.collect()}
+    assert found["lamb-32-003-1"].parameters == found["lamb-32-003-0"].parameters
+    assert "lamb-32-000-1" in found
+    assert not any(slot.optimizer == "lamb" for slot in study.pending())
 
 
 def test_a_config_that_changes_under_a_sweep_stops_it(tmp_path: Path) -> None:
