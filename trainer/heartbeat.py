@@ -191,10 +191,8 @@ class Heartbeat:
                 "doing": self._doing, "ended": ended, "ranks": self.world.size, "furthest_behind": table,
             }  # fmt: skip
             written_step = step
-            partial = self.file.with_suffix(".partial")
             with contextlib.suppress(OSError):  # a full disk is told by what matters: a checkpoint, the metrics
-                partial.write_text(json.dumps(said, indent=1))
-                partial.rename(self.file)
+                layout.publish(self.file, json.dumps(said, indent=1))
             if ended == self._ended:
                 self._written.set()
             if ended is not None:

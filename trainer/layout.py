@@ -1,8 +1,10 @@
-"""A run directory's names, for those who read it without training: no heavy import."""
+"""A run directory's names, and how its files come there, also for those who do not train: no heavy import."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from trainer.config import Config
@@ -20,3 +22,17 @@ def directory(config: Config) -> Path:
 def checkpoints(root: Path) -> list[Path]:
     """The published checkpoints, the oldest first."""
     return sorted(p for p in root.glob("step-*") if _CHECKPOINT.match(p.name)) if root.is_dir() else []
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what then takes the place of ``path``: nobody reads half a file, and a failure leaves the old one."""
+    partial = path.with_name(f"{path.name}.partial")
+    yield partial
+    partial.replace(path)
+
+
+def publish(path: Path, text: str) -> None:
+    """`replacing` by a text, in UTF-8."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")

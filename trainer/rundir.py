@@ -74,9 +74,7 @@ def _prepare(config: Config, run: Path) -> IO[str] | None:
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run / "logs").mkdir(exist_ok=True)
     held = _lock(run)
-    partial = run / "config.yaml.partial"
-    partial.write_text(f"{_HEAD}{code_version()}\n{to_yaml(config)}")
-    partial.rename(file)
+    layout.publish(file, f"{_HEAD}{code_version()}\n{to_yaml(config)}")
     return held
 
 
@@ -107,10 +105,8 @@ def mark_finished(run: Path, place: checkpoint.Place, reached: Target | None = N
     Args:
         reached: the target, where it was that which ended the run.
     """
-    partial = run / f"{layout.FINISHED}.partial"
     told = {**asdict(place), "target": None if reached is None else str(reached), "time": round(time.time(), 3)}
-    partial.write_text(json.dumps(told) + "\n")
-    partial.rename(run / layout.FINISHED)
+    layout.publish(run / layout.FINISHED, json.dumps(told) + "\n")
 
 
 def has_reached(run: Path, place: checkpoint.Place, target: Target | None) -> bool:

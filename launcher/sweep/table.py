@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from trainer import layout
 from trainer.config import ConfigError, units
 
 Status = Literal["complete", "diverged", "beaten", "failed", "unfinished"]
@@ -104,20 +104,19 @@ def write(path: str | Path, trials: Sequence[Trial]) -> None:
     metrics = sorted({key for t in trials for m in t.measurements for key in m} - {"step", "samples"})
     columns = [*_HEAD, *(_PARAMETER + key for key in parameters), "step", "samples", *metrics]
     rows = [row for trial in trials for row in _rows(trial)]
-    part = path.with_name(path.name + ".part")
-    if kind == ".csv":
-        with open(part, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, columns, restval="")
-            writer.writeheader()
-            writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
-    else:
-        import pyarrow
-        import pyarrow.parquet
+    with layout.replacing(path) as partial:
+        if kind == ".csv":
+            with open(partial, "w", newline="", encoding="utf-8") as stream:
+                writer = csv.DictWriter(stream, columns, restval="")
+                writer.writeheader()
+                writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
+        else:
+            import pyarrow
+            import pyarrow.parquet
 
-        # A column of parameters may hold numbers for one rule and words for another.
-        data = {name: _one_type([row.get(name) for row in rows]) for name in columns}
-        pyarrow.parquet.write_table(pyarrow.table(data), part)
-    os.replace(part, path)
+            # A column of parameters may hold numbers for one rule and words for another.
+            data = {name: _one_type([row.get(name) for row in rows]) for name in columns}
+            pyarrow.parquet.write_table(pyarrow.table(data), partial)
 
 
 def read(path: str | Path, key: str = "FILE") -> list[Trial]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from launcher.sweep import search, spec, table
 from launcher.sweep.slots import Slot, slots
 from launcher.sweep.spec import Sweep
 from launcher.sweep.table import Status, Trial, Value
-from trainer import metrics
+from trainer import layout, metrics
 from trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml
 from trainer.config.load import parse_yaml
 from trainer.config.schema import BertModel, ResNetModel
@@ -110,7 +109,7 @@ class Study:
             new["first_batch"] = self.sweep.batches[0]  # which such ranges move from
         if file.exists():
             _check_same(parse_yaml(file.read_text()), new, self.directory)
-        _publish(file, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+        layout.publish(file, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
 
     def pending(self) -> list[Slot]:
         """Runs that are not at their end, or not known yet; those first that have begun."""
@@ -171,7 +170,7 @@ class Study:
         return spec.load(self.config_file(slot))
 
     def fail(self, slot: Slot, why: str) -> None:
-        _publish(self.trials / f"{slot.name}.failed", why.rstrip() + "\n")
+        layout.publish(self.trials / f"{slot.name}.failed", why.rstrip() + "\n")
 
     def retry(self) -> int:
         """Let what failed be tried again; returns how many."""
@@ -225,8 +224,8 @@ class Study:
         if record.stop_after is not None:
             overrides["stop_after"] = f"{record.stop_after} steps"
         text = to_yaml(spec.config(self.sweep, overrides))
-        _publish(self.trials / f"{name}.json", json.dumps(vars(record), indent=1) + "\n")
-        _publish(self.trials / f"{name}.yaml", text)
+        layout.publish(self.trials / f"{name}.json", json.dumps(vars(record), indent=1) + "\n")
+        layout.publish(self.trials / f"{name}.yaml", text)
 
     def _beaten(self, cell: Sequence[Trial]) -> int | None:
         """Steps beyond which a run of this cell cannot be the best any more."""
@@ -334,9 +333,3 @@ def _fixed(raw: dict[str, Any], place: str = "") -> dict[str, Any]:
         if not free:
             found |= _fixed(value, path) if isinstance(value, dict) and value else {path: value}
     return found
-
-
-def _publish(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

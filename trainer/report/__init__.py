@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from trainer import layout
 from trainer.report.canvas import Picture, draw, style
 from trainer.report.facts import Facts
 from trainer.report.summary import summary
@@ -39,15 +39,8 @@ def write(run: Path) -> Path:
         for heading, pictures in drawn
         if (shown := [each for each in pictures if heading not in OPTIONAL or each.desk is not None])
     ]
-    return publish(page(facts, sections), run / FILE)
-
-
-def publish(text: str, path: Path) -> Path:
-    """Write the page; a reader of a running job never sees half of it."""
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-    return path
+    layout.publish(run / FILE, page(facts, sections))
+    return run / FILE
 
 
 def _sections() -> list[tuple[str, list[Picture[Facts]]]]:

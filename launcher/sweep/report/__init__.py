@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from launcher.sweep import directory, fitting
 from launcher.sweep.cells import rate
 from launcher.sweep.report.facts import REPORT, Facts, Throughput
+from trainer import layout
 from trainer.config import ConfigError
 from trainer.report.facts import count
 
@@ -73,7 +74,6 @@ def write(path: str | Path, facts: Facts) -> Path:
         ConfigError: if a ``report.html`` that is no sweep's is in the way.
     """
     from launcher.sweep.report.page import KIND, page
-    from trainer.report import publish
     from trainer.report.canvas import draw, style
 
     file = facts.root / REPORT
@@ -88,7 +88,8 @@ def write(path: str | Path, facts: Facts) -> Path:
         drawn = {
             key: [draw(picture, facts, plots) for picture in pictures] for key, pictures in _sections(facts).items()
         }
-    return publish(page(facts, drawn), file)
+    layout.publish(file, page(facts, drawn))
+    return file
 
 
 def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
