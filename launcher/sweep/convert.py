@@ -12,14 +12,17 @@ def convert(source: str, to: str) -> int:
     """Read and write anew; the kind of `to` is told by its suffix, and without one it is Shallue et al.'s directory.
 
     Raises:
-        ConfigError: if something lies at `to` already, besides what `directory.read` raises.
+        ConfigError: if something lies at `to` already, or nothing can be written there, besides what `directory.read` raises.
     """
     found = directory.read(source, "FROM")
     if Path(to).exists():
         raise ConfigError("TO", to, "exists already", "name another")
-    if Path(to).suffix:
-        table.write(to, found)
-    else:
-        shallue.write(to, found)
+    try:
+        if Path(to).suffix:
+            table.write(to, found)
+        else:
+            shallue.write(to, found)
+    except OSError as error:
+        raise ConfigError("TO", to, f"cannot be written: {error.strerror or error}", "name another") from None
     print(f"{to}: {len(found)} trials, {sum(len(trial.measurements) for trial in found):,} measurements")
     return 0

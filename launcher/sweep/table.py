@@ -169,8 +169,11 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
     if status not in get_args(Status):
         advice = f"write one of {', '.join(get_args(Status))}"
         raise ConfigError(key, path, f"trial {number}: status: {status!r} is unknown", advice)
-    if not isinstance(batch, int | float) or isinstance(batch, bool) or not 0 < batch < math.inf:
+    if not _is_number(batch) or batch <= 0:
         raise ConfigError(key, path, f"trial {number}: batch_size: {batch!r} is no number above 0")
+    for name in ("seed", "epoch", "processes", "seconds"):
+        if head.get(name) is not None and not _is_number(head[name]):
+            raise ConfigError(key, path, f"trial {number}: {name}: {head[name]!r} is no number")
     try:
         measurements = [measurement(row, batch) for row in rows if row["step"] is not None]
     except ValueError as error:
@@ -182,6 +185,10 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
         sorted(measurements, key=lambda m: m["step"]), epoch=head.get("epoch"), processes=int(head.get("processes") or 1),
         seconds=float(head.get("seconds") or 0.0), run=str(head.get("run") or ""),
     )  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def measurement(row: Mapping[str, Any], batch: float) -> dict[str, float]:

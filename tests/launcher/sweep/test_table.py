@@ -37,6 +37,8 @@ def test_what_is_written_comes_back(tmp_path: Path, name: str) -> None:
     assert directory.read(tmp_path / name) == TRIALS
     with pytest.raises(ConfigError, match=r"TO: .* exists already"):
         convert.convert(str(tmp_path / "source.csv"), str(tmp_path / name))
+    with pytest.raises(ConfigError, match=r"TO: .* cannot be written: No such file or directory"):
+        convert.convert(str(tmp_path / "source.csv"), str(tmp_path / "missing" / "m.csv"))
 
 
 def test_the_published_layout_is_read(tmp_path: Path) -> None:
@@ -76,6 +78,8 @@ def test_what_is_written_is_laid_out_as_published(tmp_path: Path) -> None:
         ("trial,batch_size,step\nx,64,1\n", "line 2: trial: 'x' is no number"),
         ("trial,batch_size,step\n0,none,1\n", "batch_size: 'none' is no number above 0"),
         ("trial,batch_size,step,val/loss\n0,64,1,low\n", "trial 0: val/loss: 'low' is no number"),
+        ("trial,batch_size,step,epoch\n0,64,1,long\n", "trial 0: epoch: 'long' is no number"),
+        ("trial,batch_size,step,seed\n0,64,1,nan\n", "trial 0: seed: nan is no number"),
         ("trial,batch_size,step,status\n0,64,1,good\n", "status: 'good' is unknown; write one of complete"),
     ],
 )
