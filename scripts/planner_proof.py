@@ -67,7 +67,7 @@ def rows() -> Iterator[tuple[list[str], float]]:
         for name, world_size, raw, accumulation in cases():
             config, micro = validate(raw), raw["batch"]["micro"]
             profile = activations.measure(config, data_of(config), on_gpu=False)
-            how = memory.sharding(config, states(config))
+            how = memory.sharding(config, states(config), profile.elements)
             foretold = memory.peak(profile, how, world_size, micro, accumulation)
             between = memory.resident(profile, how, world_size)
             if "large" in name:  # a process of its own, for what the system says of it

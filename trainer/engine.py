@@ -113,9 +113,10 @@ def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     optimizer = _averaged(make_optimizer(task, phase.config.optimizer, phase.lr), phase)
     schedule = _schedule(optimizer, phase)
     given = phase.config.engine.deepspeed
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     try:
         engine, *_ = deepspeed.initialize(
-            model=task.to(world.device), optimizer=optimizer, config=deepspeed_config(phase)
+            model=task.to(world.device), optimizer=optimizer, config=deepspeed_config(phase, trained)
         )
         optimizers.attach(engine)
     except Exception as error:
@@ -129,8 +130,18 @@ def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     return Engine(engine, optimizer, schedule, phase.config.engine.precision)
 
 
-def deepspeed_config(phase: Phase) -> dict[str, Any]:
-    """DeepSpeed's config for a phase, `engine.deepspeed` laid over ours."""
+def reduce_bucket(elements: int) -> int:
+    """Elements of gradients that ZeRO reduces at a time: DeepSpeed's default, but no more than there are, as it makes buffers
+    of this size whether or not a model fills them."""
+    return min(500_000_000, elements)
+
+
+def deepspeed_config(phase: Phase, elements: int) -> dict[str, Any]:
+    """DeepSpeed's config for a phase, `engine.deepspeed` laid over ours.
+
+    Args:
+        elements: of all parameters that are trained.
+    """
     engine = phase.config.engine
     config: dict[str, Any] = {
         "train_batch_size": phase.split.global_batch,
@@ -140,7 +151,7 @@ def deepspeed_config(phase: Phase) -> dict[str, Any]:
         "gradient_clipping": phase.config.optimizer.clip,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": engine.stage},
+        "zero_optimization": {"stage": engine.stage, "reduce_bucket_size": reduce_bucket(elements)},
         "bf16": {"enabled": engine.precision == "bf16"},
         "fp16": {"enabled": engine.precision == "fp16"},
         "steps_per_print": 2**62,

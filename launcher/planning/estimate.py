@@ -147,7 +147,7 @@ def phase_plan(phase: Phase, subject: Subject, machines: Machines, critical: Cri
     per_rank = shares.global_batch // shares.world_size
     stages = []
     for stage in range(4):
-        how = sharding(config, count, stage)
+        how = sharding(config, count, profile.elements, stage)
         highest = peak(profile, how, shares.world_size, shares.micro, shares.accumulation)
         most = largest_micro(profile, how, shares.world_size, per_rank, machines.memory)
         between = resident(profile, how, shares.world_size).total
@@ -157,7 +157,7 @@ def phase_plan(phase: Phase, subject: Subject, machines: Machines, critical: Cri
                 step_time(profile, how, machines, config, shares),
             )
         )  # fmt: skip
-    how = sharding(config, count)
+    how = sharding(config, count, profile.elements)
     most = stages[how.stage].largest_micro
     best = split(shares.global_batch, most, shares.world_size) if most else None
     found = PhasePlan(phase, subject, profile, how, machines, stages, best, [], [])

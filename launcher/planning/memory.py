@@ -77,13 +77,19 @@ class Sharding:
         return self.stage == 1 and self.precision == "bf16"
 
 
-def sharding(config: Config, states: int, stage: int | None = None) -> Sharding:
+def sharding(config: Config, states: int, elements: int, stage: int | None = None) -> Sharding:
     """What DeepSpeed makes of a config, its own defaults included.
+
+    Args:
+        states: tensors as large as the weights that the optimizer keeps.
+        elements: of all parameters that are trained.
+        stage: of ZeRO; None: the config's.
 
     Raises:
         ConfigError: if the config offloads, which this does not know.
     """
     from trainer.distributed import import_deepspeed
+    from trainer.engine import reduce_bucket
 
     import_deepspeed()
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -93,6 +99,7 @@ def sharding(config: Config, states: int, stage: int | None = None) -> Sharding:
         if given.get(key):
             problem = "moves memory to the CPU, which the planner does not know"
             raise ConfigError(f"engine.deepspeed.zero_optimization.{key}", given[key], problem, "plan without it")
+    given.setdefault("reduce_bucket_size", reduce_bucket(elements))
     zero = DeepSpeedZeroConfig(**{**given, "stage": config.engine.stage if stage is None else stage})
     return Sharding(
         zero.stage, config.engine.precision, states, zero.reduce_bucket_size, zero.allgather_bucket_size,
