@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,10 +85,11 @@ def find(config: str, overrides: Sequence[str], nproc: int | None, low: float, h
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lr-find.yaml"
         file.write_text(to_yaml(validate(raw)), encoding="utf-8")
-        status = train(str(file), [], nproc)
+        with _quiet():
+            status = train(str(file), [], nproc)
     if status:
         return status
-    # Nobody goes on from weights that were driven apart, and they may be large.
+    # Nobody goes on from weights on their way to diverging, and they may be large.
     shutil.rmtree(run / "checkpoints")
     history = read(run)
     found = judge([line["lr"] for line in history.train], [line["loss"] for line in history.train])
@@ -108,8 +112,22 @@ def prepared(config: str, overrides: Sequence[str], low: float, high: float, ste
         "evaluate": {"limit": raw["batch"]["global"]},
     }  # fmt: skip
     raw["optimizer"]["lr"] = high
-    raw["log"]["every"] = "1 steps"
+    raw["log"] |= {"every": "1 steps", "report": False}
     return raw, run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the run's own summary, on standard output: how it ended is no news of a run that is to diverge."""
+    sys.stdout.flush()
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
 
 
 def draw(found: Found, path: Path) -> None:
@@ -127,11 +145,12 @@ def draw(found: Found, path: Path) -> None:
             ax.spines[side].set_visible(False)
         ax.grid(axis="y", color=LIGHT["grid"])
         ax.set_xscale("log")
-        ax.plot(found.rates, found.losses, color=LIGHT["blue"], linewidth=0.8, alpha=0.35)
+        ax.plot(found.rates, found.losses, color=LIGHT["blue"], linewidth=0.8, alpha=0.35, label="loss of each step")
         ax.plot(found.rates, found.smooth, color=LIGHT["blue"], linewidth=2, label="smoothed loss")
         for rate, colour, label in (
             (found.suggestion, "orange", f"suggestion, lowest / 10: {found.suggestion:.2g}"),
             (found.steepest, "green", f"steepest descent: {found.steepest:.2g}"),
+            (found.lowest, "mark", f"lowest, about to diverge: {found.lowest:.2g}"),
         ):
             ax.axvline(rate, color=LIGHT[colour], linewidth=1.3, linestyle=(0, (5, 3)), label=label)
         # What lies beyond the first losses, on its way to infinity, would leave nothing to see of the rest.
@@ -140,6 +159,8 @@ def draw(found: Found, path: Path) -> None:
         ax.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("learning rate")
+        ax.set_ylabel("training loss")
+        ax.set_title(f"{path.parent.name}: a rising learning rate", loc="left")
         ax.legend(frameon=False)
         png(figure, path)
 

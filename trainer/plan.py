@@ -163,6 +163,8 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
         lr += f"  ({optimizer.lr:.3e} at batch {scaling.base_batch:,}, rule {scaling.rule})"
     warmup = f"{phase.warmup:,} samples, {phase.warmup / s.global_batch:,.1f} steps, {phase.warmup / phase.samples:.2%}"
     decay = schedule.kind if not schedule.final else f"{schedule.kind} to {schedule.final:g} of the peak"
+    if schedule.kind == "exponential":
+        decay = f"exponential from {schedule.start:g} of the peak to {schedule.final:g}"
     if schedule.recipe is not None:
         decay += f", as in {schedule.recipe}"
     if phase.cooldown:

@@ -20,7 +20,7 @@ def lines(plans: Sequence[PhasePlan], critical: Critical | None, price: float | 
     for found in plans:
         part = f", phase {found.phase.index + 1} of {len(plans)}" if len(plans) > 1 else ""
         yield f"{config.name} on {where}{part}"
-        for block in (_run(found), _memory(found), _network(found), _cost(found, price)):
+        for block in (_run(found), _memory(found, len(plans)), _network(found), _cost(found, price)):
             yield from block
             yield ""
         yield from _scaling(found)
@@ -44,7 +44,7 @@ def _run(found: PhasePlan) -> Iterator[str]:
         yield from _wrapped(f"  {'note':<13} {note}", 16)
 
 
-def _memory(found: PhasePlan) -> Iterator[str]:
+def _memory(found: PhasePlan, phases: int) -> Iterator[str]:
     s, machines = found.phase.split, found.machines
     per_rank = s.global_batch // s.world_size
     yield f"memory of a rank at its largest moment, GiB, with micro-batches of {s.micro}"
@@ -65,8 +65,9 @@ def _memory(found: PhasePlan) -> Iterator[str]:
         yield "  Not one sample fits: shard more (engine.stage), or engine.activation_checkpointing: true."
     elif found.best.micro != s.micro:
         best = found.best
+        of = f"phases.{found.phase.index}." if phases > 1 else ""
         yield (
-            f"  batch.micro={chosen.largest_micro} gives {best.micro} micro x {best.accumulation} accumulation x "
+            f"  {of}batch.micro={chosen.largest_micro} gives {best.micro} micro x {best.accumulation} accumulation x "
             f"{best.world_size} processes."
         )
 

@@ -42,6 +42,9 @@ def submit(sweep: Sweep, request: Request, jobs: int | None, retry: bool) -> int
     study = Study(sweep)
     directory = os.path.abspath(study.directory)
     if request.dry_run:
+        left = len(study.pending())
+        told = f"bellwether: {left} runs are left, a task each: sbatch --array=1-{left}, in two arrays where the best is repeated"
+        print(told if left else "bellwether: nothing is left to do", file=sys.stderr)
         print(sbatch.render(asked, where, [os.path.join(directory, "array-1.txt")]), end="")
         return 0
     study.prepare()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -196,9 +197,9 @@ class _Packer:
         reached = search.steps(trial, self.sweep.goal)
         metric, at_least = self.sweep.metric
         found = abs(search.score(trial, metric, at_least))
-        told = (
-            f"reached {self.sweep.target} at step {reached:,.0f}" if reached < float("inf") else f"{metric} {found:.4g}"
-        )
+        told = f"{metric} {found:.4g}" if math.isfinite(found) else "nothing measured"
+        if math.isfinite(reached):
+            told = f"reached {self.sweep.target} at step {reached:,.0f}"
         settings = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in trial.parameters.items())
         with bar.external_write_mode(sys.stderr):
             note = f"; see {done.log}" if status == "failed" else ""

@@ -66,6 +66,9 @@ class Variant(Section):
     space: Space = Field(default_factory=dict, description="searched for this one, over the sweep's own `space`")
 
 
+_OWN = {"batch.global", "seed", "name", "runs"}  # keys of a run's config that the sweep sets
+
+
 class Search(Section):
     """How settings are chosen; every optimizer gets as many at every batch."""
 
@@ -98,7 +101,7 @@ class Sweep(Section):
         description="keys of the config that all runs change; a mapping stands for its whole section",
     )
     batches: list[Count] = Field(min_length=1, description="global batches, in samples")
-    optimizers: dict[Name, Variant] = Field(
+    optimizers: Annotated[dict[Name, Variant], Field(min_length=1)] = Field(
         default_factory=lambda: {"config": Variant()}, description="what stands side by side, by name"
     )
     space: Space = Field(default_factory=dict, description="key of the config: {low, high, log} or a list of values")
@@ -118,13 +121,20 @@ class Sweep(Section):
     def _whole(self) -> Sweep:
         if len(set(self.batches)) < len(self.batches):
             raise ValueError("batches: each once")
+        for place, keys in (("set", self.set), *((f"optimizers.{n}.set", v.set) for n, v in self.optimizers.items())):
+            for key in _OWN & keys.keys():
+                raise ValueError(f"{place}: {key} is the sweep's own: see `batches`, `seeds`, `name`, `runs`")
         for name, variant in self.optimizers.items():
             for key, where in {**self.space, **variant.space}.items():
                 if self.search.kind == "grid" and isinstance(where, Range) and where.points is None:
                     raise ValueError(f"search.kind: a grid needs points: N for {key} (optimizer {name})")
                 if isinstance(where, list) and not where:
-                    raise ValueError(f"space: {key} of {name} is an empty list")
-                if key in ("batch.global", "seed", "name", "runs"):
+                    raise ValueError(
+                        f"optimizers.{name}.space: {key} is an empty list"
+                        if key in variant.space
+                        else f"space: {key} is an empty list"
+                    )
+                if key in _OWN:
                     raise ValueError(f"space: {key} is the sweep's own: see `batches`, `seeds`, `name`, `runs`")
         if self.stop.beaten is not None and self.target is None:
             raise ValueError("stop.beaten: needs a target, as in target: accuracy >= 0.9")
@@ -191,6 +201,10 @@ def read(path: str | Path) -> Sweep:
         raise ConfigError("SWEEP", source, f"not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError("SWEEP", source, "holds no mapping", "write key: value lines")
+    if "batches" not in raw and ("model" in raw or "extends" in raw):
+        raise ConfigError(
+            "SWEEP", source, "is the config of a run", "write one with config: and batches:, see docs/sweeps.md"
+        )
     if isinstance(raw.get("config"), str):
         raw["config"] = str(Path(path).parent / Path(raw["config"]).expanduser())
     return validate(raw, source)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from launcher.launch import Request
 from launcher.sweep import search, spec
 from launcher.sweep.slots import slots
 from launcher.sweep.spec import Sweep
-from trainer.config import ConfigError
+from trainer.config import ConfigError, ConfigErrors, phases
+from trainer.config.explain import COMMAND_LINE
+from trainer.plan import splits
 
 
 def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
@@ -19,6 +24,8 @@ def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
     """
     asked = spec.read(path)
     check(asked, path)
+    for note in [] if request.dry_run else notes(asked):
+        print(f"bellwether: {note}", file=sys.stderr)
     if request.on == "slurm":
         from launcher.sweep import array
 
@@ -26,6 +33,8 @@ def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
     if (name := _said(request)) is not None:
         advice = "take it out, or sweep --on slurm"
         raise ConfigError(f"--{name.replace('_', '-')}", getattr(request, name), "has no meaning here", advice)
+    for batch in asked.batches:
+        splits(phases(spec.config(asked, {**asked.set, "batch.global": batch})), asked.processes)
     if request.dry_run:
         print(outline(asked))
         return 0
@@ -40,19 +49,35 @@ def check(sweep: Sweep, path: str) -> None:
     Raises:
         ConfigErrors: naming what is wrong with one.
     """
-    base = spec.base(sweep)
+    with _within(f"{path}: set"):
+        base = spec.base(sweep)
     if base.stop_after is not None:
         advice = "take it out: duration is the budget of a run"
         raise ConfigError("stop_after", str(base.stop_after), "has no meaning in a sweep", advice, sweep.config)
     for optimizer, variant in sweep.optimizers.items():
         for batch in sweep.batches:
-            setting = search.setting(sweep, optimizer, batch, 0)
-            fixed = {**sweep.set, **variant.set, **setting, "batch.global": batch}
-            spec.config(sweep, fixed)
-            for key, where in sweep.space_of(optimizer).items():
-                ends = where if isinstance(where, list) else where.at(batch / sweep.batches[0])
-                for value in ends:
-                    spec.config(sweep, {**fixed, key: value})
+            with _within(f"{path}: optimizers.{optimizer} at batch {batch}"):
+                setting = search.setting(sweep, optimizer, batch, 0)
+                fixed = {**sweep.set, **variant.set, "batch.global": batch}
+                spec.config(sweep, {**fixed, **setting})
+                for key, where in sweep.space_of(optimizer).items():
+                    ends = where if isinstance(where, list) else where.at(batch / sweep.batches[0])
+                    for value in ends:
+                        spec.config(sweep, {**fixed, **setting, key: value})
+
+
+@contextmanager
+def _within(place: str) -> Iterator[None]:
+    """Say of what a config does not take where in SWEEP.yaml it stands; to `trainer.config` it came from a command line."""
+    try:
+        yield
+    except ConfigErrors as error:
+        raise ConfigErrors(
+            [
+                ConfigError(e.key, e.value, e.problem, e.allowed, place if e.source == COMMAND_LINE else e.source)
+                for e in error.errors
+            ]
+        ) from None
 
 
 def outline(sweep: Sweep) -> str:
@@ -70,7 +95,18 @@ def outline(sweep: Sweep) -> str:
     lines.append(f"  seeds       {sweep.seeds}" + (f", of {repeated}" if sweep.seeds > 1 else ""))
     if sweep.target is not None:
         lines.append(f"  target      {sweep.target}")
+    lines += [f"  note        {note}" for note in notes(sweep)]
     return "\n".join(lines)
+
+
+def notes(sweep: Sweep) -> list[str]:
+    """What a person should know of a sweep before it runs."""
+    base = spec.base(sweep)
+    every, duration = base.evaluate.every, base.duration
+    seldom = every is None or (every.unit == duration.unit and every.amount >= duration.amount)
+    if sweep.target is None or not seldom:
+        return []
+    return ["runs are evaluated at their end alone, so none stops at the target: set evaluate.every"]
 
 
 def _place(where: spec.Range | list[spec.Value]) -> str:

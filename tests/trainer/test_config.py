@@ -108,7 +108,7 @@ ERRORS = {
     "optimizer.decay=prox-metric": ["optimizer.decay", "prox-metric", "write prox"],
     "optimizer={name: sgd, lr: 1, momentum: 0, nesterov: true}": ["optimizer.nesterov", "momentum: 0.9"],
     "schedule.momentum=[0.85, 0.95]": ["schedule.momentum", "the highest first"],
-    "scaling.rule=sqrt": ["scaling.base_batch", "None", "rule: sqrt"],
+    "scaling.rule=sqrt": ["scaling.base_batch", "rule: sqrt"],
     "data.sequence_length=2000": ["data.sequence_length", "2000", "max_positions: 512"],
     "data=3": ["data", "3", "section"],
     "optimizer=lamb": ["optimizer", "'lamb'", "name, lr, betas"],
@@ -145,7 +145,8 @@ ERRORS = {
     "optimizer.betas=0.9": ["optimizer.betas: 0.9: not a list", "as in [0.9, 0.999]"],
     "optimizer.betas=[0.9]": ["command line: optimizer.betas[1]", "too short"],
     "model=bert": ["model: 'bert'", "kind: one of bert, resnet"],
-    "model.kind=null": ["model.kind: None: this key is needed"],
+    "model.kind=null": ["model.kind: 'null': this key is needed"],
+    "batch.global=null": ["batch.global: 'null': not a whole number"],
     "name=123": ["name: 123: not text", "quotes"],
     "name=no": ["name: False: not text", "quotes"],
     "yes=3": ["yes: 3: there is no such key"],
@@ -219,5 +220,13 @@ def test_a_missing_file_names_its_neighbour(base: Path) -> None:
 
 def test_a_missing_key_is_asked_for(base: Path) -> None:
     base.write_text(BASE.replace("duration: 3 epochs\n", ""))
-    with pytest.raises(ConfigErrors, match="duration: None: this key is needed"):
+    with pytest.raises(ConfigErrors, match="duration: this key is needed"):
         c.load(base)
+
+
+def test_what_every_phase_sets_for_itself_is_not_taken_from_the_command_line(base: Path) -> None:
+    base.write_text(BASE + "phases: [{batch: {micro: 4}, duration: 2 steps}, {batch: {micro: 2}}]")
+    with pytest.raises(ConfigErrors, match=r"line: batch.micro: 8: no phase listens: .*write phases.0.batch.micro="):
+        c.load(base, ["batch.micro=8"])
+    found = c.phases(c.load(base, ["phases.0.batch.micro=8", "duration=3 steps"]))
+    assert [(phase.batch.micro, str(phase.duration)) for phase in found] == [(8, "2 steps"), (2, "3 steps")]

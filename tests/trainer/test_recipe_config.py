@@ -119,7 +119,7 @@ def test_every_recipe_makes_a_config(name: str) -> None:
     [
         ({"schedule": "lamb-brt"}, "schedule: 'lamb-brt': there is none; did you mean lamb-bert?"),
         ({"batch": {"global": "many"}}, "batch.global: 'many': schedule: lamb-bert needs the batch"),
-        ({"batch": {}}, "batch.global: None"),
+        ({"batch": {}}, "batch.global: schedule"),
         ({"optimizer": {"name": "adamw"}}, "optimizer.name: 'adamw': schedule: lamb-bert is for lamb"),
         ({"scaling": {"rule": "sqrt", "base_batch": 32}}, "scaling.rule: 'sqrt': schedule: lamb-bert scales"),
         ({"schedule": "nvidia-bert-large", "phases": [{}]}, "has 2 phases"),

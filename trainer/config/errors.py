@@ -8,7 +8,7 @@ class ConfigError(ValueError):
 
     Args:
         key: path of the key, such as ``batch.global``.
-        value: what it was set to.
+        value: what it was set to; None, and not shown, where it was not.
         problem: what is wrong with that.
         allowed: what to write instead.
         source: the file, or ``command line``, that the value comes from.
@@ -25,7 +25,8 @@ class ConfigError(ValueError):
     def __str__(self) -> str:
         where = f"{self.source}: " if self.source else ""
         hint = f"; {self.allowed}" if self.allowed else ""
-        return f"{where}{self.key}: {self.value!r}: {self.problem}{hint}"
+        value = "" if self.value is None else f"{self.value!r}: "
+        return f"{where}{self.key}: {value}{self.problem}{hint}"
 
 
 class ConfigErrors(ValueError):

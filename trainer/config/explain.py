@@ -16,6 +16,7 @@ from trainer.config.schema import Config
 
 Key = tuple[str | int, ...]
 Origins = dict[Key, str]
+COMMAND_LINE = "command line"  # in place of a file's name
 
 # What a value of the wrong type is not.
 _WANTED = {
@@ -57,6 +58,9 @@ def explain(
     problem, allowed = _words(kind, message, place, value, error, raw, top)
     # A key that is not there was set nowhere: name the file that was asked for.
     absent = kind == "missing" and isinstance(place[-1], str)
+    section = at(raw, place[:-1])
+    if value is None and isinstance(section, dict) and place[-1] in section:
+        value = "null"  # as it stands there
     return ConfigError(dotted(place), value, problem, allowed, origin_of(() if absent else place, origins, source))
 
 
@@ -89,6 +93,8 @@ def _words(
         return message, ""
     if kind == "string_type" and isinstance(value, int | float):
         return "not text", """put it in quotes: "..." in a file, '"..."' on the command line"""
+    if kind == "too_short":
+        return f"write at least {error['ctx']['min_length']}", meaning(place, raw, top)
     if kind == "too_long":
         return f"more than {error['ctx']['max_length']} values", meaning(place, raw, top)
     if kind in _WANTED:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from trainer.config.errors import ConfigError, ConfigErrors
-from trainer.config.explain import Key, Origins, at, dotted, explain, meaning, nearest, origin_of
+from trainer.config.explain import COMMAND_LINE, Key, Origins, at, dotted, explain, meaning, nearest, origin_of
 from trainer.config.recipes import expanded
 from trainer.config.schema import Config
 from trainer.config.units import DIGITS
@@ -79,6 +79,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     raw, origins = _read(Path(path), ())
     for override in overrides:
         _override(raw, origins, override)
+    if errors := _unheard(raw, origins):
+        raise ConfigErrors(errors)
     return validate(raw, origins, str(path))
 
 
@@ -134,6 +136,8 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
         raise ConfigErrors([ConfigError(key, str(path), "extends itself", "remove the circle", source)])
     if not isinstance(raw, dict):
         raise ConfigErrors([ConfigError(key, str(path), "holds no mapping", "write key: value lines", source)])
+    if "batches" in raw and "config" in raw:
+        raise ConfigErrors([ConfigError(key, str(path), "is a sweep", "bellwether sweep runs it", source)])
     base: dict[str, Any] = {}
     origins: Origins = {}
     if "extends" in raw:
@@ -147,7 +151,7 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
 
 
 def _override(raw: dict[str, Any], origins: Origins, text: str) -> None:
-    where = "command line"
+    where = COMMAND_LINE
     name, equals, value = text.partition("=")
     parts = re.sub(r"\[(\d+)\]", r".\1", name.strip()).split(".")
     if not equals or not all(parts) or parts[0].isdecimal():
@@ -181,6 +185,22 @@ def _override(raw: dict[str, Any], origins: Origins, text: str) -> None:
         node = node[key]
     for leaf in _leaves(parsed):
         origins[keys + leaf] = where
+
+
+def _unheard(raw: dict[str, Any], origins: Origins) -> list[ConfigError]:
+    """What the command line sets for the whole run and every phase sets for itself."""
+    phases, schedule = raw.get("phases"), raw.get("schedule")
+    if not isinstance(phases, list) or not phases:
+        return []
+    if isinstance(schedule, str) or (isinstance(schedule, dict) and "recipe" in schedule):
+        return []  # which then says what phases there are
+    said = [k for k, where in origins.items() if where == COMMAND_LINE and not isinstance(at(raw, k), dict)]
+    advice = "write phases.0.{0}=..., phases.1.{0}=... and so on"
+    return [
+        ConfigError(dotted(k), at(raw, k), "no phase listens: each has its own", advice.format(dotted(k)), COMMAND_LINE)
+        for k in said
+        if k[0] in PHASE_KEYS and all(at(phase, k) is not None for phase in phases)
+    ]
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.errors import ConfigError
-from trainer.config.explain import Key, Origins, origin_of
+from trainer.config.explain import COMMAND_LINE, Key, Origins, origin_of
 
 if TYPE_CHECKING:
     from optimizers.recipes import Recipe, Settings
@@ -45,7 +45,7 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
     settings = chosen.at(batch)
 
     def is_written(place: Key) -> bool:
-        return origin_of(place, origins, source) in (where, "command line")
+        return origin_of(place, origins, source) in (where, COMMAND_LINE)
 
     _check(raw, chosen, settings, where, is_written)
     phases = [_phase(each, name) for each in settings]

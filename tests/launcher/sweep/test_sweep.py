@@ -17,9 +17,10 @@ import yaml
 from launcher.launch import Request
 from launcher.sweep import directory, local, spec, trials
 from launcher.sweep.slots import Slot, slots
+from launcher.sweep.start import outline
 from launcher.sweep.start import sweep as start
 from trainer import metrics
-from trainer.config import ConfigError, ConfigErrors
+from trainer.config import ConfigError, ConfigErrors, load
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -177,6 +178,16 @@ def test_more_gpus_a_run_than_there_are_is_refused(tmp_path: Path) -> None:
         ({"space": {"optimizer.lrr": [1.0]}}, {}, "did you mean 'lr'"),
         ({"space": {"optimizer.lr": [1.0, -1.0]}}, {}, "optimizer.lr: -1.0: must be greater than 0"),
         ({"set": {"stop_after": "2 steps"}}, {}, "stop_after: '2 steps': has no meaning in a sweep"),
+        ({"set": {"evalute.every": "1 steps"}}, {}, r"SWEEP.yaml: set: evalute: .*did you mean 'evaluate'"),
+        (
+            {"optimizers": {"a": {"set": {"optimizer.name": "sdg"}}}},
+            {},
+            r"SWEEP.yaml: optimizers.a at batch 32: .*mean 'sgd'",
+        ),
+        ({"optimizers": {}}, {}, "optimizers: {}: write at least 1"),
+        ({"batches": []}, {}, r"batches: \[\]: write at least 1"),
+        ({"set": {"batch.global": 64}}, {}, "set: .* batch.global is the sweep's own"),
+        ({"batches": [32, 33], "processes": 2}, {}, "batch.global: 33: cannot be shared by 2 .* 32 and 34"),
         ({}, {"nodes": 2}, "--nodes: 2: has no meaning here"),
     ],
 )
@@ -187,6 +198,19 @@ def test_what_no_run_could_do_is_refused_before_any(
     with pytest.raises((ConfigError, ConfigErrors), match=said):
         start(str(file), Request(config=str(file), overrides=(), on="local", **request_), None, False)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_config_is_no_sweep_and_a_sweep_no_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"SWEEP: .* is the config of a run"):
+        spec.read(ROOT / "configs/bert-tiny.yaml")
+    with pytest.raises(ConfigErrors, match=r"CONFIG: .* is a sweep; bellwether sweep runs it"):
+        load(write(tmp_path))
+
+
+def test_a_target_that_is_looked_at_too_late_is_told(tmp_path: Path) -> None:
+    for every, told in [("2 steps", False), ("8 steps", True), (None, True)]:
+        asked = spec.read(write(tmp_path, target="accuracy >= 0.9", set={"evaluate.every": every}))
+        assert ("set evaluate.every" in outline(asked)) == told
 
 
 def test_a_signal_is_no_defeat(tmp_path: Path) -> None:
