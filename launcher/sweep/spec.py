@@ -14,7 +14,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 from launcher.sweep.table import Target, Value
 from trainer.config import Config, ConfigError, ConfigErrors, load
 from trainer.config.explain import explain
-from trainer.config.load import parse_yaml
+from trainer.config.load import parse_yaml, yaml_problem
 from trainer.config.schema import Count, Section
 from trainer.config.units import TargetField
 
@@ -198,7 +198,7 @@ def read(path: str | Path) -> Sweep:
         advice = "give the path of a YAML file, as in configs/experiments/"
         raise ConfigError("SWEEP", source, f"cannot be read: {error.strerror}", advice) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError("SWEEP", source, f"not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError("SWEEP", source, f"not YAML: {yaml_problem(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError("SWEEP", source, "holds no mapping", "write key: value lines")
     if "batches" not in raw and ("model" in raw or "extends" in raw):

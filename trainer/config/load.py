@@ -70,6 +70,11 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
+def yaml_problem(error: Exception) -> str:
+    """What YAML says of a text that it does not read, in a line."""
+    return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config in a file, with ``key.path=value`` overrides.
 
@@ -130,8 +135,7 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
     except (OSError, ValueError, RuntimeError) as error:  # no text, a NUL in the path, an unknown ~user
         raise ConfigErrors([ConfigError(key, str(path), f"cannot be read: {error}", "", source)]) from None
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigErrors([ConfigError(key, str(path), f"not YAML: {problem}", "", source)]) from None
+        raise ConfigErrors([ConfigError(key, str(path), f"not YAML: {yaml_problem(error)}", "", source)]) from None
     if circle:
         raise ConfigErrors([ConfigError(key, str(path), "extends itself", "remove the circle", source)])
     if not isinstance(raw, dict):
