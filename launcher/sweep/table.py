@@ -71,7 +71,7 @@ class Target(units.Target):
         """From text.
 
         Raises:
-            ConfigError: if it is no comparison of a metric with a number.
+            ConfigError: if it is no comparison of a metric with a number, or one that says nothing.
         """
         match = _TARGET.match(text)
         try:
@@ -80,7 +80,10 @@ class Target(units.Target):
             value = math.nan
         if match is None or not math.isfinite(value):
             raise ConfigError(key, text, "is no target", "write 'val/loss <= 2.5' or 'val/accuracy >= 0.9'")
-        return cls(match[1], value, match[2] == ">=")
+        target = cls(match[1], value, match[2] == ">=")
+        if fault := target.fault:
+            raise ConfigError(key, text, *fault)
+        return target
 
     def reached(self, trial: Trial) -> Measurement | None:
         """The first measurement that holds it."""

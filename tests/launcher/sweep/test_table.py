@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -90,10 +91,27 @@ def test_a_table_that_is_wrong_is_told_where(tmp_path: Path, text: str, said: st
         table.read(file)
 
 
-@pytest.mark.parametrize("text", ["accuracy > 0.9", "val/loss", "val/loss <= low", "val/loss <= nan"])
-def test_a_target_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"write .val/loss <= 2.5'"):
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        *(
+            (text, "write 'val/loss <= 2.5'")
+            for text in ("accuracy > 0.9", "val/loss", "val/loss <= low", "val/loss <= nan")
+        ),
+        ("accuracy >= 90", "accuracy lies within 0 to 1; write 'accuracy >= 0.9'"),
+        ("val/accuracy >= 75.9", "write 'val/accuracy >= 0.759'"),
+        ("val/accuracy <= 0.9", "an accuracy is to be at least, a loss at most; write 'val/accuracy >= 0.9'"),
+        ("train/loss >= 2", "write 'train/loss <= 2'"),
+    ],
+)
+def test_a_target_that_is_none_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"--target: {text!r}: ") + ".*" + re.escape(said)):
         Target.parse(text)
+
+
+def test_metrics_of_others_may_be_aimed_at_either_way() -> None:
+    assert Target.parse("val/classification_error <= 30").value == 30
+    assert Target.parse("val/bleu >= 25").at_least
 
 
 def test_a_target_is_reached_at_the_first_measurement_that_holds_it() -> None:
