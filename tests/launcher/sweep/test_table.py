@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def test_what_is_written_is_laid_out_as_published(tmp_path: Path) -> None:
     [
         ("trial,batch_size\n0,64\n", "no column step"),
         ("trial,batch_size,step\nx,64,1\n", "line 2: trial: 'x' is no number"),
-        ("trial,batch_size,step\n0,none,1\n", "batch_size: 'none' is no number above 0"),
+        ("trial,batch_size,step\n0,none,1\n", "batch_size: 'none' is no whole number above 0"),
+        ("trial,batch_size,step\n0,32.5,1\n", "batch_size: 32.5 is no whole number above 0"),
         ("trial,batch_size,step,val/loss\n0,64,1,low\n", "trial 0: val/loss: 'low' is no number"),
         ("trial,batch_size,step,epoch\n0,64,1,long\n", "trial 0: epoch: 'long' is no number"),
         ("trial,batch_size,step,seed\n0,64,1,nan\n", "trial 0: seed: nan is no number"),
@@ -89,6 +91,32 @@ def test_a_table_that_is_wrong_is_told_where(tmp_path: Path, text: str, said: st
     file.write_text(text)
     with pytest.raises(ConfigError, match=said):
         table.read(file)
+
+
+OTHER = {
+    "dataset": "mnist", "model": "lenet", "optimizer": "sgd", "batch_size": 128, "seed": 2, "status": "beaten", "epoch": None,
+    "processes": 4, "seconds": 25.0, "run": "trials/c", "parameters": {"optimizer.lr": 0.1, "schedule.kind": "cosine"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", OTHER)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_two_runs_under_one_number_are_refused(tmp_path: Path, field: str, suffix: str) -> None:
+    """As in the joined tables of two sweeps."""
+    file, other = tmp_path / f"m{suffix}", replace(TRIALS[0], **{field: OTHER[field]})
+    table.write(file, [TRIALS[0], TRIALS[1], other])
+    column, was, now = field, getattr(TRIALS[0], field), OTHER[field]
+    if field == "parameters":
+        column, was, now = "parameter/optimizer.lr", 0.001, 0.1
+    said = f"trial 0: {column}: {was!r} in one row and {now!r} in another; give each run a number of its own"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        table.read(file)
+
+
+def test_one_value_written_in_two_ways_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "m.csv"
+    file.write_text("trial,batch_size,step,parameter/a\n0,64,1,nan\n0,64.0,2,NaN\n")
+    assert [len(trial.measurements) for trial in table.read(file)] == [2]
 
 
 @pytest.mark.parametrize(
