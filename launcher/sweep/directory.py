@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,18 @@ def target(given: str | None, found: Mapping[str, Any]) -> Target | None:
         return None
     parsed = Target.parse(str(text), TARGET if given is not None else f"{SWEEP}: target")
     return parsed if "/" in parsed.metric else replace(parsed, metric=f"val/{parsed.metric}")
+
+
+def check_measured(goal: Target, trials: Sequence[Trial]) -> None:
+    """A target of which nothing was measured would be missed by every run.
+
+    Raises:
+        ConfigError: naming what was measured.
+    """
+    there = {name for trial in trials for row in trial.measurements for name in row} - {"step", "samples"}
+    if there and goal.metric not in there:
+        advice = f"they have {', '.join(sorted(there))}"
+        raise ConfigError(TARGET, str(goal), f"no run measured {goal.metric}", advice)
 
 
 def metric(found: Mapping[str, Any]) -> Target | None:
