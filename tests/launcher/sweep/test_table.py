@@ -43,6 +43,23 @@ def test_what_is_written_comes_back(tmp_path: Path, name: str) -> None:
         convert.convert(str(tmp_path / "source.csv"), str(tmp_path / "missing" / "m.csv"))
 
 
+def test_shallues_layout_numbers_trials_within_each_batch(tmp_path: Path) -> None:
+    """So those of a sweep, whose batches take turns, come back in another order."""
+    given = [replace(TRIALS[0], trial=number, batch_size=batch) for number, batch in enumerate([128, 64, 128])]
+    shallue.write(tmp_path / "out", given)
+    assert [(trial.trial, trial.batch_size) for trial in shallue.read(tmp_path / "out")] == [
+        (0, 64),
+        (1, 128),
+        (2, 128),
+    ]
+
+
+def test_convert_counts_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table.write(tmp_path / "one.csv", [replace(TRIALS[0], measurements=TRIALS[0].measurements[:1])])
+    convert.convert(str(tmp_path / "one.csv"), str(tmp_path / "one.parquet"))
+    assert capsys.readouterr().out.endswith("one.parquet: 1 trial, 1 measurement\n")
+
+
 def test_the_published_layout_is_read(tmp_path: Path) -> None:
     """As its own README shows it: no key of ours, other names of metrics, trials out of order."""
     study = tmp_path / "imagenet/resnet_50/nesterov_momentum/256"
