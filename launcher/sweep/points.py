@@ -7,7 +7,7 @@
                           where there is a column ``reached`` it says yes or no in every row (or true and false, y and n, 1
                           and 0), and the rows with no are counted and left out; an empty cell could mean either, and is
                           refused
-                          a sweep's measurements (`launcher.sweep.table`): the best setting's seeds at each batch
+                          or a sweep's measurements (`launcher.sweep.table`): the best setting's seeds at each batch
 ========================= ================================================================================================
 """
 

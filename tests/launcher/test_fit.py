@@ -13,6 +13,7 @@ import pytest
 from launcher import cli
 from launcher.sweep import points
 from launcher.sweep.critical import fit
+from optimizers.recipes import RECIPES
 from trainer.config import ConfigError
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "rcps_bert_4.1.0.json"
@@ -270,6 +271,11 @@ def test_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0.2843" in capsys.readouterr().out
     assert cli.main(["recipe"]) == 0
     assert "mlperf-bert" in capsys.readouterr().out
+    assert cli.main(["recipe", "--json"]) == 0
+    known = {each["recipe"]: each for each in json.loads(capsys.readouterr().out)}
+    assert list(known) == list(RECIPES)
+    assert known["lamb-bert"]["batches"] == [512, 1024, 2048, 4096, 8192, 16384, 32768]
+    assert "1904.00962" in known["lamb-bert"]["source"]
     with pytest.raises(SystemExit):
         cli.main(["recipe", "lamb-bert", "--batch", "4,096"])
     assert "without commas in it" in capsys.readouterr().err
