@@ -20,6 +20,13 @@ def show(name: str | None, batches: Sequence[int], as_json: bool) -> int:
     """
     if name is None and batches:
         raise ConfigError("NAME", None, "of which recipe?", f"name one of {', '.join(RECIPES)}")
+    if name is None and as_json:
+        known = [
+            {"recipe": each.name, "about": each.about, "source": each.source, "batches": list(each.published)}
+            for each in RECIPES.values()
+        ]
+        print(json.dumps(known, indent=1))
+        return 0
     if name is None:
         width = max(map(len, RECIPES))
         for each in RECIPES.values():

@@ -156,6 +156,8 @@ def _report(arguments: argparse.Namespace) -> int:
         from launcher.sweep import report as sweep
 
         facts = sweep.load(path, **options)
+        if arguments.target is not None and facts.target is not None:
+            directory.check_measured(facts.target, facts.trials)
         if arguments.runs:
             sweep.write_runs(facts)
         print(sweep.summary(facts, sweep.write(path, facts)))

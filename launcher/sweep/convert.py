@@ -6,6 +6,7 @@ from pathlib import Path
 
 from launcher.sweep import directory, shallue, table
 from trainer.config import ConfigError
+from trainer.report.facts import count
 
 
 def convert(source: str, to: str) -> int:
@@ -24,5 +25,6 @@ def convert(source: str, to: str) -> int:
             shallue.write(to, found)
     except OSError as error:
         raise ConfigError("TO", to, f"cannot be written: {error.strerror or error}", "name another") from None
-    print(f"{to}: {len(found)} trials, {sum(len(trial.measurements) for trial in found):,} measurements")
+    measurements = sum(len(trial.measurements) for trial in found)
+    print(f"{to}: {count(len(found), 'trial')}, {count(measurements, 'measurement')}")
     return 0

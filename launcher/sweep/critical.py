@@ -80,8 +80,10 @@ def fit(batches: Sequence[float], samples: Sequence[float], seed: int = 0, draws
     b, y = np.asarray(batches, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     if b.shape != y.shape or b.ndim != 1:
         raise ValueError(f"{b.size} batches and {y.size} numbers of samples: one of each a run")
-    if not ((b > 0) & (y > 0) & np.isfinite(b) & np.isfinite(y)).all():
-        raise ValueError("batches and samples must be positive numbers")
+    wrong = np.flatnonzero(~((b > 0) & (y > 0) & np.isfinite(b) & np.isfinite(y)))
+    if wrong.size:
+        first = wrong[0]
+        raise ValueError(f"run {first + 1}: batch {b[first]:g}, {y[first]:g} samples: both must be positive numbers")
     sizes = np.unique(b)
     if sizes.size < 2:
         raise ValueError("one batch alone says nothing about others: measure at two or more, better at five")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,22 @@ def target(given: str | None, found: Mapping[str, Any]) -> Target | None:
         return None
     parsed = Target.parse(str(text), TARGET if given is not None else f"{SWEEP}: target")
     return parsed if "/" in parsed.metric else replace(parsed, metric=f"val/{parsed.metric}")
+
+
+def check_measured(goal: Target, trials: Sequence[Trial]) -> None:
+    """A target of which nothing was measured would be missed by every run, and some others say nothing either.
+
+    Raises:
+        ConfigError: naming what was measured, or what is wrong with the target.
+    """
+    rows = [row for trial in trials for row in trial.measurements]
+    there = {name for row in rows for name in row} - {"step", "samples"}
+    if there and goal.metric not in there:
+        advice = f"they have {', '.join(sorted(there))}"
+        raise ConfigError(TARGET, str(goal), f"no run measured {goal.metric}", advice)
+    percent = "accuracy" in goal.metric and any(row.get(goal.metric, 0) > 1 for row in rows)  # a table of others
+    if goal.fault and not percent:
+        raise ConfigError(TARGET, str(goal), *goal.fault)
 
 
 def metric(found: Mapping[str, Any]) -> Target | None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 from launcher.sweep import critical, points
 from trainer.config import ConfigError
+from trainer.report.facts import count
 
 
 def show(
@@ -32,8 +33,8 @@ def show(
     if as_json:
         print(json.dumps({**fit.json(), "missed": found.missed}, indent=1))
         return 0
-    print(f"{path}: {fit.runs} runs at {fit.batches} batches", end="")
-    print(f"; {found.missed} that missed their target are left out" if found.missed else "")
+    print(f"{path}: {count(fit.runs, 'run')} at {fit.batches} batches", end="")
+    print(f"; {found.missed:,} that missed the target, left out" if found.missed else "")
     print(f"  samples = S_min (1 + B / B_crit), {100 * fit.spread:.1f} % typical distance of a run\n")
     print(f"  S_min   {fit.s_min:,.0f} samples")
     largest = max(found.batches)

@@ -4,8 +4,10 @@
 ``rcps_*.json``           MLPerf's reference convergence points: ``BS`` and ``Epochs to converge``, a list of runs, which holds
                           epochs for some benchmarks and samples for others
 ``*.csv``, ``*.parquet``  a row a run: ``batch_size``, and one of ``samples``, ``steps`` and ``epochs`` that it took;
-                          where there is a column ``reached``, rows in which it is false are counted and left out
-                          a sweep's measurements (`launcher.sweep.table`): the best setting's seeds at each batch
+                          where there is a column ``reached`` it says yes or no in every row (or true and false, y and n, 1
+                          and 0), and the rows with no are counted and left out; an empty cell could mean either, and is
+                          refused
+                          or a sweep's measurements (`launcher.sweep.table`): the best setting's seeds at each batch
 ========================= ================================================================================================
 """
 
@@ -23,7 +25,11 @@ from launcher.sweep import cells, directory, table
 from trainer.config import ConfigError
 
 Unit = Literal["samples", "epochs"]
-_FALSE = ("false", "0", "no")
+_REACHED = {"true": True, "yes": True, "y": True, "1": True, "false": False, "no": False, "n": False, "0": False}
+_IS_FOR = {
+    "unit": "MLPerf's files", "dataset_size": "files that count epochs",
+    "target": "a sweep's measurements", "optimizer": "a sweep's measurements",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,50 +57,72 @@ def read(
         optimizer: of a sweep's measurements, needed where they hold several.
 
     Raises:
-        ConfigError: naming the file and what is wrong with it.
+        ConfigError: naming the file and what is wrong with it, or the option that means nothing there.
     """
     file = Path(path)
     try:
-        if file.is_dir():
-            return _sweep(file, target, optimizer)
-        kind = file.suffix.lower()
-        if kind == ".json":
-            return _rcps(json.loads(file.read_text()), str(path), unit, dataset_size)
-        if kind == ".csv":
-            with open(file, newline="", encoding="utf-8-sig") as stream:
-                rows = csv.DictReader(stream, skipinitialspace=True)
-                if table.is_table(rows.fieldnames or []):
-                    return _sweep(file, target, optimizer)
-                _check_columns(rows.fieldnames or [], str(path))
-                return _table(rows, str(path), dataset_size)
-        if kind == ".parquet":
-            import pyarrow.parquet
-
-            if table.is_table(pyarrow.parquet.read_schema(file).names):
-                return _sweep(file, target, optimizer)
-            found = pyarrow.parquet.read_table(file)
-            _check_columns(found.column_names, str(path))
-            return _table(found.to_pylist(), str(path), dataset_size)
+        if file.suffix.lower() == ".json":
+            found = _rcps(json.loads(file.read_text()), str(path), unit, dataset_size)
+            _refuse(f"{path} is a file of MLPerf's", target=target, optimizer=optimizer)
+        elif file.is_dir() or table.is_table(names := _columns(file)):
+            found = _sweep(file, target, optimizer)
+            _refuse(f"{path} holds a sweep's measurements", unit=unit, dataset_size=dataset_size)
+        else:
+            _check_columns(names, str(path))
+            found = _table(_rows(file), str(path), dataset_size)
+            _refuse(f"{path} has a row a run", unit=unit, target=target, optimizer=optimizer)
+        return found
     except OSError as error:
         raise ConfigError("FILE", str(path), f"cannot be read: {error.strerror or error}") from None
     except (ValueError, UnicodeDecodeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError("FILE", str(path), f"cannot be read: {' '.join(str(error).split())}") from None
-    raise ConfigError(
-        "FILE", str(path), "is of no kind known here", "give an rcps_*.json, a .csv, a .parquet, or a sweep's directory"
-    )
+
+
+def _columns(file: Path) -> Sequence[str]:
+    if file.suffix.lower() == ".csv":
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            return csv.DictReader(stream, skipinitialspace=True).fieldnames or []
+    if file.suffix.lower() == ".parquet":
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_schema(file).names)
+    advice = "give an rcps_*.json, a .csv, a .parquet, or a sweep's directory"
+    raise ConfigError("FILE", str(file), "is of no kind known here", advice)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    if file.suffix.lower() == ".csv":
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            return list(csv.DictReader(stream, skipinitialspace=True))
+    import pyarrow.parquet
+
+    return list(pyarrow.parquet.read_table(file).to_pylist())
+
+
+def _refuse(file: str, **options: object) -> None:
+    """Options that mean nothing for a file, where they are given."""
+    for name, value in options.items():
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(option, value, f"is for {_IS_FOR[name]}, and {file}", "leave it out")
 
 
 def _sweep(file: Path, target: str | None, optimizer: str | None) -> Points:
     """The seeds of the best setting at each batch; those that missed are counted."""
+    trials = directory.read(file)
+    if not trials:
+        raise ConfigError("FILE", str(file), "holds no run")
     goal = directory.target(target, directory.settings(file if file.is_dir() else file.parent))
     if goal is None:
         advice = "write --target 'val/loss <= 2.5' or 'val/accuracy >= 0.9'"
         raise ConfigError(
             directory.TARGET, None, f"{file} holds a sweep's measurements: what were they to reach?", advice
         )
-    found = cells.choose(cells.cells(directory.read(file), goal), optimizer, str(file))
+    if target is not None:
+        directory.check_measured(goal, trials)
+    found = cells.choose(cells.cells(trials, goal), optimizer, str(file))
     runs = cells.arrived(found)
     missed = sum(len(cell.best.counted) for cell in found) - len(runs)
     if not runs:
@@ -104,22 +132,35 @@ def _sweep(file: Path, target: str | None, optimizer: str | None) -> Points:
 
 def _rcps(raw: Any, path: str, unit: Unit | None, dataset_size: int | None) -> Points:
     key = "Epochs to converge"
-    points = list(raw.values()) if isinstance(raw, dict) else []
-    if not points or not all(isinstance(p, dict) and isinstance(p.get(key), list) and "BS" in p for p in points):
+    points = raw if isinstance(raw, dict) else {}
+    if not points or not all(
+        isinstance(p, dict) and isinstance(p.get(key), list) and "BS" in p for p in points.values()
+    ):
         raise ConfigError("FILE", path, f"is no file of MLPerf's: each point there has BS and {key!r}")
-    try:
-        runs = [(float(point["BS"]), float(count)) for point in points for count in point[key]]
-    except (TypeError, ValueError):
-        raise ConfigError("FILE", path, f"BS and {key!r} must be numbers") from None
-    small = min((count for _, count in runs), default=math.nan) < 1000
-    if unit == "samples" and small:
-        problem = f"{key!r} goes down to {min(count for _, count in runs):g}: those are epochs"
-        raise ConfigError("--unit", unit, problem, "write --unit epochs --dataset-size N")
-    scale = _epoch(path, dataset_size) if unit == "epochs" or (unit is None and small) else 1
+    runs = [
+        (_batch(point["BS"], f"{name}: BS", path), _number(count, f"{name}: {key!r}", path))
+        for name, point in points.items()
+        for count in point[key]
+    ]
+    if not runs:
+        raise ConfigError("FILE", path, "holds no run")
+    least = min(count for _, count in runs)
+    told: Unit = "epochs" if least < 1000 else "samples"
+    if unit not in (None, told):
+        advice = f"write --unit {told} {'and --dataset-size N' if told == 'epochs' else 'and no --dataset-size'}"
+        raise ConfigError("--unit", unit, f"{key!r} goes down to {least:,.10g}: those are {told}", advice)
+    if told == "samples":
+        _refuse(f"{path} counts samples", dataset_size=dataset_size)
+    scale = _epoch(path, dataset_size) if told == "epochs" else 1
     return Points([batch for batch, _ in runs], [count * scale for _, count in runs])
 
 
 def _check_columns(names: Sequence[str], path: str) -> None:
+    if "trial" in names:
+        lacking = " and ".join(name for name in ("batch_size", "step") if name not in names)
+        problem = f"has a column trial, as a sweep's measurements have, and none named {lacking}"
+        advice = f"add {lacking}, as in docs/sweeps.md; or take trial out, where a row is a run"
+        raise ConfigError("FILE", path, problem, advice)
     if "batch_size" not in names or not {"samples", "steps", "epochs"} & set(names):
         problem = f"its columns are {', '.join(names) or 'none'}"
         advice = "there must be batch_size, and one of samples, steps and epochs, between commas"
@@ -130,24 +171,52 @@ def _table(rows: Iterable[Mapping[str, Any]], path: str, dataset_size: int | Non
     batches: list[float] = []
     samples: list[float] = []
     missed = 0
+    units = set()
     for number, row in enumerate(rows, 2):
-        if str(row.get("reached", "")).lower() in _FALSE:
+        if "reached" in row and not _has_reached(row["reached"], f"line {number}", path):
             missed += 1
             continue
         unit = next((name for name in ("samples", "steps", "epochs") if row.get(name) not in (None, "")), None)
         if unit is None or row.get("batch_size") in (None, ""):
             advice = "name the columns batch_size, and samples, steps or epochs"
             raise ConfigError("FILE", path, f"line {number} has no batch, or nothing that it took", advice)
-        try:
-            batch, count = float(row["batch_size"]), float(row[unit])
-        except ValueError:
-            raise ConfigError("FILE", path, f"line {number}: batch_size and {unit} must be numbers") from None
+        batch = _batch(row["batch_size"], f"line {number}: batch_size", path)
+        count = _number(row[unit], f"line {number}: {unit}", path)
         scale = {"samples": 1.0, "steps": batch}.get(unit) or _epoch(path, dataset_size)
         batches.append(batch)
         samples.append(count * scale)
+        units.add(unit)
     if not batches:
-        raise ConfigError("FILE", path, f"holds no run that reached its target, and {missed} that did not")
+        none = f"holds no run that reached its target, and {missed:,} that did not" if missed else "holds no run"
+        raise ConfigError("FILE", path, none)
+    if "epochs" not in units:
+        _refuse(f"{path} counts {' and '.join(sorted(units))}", dataset_size=dataset_size)
     return Points(batches, samples, missed)
+
+
+def _has_reached(value: Any, where: str, path: str) -> bool:
+    text = "" if value is None else str(value).strip().lower()
+    if text not in _REACHED:
+        problem = f"{where}: reached: {value!r} says neither yes nor no" if text else f"{where}: reached is empty"
+        raise ConfigError("FILE", path, problem, "write true or false")
+    return _REACHED[text]
+
+
+def _batch(value: Any, what: str, path: str) -> float:
+    batch = _number(value, what, path)
+    if not batch.is_integer():
+        raise ConfigError("FILE", path, f"{what}: {value!r} is no whole number")
+    return batch
+
+
+def _number(value: Any, what: str, path: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ConfigError("FILE", path, f"{what}: {value!r} is no number above 0")
+    return number
 
 
 def _epoch(path: str, dataset_size: int | None) -> int:

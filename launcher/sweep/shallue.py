@@ -65,7 +65,8 @@ def read(root: str | Path, key: str = "FILE") -> list[Trial]:
     """
     studies = sorted(Path(root).rglob("study.json"), key=lambda path: (str(path.parent.parent), _number(path.parent)))
     if not studies:
-        raise ConfigError(key, str(root), "holds no study.json", "name a directory in the layout of Shallue et al.")
+        advice = "name a sweep's directory, or one in the layout of Shallue et al."
+        raise ConfigError(key, str(root), "holds neither a measurements.csv nor a study.json", advice)
     trials: list[Trial] = []
     for file in studies:
         about = _json(file, key)

@@ -1,5 +1,7 @@
 """One table of what a sweep measured: a row an evaluation, every row whole in itself, as CSV or parquet.
 
+What says which run it was, all but the last two lines here, is the same in all rows of a trial.
+
 ============================== ===========================================================================================
 ``trial``                      number of the run within the table
 ``dataset``, ``model``,        the workload
@@ -164,13 +166,14 @@ def is_table(columns: Iterable[str]) -> bool:
 
 def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Trial:
     head = rows[0]
+    _check_head(number, rows, path, key)
     status: Any = head.get("status") or "complete"
     batch = head["batch_size"]
     if status not in get_args(Status):
         advice = f"write one of {', '.join(get_args(Status))}"
         raise ConfigError(key, path, f"trial {number}: status: {status!r} is unknown", advice)
-    if not _is_number(batch) or batch <= 0:
-        raise ConfigError(key, path, f"trial {number}: batch_size: {batch!r} is no number above 0")
+    if not _is_number(batch) or batch <= 0 or batch != int(batch):
+        raise ConfigError(key, path, f"trial {number}: batch_size: {batch!r} is no whole number above 0")
     for name in ("seed", "epoch", "processes", "seconds"):
         if head.get(name) is not None and not _is_number(head[name]):
             raise ConfigError(key, path, f"trial {number}: {name}: {head[name]!r} is no number")
@@ -185,6 +188,17 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
         sorted(measurements, key=lambda m: m["step"]), epoch=head.get("epoch"), processes=int(head.get("processes") or 1),
         seconds=float(head.get("seconds") or 0.0), run=str(head.get("run") or ""),
     )  # fmt: skip
+
+
+def _check_head(number: int, rows: list[dict[str, Any]], path: str, key: str) -> None:
+    """Two runs under one number, as in the joined tables of two sweeps, would pass for one."""
+    for name in (name for name in rows[0] if name in _HEAD or name.startswith(_PARAMETER)):
+        first = rows[0][name]
+        for value in (row[name] for row in rows):
+            if value != first and str(value) != str(first):  # NaN differs from itself
+                problem = f"trial {number}: {name}: {first!r} in one row and {value!r} in another"
+                advice = "give each run a number of its own, or leave the tables of two sweeps apart"
+                raise ConfigError(key, path, problem, advice)
 
 
 def _is_number(value: Any) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from launcher import cli
 from launcher.sweep import points
 from launcher.sweep.critical import fit
+from optimizers.recipes import RECIPES
 from trainer.config import ConfigError
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "rcps_bert_4.1.0.json"
@@ -83,7 +84,7 @@ def test_samples_that_fall_with_the_batch_leave_it_without_bound() -> None:
 
 @pytest.mark.parametrize(
     ("batches", "samples", "words"),
-    [([8, 8], [1, 2], "one batch alone"), ([8], [1, 2], "one of each"), ([8, 0], [1, 2], "positive"), ([8, 9], [1, math.nan], "positive"), ([], [], "one batch alone")],
+    [([8, 8], [1, 2], "one batch alone"), ([8], [1, 2], "one of each"), ([8, 0], [1, 2], "run 2: batch 0, 2 samples: both must be positive"), ([8, 9], [1, math.nan], "positive"), ([], [], "one batch alone")],
 )  # fmt: skip
 def test_what_holds_no_curve_is_refused(batches: list[float], samples: list[float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -102,8 +103,8 @@ def test_mlperfs_bert(capsys: pytest.CaptureFixture[str]) -> None:
     assert said["runs"] == 263
     assert cli.main(["fit", str(REFERENCE)]) == 0
     assert "13 batches" in capsys.readouterr().out
-    assert cli.main(["fit", str(REFERENCE), "--unit", "epochs"]) == 2
-    assert "--dataset-size" in capsys.readouterr().err
+    assert cli.main(["fit", str(REFERENCE), "--unit", "epochs", "--dataset-size", "3000000"]) == 2
+    assert "those are samples; write --unit samples and no --dataset-size" in capsys.readouterr().err
 
 
 def test_epochs_are_told_from_samples_and_need_the_dataset(tmp_path: Path) -> None:
@@ -119,15 +120,15 @@ def test_epochs_are_told_from_samples_and_need_the_dataset(tmp_path: Path) -> No
 
 def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "runs.csv"
-    file.write_text(
-        "batch_size,steps,reached\n8,1000,true\n8,1100,True\n64,200,true\n64,,false\n512,90,true\n4096,80,true\n"
-    )
+    file.write_text("batch_size,steps,reached\n8,1000,true\n8,1100,Yes\n64,200,Y\n64,,false\n512,90,1\n4096,80,TRUE\n")
     found = points.read(file)
     assert found.batches == [8, 8, 64, 512, 4096]
     assert found.samples == [8000, 8800, 12800, 46080, 327680]
     assert found.missed == 1
     assert cli.main(["fit", str(file)]) == 0
-    assert "1 that missed their target" in capsys.readouterr().out
+    assert "5 runs at 4 batches; 1 that missed the target, left out" in capsys.readouterr().out
+    file.write_text("batch_size,samples,reached\n8,10,no\n8,11,n\n8,12,N\n8,13,0\n64,20,yes\n")
+    assert points.read(file) == points.Points([64], [20], 4)
     import pyarrow
     import pyarrow.parquet
 
@@ -143,11 +144,22 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("a.csv", "batch_size,samples\n8,\n", "line 2 has no batch, or nothing"),
         ("a.csv", "batch_size;samples\n8;1\n", "its columns are batch_size;samples"),
         ("a.csv", "", "its columns are none"),
-        ("a.csv", "batch_size,samples\n", "holds no run"),
-        ("a.csv", "batch_size,samples\n8,many\n", "line 2: batch_size and samples must be numbers"),
+        ("a.csv", "batch_size,samples\n", "holds no run\n"),
+        ("a.csv", "batch_size,samples,reached\n8,,no\n", "holds no run that reached its target, and 1 that did not"),
+        ("a.csv", "batch_size,samples\n8,many\n", "line 2: samples: 'many' is no number above 0"),
+        ("a.csv", "batch_size,samples\n8,9\n16,-3\n", "line 3: samples: '-3' is no number above 0"),
+        ("a.csv", "batch_size,samples\n8,inf\n", "line 2: samples: 'inf' is no number above 0"),
+        ("a.csv", "batch_size,samples\n0,9\n", "line 2: batch_size: '0' is no number above 0"),
+        ("a.csv", "batch_size,samples\n32.5,9\n", "line 2: batch_size: '32.5' is no whole number"),
+        ("a.csv", "batch_size,samples,reached\n8,9,maybe\n", "line 2: reached: 'maybe' says neither yes nor no"),
+        ("a.csv", "batch_size,samples,reached\n8,9,yes\n8,9,\n", "line 3: reached is empty; write true or false"),
+        ("a.csv", "trial,batch_size,samples,val/loss\n0,8,9,1\n0,8,18,1\n", "and none named step; add step"),
+        ("a.csv", "trial,batch_size,step\n", "holds no run\n"),
         ("a.csv", "batch_size,samples\n8,1\n", "one batch alone"),
         ("a.json", "[]", "is no file of MLPerf's"),
-        ("a.json", '{"a": {"BS": "x", "Epochs to converge": [1]}}', "must be numbers"),
+        ("a.json", '{"a": {"BS": "x", "Epochs to converge": [1]}}', "a: BS: 'x' is no number above 0"),
+        ("a.json", '{"a": {"BS": 8, "Epochs to converge": [4, 0]}}', "a: 'Epochs to converge': 0 is no number above 0"),
+        ("a.json", '{"a": {"BS": 8, "Epochs to converge": []}}', "holds no run\n"),
         ("a.json", "{", "cannot be read"),
         ("a.parquet", "no", "cannot be read"),
         ("a.txt", "", "is of no kind known here"),
@@ -163,6 +175,58 @@ def test_a_wrong_file_is_told(
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+
+
+MEASURED = "trial,batch_size,step,samples,val/loss\n0,8,5,40,3\n0,8,10,80,2\n1,16,7,112,2\n2,32,6,192,2\n3,64,5,320,2\n"
+FILES = {
+    "runs.csv": "batch_size,samples\n8,10\n16,12\n",
+    "rcps_a.json": '{"a": {"BS": 8, "Epochs to converge": [8000]}, "b": {"BS": 16, "Epochs to converge": [9000]}}',
+    "measured.csv": MEASURED,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "words"),
+    [
+        ("runs.csv", "--unit", "epochs", "is for MLPerf's files, and {} has a row a run"),
+        ("runs.csv", "--dataset-size", "50", "is for files that count epochs, and {} counts samples"),
+        ("runs.csv", "--target", "val/loss <= 2", "is for a sweep's measurements, and {} has a row a run"),
+        ("runs.csv", "--optimizer", "lamb", "is for a sweep's measurements, and {} has a row a run"),
+        ("rcps_a.json", "--dataset-size", "50", "is for files that count epochs, and {} counts samples"),
+        ("rcps_a.json", "--target", "val/loss <= 2", "is for a sweep's measurements, and {} is a file of MLPerf's"),
+        ("rcps_a.json", "--optimizer", "lamb", "is for a sweep's measurements, and {} is a file of MLPerf's"),
+        ("measured.csv", "--unit", "epochs", "is for MLPerf's files, and {} holds a sweep's measurements"),
+        ("measured.csv", "--dataset-size", "50", "is for files that count epochs, and {} holds a sweep's"),
+    ],
+)
+def test_an_option_that_means_nothing_for_a_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, option: str, value: str, words: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(FILES[name])
+    aim = ["--target", "val/loss <= 2"] if name == "measured.csv" else []
+    assert cli.main(["fit", str(file), *aim]) == 0
+    assert cli.main(["fit", str(file), *aim, option, value]) == 2
+    error = capsys.readouterr().err
+    assert f"{option}: " in error
+    assert words.format(file) in error
+    assert "leave it out" in error
+
+
+@pytest.mark.parametrize("command", ["fit", "report"])
+def test_a_target_that_nothing_was_measured_of_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file = tmp_path / "measurements.csv"
+    file.write_text(MEASURED)
+    assert cli.main([command, str(file), "--target", "foo >= 1"]) == 2
+    assert "--target: 'val/foo >= 1': no run measured val/foo; they have val/loss" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_directory_without_measurements_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", str(tmp_path)]) == 2
+    assert "holds neither a measurements.csv nor a study.json" in capsys.readouterr().err
 
 
 def test_what_spreadsheets_do_to_a_table(tmp_path: Path) -> None:
@@ -207,6 +271,11 @@ def test_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0.2843" in capsys.readouterr().out
     assert cli.main(["recipe"]) == 0
     assert "mlperf-bert" in capsys.readouterr().out
+    assert cli.main(["recipe", "--json"]) == 0
+    known = {each["recipe"]: each for each in json.loads(capsys.readouterr().out)}
+    assert list(known) == list(RECIPES)
+    assert known["lamb-bert"]["batches"] == [512, 1024, 2048, 4096, 8192, 16384, 32768]
+    assert "1904.00962" in known["lamb-bert"]["source"]
     with pytest.raises(SystemExit):
         cli.main(["recipe", "lamb-bert", "--batch", "4,096"])
     assert "without commas in it" in capsys.readouterr().err

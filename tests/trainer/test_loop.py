@@ -590,7 +590,9 @@ def test_what_reaches_a_target(text_: str, values: dict[str, float], holds: bool
     assert c.Target.parse(text_).holds(values) is holds
 
 
-@pytest.mark.parametrize("wrong", ["accuracy > 0.9", "loss <= e", "0.9", "perplexity <= 3", 0.9])
+@pytest.mark.parametrize(
+    "wrong", ["accuracy > 0.9", "loss <= e", "0.9", "perplexity <= 3", 0.9, "accuracy >= 90", "accuracy <= 0.9"]
+)
 def test_a_target_that_is_none_is_refused(workspace: Path, wrong: Any) -> None:
     with pytest.raises(c.ConfigErrors, match=r"evaluate\.target.*write 'accuracy >= 0\.9'"):
         c.validate(text(workspace, "wrong", evaluate={"target": wrong}))

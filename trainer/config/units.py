@@ -101,9 +101,24 @@ class Target:
         try:
             if match is None:
                 raise ValueError
-            return cls(match[1].lower(), float(match[3]), match[2] == ">=")
+            target = cls(match[1].lower(), float(match[3]), match[2] == ">=")
         except ValueError:
             raise ValueError("not a target: write 'accuracy >= 0.9' or 'loss <= 2.5'") from None
+        if fault := target.fault:
+            raise ValueError("; ".join(fault))
+        return target
+
+    @property
+    def fault(self) -> tuple[str, str] | None:
+        """What is wrong with it, and what to write, where it is one that all runs hold or none can."""
+        kind = self.metric.rpartition("/")[2]
+        if kind == "accuracy" and not 0 <= self.value <= 1:
+            share = self.value / 100 if 1 < self.value <= 100 else 0.9
+            return "accuracy lies within 0 to 1", f"write '{self.metric} >= {share:.10g}'"
+        if kind in ("accuracy", "loss") and self.at_least != (kind == "accuracy"):
+            right = f"{self.metric} {'<=' if self.at_least else '>='} {self.value:.10g}"
+            return "an accuracy is to be at least, a loss at most", f"write '{right}'"
+        return None
 
     def holds(self, values: Mapping[str, float]) -> bool:
         """Whether it is reached; never by what is not a number, or not there."""

@@ -39,6 +39,7 @@ def sweep(**changes: Any) -> Sweep:
         ({"target": None, "stop": {"beaten": 1.5}}, r"stop\.beaten: .* needs a target"),
         ({"optimizers": {"a/b": {}}}, "optimizers"),
         ({"target": "perplexity <= 3"}, "target: .* not a target"),
+        ({"target": "accuracy >= 90"}, "target: .* lies within 0 to 1; write 'accuracy >= 0.9'"),
     ],
 )
 def test_what_is_wrong_is_told_by_its_key(changes: dict[str, Any], said: str) -> None:
