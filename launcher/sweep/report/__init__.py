@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from launcher.sweep import directory, fitting
 from launcher.sweep.cells import rate
 from launcher.sweep.report.facts import REPORT, Facts, Throughput
+from launcher.sweep.slots import slots
+from launcher.sweep.trials import open_study
 from trainer import layout
-from trainer.config import ConfigError
+from trainer.config import ConfigError, ConfigErrors
 from trainer.report.facts import count
 
 if TYPE_CHECKING:
@@ -47,8 +49,17 @@ def load(
         if price is not None and (isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0):
             raise ConfigError(f"{directory.SWEEP}: price", price, "must be a number from 0 up")
     name = str(found.get("name") or (root.resolve().name if path.is_dir() else path.stem))
-    goal = directory.target(target, found)
-    return Facts(name, root, trials, goal, price, Throughput(throughput), directory.metric(found))
+    goal, own = directory.target(target, found), directory.target(None, found)
+    planned = _planned(path) if path.is_dir() and "batches" in found else None
+    return Facts(name, root, trials, goal, price, Throughput(throughput), directory.metric(found), own, planned)
+
+
+def _planned(path: Path) -> int | None:
+    """The runs that a sweep's directory asks for; None where its ``sweep.yaml`` is not whole."""
+    try:
+        return sum(1 for _ in slots(open_study(path).sweep))
+    except ConfigErrors:
+        return None
 
 
 def write_runs(facts: Facts) -> int:
@@ -133,11 +144,17 @@ def summary(facts: Facts, path: Path) -> str:
         f"{len(facts.batches)} batch{'' if len(facts.batches) == 1 else 'es'}",
         count(len(facts.series), "optimizer"),
     ]
+    if facts.to_come:
+        sizes[0] = f"{len(facts.trials):,} of {count(facts.planned or 0, 'run')}"
     rows = [
         ("ended", ", ".join(f"{number:,} {verdict}" for verdict, number in facts.verdicts.items()) or "nothing run")
     ]
     if facts.target is not None:
         rows.append(("target", str(facts.target)))
+        if facts.verdicts.get("ended early"):
+            rows.append(
+                ("note", f"those that ended early were ended at the sweep's own target, {facts.own}, and do not count")
+            )
     for series in facts.series:
         rows += [(series.name, _best(facts, series.name))]
         if series.fit is not None:
@@ -154,10 +171,12 @@ def summary(facts: Facts, path: Path) -> str:
 
 def _best(facts: Facts, name: str) -> str:
     found = [cell for cell in facts.cells if cell.optimizer == name]
-    best = min(found, key=lambda cell: (cell.best.steps, cell.best.far))
+    best = min(found, key=lambda cell: (cell.best.steps, not cell.best.reached, cell.best.far))
+    if not best.best.counted:
+        return best.shortfall
     lr = rate(best.best)
     at = f"at batch {best.batch:,}" + (f", lr {lr:.3g}" if lr is not None else "")
     if math.isfinite(best.best.steps):
         return f"{best.best.steps:,.0f} steps, {best.best.samples:,.0f} samples {at}"
     near = "nothing measured" if best.nearest is None else f"best {facts.measure} {best.nearest:.4g} {at}"
-    return near if facts.target is None else f"missed; {near}"
+    return near if facts.target is None else f"{best.shortfall}; {near}"

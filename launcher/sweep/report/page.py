@@ -19,8 +19,8 @@ KIND = "report of a sweep"  # by these words a page is known for ours
 
 def page(facts: Facts, drawn: Mapping[str, Sequence[Drawn]]) -> str:
     """The whole document; `drawn`: the pictures of each section, by its key."""
-    open_ = facts.verdicts.get("unfinished", 0)
-    state = ("nothing run", "") if not facts.trials else ("unfinished", "") if open_ else ("finished", "finished")
+    ended = ("unfinished", "") if facts.unfinished else ("finished", "finished")
+    state = ended if facts.trials else ("nothing run", "")
     workloads = {
         f"{trial.model} on {trial.dataset}".removesuffix(" on ").removeprefix(" on ") for trial in facts.trials
     }
@@ -90,7 +90,7 @@ def _priced(facts: Facts) -> str:
 
 def _headlines(facts: Facts) -> str:
     ended = ", ".join(f"{number:,} {verdict}" for verdict, number in facts.verdicts.items())
-    rows: list[tuple[str, str, str, str]] = [("Runs", f"{len(facts.trials):,}", "", ended)]
+    rows: list[tuple[str, str, str, str]] = [("Runs", f"{len(facts.trials):,}", _of(facts), ended)]
     if facts.target is None:
         rows.append(("Compared by", facts.measure, "", "more is better" if facts.metric.at_least else "less is better"))
         best = min(facts.cells, key=lambda cell: cell.best.far, default=None)
@@ -109,6 +109,10 @@ def _headlines(facts: Facts) -> str:
             hours, best = min(cells, key=lambda pair: pair[0])
             rows.append(("Least time", _headline(facts, best, tables.time_name(hours)), "", _where(best)))
     return _tiles(rows)
+
+
+def _of(facts: Facts) -> str:
+    return f"of {facts.planned:,}" if facts.to_come else ""
 
 
 def _headline(facts: Facts, cell: Cell, text: str) -> Html:

@@ -170,7 +170,7 @@ def _against(
     faint: bool = False,
 ) -> bool:
     """Medians, seeds and their range of each cell's best setting; what missed stands at the top edge."""
-    if not any(cell.reached or (cell.best.counted and tried(cell) > 0) for cell in facts.cells):
+    if not any(cell.reached or (cell.missed and tried(cell) > 0) for cell in facts.cells):
         return False
     others = sum(len(cell.settings) - 1 for cell in facts.cells)
     missed: list[tuple[float, float, int, Outcome]] = []
@@ -196,7 +196,7 @@ def _against(
                 dot(facts, ax, index, cell.batch * shift, middle[cell.batch], cell.best.middle)
                 lost = [run for run in cell.best.counted if math.isinf(run.steps)]
                 missed += [(cell.batch * shift, 0.0, index, run) for run in lost]
-            elif cell.best.counted:
+            elif cell.missed:
                 missed.append((cell.batch * shift, tried(cell), index, cell.best.middle))
         ax.plot([], [], color=colour, marker=marker(index), linewidth=1.7, label=series.name)
     crosses(facts, ax, missed)

@@ -95,6 +95,59 @@ def test_runs_that_failed_or_go_on_say_nothing_and_others_that_end_early_missed(
     assert facts(runs).verdicts == {"missed": 1, "beaten": 1, "diverged": 1, "failed": 1, "unfinished": 1}
 
 
+def test_a_run_that_the_sweep_ended_at_its_own_target_does_not_miss_a_stricter_one() -> None:
+    strict = Target("val/accuracy", 0.95, True)
+    missed, beaten = trial(0, 128, math.inf), trial(0, 128, math.inf, lr=0.2, status="beaten")
+    made = facts([trial(0), trial(0, 128, 20, lr=0.3), missed, beaten], strict, own=TARGET)
+    assert made.verdicts == {"missed": 1, "ended early": 2, "beaten": 1}
+    assert [cell.missed for cell in made.cells] == [False, False]  # what was best at 128 was not let go on
+    said = report.summary(made, Path("report.html"))
+    assert "ended at the sweep's own target, val/accuracy >= 0.9, and do not count" in said
+    assert "at batch 128: no result: 1 missed, 1 ended early, 1 beaten" in said
+    assert "missed at batch" not in said
+    # Without a target of its own nothing ended them.
+    assert facts([trial(0)], strict).verdicts == {"missed": 1}
+    # One that got further than it had to counts.
+    assert facts([trial(0)], TARGET, own=TARGET).verdicts == {"reached": 1}
+
+
+STANDING = [
+    (["unfinished"], "no result yet: 1 unfinished"),
+    (["failed", "failed"], "no result: 2 failed"),
+    (["missed", "unfinished"], "missed so far"),
+    (["missed", "failed"], "missed"),
+    (["reached", "missed"], "1 of 2 seeds reached"),
+    (["reached", "missed", "unfinished"], "1 of 2 seeds reached so far"),
+]
+
+
+@pytest.mark.parametrize(("ends", "expected"), STANDING, ids=[" ".join(ends) for ends, _ in STANDING])
+def test_only_what_ran_to_its_end_has_missed(ends: list[str], expected: str) -> None:
+    runs = [
+        trial(0, 128, 20 if end == "reached" else math.inf, seed=i, status=end if end in ("failed", "unfinished") else "complete")
+        for i, end in enumerate(ends)
+    ]  # fmt: skip
+    made = facts([trial(0), *runs])
+    assert made.cells[1].shortfall == expected
+    [note] = [note for note in made.series[0].notes if "128" in note]
+    assert note == (
+        "the target was missed at batch 128: nobody knows what it would take there" if expected == "missed"
+        else f"at batch 128: {expected}"
+    )  # fmt: skip
+    assert f"lamb    {expected}" in report.summary(facts(runs), Path("report.html")).replace("  \n", "\n")
+
+
+def test_a_report_while_a_sweep_runs_says_how_many_runs_are_to_come(tmp_path: Path) -> None:
+    asked = "name: s\nconfig: a.yaml\nbatches: [64, 128]\nspace: {optimizer.lr: [0.1, 0.2]}\nsearch: {kind: grid}\nseeds: 2\nrepeat: all\n"
+    path = directory(tmp_path / "sweep", [trial(0), trial(1, 128, math.inf, status="unfinished")], asked)
+    made = report.load(path, "accuracy >= 0.9")
+    assert (made.planned, made.to_come) == (8, 6)
+    assert report.summary(made, path).startswith("s: 2 of 8 runs,")
+    text = Page(report.write(path, made).read_text(encoding="utf-8")).text
+    assert "2 of 8 runs have begun. Runs that have not ended: 1. What follows may change." in text
+    assert facts([trial(0)]).notes == []
+
+
 def best(*runs: Trial) -> Any:
     [cell] = cells(runs, TARGET)
     return cell.best.parameters["optimizer.lr"]
@@ -276,7 +329,7 @@ TABLES = [
     ("one", [trial(0)], "the target was reached at one batch alone"),
     ("one that missed", [trial(0, steps=math.inf)], "missed (best accuracy 0.8)"),
     ("nothing finite", [replace(trial(i, 2**i), measurements=[NAN], status="diverged") for i in range(3)], "No run has measured val/accuracy"),
-    ("no rows", [replace(trial(i), measurements=[], status="failed") for i in range(3)], "no result (3 failed)"),
+    ("no rows", [replace(trial(i), measurements=[], status="failed") for i in range(3)], "no result: 3 failed"),
     ("no lr", [replace(trial(i, 64 * (i + 1)), parameters={}) for i in range(3)], "3 batches hold two parameters badly"),
     ("two workloads", [trial(0), replace(trial(1), model="bert", dataset="text")], "lamb (bert text)"),
     ("seven optimizers", [trial(0, b, 100, f"o{i}") for i in range(7) for b in (8, 16, 32)], "o6"),
