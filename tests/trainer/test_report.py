@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from optimizers.noise import HORIZON
 from trainer.report import heatmap, summary, write
 from trainer.report.canvas import DARK, LIGHT
 from trainer.report.curves import smoothed
-from trainer.report.facts import Facts
+from trainer.report.facts import SMOOTHED, Facts, Noise
 from trainer.report.names import shorten
 
 PLOTS = (
@@ -394,6 +395,27 @@ def test_summary(full: Path) -> None:
     assert found["report"] == str(full / "report.html")
     assert found["checkpoints"] == str(full / "checkpoints")
     assert "export" not in found
+
+
+NOISES = [
+    ([(12, 0, 23.2)], Noise(23.2, 0.8, 12), "too early to tell from gradient noise: 12 of 200 steps"),
+    ([(100, 0, 23.0), (200, 0, 81.4), (210, 0, "nan")], Noise(81.4, 0.8, 200), "about 81.4 ± 0.8 samples, from gradient noise"),
+    ([(400, 0, 50.0), (500, 1, 90.0)], Noise(90.0, 0.8, 100), "too early to tell from gradient noise: 100 of 200 steps"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("logged", "expected", "said"), NOISES, ids=["early", "late", "early in a phase"])
+def test_the_critical_batch_is_told_once_it_is_smoothed(
+    tmp_path: Path, logged: list[tuple[int, int, Any]], expected: Noise, said: str
+) -> None:
+    run = Run(tmp_path / "run")
+    for step, phase, scale in logged:
+        run.line("train", step=step, samples=step, phase=phase, loss=1.0, noise_scale=scale, noise_scale_error=0.8)
+    assert Facts.load(run.path).noise == expected
+    assert re.search(rf"critical batch +{re.escape(said)}\n", summary(run.path))
+    page = Page(write(run.path).read_text(encoding="utf-8")).text
+    assert (f"too early: {expected.early}" in page) == (expected.early is not None)
+    assert SMOOTHED == HORIZON
 
 
 PLAN_ROWS = [
