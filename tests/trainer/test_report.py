@@ -418,6 +418,21 @@ def test_the_critical_batch_is_told_once_it_is_smoothed(
     assert SMOOTHED == HORIZON
 
 
+def test_every_kind_of_evaluation_is_in_the_table(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    values = {
+        "loss": 1.25,
+        "accuracy": 0.5,
+        "loss_augmented": 1.125,
+        "accuracy_augmented": 0.625,
+        "loss_averaged": 1.0625,
+    }
+    run.line("eval", step=1, samples=64, phase=0, examples=9, **values)
+    text = Page(write(run.path).read_text(encoding="utf-8")).text
+    columns = ["loss", "accuracy", "loss, augmented", "accuracy, augmented", "loss, averaged", "examples"]
+    assert "\n".join([*columns, "1", "64", "1.2500", "50.00 %", "1.1250", "62.50 %", "1.0625", "9"]) in text
+
+
 PLAN_ROWS = [
     ("vocabulary", "30522", (30522, math.log(30522))),
     ("Vocabulary", "30,522 (WordPiece)", (30522, math.log(30522))),

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trainer.metrics import KINDS, Line
+from trainer.metrics import HELD, Line
 from trainer.progress import duration
 from trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share
 from trainer.report.markup import folded, table
@@ -88,19 +88,19 @@ def plan(facts: Facts) -> str:
 
 def evaluations(facts: Facts) -> str:
     lines = facts.history.eval
-    more = [key for kind in KINDS if any((key := f"accuracy_{kind}") in line for line in lines)]
+    more = [key for key in HELD[2:] if any(line.get(key) is not None for line in lines)]
     rows = [
         (
             whole(line.get("step")),
             whole(line.get("samples")),
             number(line.get("loss")),
             share(line.get("accuracy")),
-            *(share(line.get(key)) for key in more),
+            *((share if key.startswith("accuracy") else number)(line.get(key)) for key in more),
             whole(line.get("examples")),
         )
         for line in lines
     ]
-    names = [key.removeprefix("accuracy_") for key in more]
+    names = [key.replace("_", ", ") for key in more]
     head = [(label, "n") for label in ("step", "samples", "loss", "accuracy", *names, "examples")]
     return f"<h2>Evaluations</h2>\n{table(head, rows)}" if rows else ""
 
