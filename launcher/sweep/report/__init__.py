@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from launcher.sweep import directory, fitting
 from launcher.sweep.cells import rate
 from launcher.sweep.report.facts import REPORT, Facts, Throughput
+from launcher.sweep.report.law import power
 from launcher.sweep.slots import slots
 from launcher.sweep.trials import open_study
 from trainer import layout
@@ -74,7 +75,7 @@ def write_runs(facts: Facts) -> int:
 
 
 def write(path: str | Path, facts: Facts) -> Path:
-    """Make ``report.html``, in the directory or beside the table; in a directory the pictures also as ``plots/*.png``.
+    """Make ``report.html`` in a directory, with the pictures also as ``plots/*.png``, or ``NAME.report.html`` beside a table.
 
     The page is one file; it refers to the reports of the runs and to nothing else.
 
@@ -82,17 +83,18 @@ def write(path: str | Path, facts: Facts) -> Path:
         the path of the report.
 
     Raises:
-        ConfigError: if a ``report.html`` that is no sweep's is in the way.
+        ConfigError: if a file of that name that is no sweep's report is in the way.
     """
     from launcher.sweep.report.page import KIND, page
     from trainer.report.canvas import draw, style
 
-    file = facts.root / REPORT
+    path = Path(path)
+    file = path / REPORT if path.is_dir() else path.with_suffix(f".{REPORT}")
     if file.exists() and KIND not in file.read_text(encoding="utf-8", errors="replace")[:20_000]:
         raise ConfigError(
             "PATH", str(path), f"{file} is in the way and no report of a sweep", "move the one or the other"
         )
-    plots = facts.root / PLOTS if Path(path).is_dir() else None
+    plots = facts.root / PLOTS if path.is_dir() else None
     if plots is not None:
         plots.mkdir(exist_ok=True)
     with style():
@@ -162,7 +164,7 @@ def summary(facts: Facts, path: Path) -> str:
             rows.append(("  B_crit", fitting.b_crit(series.fit, largest)))
         if series.law is not None and series.law.exponent is not None:
             error = "" if series.law.error is None else f" ± {series.law.error:.2f}"
-            rows.append(("  best lr", f"grows with the batch to the power {series.law.exponent:.2f}{error}"))
+            rows.append(("  best lr", f"grows with the batch to the power {power(series.law.exponent)}{error}"))
         rows += [("  note", note) for note in [*series.notes, *(series.law.notes if series.law else [])]]
     rows.append(("report", str(path)))
     width = max(len(label) for label, _ in rows)

@@ -17,7 +17,7 @@ from launcher.sweep.report.law import Law, law
 from launcher.sweep.table import Target, Trial
 from trainer.report.facts import count
 
-REPORT = "report.html"  #: of a run, in its directory; of a sweep, in its own
+REPORT = "report.html"  #: of a run, in its directory; of a sweep, in its own; of a table NAME.report.html beside it
 _OWN = ("batch.global", "optimizer.name")  # keys that a cell stands for already
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from launcher.sweep.cells import Cell
 from launcher.sweep.report.facts import Facts, Grid, Series
-from launcher.sweep.report.marks import address, batch_name, colour_of
+from launcher.sweep.report.marks import address, colour_of
 from trainer.report.canvas import LIGHT, Size, counted, legend, log_ticks, plain, sheet
 from trainer.report.facts import compact
 from trainer.report.heatmap import COLOURS
@@ -126,7 +126,7 @@ def _panel(
         ax.plot(*np.add(around, [[column], [row]]), color=COLOURS[0 if lighter else -1], linewidth=2.0, zorder=5)
         text = f"{values[row, column]:.4g}"
     gap = "\n" if size.narrow else " · "
-    batch = f" · {batch_name(grid.cell.batch)}" if len(facts.batches) > 1 else ""
+    batch = f" · {grid.cell.batch:,}" if len(facts.batches) > 1 else ""
     ax.set_title(
         f"{grid.cell.optimizer}{batch}{gap}best {text}", fontsize=size.text, loc="left",
         color=LIGHT["muted"], pad=5, linespacing=1.25,
@@ -165,7 +165,7 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
     plain(ax, size, "samples")
     for place, (cell, points) in enumerate(curves):
         depth = 1.0 if len(curves) == 1 else 0.4 + 0.6 * place / (len(curves) - 1)
-        ax.plot(points[:, 0], points[:, 1], color=colour, alpha=depth, linewidth=1.5, label=batch_name(cell.batch))
+        ax.plot(points[:, 0], points[:, 1], color=colour, alpha=depth, linewidth=1.5, label=f"{cell.batch:,}")
         (end,) = ax.plot(*points[-1], "o", color=colour, alpha=depth, markersize=4)
         address(facts, end, cell.best.middle)
     # One x axis for all optimizers, logarithmic where large batches go much further than small ones.

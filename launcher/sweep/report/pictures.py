@@ -11,6 +11,7 @@ import numpy as np
 
 from launcher.sweep.cells import Cell, Outcome
 from launcher.sweep.report.facts import Bill, Facts, time_unit
+from launcher.sweep.report.law import power
 from launcher.sweep.report.marks import board, colour_of, crosses, dot, finish, marker, placed
 from trainer.report.canvas import LIGHT, Size, legend, log_ticks
 from trainer.report.facts import compact
@@ -111,8 +112,8 @@ def rates(facts: Facts, size: Size) -> Figure | None:
             dot(facts, ax, index, batch * shift, lr, cell.best.middle)
         if found.exponent is not None:
             ax.plot(x, [found(v) for v in x], color=colour, linewidth=1.5)
-        power = "" if found.exponent is None else f", B^{found.exponent:.2f}"
-        ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=f"{series.name}{power}")
+        grows = "" if found.exponent is None else f", B^{power(found.exponent)}"
+        ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=f"{series.name}{grows}")
     low, high = ax.get_ylim()
     middle = math.exp(np.mean([math.log(lr) for _, found, _ in laws for lr in found.lrs]))
     centre = math.sqrt(x[0] * x[1])

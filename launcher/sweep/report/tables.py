@@ -9,6 +9,7 @@ from html import escape
 from launcher.sweep import fitting
 from launcher.sweep.cells import Cell, Outcome, Setting, endings, rate
 from launcher.sweep.report.facts import Facts, Series, time_unit
+from launcher.sweep.report.law import power
 from launcher.sweep.report.panels import key_name
 from launcher.sweep.table import Trial
 from trainer.progress import duration
@@ -94,8 +95,10 @@ def laws(facts: Facts) -> str:
                 for batch, lr in zip(law.batches, law.lrs, strict=True)
             )
         )
-        span = f"{law.interval[0]:.2f} to {law.interval[1]:.2f}" if law.interval else ABSENT
-        rows.append((series.name, number(law.exponent, ".2f"), number(law.error, ".2f"), span, best))
+        span = f"{power(law.interval[0])} to {power(law.interval[1])}" if law.interval else ABSENT
+        rows.append(
+            (series.name, ABSENT if law.exponent is None else power(law.exponent), number(law.error, ".2f"), span, best)
+        )
     head = [
         ("optimizer", "name"),
         ("exponent", "n"),

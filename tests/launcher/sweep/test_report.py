@@ -199,6 +199,15 @@ def test_the_best_lr_follows_a_power_with_the_error_of_the_search() -> None:
     assert "highest that was tried at batch 64, 128" in series.law.notes[0]
 
 
+def test_an_exponent_of_nothing_has_no_sign() -> None:
+    # Best lrs that fall by next to nothing as the batch grows.
+    runs = [trial(0, b, 10 + 5 * i, lr=lr * b**-0.001) for b in (64, 128, 256) for i, lr in enumerate((0.1, 0.2))]
+    made = facts(runs)
+    assert made.series[0].law is not None
+    assert -0.005 < (made.series[0].law.exponent or 0) < 0
+    assert "to the power 0.00 ±" in report.summary(made, Path("report.html"))
+
+
 def test_a_diverged_lr_bounds_the_search_and_one_lr_is_none() -> None:
     tried = [trial(0, lr=0.1), trial(1, lr=0.05, steps=30)]
     [cell] = cells(tried, TARGET)
@@ -313,6 +322,7 @@ def test_the_page_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for part in (NAME, "missed (best accuracy 0.87)", "Cost of the target", "perfect scaling", "missed", "#151"):
         assert part in page.text, part
     assert len(page.ids) == len(set(page.ids))
+    assert ">2,048</text>" in raw  # a batch as it is, on the axes too
     assert sorted(file.stem for file in (path / "plots").iterdir()) == [
         "best-lr", "cost", "course-0", "course-1", "hours", "samples", "steps",
     ]  # fmt: skip
@@ -360,15 +370,17 @@ def test_a_large_sweep_stays_light(tmp_path: Path) -> None:
 def test_a_table_alone_gets_its_report_beside_it_but_over_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("runs.csv", "runs.parquet"):
+    for name in ("back.csv", "a.parquet"):
         write(tmp_path / name, numbered(curve()))
         assert cli.main(["report", str(tmp_path / name), "--target", "val/accuracy >= 0.9"]) == 0
-        assert "B_crit" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    pages = [tmp_path / "a.report.html", tmp_path / "back.report.html"]
+    assert sorted(tmp_path.glob("*.html")) == pages
+    assert all("B_crit" in page.read_text(encoding="utf-8") for page in pages)
     assert not (tmp_path / "plots").exists()
-    (tmp_path / "report.html").write_text("<p>mine</p>")
-    assert cli.main(["report", str(tmp_path / "runs.csv")]) == 2
+    pages[1].write_text("<p>mine</p>")
+    assert cli.main(["report", str(tmp_path / "back.csv")]) == 2
     assert "is in the way" in capsys.readouterr().err
-    assert (tmp_path / "report.html").read_text() == "<p>mine</p>"
+    assert pages[1].read_text() == "<p>mine</p>"
 
 
 REFUSED = [
