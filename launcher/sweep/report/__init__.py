@@ -129,11 +129,13 @@ def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
         note = "mean and range over the seeds"
         return {"target": [Picture("best", f"Best {facts.measure}", note, pictures.metric, wide=True)], **sections}
     sections["target"] = [
-        Picture("steps", "Steps to the target", "median and range over the seeds; missed: more than the most that was tried", pictures.steps, wide=True),
-        Picture("samples", "Samples to the target", "line: samples = S_min (1 + B / B_crit); band: 90 %; B_crit takes twice S_min", pictures.samples, wide=True),
+        Picture("steps", "Steps to the target", pictures.steps_note(facts), pictures.steps, wide=True),
+        Picture("samples", "Samples to the target", pictures.samples_note(facts), pictures.samples, wide=True),
     ]  # fmt: skip
     paid = facts.price is not None
-    sections["bills"] = [Picture("hours", "Time to the target", "median over the seeds", pictures.hours, wide=not paid)]
+    sections["bills"] = [
+        Picture("hours", "Time to the target", "median over the seeds, training alone", pictures.hours, wide=not paid)
+    ]
     if paid:
         sections["bills"].append(Picture("cost", "Cost of the target", "median over the seeds", pictures.cost))
     return sections

@@ -60,9 +60,14 @@ def _reading(facts: Facts) -> str:
             f"Mean over the seeds of the best setting at each batch; bars and small dots are the seeds. {_rule(facts)}"
         )
     return (
-        "Of the best setting at each batch: the median over its seeds, their range, and each seed as a small dot. A seed "
-        f"that missed the target counts as infinitely many steps. {_rule(facts)}"
+        "Of the best setting at each batch: the median over its seeds, their range, and each seed as a small dot. "
+        f"{_misses(facts)}{_rule(facts)}"
     )
+
+
+def _misses(facts: Facts) -> str:
+    missed = any(math.isinf(run.steps) for cell in facts.cells for run in cell.best.counted)
+    return "A seed that missed the target counts as infinitely many steps. " if missed else ""
 
 
 def _rule(facts: Facts) -> str:
@@ -85,7 +90,8 @@ def _priced(facts: Facts) -> str:
         else "as given, of one process times their number"
     )
     price = "" if facts.price is None else f" Cost is hours times processes times {facts.price:g} an hour."
-    return f"Samples to the target over samples a second, {source}.{price}"
+    alone = "That is training alone, without start, evaluation and saving." if facts.throughput.given is None else ""
+    return f"Samples to the target over samples a second, {source}. {alone}{price}"
 
 
 def _headlines(facts: Facts) -> str:
@@ -107,7 +113,9 @@ def _headlines(facts: Facts) -> str:
         cells = [(bill.hours, cell) for cell in held if (bill := facts.bill(cell)) and math.isfinite(bill.hours)]
         if cells:
             hours, best = min(cells, key=lambda pair: pair[0])
-            rows.append(("Least time", _headline(facts, best, tables.time_name(hours)), "", _where(best)))
+            rows.append(
+                ("Least time", _headline(facts, best, tables.time_name(hours)), "", f"training alone; {_where(best)}")
+            )
     return _tiles(rows)
 
 

@@ -156,8 +156,7 @@ def course(index: int) -> Callable[[Facts, Size], Figure | None]:
 
 def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | None:
     name = facts.metric.metric
-    pick = sorted({round(i) for i in np.linspace(0, len(series.cells) - 1, min(_CURVES, len(series.cells)))})
-    curves = [(cell, points) for cell in (series.cells[i] for i in pick) if len(points := _curve(cell, name))]
+    curves = _curves(series, name)
     if not curves:
         return None
     figure = sheet(size, f"{facts.measure}, {series.name}")
@@ -177,7 +176,10 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
     else:
         ax.set_xlim(0, max(ends, default=1) * 1.03)
         counted(ax.xaxis, size)
-    values = np.concatenate([points[:, 1] for _, points in curves])
+    # One y axis too: they stand side by side.
+    values = np.concatenate([points[:, 1] for each in facts.series for _, points in _curves(each, name)])
+    ax.update_datalim(np.column_stack([np.full(len(values), curves[0][1][0, 0]), values]))
+    ax.autoscale_view(scalex=False)
     if values.min() > 0 and values.max() > 30 * np.median(values):
         ax.set_yscale("log")
         log_ticks(ax.yaxis, *ax.get_ylim())
@@ -187,6 +189,12 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
         )
     legend(ax, size)
     return figure
+
+
+def _curves(series: Series, name: str) -> list[tuple[Cell, NDArray[np.float64]]]:
+    """Of as many batches as a reader tells apart, spread over all."""
+    pick = sorted({round(i) for i in np.linspace(0, len(series.cells) - 1, min(_CURVES, len(series.cells)))})
+    return [(cell, points) for cell in (series.cells[i] for i in pick) if len(points := _curve(cell, name))]
 
 
 def _curve(cell: Cell, name: str) -> NDArray[np.float64]:

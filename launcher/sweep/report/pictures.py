@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launcher.sweep.cells import Cell, Outcome
+from launcher.sweep.cells import Cell, Outcome, Setting
 from launcher.sweep.report.facts import Bill, Facts, time_unit
 from launcher.sweep.report.law import power
 from launcher.sweep.report.marks import board, colour_of, crosses, dot, finish, marker, placed
@@ -21,6 +21,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FAINT = 600  # more dots of other settings hide what they stand behind
+
+
+def steps_note(facts: Facts) -> str:
+    """The caption of `steps`: what is in it, and nothing else."""
+    pale = ["pale dots: other settings"] if _pale(facts) else []
+    missed = any(cell.missed or len(cell.best.reached) < len(cell.best.counted) for cell in facts.cells)
+    return "; ".join([
+        "median and range over the seeds", *pale, *(["missed: more than the most that was tried"] if missed else [])
+    ])  # fmt: skip
+
+
+def samples_note(facts: Facts) -> str:
+    """The caption of `samples`: what is in it, and nothing else."""
+    fits = [series.fit for series in facts.series if series.fit is not None]
+    if not fits:
+        return "median and range over the seeds"
+    band = "; band: 90 %" if any(len(fit.drawn) for fit in fits) else ""
+    return f"line: samples = S_min (1 + B / B_crit){band}; B_crit takes twice S_min"
 
 
 def steps(facts: Facts, size: Size) -> Figure | None:
@@ -173,7 +191,7 @@ def _against(
     """Medians, seeds and their range of each cell's best setting; what missed stands at the top edge."""
     if not any(cell.reached or (cell.missed and tried(cell) > 0) for cell in facts.cells):
         return False
-    others = sum(len(cell.settings) - 1 for cell in facts.cells)
+    pale = faint and _pale(facts)
     missed: list[tuple[float, float, int, Outcome]] = []
     for index, (series, shift) in enumerate(placed(facts)):
         colour = colour_of(index)
@@ -181,10 +199,10 @@ def _against(
         middle = {cell.batch: float(np.median([of(run) for run in cell.best.counted])) for cell in held}
         if line:
             ax.plot([cell.batch * shift for cell in held], list(middle.values()), color=colour, linewidth=1.7)
-        if faint and others <= _FAINT:
+        if pale:
             dots = [
                 (cell.batch * shift, float(np.median([of(run) for run in setting.counted])))
-                for cell in series.cells for setting in cell.settings[1:] if math.isfinite(setting.steps)
+                for cell in series.cells for setting in _others(cell)
             ]  # fmt: skip
             ax.plot([x for x, _ in dots], [y for _, y in dots], ".", color=colour, markersize=5, alpha=0.3, zorder=1)
         for cell in series.cells:
@@ -200,5 +218,17 @@ def _against(
             elif cell.missed:
                 missed.append((cell.batch * shift, tried(cell), index, cell.best.middle))
         ax.plot([], [], color=colour, marker=marker(index), linewidth=1.7, label=series.name)
+    if pale:
+        ax.plot([], [], ".", color=LIGHT["muted"], markersize=5, alpha=0.5, label="other settings")
     crosses(facts, ax, missed)
     return True
+
+
+def _others(cell: Cell) -> list[Setting]:
+    """The settings beside the best one that reached the target too."""
+    return [setting for setting in cell.settings[1:] if math.isfinite(setting.steps)]
+
+
+def _pale(facts: Facts) -> bool:
+    """Whether there are other settings to show, and not too many."""
+    return 0 < sum(len(_others(cell)) for cell in facts.cells) <= _FAINT

@@ -16,12 +16,14 @@ import pytest
 from launcher import cli
 from launcher.sweep import report
 from launcher.sweep.cells import Cell, cells, metric
+from launcher.sweep.report import panels, pictures
 from launcher.sweep.report.facts import Facts, Throughput
 from launcher.sweep.report.law import law
 from launcher.sweep.report.panels import shown
 from launcher.sweep.table import Target, Trial, write
 from tests.trainer.test_report import Page, Run
 from trainer.config import ConfigErrors
+from trainer.report.canvas import Size
 
 TARGET = Target("val/accuracy", 0.9, True)
 NAME = "<b>\"lamb'</b>&amp;"
@@ -280,6 +282,29 @@ def test_mean_and_deviation_over_the_seeds() -> None:
     assert cell.nearest == 0.8
 
 
+def test_captions_tell_of_what_is_there_alone() -> None:
+    whole = facts([*curve(), trial(0, 2048, math.inf)])
+    assert pictures.steps_note(whole) == (
+        "median and range over the seeds; pale dots: other settings; missed: more than the most that was tried"
+    )
+    assert "; band: 90 %; " in pictures.samples_note(whole)
+    few = facts([trial(0), trial(0, 128)])
+    assert pictures.steps_note(few) == pictures.samples_note(facts([trial(0)])) == "median and range over the seeds"
+    assert pictures.samples_note(few).startswith("line: ")
+    assert "band" not in pictures.samples_note(few)
+
+
+def test_learning_curves_side_by_side_share_their_axes() -> None:
+    made = facts([trial(0, best=0.2, steps=math.inf), trial(0, optimizer="sgd", best=0.6, steps=math.inf)], None)
+    limits = []
+    for index in range(2):
+        figure = panels.course(index)(made, Size(420, 270, 11.0))
+        assert figure is not None
+        limits.append((figure.axes[0].get_xlim(), figure.axes[0].get_ylim()))
+    assert limits[0] == limits[1]
+    assert limits[0][1][0] < 0.1 < 0.6 < limits[0][1][1]
+
+
 def test_the_best_optimizer_at_each_batch() -> None:
     runs = [
         trial(0, 64, 20, "a"),
@@ -319,7 +344,15 @@ def test_the_page_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     links = [ref for ref in page.references if not ref.startswith(("#", "data:"))]
     assert len(links) > 300
     assert all((path / link).exists() for link in links)
-    for part in (NAME, "missed (best accuracy 0.87)", "Cost of the target", "perfect scaling", "missed", "#151"):
+    for part in (
+        NAME,
+        "training alone",
+        "missed (best accuracy 0.87)",
+        "Cost of the target",
+        "perfect scaling",
+        "missed",
+        "#151",
+    ):
         assert part in page.text, part
     assert len(page.ids) == len(set(page.ids))
     assert ">2,048</text>" in raw  # a batch as it is, on the axes too
