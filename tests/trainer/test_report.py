@@ -18,6 +18,7 @@ from trainer.report import heatmap, summary, write
 from trainer.report.canvas import DARK, LIGHT
 from trainer.report.curves import smoothed
 from trainer.report.facts import SMOOTHED, Facts, Noise
+from trainer.report.markup import tiles
 from trainer.report.names import shorten
 
 PLOTS = (
@@ -356,6 +357,11 @@ def test_an_incomplete_run_gets_a_report_that_says_so(tmp_path: Path, kind: str,
     for part in expected:
         assert part in page.text
     assert summary(path)
+
+
+@pytest.mark.parametrize(("count", "columns"), [(3, 3), (5, 5), (6, 3), (10, 5), (11, 4)])
+def test_no_tile_stands_alone_in_a_row(count: int, columns: int) -> None:
+    assert f"--columns: {columns}" in tiles([("Steps", "1", "", "")] * count)
 
 
 def test_plots_that_a_new_report_cannot_draw_do_not_stay(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def _headlines(facts: Facts) -> str:
             rows.append(
                 ("Least time", _headline(facts, best, tables.time_name(hours)), "", f"training alone; {_where(best)}")
             )
-    return _tiles(rows)
+    return tiles(rows)
 
 
 def _of(facts: Facts) -> str:
@@ -139,12 +139,7 @@ def _crits(facts: Facts) -> str:
         said = f"{span}, 90 %" if span else "no interval"
         doubts = Html(f'{said} · <a href="#target">{count(len(series.notes), "warning")}</a>') if series.notes else said
         rows.append((f"B_crit, {series.name}", fitting.size(fit, largest), "", doubts))
-    return _tiles(rows) if rows else ""
-
-
-def _tiles(rows: Sequence[tuple[str, str, str, str]]) -> str:
-    lines = math.ceil(len(rows) / 5)
-    return tiles(rows).replace('class="tiles"', f'class="tiles" style="--columns: {math.ceil(len(rows) / lines)}"', 1)
+    return tiles(rows) if rows else ""
 
 
 def _beyond(facts: Facts) -> str:
