@@ -64,7 +64,8 @@ class Diagnosis:
             yield "walk", {key: getattr(stride, key) for key in ("distance", "update_norm", "weight_norm", "cosine")}
             if stride.update_norms and step >= self.next_layers:
                 self.next_layers = step + max(1, self.phase.steps // _LAYER_LINES)
-                yield "norms", {"update_norms": stride.update_norms, "weight_norms": stride.weight_norms}
+                norms = {"update_norms": stride.update_norms, "weight_norms": stride.weight_norms}
+                yield "norms", {key: self.engine.in_order(by_name) for key, by_name in norms.items()}
         if self._interpolates(step) and self.batches:
             yield "between", {"losses": self._losses(drawn)}
             self.batches = []

@@ -41,6 +41,12 @@ class Engine:
         """Of the update rule, as people know it."""
         return self.optimizer.name
 
+    def in_order(self, values: dict[str, float]) -> dict[str, float]:
+        """Values by parameter name in the model's order: an optimizer has them by group, weights before what is no weight."""
+        names = (name.replace("_orig_mod.", "") for name, _ in self.task.named_parameters())
+        place = {name: index for index, name in enumerate(names)}
+        return dict(sorted(values.items(), key=lambda item: place.get(item[0], len(place))))
+
     def backward(self, loss: Tensor) -> None:
         """Of the mean loss of a micro-batch."""
         if self.precision == "fp16" and not self.deepspeed.zero_optimization_stage():

@@ -110,7 +110,7 @@ class Meter:
             }
         layers: dict[str, float] = {}
         if ratios and place.step >= self.next_layers:
-            layers = ratios
+            layers = self.engine.in_order(ratios)
             self.next_layers = place.step + max(1, self.phase.steps // _LAYER_LINES)
         self._restart()
         return values, layers

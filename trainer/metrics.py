@@ -42,6 +42,7 @@ TENSORBOARD = Path("logs", "tensorboard")
 Line = dict[str, Any]
 
 KINDS = ("augmented", "averaged")  #: of a held-out loss and accuracy beside the plain ones
+HELD = ("loss", "accuracy", *(f"{key}_{kind}" for kind in KINDS for key in ("loss", "accuracy")))  #: what `eval` tells
 
 _EVENTS = ("start", "plan", "train", "layers", "walk", "norms", "between", "eval", "checkpoint", "end")
 # These hold numbers only, so a string "nan" in them is a number; elsewhere it is someone's text.
@@ -56,8 +57,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("distance", "update_norm", "weight_norm", "cosine"), _NUMBER),
     **dict.fromkeys(("step", "samples", "examples"), int),
     **dict.fromkeys(("device", "path", "reason"), str),
-    **dict.fromkeys(("time", "seconds", "step_time", "epoch", "loss", "accuracy", "lr", "grad_norm"), _NUMBER),
-    **dict.fromkeys((f"{key}_{kind}" for key in ("loss", "accuracy") for kind in KINDS), _NUMBER),
+    **dict.fromkeys(("time", "seconds", "step_time", "epoch", "lr", "grad_norm", *HELD), _NUMBER),
     **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib", "noise_scale", "noise_scale_error"), _NUMBER),
 }
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

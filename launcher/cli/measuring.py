@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
     report = commands.add_parser(
         "report",
         help="write the report.html of a run or a sweep anew",
-        description="Write the report of a run, of a sweep, or of a table of measurements anew, also while they run.",
+        description="Write the report of a run, of a sweep, or of a table of measurements (NAME.report.html beside it) anew, also while they run.",
     )
     report.add_argument(
         "path", metavar="PATH", help="a run's or a sweep's directory, or measurements as .csv or .parquet"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.sweep import critical, directory, points
 from trainer import metrics
 from trainer.config import ConfigError
-
-_KEY = "noise_scale"
+from trainer.report.facts import SMOOTHED, Facts, about
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Critical:
 def read(given: str) -> Critical:
     """The critical batch that ``--critical-batch`` names.
 
-    A run's is the median of the gradient noise scale over the second half of what it logged: the scale rises while a run
-    learns, and is noisy. A file of measurements is fitted as `bellwether fit` does.
+    A run's is the newest gradient noise scale that it logged, as in its report. A file of measurements is fitted as
+    `bellwether fit` does.
 
     Args:
         given: a number of samples, a run directory, or what `launcher.sweep.points` reads.
@@ -75,12 +73,13 @@ def _measured(path: Path) -> Critical:
 
 
 def _of_run(run: Path) -> Critical:
-    logged = [line.get(_KEY) for line in metrics.read(run).train]
-    values = [float(value) for value in logged if isinstance(value, int | float) and 0 < value < math.inf]
-    if not values:
-        problem = f"its {metrics.FILE} has no {_KEY} above 0"
+    noise = Facts.load(run).noise
+    if noise is None:
+        problem = f"its {metrics.FILE} has no noise_scale above 0"
         raise ConfigError("--critical-batch", str(run), problem, "give a run that logged it, a file or a number")
-    late = values[len(values) // 2 :]
-    return Critical(
-        statistics.median(late), f"gradient noise scale of {run.name}, median of its last {len(late)} values"
-    )
+    if noise.early:
+        problem = f"too early to tell: the noise scale is a mean over {SMOOTHED} steps, and this one of {noise.steps:,}"
+        raise ConfigError(
+            "--critical-batch", str(run), problem, f"let it run on, or write {noise.scale:.0f} all the same"
+        )
+    return Critical(noise.scale, f"gradient noise scale of {run.name}, {about(noise.scale, noise.error)}")

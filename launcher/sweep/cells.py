@@ -2,15 +2,16 @@
 
 A *setting* is what the sweep set, apart from the seed; a *cell* is all settings of one optimizer at one batch. Steps and
 samples to the target are medians over the seeds, in which a seed that ran and missed counts as infinitely many: no setting
-looks good because the runs that missed are left out. Runs that ended in an error or have not ended say nothing about a
-setting, unless they had reached the target before; they are counted apart. The best setting of a cell is the one with the
-least median, among those that were run on the most seeds.
+looks good because the runs that missed are left out. Runs that ended in an error, have not ended, or were ended by the
+sweep at a target of its own, say nothing about a setting, unless they had reached the target before; they are counted apart.
+The best setting of a cell is the one with the least median, among those that were run on the most seeds.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from typing import Literal, get_args
 from launcher.sweep.table import Measurement, Status, Target, Trial, Value
 from trainer.config import ConfigError
 
-Verdict = Literal["reached", "missed", "complete", "beaten", "diverged", "failed", "unfinished"]
+Verdict = Literal["reached", "missed", "ended early", "complete", "beaten", "diverged", "failed", "unfinished"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LR = "optimizer.lr"
 
@@ -35,6 +36,7 @@ class Outcome:
     samples: float
     best: float | None  #: the nearest that it came; None: nothing finite was measured
     aimed: bool  #: there is a target
+    early: bool  #: it reached the sweep's own target, at which the sweep ends a run
 
     @property
     def verdict(self) -> Verdict:
@@ -42,12 +44,14 @@ class Outcome:
         if math.isfinite(self.steps):
             return "reached"
         status: Status = self.trial.status
-        return "missed" if status == "complete" and self.aimed else status
+        if status != "complete" or not self.aimed:
+            return status
+        return "ended early" if self.early else "missed"
 
     @property
     def counts(self) -> bool:
         """Whether it says something about its setting."""
-        return self.verdict not in ("failed", "unfinished")
+        return self.verdict not in ("failed", "unfinished", "ended early")
 
     @property
     def tried(self) -> float:
@@ -106,6 +110,11 @@ class Setting:
         return (max if self.at_least else min)(self.values, default=None)
 
     @property
+    def shortfall(self) -> str:
+        """What stands in the place of steps that there are not."""
+        return _shortfall(self, self.runs)
+
+    @property
     def rank(self) -> tuple[bool, int, float, float, float]:
         """Smallest for the best: reached by any seed, run on the most seeds, with the least steps; or the nearest to it.
 
@@ -147,6 +156,17 @@ class Cell:
         """Whether the best setting reaches the target in the median."""
         return math.isfinite(self.best.steps)
 
+    @property
+    def missed(self) -> bool:
+        """Whether the target lies beyond what was tried, as far as the runs that count can tell."""
+        early = any(run.verdict == "ended early" for run in self.outcomes)
+        return bool(self.best.counted) and not self.reached and not early
+
+    @property
+    def shortfall(self) -> str:
+        """What stands in the place of the best setting's steps, where there are none."""
+        return _shortfall(self.best, self.outcomes)
+
     @cached_property
     def outcomes(self) -> list[Outcome]:
         return [run for setting in self.settings for run in setting.runs]
@@ -177,6 +197,23 @@ class Cell:
         return "lowest" if lr == self.lrs[0] else "highest" if lr == self.lrs[-1] else None
 
 
+def endings(runs: Iterable[Outcome], without: Sequence[str] = ()) -> str:
+    """How many runs ended how, as in "2 reached, 1 diverged"."""
+    found = Counter(run.verdict for run in runs)
+    return ", ".join(
+        f"{found[verdict]:,} {verdict}" for verdict in VERDICTS if found[verdict] and verdict not in without
+    )
+
+
+def _shortfall(setting: Setting, runs: Sequence[Outcome]) -> str:
+    """Of a setting, in the light of all runs that might have done better."""
+    open_, early = (any(run.verdict == verdict for run in runs) for verdict in ("unfinished", "ended early"))
+    if not setting.counted or (early and not setting.reached):
+        return f"no result{' yet' if open_ else ''}: {endings(runs)}"
+    some = f"{len(setting.reached)} of {len(setting.counted)} seeds reached" if setting.reached else "missed"
+    return f"{some} so far" if open_ else some
+
+
 def rate(setting: Setting) -> float | None:
     """The peak learning rate, where the sweep set one."""
     value = setting.parameters.get(LR)
@@ -190,10 +227,14 @@ def metric(trials: Iterable[Trial]) -> Target:
     return Target(name, math.nan, at_least)
 
 
-def cells(trials: Sequence[Trial], target: Target) -> list[Cell]:
+def cells(trials: Sequence[Trial], target: Target, own: Target | None = None) -> list[Cell]:
     """Every (optimizer, batch), by name and size.
 
     An optimizer is named with its workload where the table holds more than one: they are not to be mixed.
+
+    Args:
+        target: what the trials are judged by.
+        own: at which the sweep ended them, where it had a target.
     """
     workloads = {(trial.dataset, trial.model) for trial in trials}
     found: dict[tuple[str, int], dict[frozenset[tuple[str, Value]], list[Outcome]]] = {}
@@ -202,7 +243,7 @@ def cells(trials: Sequence[Trial], target: Target) -> list[Cell]:
         name = trial.optimizer or "any"
         key = (f"{name} ({of})" if len(workloads) > 1 else name, trial.batch_size)
         given = ((k, str(v) if isinstance(v, list) else v) for k, v in trial.parameters.items() if k != "seed")
-        found.setdefault(key, {}).setdefault(frozenset(given), []).append(outcome(trial, target))
+        found.setdefault(key, {}).setdefault(frozenset(given), []).append(outcome(trial, target, own))
     result = []
     for (name, batch), settings in sorted(found.items(), key=lambda item: item[0]):
         made = [
@@ -213,10 +254,11 @@ def cells(trials: Sequence[Trial], target: Target) -> list[Cell]:
     return result
 
 
-def outcome(trial: Trial, target: Target) -> Outcome:
+def outcome(trial: Trial, target: Target, own: Target | None = None) -> Outcome:
     at: Measurement | None = target.reached(trial)
     steps, samples = (at["step"], at["samples"]) if at else (math.inf, math.inf)
-    return Outcome(trial, steps, samples, target.best(trial), math.isfinite(target.value))
+    early = own is not None and own.reached(trial) is not None
+    return Outcome(trial, steps, samples, target.best(trial), math.isfinite(target.value), early)
 
 
 def arrived(found: Iterable[Cell]) -> list[Outcome]:

@@ -114,7 +114,8 @@ def _sweep(file: Path, target: str | None, optimizer: str | None) -> Points:
     trials = directory.read(file)
     if not trials:
         raise ConfigError("FILE", str(file), "holds no run")
-    goal = directory.target(target, directory.settings(file if file.is_dir() else file.parent))
+    said = directory.settings(file if file.is_dir() else file.parent)
+    goal = directory.target(target, said)
     if goal is None:
         advice = "write --target 'val/loss <= 2.5' or 'val/accuracy >= 0.9'"
         raise ConfigError(
@@ -122,7 +123,7 @@ def _sweep(file: Path, target: str | None, optimizer: str | None) -> Points:
         )
     if target is not None:
         directory.check_measured(goal, trials)
-    found = cells.choose(cells.cells(trials, goal), optimizer, str(file))
+    found = cells.choose(cells.cells(trials, goal, directory.target(None, said)), optimizer, str(file))
     runs = cells.arrived(found)
     missed = sum(len(cell.best.counted) for cell in found) - len(runs)
     if not runs:

@@ -293,7 +293,7 @@ def _row(held: metrics.Line, train: metrics.Line) -> dict[str, float]:
     at = held or train
     kept = ("loss", "lr", "grad_norm", "samples_per_s", "step_time", "noise_scale")
     row = {f"train/{key}": train[key] for key in kept if train.get(key) is not None}
-    row |= {f"val/{key}": value for key, value in held.items() if key in ("loss", "accuracy", "accuracy_augmented")}
+    row |= {f"val/{key}": value for key, value in held.items() if key in metrics.HELD}
     return {"step": at["step"], "samples": at["samples"], **row}
 
 

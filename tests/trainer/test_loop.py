@@ -152,6 +152,12 @@ def test_diagnosis_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stag
         assert line["losses"][1] != line["losses"][0]
     assert history.walk[-1]["distance"] > history.walk[0]["distance"] == pytest.approx(history.walk[0]["update_norm"])
     names = history.norms[-1]["update_norms"]
+    # In the model's order: a layer's bias stands behind its weight, which is of another group.
+    order = list(names)
+    weights = [name for name in order if name.endswith(".weight") and name.removesuffix("weight") + "bias" in names]
+    assert [order[order.index(name) + 1] for name in weights] == [
+        name.removesuffix("weight") + "bias" for name in weights
+    ]
     assert sum(v**2 for v in names.values()) ** 0.5 == pytest.approx(history.walk[-1]["update_norm"], rel=1e-4)
 
 

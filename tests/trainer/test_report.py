@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from optimizers.noise import HORIZON
 from trainer.report import heatmap, summary, write
 from trainer.report.canvas import DARK, LIGHT
 from trainer.report.curves import smoothed
-from trainer.report.facts import Facts
+from trainer.report.facts import SMOOTHED, Facts, Noise
+from trainer.report.markup import tiles
 from trainer.report.names import shorten
 
 PLOTS = (
@@ -357,6 +359,11 @@ def test_an_incomplete_run_gets_a_report_that_says_so(tmp_path: Path, kind: str,
     assert summary(path)
 
 
+@pytest.mark.parametrize(("count", "columns"), [(3, 3), (5, 5), (6, 3), (10, 5), (11, 4)])
+def test_no_tile_stands_alone_in_a_row(count: int, columns: int) -> None:
+    assert f"--columns: {columns}" in tiles([("Steps", "1", "", "")] * count)
+
+
 def test_plots_that_a_new_report_cannot_draw_do_not_stay(tmp_path: Path) -> None:
     run = Run(tmp_path / "run").launch(0, 10)
     write(run.path)
@@ -394,6 +401,42 @@ def test_summary(full: Path) -> None:
     assert found["report"] == str(full / "report.html")
     assert found["checkpoints"] == str(full / "checkpoints")
     assert "export" not in found
+
+
+NOISES = [
+    ([(12, 0, 23.2)], Noise(23.2, 0.8, 12), "too early to tell from gradient noise: 12 of 200 steps"),
+    ([(100, 0, 23.0), (200, 0, 81.4), (210, 0, "nan")], Noise(81.4, 0.8, 200), "about 81.4 ± 0.8 samples, from gradient noise"),
+    ([(400, 0, 50.0), (500, 1, 90.0)], Noise(90.0, 0.8, 100), "too early to tell from gradient noise: 100 of 200 steps"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("logged", "expected", "said"), NOISES, ids=["early", "late", "early in a phase"])
+def test_the_critical_batch_is_told_once_it_is_smoothed(
+    tmp_path: Path, logged: list[tuple[int, int, Any]], expected: Noise, said: str
+) -> None:
+    run = Run(tmp_path / "run")
+    for step, phase, scale in logged:
+        run.line("train", step=step, samples=step, phase=phase, loss=1.0, noise_scale=scale, noise_scale_error=0.8)
+    assert Facts.load(run.path).noise == expected
+    assert re.search(rf"critical batch +{re.escape(said)}\n", summary(run.path))
+    page = Page(write(run.path).read_text(encoding="utf-8")).text
+    assert (f"too early: {expected.early}" in page) == (expected.early is not None)
+    assert SMOOTHED == HORIZON
+
+
+def test_every_kind_of_evaluation_is_in_the_table(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    values = {
+        "loss": 1.25,
+        "accuracy": 0.5,
+        "loss_augmented": 1.125,
+        "accuracy_augmented": 0.625,
+        "loss_averaged": 1.0625,
+    }
+    run.line("eval", step=1, samples=64, phase=0, examples=9, **values)
+    text = Page(write(run.path).read_text(encoding="utf-8")).text
+    columns = ["loss", "accuracy", "loss, augmented", "accuracy, augmented", "loss, averaged", "examples"]
+    assert "\n".join([*columns, "1", "64", "1.2500", "50.00 %", "1.1250", "62.50 %", "1.0625", "9"]) in text
 
 
 PLAN_ROWS = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer import layout
 from trainer.report.canvas import Picture, draw, style
-from trainer.report.facts import Facts
+from trainer.report.facts import SMOOTHED, Facts
 from trainer.report.summary import summary
 
 __all__ = ["summary", "write"]
@@ -60,7 +60,10 @@ def _sections() -> list[tuple[str, list[Picture[Facts]]]]:
         Picture("trust-ratio", "Trust ratio", "over all layers", curves.trust_ratio, wide=True),
         Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, heatmap.layers, wide=True),
     ]
-    noise_note = "the batch beyond which steps stop falling, as gradient noise predicts it"
+    noise_note = (
+        "the batch beyond which steps stop falling, as gradient noise predicts it; a mean over the last "
+        f"{SMOOTHED} steps, which a phase's first ones are too few for"
+    )
     batch = [Picture("noise-scale", "Critical batch", noise_note, curves.noise_scale, wide=True)]
     way = [
         Picture("cosine", "Angle", "cosine between an update and the one before", walk.cosine),

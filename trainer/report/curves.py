@@ -33,6 +33,7 @@ def loss(facts: Facts, size: Size) -> Figure | None:
     noisy(ax, facts, x, y, "blue", "training")
     if np.isfinite(held[1]).any():
         _points(ax, *held, "orange", "held-out")
+    _kinds(ax, facts, "loss", ("plum", "green"))
     if facts.expectation is not None:
         entries, level = facts.expectation
         ax.axhline(level, color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), zorder=1)
@@ -56,10 +57,7 @@ def accuracy(facts: Facts, size: Size) -> Figure | None:
         return None
     figure, ax = axes(facts, size, "Held-out accuracy")
     _points(ax, x, y, "orange", "held-out")
-    for kind, colour in zip(KINDS, ("blue", "green"), strict=True):
-        x, y = column(facts.history.eval, f"accuracy_{kind}")
-        if np.isfinite(y).any():
-            _points(ax, x, y, colour, kind)
+    _kinds(ax, facts, "accuracy", ("blue", "green"))
     ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
     return finish(figure, ax, facts, size)
 
@@ -158,6 +156,14 @@ def _points(ax: Axes, x: Array, y: Array, colour: str, label: str) -> None:
         x, y, color=LIGHT[colour], linewidth=1.1, marker="o", markersize=size,
         markeredgecolor=LIGHT["card"], markeredgewidth=0.8, label=label, zorder=4,
     )  # fmt: skip
+
+
+def _kinds(ax: Axes, facts: Facts, key: str, colours: tuple[str, str]) -> None:
+    """A held-out loss or accuracy over several views, and of the averaged weights, where they were measured."""
+    for kind, colour in zip(KINDS, colours, strict=True):
+        x, y = column(facts.history.eval, f"{key}_{kind}")
+        if np.isfinite(y).any():
+            _points(ax, x, y, colour, kind)
 
 
 def finish(

@@ -19,6 +19,22 @@ ABSENT = "–"
 # A model that has learned nothing yet gives each entry the same probability: its loss is ln(entries).
 _ENTRIES = ("vocabulary", "classes")
 _ADAPTIVE = ("lamb", "lars")
+# Steps that the noise scale is a mean over: optimizers.noise.HORIZON, which would bring torch with it.
+SMOOTHED = 200
+
+
+@dataclass(frozen=True)
+class Noise:
+    """An estimate of the critical batch from gradient noise."""
+
+    scale: float  #: samples
+    error: float | None  #: standard error of it
+    steps: int  #: that it was made from
+
+    @property
+    def early(self) -> str | None:
+        """How far it is from being one, where it is of fewer steps than it is smoothed over."""
+        return f"{self.steps:,} of {SMOOTHED:,} steps" if self.steps < SMOOTHED else None
 
 
 @dataclass(frozen=True)
@@ -123,12 +139,17 @@ class Facts:
         return _median(numbers(self.history.train, "tokens_per_s"))
 
     @cached_property
-    def noise_scale(self) -> tuple[float, float | None] | None:
-        """The newest estimate of the critical batch from gradient noise, in samples, and its standard error."""
-        for line in reversed(self.history.train):
-            if finite(scale := line.get("noise_scale")):
+    def noise(self) -> Noise | None:
+        """The newest estimate. It is a mean over steps already, and what it estimates grows while a run learns (McCandlish
+        et al. 2018, 1812.06162), so that a mean over earlier ones too would be of a time that is over.
+        """
+        lines = self.history.train
+        for index, line in reversed(list(enumerate(lines))):
+            if finite(scale := line.get("noise_scale")) and scale > 0:
+                # Each phase begins it anew.
+                before = (old["step"] for old in reversed(lines[:index]) if old.get("phase") != line.get("phase"))
                 error = line.get("noise_scale_error")
-                return scale, error if finite(error) else None
+                return Noise(scale, error if finite(error) else None, line["step"] - next(before, 0))
         return None
 
     @cached_property

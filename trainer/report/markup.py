@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from trainer.report.canvas import DARK, LIGHT, Drawn
+
+_TILES = 5  # a row
 
 
 class Html(str):
@@ -62,15 +65,17 @@ def head(kind: str, title: str, state: tuple[str, str], about: Sequence[str], mi
     )
 
 
-def tiles(headlines: Iterable[tuple[str, str, str, str]]) -> str:
-    """The headlines, what a reader looks for first: (label, value, unit, the line below)."""
+def tiles(headlines: Sequence[tuple[str, str, str, str]]) -> str:
+    """The headlines, what a reader looks for first: (label, value, unit, the line below); rows as even as they can be."""
+    rows = math.ceil(len(headlines) / _TILES)
+    columns = math.ceil(len(headlines) / max(1, rows))
     cells = "".join(
         f"<div><dt>{escape(label)}</dt>"
         f'<dd class="value">{safe(value)}{f" <small>{escape(unit)}</small>" if unit else ""}</dd>'
         f'<dd class="sub">{safe(below)}</dd></div>\n'
         for label, value, unit, below in headlines
     )
-    return f'<dl class="tiles">\n{cells}</dl>'
+    return f'<dl class="tiles" style="--columns: {columns}">\n{cells}</dl>'
 
 
 def figures(drawn: Sequence[Drawn]) -> str:

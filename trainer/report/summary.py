@@ -29,8 +29,12 @@ def summary(run: Path) -> str:
             for kind in KINDS
             if f"accuracy_{kind}" in history.eval[-1]
         ]
-    if facts.noise_scale is not None:
-        rows.append(("critical batch", f"about {about(*facts.noise_scale)} samples, from gradient noise"))
+    noise = facts.noise
+    if noise is not None:
+        told = f"about {about(noise.scale, noise.error)} samples, from gradient noise"
+        rows.append(
+            ("critical batch", f"too early to tell from gradient noise: {noise.early}" if noise.early else told)
+        )
     rows.append(("steps", f"{facts.last.get('step', 0):,}"))
     rows.append(("samples", f"{facts.last.get('samples', 0):,}"))
     if facts.throughput is not None:

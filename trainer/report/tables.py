@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trainer.metrics import KINDS, Line
+from trainer.metrics import HELD, Line
 from trainer.progress import duration
 from trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share
 from trainer.report.markup import folded, table
@@ -27,9 +27,6 @@ def headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
     seen = f"{epoch:.3g} epochs" if finite(epoch) else ""
     if facts.boundaries:
         seen = count(len(facts.boundaries) + 1, "phase")
-    noise = facts.noise_scale
-    rough, _, error = about(*noise).partition(" ± ") if noise else ("", "", "")
-    critical = [("Critical batch", rough, "", f"{f'± {error}, ' if error else ''}from noise")] if noise else []
     return [
         ("Training loss", number(newest.get("loss")), "",
          f"from {number(facts.losses[0])}" if facts.losses else ""),
@@ -38,7 +35,7 @@ def headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
         ("Samples", whole(facts.last.get("samples")), "", seen),
         ("Steps", whole(facts.last.get("step")), "", count(len(h.restarts), "restart") if h.restarts else ""),
         ("Global batch", batch, "", batch_note or "samples a step"),
-        *critical,
+        *_critical(facts),
         ("Optimizer", str(facts.setting("optimizer", "name") or ABSENT).upper(), "",
          f"lr {rate_now} {rate_note}".strip() if rate_now != ABSENT else ""),
         ("Throughput", rate(facts.throughput), "/s" if facts.throughput else "",
@@ -48,6 +45,16 @@ def headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
         ("Peak memory", number(memory, ".3g"), "GiB" if memory is not None else "",
          "a process" if memory is not None else ""),
     ]  # fmt: skip
+
+
+def _critical(facts: Facts) -> list[tuple[str, str, str, str]]:
+    noise = facts.noise
+    if noise is None:
+        return []
+    if noise.early:
+        return [("Critical batch", ABSENT, "", f"too early: {noise.early}")]
+    rough, _, error = about(noise.scale, noise.error).partition(" ± ")
+    return [("Critical batch", rough, "", f"{f'± {error}, ' if error else ''}from noise")]
 
 
 def _now(values: list[str], facts: Facts) -> tuple[str, str]:
@@ -81,19 +88,19 @@ def plan(facts: Facts) -> str:
 
 def evaluations(facts: Facts) -> str:
     lines = facts.history.eval
-    more = [key for kind in KINDS if any((key := f"accuracy_{kind}") in line for line in lines)]
+    more = [key for key in HELD[2:] if any(line.get(key) is not None for line in lines)]
     rows = [
         (
             whole(line.get("step")),
             whole(line.get("samples")),
             number(line.get("loss")),
             share(line.get("accuracy")),
-            *(share(line.get(key)) for key in more),
+            *((share if key.startswith("accuracy") else number)(line.get(key)) for key in more),
             whole(line.get("examples")),
         )
         for line in lines
     ]
-    names = [key.removeprefix("accuracy_") for key in more]
+    names = [key.replace("_", ", ") for key in more]
     head = [(label, "n") for label in ("step", "samples", "loss", "accuracy", *names, "examples")]
     return f"<h2>Evaluations</h2>\n{table(head, rows)}" if rows else ""
 

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 from launcher.sweep import directory, fitting
 from launcher.sweep.cells import rate
 from launcher.sweep.report.facts import REPORT, Facts, Throughput
+from launcher.sweep.report.law import power
+from launcher.sweep.slots import slots
+from launcher.sweep.trials import open_study
 from trainer import layout
-from trainer.config import ConfigError
+from trainer.config import ConfigError, ConfigErrors
 from trainer.report.facts import count
 
 if TYPE_CHECKING:
@@ -47,8 +50,17 @@ def load(
         if price is not None and (isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0):
             raise ConfigError(f"{directory.SWEEP}: price", price, "must be a number from 0 up")
     name = str(found.get("name") or (root.resolve().name if path.is_dir() else path.stem))
-    goal = directory.target(target, found)
-    return Facts(name, root, trials, goal, price, Throughput(throughput), directory.metric(found))
+    goal, own = directory.target(target, found), directory.target(None, found)
+    planned = _planned(path) if path.is_dir() and "batches" in found else None
+    return Facts(name, root, trials, goal, price, Throughput(throughput), directory.metric(found), own, planned)
+
+
+def _planned(path: Path) -> int | None:
+    """The runs that a sweep's directory asks for; None where its ``sweep.yaml`` is not whole."""
+    try:
+        return sum(1 for _ in slots(open_study(path).sweep))
+    except ConfigErrors:
+        return None
 
 
 def write_runs(facts: Facts) -> int:
@@ -63,7 +75,7 @@ def write_runs(facts: Facts) -> int:
 
 
 def write(path: str | Path, facts: Facts) -> Path:
-    """Make ``report.html``, in the directory or beside the table; in a directory the pictures also as ``plots/*.png``.
+    """Make ``report.html`` in a directory, with the pictures also as ``plots/*.png``, or ``NAME.report.html`` beside a table.
 
     The page is one file; it refers to the reports of the runs and to nothing else.
 
@@ -71,17 +83,18 @@ def write(path: str | Path, facts: Facts) -> Path:
         the path of the report.
 
     Raises:
-        ConfigError: if a ``report.html`` that is no sweep's is in the way.
+        ConfigError: if a file of that name that is no sweep's report is in the way.
     """
     from launcher.sweep.report.page import KIND, page
     from trainer.report.canvas import draw, style
 
-    file = facts.root / REPORT
+    path = Path(path)
+    file = path / REPORT if path.is_dir() else path.with_suffix(f".{REPORT}")
     if file.exists() and KIND not in file.read_text(encoding="utf-8", errors="replace")[:20_000]:
         raise ConfigError(
             "PATH", str(path), f"{file} is in the way and no report of a sweep", "move the one or the other"
         )
-    plots = facts.root / PLOTS if Path(path).is_dir() else None
+    plots = facts.root / PLOTS if path.is_dir() else None
     if plots is not None:
         plots.mkdir(exist_ok=True)
     with style():
@@ -116,11 +129,13 @@ def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
         note = "mean and range over the seeds"
         return {"target": [Picture("best", f"Best {facts.measure}", note, pictures.metric, wide=True)], **sections}
     sections["target"] = [
-        Picture("steps", "Steps to the target", "median and range over the seeds; missed: more than the most that was tried", pictures.steps, wide=True),
-        Picture("samples", "Samples to the target", "line: samples = S_min (1 + B / B_crit); band: 90 %; B_crit takes twice S_min", pictures.samples, wide=True),
+        Picture("steps", "Steps to the target", pictures.steps_note(facts), pictures.steps, wide=True),
+        Picture("samples", "Samples to the target", pictures.samples_note(facts), pictures.samples, wide=True),
     ]  # fmt: skip
     paid = facts.price is not None
-    sections["bills"] = [Picture("hours", "Time to the target", "median over the seeds", pictures.hours, wide=not paid)]
+    sections["bills"] = [
+        Picture("hours", "Time to the target", "median over the seeds, training alone", pictures.hours, wide=not paid)
+    ]
     if paid:
         sections["bills"].append(Picture("cost", "Cost of the target", "median over the seeds", pictures.cost))
     return sections
@@ -133,11 +148,17 @@ def summary(facts: Facts, path: Path) -> str:
         f"{len(facts.batches)} batch{'' if len(facts.batches) == 1 else 'es'}",
         count(len(facts.series), "optimizer"),
     ]
+    if facts.to_come:
+        sizes[0] = f"{len(facts.trials):,} of {count(facts.planned or 0, 'run')}"
     rows = [
         ("ended", ", ".join(f"{number:,} {verdict}" for verdict, number in facts.verdicts.items()) or "nothing run")
     ]
     if facts.target is not None:
         rows.append(("target", str(facts.target)))
+        if facts.verdicts.get("ended early"):
+            rows.append(
+                ("note", f"those that ended early were ended at the sweep's own target, {facts.own}, and do not count")
+            )
     for series in facts.series:
         rows += [(series.name, _best(facts, series.name))]
         if series.fit is not None:
@@ -145,7 +166,7 @@ def summary(facts: Facts, path: Path) -> str:
             rows.append(("  B_crit", fitting.b_crit(series.fit, largest)))
         if series.law is not None and series.law.exponent is not None:
             error = "" if series.law.error is None else f" ± {series.law.error:.2f}"
-            rows.append(("  best lr", f"grows with the batch to the power {series.law.exponent:.2f}{error}"))
+            rows.append(("  best lr", f"grows with the batch to the power {power(series.law.exponent)}{error}"))
         rows += [("  note", note) for note in [*series.notes, *(series.law.notes if series.law else [])]]
     rows.append(("report", str(path)))
     width = max(len(label) for label, _ in rows)
@@ -154,10 +175,12 @@ def summary(facts: Facts, path: Path) -> str:
 
 def _best(facts: Facts, name: str) -> str:
     found = [cell for cell in facts.cells if cell.optimizer == name]
-    best = min(found, key=lambda cell: (cell.best.steps, cell.best.far))
+    best = min(found, key=lambda cell: (cell.best.steps, not cell.best.reached, cell.best.far))
+    if not best.best.counted:
+        return best.shortfall
     lr = rate(best.best)
     at = f"at batch {best.batch:,}" + (f", lr {lr:.3g}" if lr is not None else "")
     if math.isfinite(best.best.steps):
         return f"{best.best.steps:,.0f} steps, {best.best.samples:,.0f} samples {at}"
     near = "nothing measured" if best.nearest is None else f"best {facts.measure} {best.nearest:.4g} {at}"
-    return near if facts.target is None else f"missed; {near}"
+    return near if facts.target is None else f"{best.shortfall}; {near}"

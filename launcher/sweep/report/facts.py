@@ -17,7 +17,7 @@ from launcher.sweep.report.law import Law, law
 from launcher.sweep.table import Target, Trial
 from trainer.report.facts import count
 
-REPORT = "report.html"  #: of a run, in its directory; of a sweep, in its own
+REPORT = "report.html"  #: of a run, in its directory; of a sweep, in its own; of a table NAME.report.html beside it
 _OWN = ("batch.global", "optimizer.name")  # keys that a cell stands for already
 
 
@@ -86,6 +86,8 @@ class Facts:
         price: of an hour of one process.
         throughput: of the runs.
         compared: metric and direction without a target; None: accuracy, or loss where nobody measured that.
+        own: target at which the sweep ended its runs, which `target` may differ from.
+        planned: runs that the sweep asks for; None: nobody knows.
     """
 
     name: str
@@ -95,6 +97,8 @@ class Facts:
     price: float | None = None
     throughput: Throughput = Throughput()
     compared: Target | None = None
+    own: Target | None = None
+    planned: int | None = None
     _links: dict[int, str | None] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -109,7 +113,7 @@ class Facts:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        return cells(self.trials, self.metric)
+        return cells(self.trials, self.metric, self.own)
 
     @cached_property
     def series(self) -> list[Series]:
@@ -129,6 +133,16 @@ class Facts:
         """How many runs ended how; those that nothing happened to are left out."""
         found = Counter(run.verdict for run in self.outcomes)
         return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
+
+    @property
+    def to_come(self) -> int:
+        """Runs that the sweep asks for and that have not begun."""
+        return max(0, (self.planned or 0) - len(self.trials))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether runs go on, or are still to begin."""
+        return self.to_come > 0 or "unfinished" in self.verdicts
 
     @cached_property
     def keys(self) -> list[str]:
@@ -186,9 +200,16 @@ class Facts:
             said.append(f"There is no target, so settings are compared by the best {self.measure} of their runs.")
         if not any(run.best is not None for run in self.outcomes):
             said.append(f"No run has measured {self.metric.metric}.")
-        open_ = self.verdicts.get("unfinished", 0)
-        if open_:
-            said.append(f"Runs that have not ended: {open_:,}. What follows may change.")
+        if self.unfinished:
+            begun = f"{len(self.trials):,} of {self.planned:,} runs have begun. " if self.to_come else ""
+            open_ = self.verdicts.get("unfinished", 0)
+            going = f"Runs that have not ended: {open_:,}. " if open_ else ""
+            said.append(f"{begun}{going}What follows may change.")
+        if self.verdicts.get("ended early"):
+            said.append(
+                f"Runs that the sweep ended at its own target, {self.own}, before they came to this one: "
+                f"{self.verdicts['ended early']:,}. They say nothing about their settings here."
+            )
         if self.verdicts.get("failed"):
             said.append(
                 f"Runs that ended in an error: {self.verdicts['failed']:,}. They say nothing about their settings."
@@ -217,11 +238,18 @@ class Facts:
 def _curve(found: list[Cell]) -> tuple[critical.Fit | None, list[str]]:
     runs = arrived(found)
     sizes = {run.trial.batch_size for run in runs}
-    lost = [cell for cell in found if not cell.reached]
+    lost: dict[str, list[str]] = {}
+    for cell in found:
+        if not cell.reached:
+            lost.setdefault(cell.shortfall, []).append(f"{cell.batch:,}")
     notes = []
-    if lost:
-        where = ", ".join(f"{cell.batch:,}" for cell in lost)
-        notes.append(f"the target was missed at batch {where}: nobody knows what it would take there")
+    for what, batches in lost.items():
+        where = ", ".join(batches)
+        known = what != "missed"
+        notes.append(
+            f"at batch {where}: {what}" if known
+            else f"the target was missed at batch {where}: nobody knows what it would take there"
+        )  # fmt: skip
     missed = sum(len(cell.best.counted) - len(cell.best.reached) for cell in found if cell.reached)
     if missed:
         notes.append(f"{count(missed, 'seed')} of best settings missed and cannot be fitted: the truth is worse")

@@ -45,6 +45,14 @@ class Law:
         return said
 
 
+def power(exponent: float) -> str:
+    """
+    >>> power(0.5), power(-0.004)
+    ('0.50', '0.00')
+    """
+    return f"{round(exponent, 2) + 0.0:.2f}"  # -0.0 + 0.0 is 0.0
+
+
 def law(found: Sequence[Cell]) -> Law | None:
     """A straight line through the logarithms of the best lr of each cell; None where the sweep set no lr.
 

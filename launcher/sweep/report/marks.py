@@ -57,22 +57,14 @@ def batch_ticks(ax: Axes, batches: list[int], size: Size) -> None:
     low, high = math.log(batches[0]), math.log(batches[-1])
     pad = 0.06 * (high - low) or 0.5
     ax.set_xlim(math.exp(low - pad), math.exp(high + pad))
-    room = (high - low + 2 * pad) * 4.0 * size.text / (size.width - 60)
+    wide = 0.62 * len(f"{batches[-1]:,}") + 1.5  # letters are about 0.62 as wide as high
+    room = (high - low + 2 * pad) * wide * size.text / (size.width - 60)
     shown: list[int] = []
     for batch in batches:
         if not shown or math.log(batch / shown[-1]) >= room:
             shown.append(batch)
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(shown, [batch_name(batch) for batch in shown])
-
-
-def batch_name(batch: int) -> str:
-    """As the field says it.
-
-    >>> [batch_name(batch) for batch in (64, 1000, 1024, 1536, 32768)]
-    ['64', '1,000', '1k', '1,536', '32k']
-    """
-    return f"{batch // 1024:,}k" if batch >= 1024 and batch % 1024 == 0 else f"{batch:,}"
+    ax.set_xticks(shown, [f"{batch:,}" for batch in shown])
 
 
 def dot(facts: Facts, ax: Axes, index: int, x: float, y: float, run: Outcome, small: bool = False) -> None:

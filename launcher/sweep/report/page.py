@@ -19,8 +19,8 @@ KIND = "report of a sweep"  # by these words a page is known for ours
 
 def page(facts: Facts, drawn: Mapping[str, Sequence[Drawn]]) -> str:
     """The whole document; `drawn`: the pictures of each section, by its key."""
-    open_ = facts.verdicts.get("unfinished", 0)
-    state = ("nothing run", "") if not facts.trials else ("unfinished", "") if open_ else ("finished", "finished")
+    ended = ("unfinished", "") if facts.unfinished else ("finished", "finished")
+    state = ended if facts.trials else ("nothing run", "")
     workloads = {
         f"{trial.model} on {trial.dataset}".removesuffix(" on ").removeprefix(" on ") for trial in facts.trials
     }
@@ -60,9 +60,14 @@ def _reading(facts: Facts) -> str:
             f"Mean over the seeds of the best setting at each batch; bars and small dots are the seeds. {_rule(facts)}"
         )
     return (
-        "Of the best setting at each batch: the median over its seeds, their range, and each seed as a small dot. A seed "
-        f"that missed the target counts as infinitely many steps. {_rule(facts)}"
+        "Of the best setting at each batch: the median over its seeds, their range, and each seed as a small dot. "
+        f"{_misses(facts)}{_rule(facts)}"
     )
+
+
+def _misses(facts: Facts) -> str:
+    missed = any(math.isinf(run.steps) for cell in facts.cells for run in cell.best.counted)
+    return "A seed that missed the target counts as infinitely many steps. " if missed else ""
 
 
 def _rule(facts: Facts) -> str:
@@ -85,12 +90,13 @@ def _priced(facts: Facts) -> str:
         else "as given, of one process times their number"
     )
     price = "" if facts.price is None else f" Cost is hours times processes times {facts.price:g} an hour."
-    return f"Samples to the target over samples a second, {source}.{price}"
+    alone = "That is training alone, without start, evaluation and saving." if facts.throughput.given is None else ""
+    return f"Samples to the target over samples a second, {source}. {alone}{price}"
 
 
 def _headlines(facts: Facts) -> str:
     ended = ", ".join(f"{number:,} {verdict}" for verdict, number in facts.verdicts.items())
-    rows: list[tuple[str, str, str, str]] = [("Runs", f"{len(facts.trials):,}", "", ended)]
+    rows: list[tuple[str, str, str, str]] = [("Runs", f"{len(facts.trials):,}", _of(facts), ended)]
     if facts.target is None:
         rows.append(("Compared by", facts.measure, "", "more is better" if facts.metric.at_least else "less is better"))
         best = min(facts.cells, key=lambda cell: cell.best.far, default=None)
@@ -107,8 +113,14 @@ def _headlines(facts: Facts) -> str:
         cells = [(bill.hours, cell) for cell in held if (bill := facts.bill(cell)) and math.isfinite(bill.hours)]
         if cells:
             hours, best = min(cells, key=lambda pair: pair[0])
-            rows.append(("Least time", _headline(facts, best, tables.time_name(hours)), "", _where(best)))
-    return _tiles(rows)
+            rows.append(
+                ("Least time", _headline(facts, best, tables.time_name(hours)), "", f"training alone; {_where(best)}")
+            )
+    return tiles(rows)
+
+
+def _of(facts: Facts) -> str:
+    return f"of {facts.planned:,}" if facts.to_come else ""
 
 
 def _headline(facts: Facts, cell: Cell, text: str) -> Html:
@@ -127,12 +139,7 @@ def _crits(facts: Facts) -> str:
         said = f"{span}, 90 %" if span else "no interval"
         doubts = Html(f'{said} · <a href="#target">{count(len(series.notes), "warning")}</a>') if series.notes else said
         rows.append((f"B_crit, {series.name}", fitting.size(fit, largest), "", doubts))
-    return _tiles(rows) if rows else ""
-
-
-def _tiles(rows: Sequence[tuple[str, str, str, str]]) -> str:
-    lines = math.ceil(len(rows) / 5)
-    return tiles(rows).replace('class="tiles"', f'class="tiles" style="--columns: {math.ceil(len(rows) / lines)}"', 1)
+    return tiles(rows) if rows else ""
 
 
 def _beyond(facts: Facts) -> str:

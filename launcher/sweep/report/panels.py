@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from launcher.sweep.cells import Cell
 from launcher.sweep.report.facts import Facts, Grid, Series
-from launcher.sweep.report.marks import address, batch_name, colour_of
+from launcher.sweep.report.marks import address, colour_of
 from trainer.report.canvas import LIGHT, Size, counted, legend, log_ticks, plain, sheet
 from trainer.report.facts import compact
 from trainer.report.heatmap import COLOURS
@@ -126,7 +126,7 @@ def _panel(
         ax.plot(*np.add(around, [[column], [row]]), color=COLOURS[0 if lighter else -1], linewidth=2.0, zorder=5)
         text = f"{values[row, column]:.4g}"
     gap = "\n" if size.narrow else " · "
-    batch = f" · {batch_name(grid.cell.batch)}" if len(facts.batches) > 1 else ""
+    batch = f" · {grid.cell.batch:,}" if len(facts.batches) > 1 else ""
     ax.set_title(
         f"{grid.cell.optimizer}{batch}{gap}best {text}", fontsize=size.text, loc="left",
         color=LIGHT["muted"], pad=5, linespacing=1.25,
@@ -156,8 +156,7 @@ def course(index: int) -> Callable[[Facts, Size], Figure | None]:
 
 def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | None:
     name = facts.metric.metric
-    pick = sorted({round(i) for i in np.linspace(0, len(series.cells) - 1, min(_CURVES, len(series.cells)))})
-    curves = [(cell, points) for cell in (series.cells[i] for i in pick) if len(points := _curve(cell, name))]
+    curves = _curves(series, name)
     if not curves:
         return None
     figure = sheet(size, f"{facts.measure}, {series.name}")
@@ -165,7 +164,7 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
     plain(ax, size, "samples")
     for place, (cell, points) in enumerate(curves):
         depth = 1.0 if len(curves) == 1 else 0.4 + 0.6 * place / (len(curves) - 1)
-        ax.plot(points[:, 0], points[:, 1], color=colour, alpha=depth, linewidth=1.5, label=batch_name(cell.batch))
+        ax.plot(points[:, 0], points[:, 1], color=colour, alpha=depth, linewidth=1.5, label=f"{cell.batch:,}")
         (end,) = ax.plot(*points[-1], "o", color=colour, alpha=depth, markersize=4)
         address(facts, end, cell.best.middle)
     # One x axis for all optimizers, logarithmic where large batches go much further than small ones.
@@ -177,7 +176,10 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
     else:
         ax.set_xlim(0, max(ends, default=1) * 1.03)
         counted(ax.xaxis, size)
-    values = np.concatenate([points[:, 1] for _, points in curves])
+    # One y axis too: they stand side by side.
+    values = np.concatenate([points[:, 1] for each in facts.series for _, points in _curves(each, name)])
+    ax.update_datalim(np.column_stack([np.full(len(values), curves[0][1][0, 0]), values]))
+    ax.autoscale_view(scalex=False)
     if values.min() > 0 and values.max() > 30 * np.median(values):
         ax.set_yscale("log")
         log_ticks(ax.yaxis, *ax.get_ylim())
@@ -187,6 +189,12 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
         )
     legend(ax, size)
     return figure
+
+
+def _curves(series: Series, name: str) -> list[tuple[Cell, NDArray[np.float64]]]:
+    """Of as many batches as a reader tells apart, spread over all."""
+    pick = sorted({round(i) for i in np.linspace(0, len(series.cells) - 1, min(_CURVES, len(series.cells)))})
+    return [(cell, points) for cell in (series.cells[i] for i in pick) if len(points := _curve(cell, name))]
 
 
 def _curve(cell: Cell, name: str) -> NDArray[np.float64]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launcher.sweep.cells import Cell, Outcome
+from launcher.sweep.cells import Cell, Outcome, Setting
 from launcher.sweep.report.facts import Bill, Facts, time_unit
+from launcher.sweep.report.law import power
 from launcher.sweep.report.marks import board, colour_of, crosses, dot, finish, marker, placed
 from trainer.report.canvas import LIGHT, Size, legend, log_ticks
 from trainer.report.facts import compact
@@ -20,6 +21,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FAINT = 600  # more dots of other settings hide what they stand behind
+
+
+def steps_note(facts: Facts) -> str:
+    """The caption of `steps`: what is in it, and nothing else."""
+    pale = ["pale dots: other settings"] if _pale(facts) else []
+    missed = any(cell.missed or len(cell.best.reached) < len(cell.best.counted) for cell in facts.cells)
+    return "; ".join([
+        "median and range over the seeds", *pale, *(["missed: more than the most that was tried"] if missed else [])
+    ])  # fmt: skip
+
+
+def samples_note(facts: Facts) -> str:
+    """The caption of `samples`: what is in it, and nothing else."""
+    fits = [series.fit for series in facts.series if series.fit is not None]
+    if not fits:
+        return "median and range over the seeds"
+    band = "; band: 90 %" if any(len(fit.drawn) for fit in fits) else ""
+    return f"line: samples = S_min (1 + B / B_crit){band}; B_crit takes twice S_min"
 
 
 def steps(facts: Facts, size: Size) -> Figure | None:
@@ -111,8 +130,8 @@ def rates(facts: Facts, size: Size) -> Figure | None:
             dot(facts, ax, index, batch * shift, lr, cell.best.middle)
         if found.exponent is not None:
             ax.plot(x, [found(v) for v in x], color=colour, linewidth=1.5)
-        power = "" if found.exponent is None else f", B^{found.exponent:.2f}"
-        ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=f"{series.name}{power}")
+        grows = "" if found.exponent is None else f", B^{power(found.exponent)}"
+        ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=f"{series.name}{grows}")
     low, high = ax.get_ylim()
     middle = math.exp(np.mean([math.log(lr) for _, found, _ in laws for lr in found.lrs]))
     centre = math.sqrt(x[0] * x[1])
@@ -170,9 +189,9 @@ def _against(
     faint: bool = False,
 ) -> bool:
     """Medians, seeds and their range of each cell's best setting; what missed stands at the top edge."""
-    if not any(cell.reached or (cell.best.counted and tried(cell) > 0) for cell in facts.cells):
+    if not any(cell.reached or (cell.missed and tried(cell) > 0) for cell in facts.cells):
         return False
-    others = sum(len(cell.settings) - 1 for cell in facts.cells)
+    pale = faint and _pale(facts)
     missed: list[tuple[float, float, int, Outcome]] = []
     for index, (series, shift) in enumerate(placed(facts)):
         colour = colour_of(index)
@@ -180,10 +199,10 @@ def _against(
         middle = {cell.batch: float(np.median([of(run) for run in cell.best.counted])) for cell in held}
         if line:
             ax.plot([cell.batch * shift for cell in held], list(middle.values()), color=colour, linewidth=1.7)
-        if faint and others <= _FAINT:
+        if pale:
             dots = [
                 (cell.batch * shift, float(np.median([of(run) for run in setting.counted])))
-                for cell in series.cells for setting in cell.settings[1:] if math.isfinite(setting.steps)
+                for cell in series.cells for setting in _others(cell)
             ]  # fmt: skip
             ax.plot([x for x, _ in dots], [y for _, y in dots], ".", color=colour, markersize=5, alpha=0.3, zorder=1)
         for cell in series.cells:
@@ -196,8 +215,20 @@ def _against(
                 dot(facts, ax, index, cell.batch * shift, middle[cell.batch], cell.best.middle)
                 lost = [run for run in cell.best.counted if math.isinf(run.steps)]
                 missed += [(cell.batch * shift, 0.0, index, run) for run in lost]
-            elif cell.best.counted:
+            elif cell.missed:
                 missed.append((cell.batch * shift, tried(cell), index, cell.best.middle))
         ax.plot([], [], color=colour, marker=marker(index), linewidth=1.7, label=series.name)
+    if pale:
+        ax.plot([], [], ".", color=LIGHT["muted"], markersize=5, alpha=0.5, label="other settings")
     crosses(facts, ax, missed)
     return True
+
+
+def _others(cell: Cell) -> list[Setting]:
+    """The settings beside the best one that reached the target too."""
+    return [setting for setting in cell.settings[1:] if math.isfinite(setting.steps)]
+
+
+def _pale(facts: Facts) -> bool:
+    """Whether there are other settings to show, and not too many."""
+    return 0 < sum(len(_others(cell)) for cell in facts.cells) <= _FAINT

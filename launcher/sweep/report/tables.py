@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from launcher.sweep import fitting
-from launcher.sweep.cells import VERDICTS, Cell, Outcome, Setting, rate
+from launcher.sweep.cells import Cell, Outcome, Setting, endings, rate
 from launcher.sweep.report.facts import Facts, Series, time_unit
+from launcher.sweep.report.law import power
 from launcher.sweep.report.panels import key_name
 from launcher.sweep.table import Trial
 from trainer.progress import duration
@@ -50,14 +50,6 @@ def value(setting: Setting) -> str:
     if setting.mean is None:
         return ABSENT
     return small(setting.mean) + (f" ± {setting.deviation:.2g}" if setting.deviation is not None else "")
-
-
-def endings(runs: Iterable[Outcome], without: Sequence[str] = ()) -> str:
-    """How many runs ended how, as in "2 reached, 1 diverged"."""
-    found = Counter(run.verdict for run in runs)
-    return ", ".join(
-        f"{found[verdict]:,} {verdict}" for verdict in VERDICTS if found[verdict] and verdict not in without
-    )
 
 
 def fits(facts: Facts) -> str:
@@ -103,8 +95,10 @@ def laws(facts: Facts) -> str:
                 for batch, lr in zip(law.batches, law.lrs, strict=True)
             )
         )
-        span = f"{law.interval[0]:.2f} to {law.interval[1]:.2f}" if law.interval else ABSENT
-        rows.append((series.name, number(law.exponent, ".2f"), number(law.error, ".2f"), span, best))
+        span = f"{power(law.interval[0])} to {power(law.interval[1])}" if law.interval else ABSENT
+        rows.append(
+            (series.name, ABSENT if law.exponent is None else power(law.exponent), number(law.error, ".2f"), span, best)
+        )
     head = [
         ("optimizer", "name"),
         ("exponent", "n"),
@@ -184,10 +178,10 @@ def linked_small(facts: Facts, trial: Trial, text: str) -> Html:
 
 def missed(facts: Facts, cell: Cell) -> str:
     """What stands in the place of a number that there is not."""
-    if not any(setting.counted for setting in cell.settings):
-        return f"no result ({endings(cell.outcomes)})"
+    if not cell.best.counted:
+        return cell.shortfall
     best = small(cell.nearest) if cell.nearest is not None else "not measured"
-    return f"missed (best {facts.measure} {best})"
+    return f"{cell.shortfall} (best {facts.measure} {best})"
 
 
 def _won(facts: Facts, cell: Cell) -> str:
@@ -220,7 +214,9 @@ def settings(facts: Facts) -> str:
             row: list[str] = [cell.optimizer, f"{cell.batch:,}", *_parameters(facts, setting)]
             if facts.target is not None:
                 steps = [run.steps for run in setting.reached]
-                row.append(linked(facts, trial, whole(setting.steps) if math.isfinite(setting.steps) else "missed"))
+                row.append(
+                    linked(facts, trial, whole(setting.steps) if math.isfinite(setting.steps) else setting.shortfall)
+                )
                 row.append(f"{whole(min(steps))} – {whole(max(steps))}" if len(steps) > 1 else ABSENT)
             row += [linked(facts, trial, value(setting)), endings(setting.runs)]
             row.append(Html(" ".join(_number(facts, run) for run in setting.runs)))

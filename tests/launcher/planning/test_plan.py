@@ -12,6 +12,7 @@ from launcher import cli
 from launcher.planning import batch, gpus
 from launcher.planning.network import Network
 from trainer.config import ConfigError
+from trainer.report.facts import Facts
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = str(ROOT / "configs" / "bert-tiny.yaml")
@@ -128,11 +129,14 @@ def test_a_gpu_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_a_critical_batch_from_a_run_or_a_file(tmp_path: Path) -> None:
-    values = [1.0, float("nan"), 900.0, 1000.0, 1200.0]
-    lines = [{"event": "train", "step": i, "samples": i, "noise_scale": v} for i, v in enumerate(values)]
+    values = [1.0, 900.0, 1000.0, 1200.0, float("nan")]
+    lines = [{"event": "train", "step": 100 * i, "samples": i, "noise_scale": v} for i, v in enumerate(values)]
     texts = [json.dumps(line).replace("NaN", '"nan"') for line in lines]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*texts, '{"event": "eval", "noise_scale": 5}', '{"cut']))
-    assert batch.read(str(tmp_path)).size == 1100  # of the last two of the four that are numbers
+    found = batch.read(str(tmp_path))
+    noise = Facts.load(tmp_path).noise
+    assert noise is not None
+    assert found.size == noise.scale == 1200  # the newest, as in the run's report
     table = tmp_path / "runs.csv"
     table.write_text(
         "batch_size,samples\n" + "".join(f"{b},{1e5 * (1 + b / 500)}\n" for b in (32, 128, 512, 2048, 8192))
@@ -140,6 +144,9 @@ def test_a_critical_batch_from_a_run_or_a_file(tmp_path: Path) -> None:
     found = batch.read(str(table))
     assert found.size == pytest.approx(500, rel=1e-6)
     assert found.efficiency(1500) == pytest.approx(0.25, rel=1e-6)
+    (tmp_path / "metrics.jsonl").write_text("\n".join(texts[:2]))
+    with pytest.raises(ConfigError, match=r"a mean over 200 steps, and this one of 100; .*write 900"):
+        batch.read(str(tmp_path))
     (tmp_path / "metrics.jsonl").write_text('{"event": "train", "step": 1, "samples": 1}\n')
     with pytest.raises(ConfigError, match="no noise_scale"):
         batch.read(str(tmp_path))

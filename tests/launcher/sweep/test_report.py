@@ -16,12 +16,14 @@ import pytest
 from launcher import cli
 from launcher.sweep import report
 from launcher.sweep.cells import Cell, cells, metric
+from launcher.sweep.report import panels, pictures
 from launcher.sweep.report.facts import Facts, Throughput
 from launcher.sweep.report.law import law
 from launcher.sweep.report.panels import shown
 from launcher.sweep.table import Target, Trial, write
 from tests.trainer.test_report import Page, Run
 from trainer.config import ConfigErrors
+from trainer.report.canvas import Size
 
 TARGET = Target("val/accuracy", 0.9, True)
 NAME = "<b>\"lamb'</b>&amp;"
@@ -95,6 +97,59 @@ def test_runs_that_failed_or_go_on_say_nothing_and_others_that_end_early_missed(
     assert facts(runs).verdicts == {"missed": 1, "beaten": 1, "diverged": 1, "failed": 1, "unfinished": 1}
 
 
+def test_a_run_that_the_sweep_ended_at_its_own_target_does_not_miss_a_stricter_one() -> None:
+    strict = Target("val/accuracy", 0.95, True)
+    missed, beaten = trial(0, 128, math.inf), trial(0, 128, math.inf, lr=0.2, status="beaten")
+    made = facts([trial(0), trial(0, 128, 20, lr=0.3), missed, beaten], strict, own=TARGET)
+    assert made.verdicts == {"missed": 1, "ended early": 2, "beaten": 1}
+    assert [cell.missed for cell in made.cells] == [False, False]  # what was best at 128 was not let go on
+    said = report.summary(made, Path("report.html"))
+    assert "ended at the sweep's own target, val/accuracy >= 0.9, and do not count" in said
+    assert "at batch 128: no result: 1 missed, 1 ended early, 1 beaten" in said
+    assert "missed at batch" not in said
+    # Without a target of its own nothing ended them.
+    assert facts([trial(0)], strict).verdicts == {"missed": 1}
+    # One that got further than it had to counts.
+    assert facts([trial(0)], TARGET, own=TARGET).verdicts == {"reached": 1}
+
+
+STANDING = [
+    (["unfinished"], "no result yet: 1 unfinished"),
+    (["failed", "failed"], "no result: 2 failed"),
+    (["missed", "unfinished"], "missed so far"),
+    (["missed", "failed"], "missed"),
+    (["reached", "missed"], "1 of 2 seeds reached"),
+    (["reached", "missed", "unfinished"], "1 of 2 seeds reached so far"),
+]
+
+
+@pytest.mark.parametrize(("ends", "expected"), STANDING, ids=[" ".join(ends) for ends, _ in STANDING])
+def test_only_what_ran_to_its_end_has_missed(ends: list[str], expected: str) -> None:
+    runs = [
+        trial(0, 128, 20 if end == "reached" else math.inf, seed=i, status=end if end in ("failed", "unfinished") else "complete")
+        for i, end in enumerate(ends)
+    ]  # fmt: skip
+    made = facts([trial(0), *runs])
+    assert made.cells[1].shortfall == expected
+    [note] = [note for note in made.series[0].notes if "128" in note]
+    assert note == (
+        "the target was missed at batch 128: nobody knows what it would take there" if expected == "missed"
+        else f"at batch 128: {expected}"
+    )  # fmt: skip
+    assert f"lamb    {expected}" in report.summary(facts(runs), Path("report.html")).replace("  \n", "\n")
+
+
+def test_a_report_while_a_sweep_runs_says_how_many_runs_are_to_come(tmp_path: Path) -> None:
+    asked = "name: s\nconfig: a.yaml\nbatches: [64, 128]\nspace: {optimizer.lr: [0.1, 0.2]}\nsearch: {kind: grid}\nseeds: 2\nrepeat: all\n"
+    path = directory(tmp_path / "sweep", [trial(0), trial(1, 128, math.inf, status="unfinished")], asked)
+    made = report.load(path, "accuracy >= 0.9")
+    assert (made.planned, made.to_come) == (8, 6)
+    assert report.summary(made, path).startswith("s: 2 of 8 runs,")
+    text = Page(report.write(path, made).read_text(encoding="utf-8")).text
+    assert "2 of 8 runs have begun. Runs that have not ended: 1. What follows may change." in text
+    assert facts([trial(0)]).notes == []
+
+
 def best(*runs: Trial) -> Any:
     [cell] = cells(runs, TARGET)
     return cell.best.parameters["optimizer.lr"]
@@ -144,6 +199,15 @@ def test_the_best_lr_follows_a_power_with_the_error_of_the_search() -> None:
     assert series.law is not None
     assert series.law.edges == [(b, "highest") for b in (64, 128, 256, 512, 1024)]
     assert "highest that was tried at batch 64, 128" in series.law.notes[0]
+
+
+def test_an_exponent_of_nothing_has_no_sign() -> None:
+    # Best lrs that fall by next to nothing as the batch grows.
+    runs = [trial(0, b, 10 + 5 * i, lr=lr * b**-0.001) for b in (64, 128, 256) for i, lr in enumerate((0.1, 0.2))]
+    made = facts(runs)
+    assert made.series[0].law is not None
+    assert -0.005 < (made.series[0].law.exponent or 0) < 0
+    assert "to the power 0.00 ±" in report.summary(made, Path("report.html"))
 
 
 def test_a_diverged_lr_bounds_the_search_and_one_lr_is_none() -> None:
@@ -218,6 +282,29 @@ def test_mean_and_deviation_over_the_seeds() -> None:
     assert cell.nearest == 0.8
 
 
+def test_captions_tell_of_what_is_there_alone() -> None:
+    whole = facts([*curve(), trial(0, 2048, math.inf)])
+    assert pictures.steps_note(whole) == (
+        "median and range over the seeds; pale dots: other settings; missed: more than the most that was tried"
+    )
+    assert "; band: 90 %; " in pictures.samples_note(whole)
+    few = facts([trial(0), trial(0, 128)])
+    assert pictures.steps_note(few) == pictures.samples_note(facts([trial(0)])) == "median and range over the seeds"
+    assert pictures.samples_note(few).startswith("line: ")
+    assert "band" not in pictures.samples_note(few)
+
+
+def test_learning_curves_side_by_side_share_their_axes() -> None:
+    made = facts([trial(0, best=0.2, steps=math.inf), trial(0, optimizer="sgd", best=0.6, steps=math.inf)], None)
+    limits = []
+    for index in range(2):
+        figure = panels.course(index)(made, Size(420, 270, 11.0))
+        assert figure is not None
+        limits.append((figure.axes[0].get_xlim(), figure.axes[0].get_ylim()))
+    assert limits[0] == limits[1]
+    assert limits[0][1][0] < 0.1 < 0.6 < limits[0][1][1]
+
+
 def test_the_best_optimizer_at_each_batch() -> None:
     runs = [
         trial(0, 64, 20, "a"),
@@ -257,9 +344,18 @@ def test_the_page_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     links = [ref for ref in page.references if not ref.startswith(("#", "data:"))]
     assert len(links) > 300
     assert all((path / link).exists() for link in links)
-    for part in (NAME, "missed (best accuracy 0.87)", "Cost of the target", "perfect scaling", "missed", "#151"):
+    for part in (
+        NAME,
+        "training alone",
+        "missed (best accuracy 0.87)",
+        "Cost of the target",
+        "perfect scaling",
+        "missed",
+        "#151",
+    ):
         assert part in page.text, part
     assert len(page.ids) == len(set(page.ids))
+    assert ">2,048</text>" in raw  # a batch as it is, on the axes too
     assert sorted(file.stem for file in (path / "plots").iterdir()) == [
         "best-lr", "cost", "course-0", "course-1", "hours", "samples", "steps",
     ]  # fmt: skip
@@ -276,7 +372,7 @@ TABLES = [
     ("one", [trial(0)], "the target was reached at one batch alone"),
     ("one that missed", [trial(0, steps=math.inf)], "missed (best accuracy 0.8)"),
     ("nothing finite", [replace(trial(i, 2**i), measurements=[NAN], status="diverged") for i in range(3)], "No run has measured val/accuracy"),
-    ("no rows", [replace(trial(i), measurements=[], status="failed") for i in range(3)], "no result (3 failed)"),
+    ("no rows", [replace(trial(i), measurements=[], status="failed") for i in range(3)], "no result: 3 failed"),
     ("no lr", [replace(trial(i, 64 * (i + 1)), parameters={}) for i in range(3)], "3 batches hold two parameters badly"),
     ("two workloads", [trial(0), replace(trial(1), model="bert", dataset="text")], "lamb (bert text)"),
     ("seven optimizers", [trial(0, b, 100, f"o{i}") for i in range(7) for b in (8, 16, 32)], "o6"),
@@ -307,15 +403,17 @@ def test_a_large_sweep_stays_light(tmp_path: Path) -> None:
 def test_a_table_alone_gets_its_report_beside_it_but_over_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("runs.csv", "runs.parquet"):
+    for name in ("back.csv", "a.parquet"):
         write(tmp_path / name, numbered(curve()))
         assert cli.main(["report", str(tmp_path / name), "--target", "val/accuracy >= 0.9"]) == 0
-        assert "B_crit" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    pages = [tmp_path / "a.report.html", tmp_path / "back.report.html"]
+    assert sorted(tmp_path.glob("*.html")) == pages
+    assert all("B_crit" in page.read_text(encoding="utf-8") for page in pages)
     assert not (tmp_path / "plots").exists()
-    (tmp_path / "report.html").write_text("<p>mine</p>")
-    assert cli.main(["report", str(tmp_path / "runs.csv")]) == 2
+    pages[1].write_text("<p>mine</p>")
+    assert cli.main(["report", str(tmp_path / "back.csv")]) == 2
     assert "is in the way" in capsys.readouterr().err
-    assert (tmp_path / "report.html").read_text() == "<p>mine</p>"
+    assert pages[1].read_text() == "<p>mine</p>"
 
 
 REFUSED = [

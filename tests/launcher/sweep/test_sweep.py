@@ -246,7 +246,8 @@ def test_a_search_that_grows_may_find_another_best_which_is_repeated_too(tmp_pat
         study.begin(slot)
         log = metrics.Metrics(study.trials / slot.name)
         log.write("start", step=0, samples=0)
-        log.write("eval", step=8, samples=256, loss=1.0, accuracy=accuracy)
+        kinds = {"loss_augmented": 0.9, "accuracy_augmented": 0.5, "loss_averaged": 0.8, "accuracy_averaged": 0.25}
+        log.write("eval", step=8, samples=256, loss=1.0, accuracy=accuracy, examples=9, **kinds)
         log.write("end", step=8, samples=256, seconds=1.0, reason="finished")
         log.close()
 
@@ -277,6 +278,11 @@ def test_a_search_that_grows_may_find_another_best_which_is_repeated_too(tmp_pat
     found = {Path(trial.run).name: trial for trial in study.collect()}
     assert found["lamb-32-003-1"].parameters == found["lamb-32-003-0"].parameters
     assert "lamb-32-000-1" in found
+    # Every kind of evaluation comes along, in which `examples` is none.
+    assert found["lamb-32-003-1"].measurements[-1] == {
+        "step": 8, "samples": 256, "val/loss": 1.0, "val/accuracy": 0.75, "val/loss_augmented": 0.9,
+        "val/accuracy_augmented": 0.5, "val/loss_averaged": 0.8, "val/accuracy_averaged": 0.25,
+    }  # fmt: skip
     assert not any(slot.optimizer == "lamb" for slot in study.pending())
 
 
