@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from launcher.sweep import directory, fitting
 from launcher.sweep.cells import rate
-from launcher.sweep.report.facts import REPORT, Facts, Throughput
+from launcher.sweep.report.facts import REPORT, Facts, Throughput, whole
 from launcher.sweep.report.law import power
 from launcher.sweep.slots import slots
 from launcher.sweep.trials import open_study
@@ -181,6 +181,6 @@ def _best(facts: Facts, name: str) -> str:
     lr = rate(best.best)
     at = f"at batch {best.batch:,}" + (f", lr {lr:.3g}" if lr is not None else "")
     if math.isfinite(best.best.steps):
-        return f"{best.best.steps:,.0f} steps, {best.best.samples:,.0f} samples {at}"
+        return f"{whole(best.best.steps)} steps, {whole(best.best.samples)} samples {at}"
     near = "nothing measured" if best.nearest is None else f"best {facts.measure} {best.nearest:.4g} {at}"
     return near if facts.target is None else f"{best.shortfall}; {near}"

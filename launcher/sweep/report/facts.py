@@ -15,7 +15,7 @@ from launcher.sweep import critical
 from launcher.sweep.cells import LR, VERDICTS, Cell, Outcome, Setting, Verdict, arrived, cells, metric, rate
 from launcher.sweep.report.law import Law, law
 from launcher.sweep.table import Target, Trial
-from trainer.report.facts import count
+from trainer.report.facts import ABSENT, count
 
 REPORT = "report.html"  #: of a run, in its directory; of a sweep, in its own; of a table NAME.report.html beside it
 _OWN = ("batch.global", "optimizer.name")  # keys that a cell stands for already
@@ -44,6 +44,13 @@ class Bill:
     hours: float
     process_hours: float
     cost: float | None  #: None: no price is known
+
+
+def whole(value: float | None) -> str:
+    """A count; a median of two may lie half-way between them."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    return f"{value:,.1f}" if value % 1 == 0.5 else f"{value:,.0f}"
 
 
 def time_unit(hours: float) -> tuple[float, str]:

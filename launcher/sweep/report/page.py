@@ -9,7 +9,7 @@ from html import escape
 from launcher.sweep import fitting
 from launcher.sweep.cells import Cell, rate
 from launcher.sweep.report import tables
-from launcher.sweep.report.facts import Facts
+from launcher.sweep.report.facts import Facts, whole
 from trainer.report.canvas import Drawn
 from trainer.report.facts import ABSENT, count
 from trainer.report.markup import Html, document, figures, head, tiles
@@ -108,7 +108,7 @@ def _headlines(facts: Facts) -> str:
         held = [cell for cell in facts.cells if cell.reached]
         for label, key in (("Fewest steps", "steps"), ("Fewest samples", "samples")):
             best = min(held, key=lambda cell: getattr(cell.best, key), default=None)
-            text = Html(ABSENT) if best is None else _headline(facts, best, tables.whole(getattr(best.best, key)))
+            text = Html(ABSENT) if best is None else _headline(facts, best, whole(getattr(best.best, key)))
             rows.append((label, text, "", "nothing reached it" if best is None else _where(best)))
         cells = [(bill.hours, cell) for cell in held if (bill := facts.bill(cell)) and math.isfinite(bill.hours)]
         if cells:

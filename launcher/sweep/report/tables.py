@@ -8,7 +8,7 @@ from html import escape
 
 from launcher.sweep import fitting
 from launcher.sweep.cells import Cell, Outcome, Setting, endings, rate
-from launcher.sweep.report.facts import Facts, Series, time_unit
+from launcher.sweep.report.facts import Facts, Series, time_unit, whole
 from launcher.sweep.report.law import power
 from launcher.sweep.report.panels import key_name
 from launcher.sweep.table import Trial
@@ -22,10 +22,6 @@ def linked(facts: Facts, trial: Trial, text: str) -> Html:
     there = facts.link(trial) is not None
     said = linked_small(facts, trial, text)
     return said if there else Html(f'{said} <small class="trial">#{trial.trial}</small>')
-
-
-def whole(value: float | None) -> str:
-    return f"{value:,.0f}" if value is not None and math.isfinite(value) else ABSENT
 
 
 def small(value: float | None) -> str:
