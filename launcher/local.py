@@ -80,10 +80,10 @@ def _explain(error: Exception, logs: Path) -> int:
         # A process that was killed leaves no time of its own; the others fail when their connection to it breaks.
         failure = failures[rank]
         killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-        try:  # torch's timestamps are whole seconds, and a rank can follow another within one
+        try:  # torch's timestamps are whole seconds, rounded down, and a rank can follow another within one
             return not killed, Path(failure.error_file).stat().st_mtime
         except OSError:
-            return not killed, failure.timestamp
+            return not killed, failure.timestamp + 0.999
 
     first = min(failures, key=order)
     failure = failures[first]

@@ -220,6 +220,8 @@ def end(run: Path, status: int, job: str, restarts: int) -> int:
     about = {"status": status, "reached": max(reached, saved), "slack": slack, "saved": saved}
     last = Attempt(**{**asdict(known[-1]), **about})
     verdict, reason = decide([*known[:-1], last], status, finished=is_finished(run), restarts=restarts, job=job)
+    if status == 0 and ended == "diverged":
+        reason = f"the loss has diverged; the newest checkpoint is that of step {saved:,}"
     _note(run, {"event": "end", "job": own, "ended": round(time.time(), 3), **about, "reason": reason})
     _say(reason)
     return verdict

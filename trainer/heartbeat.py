@@ -83,7 +83,7 @@ class Heartbeat:
         """No more beats. With ``failure``, the others end soon, instead of waiting in a collective for this rank.
 
         Args:
-            ended: ``finished``, ``stopped``, ``saved`` (after a signal) or ``failed``, for the file. The exit status of
+            ended: ``finished``, ``stopped``, ``diverged``, ``saved`` (after a signal) or ``failed``, for the file. The exit status of
                 srun and mpirun tells less, as they kill the ranks that are not quite as quick as the first.
         """
         if self._closed.is_set():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +29,13 @@ def checkpoints(root: Path) -> list[Path]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what then takes the place of ``path``: nobody reads half a file, and a failure leaves the old one."""
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    partial.replace(path)
+    # A name of its own: a user may write a report while the run does.
+    partial = path.with_name(f"{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def publish(path: Path, text: str) -> None:

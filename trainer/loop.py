@@ -161,7 +161,7 @@ def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, 
         return signal
     if source is not None or run.diverged:
         agree(world, lambda: _finish(run, source, place))
-    heartbeat.close("finished" if run.finished(place) else "stopped")
+    heartbeat.close("finished" if run.finished(place) else "diverged" if run.diverged else "stopped")
     return 0
 
 
@@ -171,7 +171,11 @@ def _past(run: Run, place: Place) -> tuple[bool, bool, Course]:
     history = read(run.directory)
     course = Course(run.config.divergence)
     for line in history.train:
-        course.diverged(line["loss"])
+        if line["step"] <= place.step:  # what came after the checkpoint comes again
+            course.diverged(line["loss"])
+    if history.state == "diverged":
+        said = f"the run diverged at step {history.train[-1]['step']:,}, and will again unless divergence is set higher"
+        _say(run.world, said)
     phase = run.plans[place.phase]
     due = place.step in (phase.last_step, run.stop) or phase.due(place.step, phase.config.evaluate.every)
     evaluated = any(line["step"] == place.step for line in history.eval)

@@ -61,7 +61,11 @@ def prepare(config: Config) -> tuple[Path, IO[str] | None]:
 def _prepare(config: Config, run: Path) -> IO[str] | None:
     file = run / "config.yaml"
     text = file.read_text(errors="replace") if file.is_file() else ""
-    if not text.startswith(_HEAD) and run.exists() and any(p.name not in ("logs", LOCK) for p in run.iterdir()):
+    if (
+        not text.startswith(_HEAD)
+        and run.exists()
+        and any(p.name not in ("logs", LOCK) and not p.name.startswith(f"{file.name}.partial") for p in run.iterdir())
+    ):
         raise ConfigError(
             "name", config.name, f"{run} exists and holds no run of Bellwether", "choose another name=..."
         )

@@ -80,6 +80,6 @@ def _of_run(run: Path) -> Critical:
     if noise.early:
         problem = f"too early to tell: the noise scale is a mean over {SMOOTHED} steps, and this one of {noise.steps:,}"
         raise ConfigError(
-            "--critical-batch", str(run), problem, f"let it run on, or write {noise.scale:.0f} all the same"
+            "--critical-batch", str(run), problem, f"give a longer run, or write {noise.scale:.0f} all the same"
         )
     return Critical(noise.scale, f"gradient noise scale of {run.name}, {about(noise.scale, noise.error)}")

@@ -65,7 +65,8 @@ def _memory(found: PhasePlan, phases: int) -> Iterator[str]:
         yield "  Not one sample fits: shard more (engine.stage), or engine.activation_checkpointing: true."
     elif found.best.micro != s.micro:
         best = found.best
-        of = f"phases.{found.phase.index}." if phases > 1 else ""
+        # A recipe's phases are not in the config, and leave the micro-batch to the run.
+        of = f"phases.{found.phase.index}." if phases > 1 and found.phase.config.schedule.recipe is None else ""
         yield (
             f"  {of}batch.micro={chosen.largest_micro} gives {best.micro} micro x {best.accumulation} accumulation x "
             f"{best.world_size} processes."

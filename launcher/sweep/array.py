@@ -29,6 +29,7 @@ from launcher.sweep.spec import Sweep
 from launcher.sweep.trials import ConfigChanged, NothingToRepeat, Study, open_study
 from trainer import signals
 from trainer.config import ConfigError, ConfigErrors
+from trainer.report.facts import count
 
 JOBS = "jobs.txt"  # numbers of the arrays that were submitted
 _DONE = 3  # exit status, as of launcher.requeue begin
@@ -42,9 +43,11 @@ def submit(sweep: Sweep, request: Request, jobs: int | None, retry: bool) -> int
     study = Study(sweep)
     directory = os.path.abspath(study.directory)
     if request.dry_run:
-        left = len(study.pending())
-        told = f"bellwether: {left} runs are left, a task each: sbatch --array=1-{left}, in two arrays where the best is repeated"
-        print(told if left else "bellwether: nothing is left to do", file=sys.stderr)
+        left = study.pending()
+        best = sum(slot.setting is None for slot in left)
+        after = f", and {count(best, 'repetition')} of the best in another, after it" if best else ""
+        told = f"a job array of {count(len(left) - best, 'run')}{after}" if left else "nothing is left to do"
+        print(f"bellwether: {told}", file=sys.stderr)
         print(sbatch.render(asked, where, [os.path.join(directory, "array-1.txt")]), end="")
         return 0
     study.prepare()
@@ -76,7 +79,7 @@ def _submit(
             numbers.append(number)
             with open(study.directory / JOBS, "a") as stream:
                 stream.write(f"{number}\n")
-            print(f"submitted job array {number}: {len(chunk)} runs" + (", after the others" if wait else ""))
+            print(f"submitted job array {number}: {count(len(chunk), 'run')}" + (", after the others" if wait else ""))
         after += numbers
     if not left:
         print(f"nothing is left to do in {study.directory}")
@@ -159,7 +162,8 @@ def begin(study: Study, slot: Slot) -> int:
 
 def end(study: Study, slot: Slot) -> int:
     """Note a failure, take away checkpoints that nobody needs, and bring the table up to date."""
-    run = study.decided(slot)
+    with FileLock(study.directory / ".begin.lock"):
+        run = study.decided(slot)
     assert run is not None  # it has begun
     last = requeue.attempts(study.trials / run.name)[-1]
     if study.status(run) == "unfinished":

@@ -18,13 +18,34 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from launcher.sweep.table import Measurement, Status, Target, Trial, Value
-from trainer.config import ConfigError
+from trainer.config import ConfigError, Duration
 
 Verdict = Literal["reached", "missed", "ended early", "complete", "beaten", "diverged", "failed", "unfinished"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LR = "optimizer.lr"
 
 _KNOWN = (("val/accuracy", True), ("val/loss", False))
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where a sweep ends its runs."""
+
+    target: Target
+    budgets: Mapping[str, Duration]  #: of an optimizer's runs, where one is known
+
+    def __str__(self) -> str:
+        return str(self.target)
+
+    def early(self, trial: Trial) -> bool:
+        """Whether a run was ended at the target, with steps of its budget left, as far as can be known."""
+        if self.target.reached(trial) is None:
+            return False
+        budget = self.budgets.get(trial.optimizer)
+        if budget is None or (budget.unit == "epochs" and trial.epoch is None):
+            return True
+        samples = budget.samples(trial.batch_size, trial.epoch or 0)
+        return trial.measurements[-1]["step"] < math.ceil(samples / trial.batch_size)
 
 
 @dataclass(frozen=True)
@@ -36,7 +57,7 @@ class Outcome:
     samples: float
     best: float | None  #: the nearest that it came; None: nothing finite was measured
     aimed: bool  #: there is a target
-    early: bool  #: it reached the sweep's own target, at which the sweep ends a run
+    early: bool  #: the sweep ended it at a target of its own
 
     @property
     def verdict(self) -> Verdict:
@@ -227,14 +248,14 @@ def metric(trials: Iterable[Trial]) -> Target:
     return Target(name, math.nan, at_least)
 
 
-def cells(trials: Sequence[Trial], target: Target, own: Target | None = None) -> list[Cell]:
+def cells(trials: Sequence[Trial], target: Target, own: Ending | None = None) -> list[Cell]:
     """Every (optimizer, batch), by name and size.
 
     An optimizer is named with its workload where the table holds more than one: they are not to be mixed.
 
     Args:
         target: what the trials are judged by.
-        own: at which the sweep ended them, where it had a target.
+        own: where the sweep ended them, if it had a target.
     """
     workloads = {(trial.dataset, trial.model) for trial in trials}
     found: dict[tuple[str, int], dict[frozenset[tuple[str, Value]], list[Outcome]]] = {}
@@ -254,10 +275,10 @@ def cells(trials: Sequence[Trial], target: Target, own: Target | None = None) ->
     return result
 
 
-def outcome(trial: Trial, target: Target, own: Target | None = None) -> Outcome:
+def outcome(trial: Trial, target: Target, own: Ending | None = None) -> Outcome:
     at: Measurement | None = target.reached(trial)
     steps, samples = (at["step"], at["samples"]) if at else (math.inf, math.inf)
-    early = own is not None and own.reached(trial) is not None
+    early = own is not None and own.early(trial)
     return Outcome(trial, steps, samples, target.best(trial), math.isfinite(target.value), early)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import yaml
 
 from launcher.sweep import shallue, spec, table
+from launcher.sweep.cells import Ending
 from launcher.sweep.table import Target, Trial
 from launcher.sweep.trials import SWEEP, TABLE, open_study
-from trainer.config import ConfigError
+from trainer.config import ConfigError, Duration
 
 TARGET = "--target"
 _CHANGE = ("*.json", "*.failed", "*/metrics.jsonl")  # what changes below trials/ as a sweep goes on
@@ -50,6 +52,20 @@ def target(given: str | None, found: Mapping[str, Any]) -> Target | None:
         return None
     parsed = Target.parse(str(text), TARGET if given is not None else f"{SWEEP}: target")
     return parsed if "/" in parsed.metric else replace(parsed, metric=f"val/{parsed.metric}")
+
+
+def ending(found: Mapping[str, Any]) -> Ending | None:
+    """Where the sweep ends its runs; None: at their budget alone."""
+    own = target(None, found)
+    if own is None:
+        return None
+    base, variants = found.get("base") or {}, found.get("optimizers") or {}
+    budgets: dict[str, Duration] = {}
+    if not base.get("phases"):
+        for name, variant in variants.items():
+            with suppress(ValueError):
+                budgets[name] = Duration.parse((variant.get("set") or {}).get("duration", base.get("duration")))
+    return Ending(own, budgets)
 
 
 def check_measured(goal: Target, trials: Sequence[Trial]) -> None:

@@ -117,6 +117,7 @@ class _Packer:
                     self.waiting = False
                     self.free.append(done.place)
                     self._ended(done, bar)
+                bar.update(total - len(left) - len(self.running) - bar.n)
                 while self.free and left and not self.told and not self.waiting:
                     slot = self._begin(left)
                     if self.changed:
@@ -204,7 +205,6 @@ class _Packer:
         with bar.external_write_mode(sys.stderr):
             note = f"; see {done.log}" if status == "failed" else ""
             _say(f"{done.slot.name}: {status}, {told} ({settings}){note}")
-        bar.update()
 
     def _stop(self) -> None:
         _say(f"stopping: {len(self.running)} runs save; the same command goes on from there")

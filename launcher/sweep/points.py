@@ -123,7 +123,7 @@ def _sweep(file: Path, target: str | None, optimizer: str | None) -> Points:
         )
     if target is not None:
         directory.check_measured(goal, trials)
-    found = cells.choose(cells.cells(trials, goal, directory.target(None, said)), optimizer, str(file))
+    found = cells.choose(cells.cells(trials, goal, directory.ending(said)), optimizer, str(file))
     runs = cells.arrived(found)
     missed = sum(len(cell.best.counted) for cell in found) - len(runs)
     if not runs:

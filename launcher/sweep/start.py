@@ -23,7 +23,7 @@ def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
         ConfigErrors: if the file, or the config of a run that it asks for, is wrong.
     """
     asked = spec.read(path)
-    check(asked, path)
+    check(asked, path, asked.processes if request.on == "local" else None)
     for note in [] if request.dry_run else notes(asked):
         print(f"bellwether: {note}", file=sys.stderr)
     if request.on == "slurm":
@@ -33,8 +33,6 @@ def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
     if (name := _said(request)) is not None:
         advice = "take it out, or sweep --on slurm"
         raise ConfigError(f"--{name.replace('_', '-')}", getattr(request, name), "has no meaning here", advice)
-    for batch in asked.batches:
-        splits(phases(spec.config(asked, {**asked.set, "batch.global": batch})), asked.processes)
     if request.dry_run:
         print(outline(asked))
         return 0
@@ -43,13 +41,20 @@ def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
     return local.run(asked, jobs, retry)
 
 
-def check(sweep: Sweep, path: str) -> None:
+def check(sweep: Sweep, path: str, processes: int | None) -> None:
     """Whether the settings of each optimizer make configs at each batch, before anything has begun.
 
+    Args:
+        processes: that are to share each batch; None: `array.job` looks at that.
+
     Raises:
-        ConfigErrors: naming what is wrong with one.
+        ConfigError, ConfigErrors: naming what is wrong with one.
     """
     with _within(f"{path}: set"):
+        plain = spec.config(sweep, sweep.set)
+        if plain.schedule.recipe is None and any("global" in phase.get("batch", {}) for phase in plain.phases):
+            advice = "sweep one phase at a time: write phases: [] under set, and what that phase has"
+            raise ConfigError("config", sweep.config, "has phases with batches of their own", advice, path)
         base = spec.base(sweep)
     if base.stop_after is not None:
         advice = "take it out: duration is the budget of a run"
@@ -59,7 +64,9 @@ def check(sweep: Sweep, path: str) -> None:
             with _within(f"{path}: optimizers.{optimizer} at batch {batch}"):
                 setting = search.setting(sweep, optimizer, batch, 0)
                 fixed = {**sweep.set, **variant.set, "batch.global": batch}
-                spec.config(sweep, {**fixed, **setting})
+                made = spec.config(sweep, {**fixed, **setting})
+                if processes is not None:
+                    splits(phases(made), processes)
                 for key, where in sweep.space_of(optimizer).items():
                     ends = where if isinstance(where, list) else where.at(batch / sweep.batches[0])
                     for value in ends:

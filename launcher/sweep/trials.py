@@ -113,13 +113,22 @@ class Study:
 
     def pending(self) -> list[Slot]:
         """Runs that are not at their end, or not known yet; those first that have begun."""
+        return [slot for _, slot in sorted(self._left(), key=lambda left: not left[0])]
+
+    @property
+    def to_come(self) -> int:
+        """How many runs have not begun."""
+        return sum(not begun for begun, _ in self._left())
+
+    def _left(self) -> list[tuple[bool, Slot]]:
+        """Whether it has begun, and a place, of each run that is not at its end."""
         left: list[tuple[bool, Slot]] = []
         for slot in slots(self.sweep):
             with contextlib.suppress(NothingToRepeat):
                 run = self.decided(slot)
                 if run is None or self.status(run) == "unfinished":
                     left.append((run is not None and self.config_file(run).exists(), slot))
-        return [slot for _, slot in sorted(left, key=lambda begun: not begun[0])]
+        return left
 
     def decided(self, slot: Slot) -> Slot | None:
         """The run that a slot stands for: itself, or the setting that did best on the first seed; None until that is known.

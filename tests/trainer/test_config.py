@@ -228,5 +228,9 @@ def test_what_every_phase_sets_for_itself_is_not_taken_from_the_command_line(bas
     base.write_text(BASE + "phases: [{batch: {micro: 4}, duration: 2 steps}, {batch: {micro: 2}}]")
     with pytest.raises(ConfigErrors, match=r"line: batch.micro: 8: no phase listens: .*write phases.0.batch.micro="):
         c.load(base, ["batch.micro=8"])
+    base.write_text(c.to_yaml(c.load(base)))  # as a run directory has it
+    with pytest.raises(ConfigErrors, match=r"line: batch.micro: 8: no phase listens") as caught:
+        c.load(base, ["batch.micro=8"])
+    assert len(caught.value.errors) == 1
     found = c.phases(c.load(base, ["phases.0.batch.micro=8", "duration=3 steps"]))
     assert [(phase.batch.micro, str(phase.duration)) for phase in found] == [(8, "2 steps"), (2, "3 steps")]

@@ -73,7 +73,7 @@ def test_a_run_that_never_began_may_be_changed(config: Config) -> None:
         ({"seed": 2}, "seed: 2"),
         ({"batch": {"global": 1024}}, "batch.global: 1024"),
         ({"optimizer": {"lr": 2e-3}}, "optimizer.lr: 0.002"),
-        ({"phases": []}, "phases[0].batch.global: None"),
+        ({"phases": []}, "phases[0].batch.global: "),
         ({"phases": [{"batch": {"global": 128, "micro": 4}}]}, "phases[0].batch.global: 128"),
     ],
 )

@@ -196,9 +196,13 @@ def _unheard(raw: dict[str, Any], origins: Origins) -> list[ConfigError]:
     phases, schedule = raw.get("phases"), raw.get("schedule")
     if not isinstance(phases, list) or not phases:
         return []
-    if isinstance(schedule, str) or (isinstance(schedule, dict) and "recipe" in schedule):
+    if isinstance(schedule, str) or (isinstance(schedule, dict) and schedule.get("recipe") is not None):
         return []  # which then says what phases there are
-    said = [k for k, where in origins.items() if where == COMMAND_LINE and not isinstance(at(raw, k), dict)]
+    said = [
+        k
+        for k, where in origins.items()
+        if where == COMMAND_LINE and not isinstance(at(raw, k), dict) and not isinstance(k[-1], int)
+    ]
     advice = "write phases.0.{0}=..., phases.1.{0}=... and so on"
     return [
         ConfigError(dotted(k), at(raw, k), "no phase listens: each has its own", advice.format(dotted(k)), COMMAND_LINE)

@@ -11,7 +11,6 @@ from launcher.sweep import directory, fitting
 from launcher.sweep.cells import rate
 from launcher.sweep.report.facts import REPORT, Facts, Throughput, whole
 from launcher.sweep.report.law import power
-from launcher.sweep.slots import slots
 from launcher.sweep.trials import open_study
 from trainer import layout
 from trainer.config import ConfigError, ConfigErrors
@@ -50,17 +49,18 @@ def load(
         if price is not None and (isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0):
             raise ConfigError(f"{directory.SWEEP}: price", price, "must be a number from 0 up")
     name = str(found.get("name") or (root.resolve().name if path.is_dir() else path.stem))
-    goal, own = directory.target(target, found), directory.target(None, found)
-    planned = _planned(path) if path.is_dir() and "batches" in found else None
-    return Facts(name, root, trials, goal, price, Throughput(throughput), directory.metric(found), own, planned)
+    goal, own = directory.target(target, found), directory.ending(found)
+    to_come = _to_come(path) if path.is_dir() and "batches" in found else 0
+    return Facts(name, root, trials, goal, price, Throughput(throughput), directory.metric(found), own, to_come)
 
 
-def _planned(path: Path) -> int | None:
-    """The runs that a sweep's directory asks for; None where its ``sweep.yaml`` is not whole."""
+def _to_come(path: Path) -> int:
+    """How many runs that a sweep's directory asks for have not begun; none where it holds a table without its runs."""
     try:
-        return sum(1 for _ in slots(open_study(path).sweep))
-    except ConfigErrors:
-        return None
+        study = open_study(path)
+    except ConfigErrors:  # a sweep.yaml that is not whole
+        return 0
+    return study.to_come if any(study.trials.glob("*.yaml")) else 0
 
 
 def write_runs(facts: Facts) -> int:
@@ -149,7 +149,7 @@ def summary(facts: Facts, path: Path) -> str:
         count(len(facts.series), "optimizer"),
     ]
     if facts.to_come:
-        sizes[0] = f"{len(facts.trials):,} of {count(facts.planned or 0, 'run')}"
+        sizes[0] = f"{len(facts.trials):,} of {count(facts.planned, 'run')}"
     rows = [
         ("ended", ", ".join(f"{number:,} {verdict}" for verdict, number in facts.verdicts.items()) or "nothing run")
     ]

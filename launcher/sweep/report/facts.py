@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from launcher.sweep import critical
-from launcher.sweep.cells import LR, VERDICTS, Cell, Outcome, Setting, Verdict, arrived, cells, metric, rate
+from launcher.sweep.cells import LR, VERDICTS, Cell, Ending, Outcome, Setting, Verdict, arrived, cells, metric, rate
 from launcher.sweep.report.law import Law, law
 from launcher.sweep.table import Target, Trial
 from trainer.report.facts import ABSENT, count
@@ -93,8 +93,8 @@ class Facts:
         price: of an hour of one process.
         throughput: of the runs.
         compared: metric and direction without a target; None: accuracy, or loss where nobody measured that.
-        own: target at which the sweep ended its runs, which `target` may differ from.
-        planned: runs that the sweep asks for; None: nobody knows.
+        own: where the sweep ended its runs: at a target that `target` may differ from.
+        to_come: runs that the sweep asks for and that have not begun.
     """
 
     name: str
@@ -104,8 +104,8 @@ class Facts:
     price: float | None = None
     throughput: Throughput = Throughput()
     compared: Target | None = None
-    own: Target | None = None
-    planned: int | None = None
+    own: Ending | None = None
+    to_come: int = 0
     _links: dict[int, str | None] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -142,9 +142,9 @@ class Facts:
         return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
 
     @property
-    def to_come(self) -> int:
-        """Runs that the sweep asks for and that have not begun."""
-        return max(0, (self.planned or 0) - len(self.trials))
+    def planned(self) -> int:
+        """Runs that have begun, and those to come."""
+        return len(self.trials) + self.to_come
 
     @property
     def unfinished(self) -> bool:

@@ -15,14 +15,14 @@ import pytest
 
 from launcher import cli
 from launcher.sweep import report
-from launcher.sweep.cells import Cell, cells, metric
+from launcher.sweep.cells import Cell, Ending, cells, metric
 from launcher.sweep.report import panels, pictures
 from launcher.sweep.report.facts import Facts, Throughput
 from launcher.sweep.report.law import law
 from launcher.sweep.report.panels import shown
 from launcher.sweep.table import Target, Trial, write
 from tests.trainer.test_report import Page, Run
-from trainer.config import ConfigErrors
+from trainer.config import ConfigErrors, Duration
 from trainer.report.canvas import Size
 
 TARGET = Target("val/accuracy", 0.9, True)
@@ -100,7 +100,7 @@ def test_runs_that_failed_or_go_on_say_nothing_and_others_that_end_early_missed(
 def test_a_run_that_the_sweep_ended_at_its_own_target_does_not_miss_a_stricter_one() -> None:
     strict = Target("val/accuracy", 0.95, True)
     missed, beaten = trial(0, 128, math.inf), trial(0, 128, math.inf, lr=0.2, status="beaten")
-    made = facts([trial(0), trial(0, 128, 20, lr=0.3), missed, beaten], strict, own=TARGET)
+    made = facts([trial(0), trial(0, 128, 20, lr=0.3), missed, beaten], strict, own=Ending(TARGET, {}))
     assert made.verdicts == {"missed": 1, "ended early": 2, "beaten": 1}
     assert [cell.missed for cell in made.cells] == [False, False]  # what was best at 128 was not let go on
     said = report.summary(made, Path("report.html"))
@@ -110,7 +110,11 @@ def test_a_run_that_the_sweep_ended_at_its_own_target_does_not_miss_a_stricter_o
     # Without a target of its own nothing ended them.
     assert facts([trial(0)], strict).verdicts == {"missed": 1}
     # One that got further than it had to counts.
-    assert facts([trial(0)], TARGET, own=TARGET).verdicts == {"reached": 1}
+    assert facts([trial(0)], TARGET, own=Ending(TARGET, {})).verdicts == {"reached": 1}
+    # One that came to the sweep's target with the last step of its budget was not ended by it.
+    for steps, verdict in [(10, "missed"), (11, "ended early")]:
+        own = Ending(TARGET, {"lamb": Duration(64 * steps, "samples")})
+        assert facts([trial(0, steps=10)], strict, own=own).verdicts == {verdict: 1}
 
 
 STANDING = [
@@ -142,6 +146,10 @@ def test_only_what_ran_to_its_end_has_missed(ends: list[str], expected: str) -> 
 def test_a_report_while_a_sweep_runs_says_how_many_runs_are_to_come(tmp_path: Path) -> None:
     asked = "name: s\nconfig: a.yaml\nbatches: [64, 128]\nspace: {optimizer.lr: [0.1, 0.2]}\nsearch: {kind: grid}\nseeds: 2\nrepeat: all\n"
     path = directory(tmp_path / "sweep", [trial(0), trial(1, 128, math.inf, status="unfinished")], asked)
+    assert report.load(path).to_come == 0  # a table whose runs are elsewhere
+    (path / "trials").mkdir(exist_ok=True)
+    for begun in ("config-64-000-0.yaml", "config-128-000-0.yaml"):
+        (path / "trials" / begun).touch()
     made = report.load(path, "accuracy >= 0.9")
     assert (made.planned, made.to_come) == (8, 6)
     assert report.summary(made, path).startswith("s: 2 of 8 runs,")

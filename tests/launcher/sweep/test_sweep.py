@@ -188,6 +188,7 @@ def test_more_gpus_a_run_than_there_are_is_refused(tmp_path: Path) -> None:
         ({"batches": []}, {}, r"batches: \[\]: write at least 1"),
         ({"set": {"batch.global": 64}}, {}, "set: .* batch.global is the sweep's own"),
         ({"batches": [32, 33], "processes": 2}, {}, "batch.global: 33: cannot be shared by 2 .* 32 and 34"),
+        ({"set": {"phases": [{"batch": {"global": 64}}]}}, {}, "config: .* has phases with batches of their own"),
         ({}, {"nodes": 2}, "--nodes: 2: has no meaning here"),
     ],
 )
