@@ -168,10 +168,13 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
         (end,) = ax.plot(*points[-1], "o", color=colour, alpha=depth, markersize=4)
         address(facts, end, cell.best.middle)
     # One x axis for all optimizers, logarithmic where large batches go much further than small ones.
-    ends = [points[-1, 0] for cell in facts.cells if len(points := _curve(cell, name)) and points[-1, 0] > 0]
+    shown = [points for cell in facts.cells if len(points := _curve(cell, name)) and points[-1, 0] > 0]
+    ends = [points[-1, 0] for points in shown]
     if ends and max(ends) > 6 * min(ends):
         ax.set_xscale("log")
-        ax.set_xlim(min(ends) / 50, max(ends) * 1.2)
+        ax.set_xlim(
+            max(min(ends) / 50, 0.8 * min(points[points[:, 0] > 0, 0].min() for points in shown)), max(ends) * 1.2
+        )
         log_ticks(ax.xaxis, *ax.get_xlim())
     else:
         ax.set_xlim(0, max(ends, default=1) * 1.03)
