@@ -25,6 +25,7 @@ from launcher.sweep import cells, directory, table
 from trainer.config import ConfigError
 
 Unit = Literal["samples", "epochs"]
+_NO_EPOCHS = 100_000  # so many are samples, whatever is said of them
 _REACHED = {"true": True, "yes": True, "y": True, "1": True, "false": False, "no": False, "n": False, "0": False}
 _IS_FOR = {
     "unit": "MLPerf's files", "dataset_size": "files that count epochs",
@@ -146,8 +147,10 @@ def _rcps(raw: Any, path: str, unit: Unit | None, dataset_size: int | None) -> P
     if not runs:
         raise ConfigError("FILE", path, "holds no run")
     least = min(count for _, count in runs)
-    told: Unit = "epochs" if least < 1000 else "samples"
-    if unit not in (None, told):
+    told: Unit = unit or ("epochs" if least < 1000 else "samples")
+    # Nobody trains for so many epochs, or on less than a batch.
+    if least >= _NO_EPOCHS if told == "epochs" else any(count < batch for batch, count in runs):
+        told = "samples" if told == "epochs" else "epochs"
         advice = f"write --unit {told} {'and --dataset-size N' if told == 'epochs' else 'and no --dataset-size'}"
         raise ConfigError("--unit", unit, f"{key!r} goes down to {least:,.10g}: those are {told}", advice)
     if told == "samples":

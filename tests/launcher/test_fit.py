@@ -116,6 +116,10 @@ def test_epochs_are_told_from_samples_and_need_the_dataset(tmp_path: Path) -> No
     assert found.samples == [38_000, 38_000, 39_000, 38_000]
     with pytest.raises(ConfigError, match="those are epochs"):
         points.read(file, unit="samples")
+    # Where the numbers leave it open, the unit that is given decides.
+    file.write_text(json.dumps({"r": {"BS": 512, "Epochs to converge": [1500]}}))
+    assert points.read(file).samples == [1500]
+    assert points.read(file, unit="epochs", dataset_size=1000).samples == [1_500_000]
 
 
 def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
