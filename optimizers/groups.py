@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -35,17 +36,21 @@ def groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str
         for name, parameter in module.named_parameters(recurse=False):
             if norm or name in ("bias", "bias_k", "bias_v", "gain") or name.endswith("_bias"):
                 plain.add(id(parameter))
-    # The same names whether the model has gone through torch.compile or not.
-    named = [(name.replace("_orig_mod.", ""), p) for name, p in model.named_parameters() if p.requires_grad]
-    weights: dict[str, Any] = {"params": [(n, p) for n, p in named if id(p) not in plain]}
+    trained = [(n, p) for n, p in named(model) if p.requires_grad]
+    weights: dict[str, Any] = {"params": [(n, p) for n, p in trained if id(p) not in plain]}
     if weight_decay is not None:
         weights["weight_decay"] = weight_decay
     others = {
-        "params": [(n, p) for n, p in named if id(p) in plain],
+        "params": [(n, p) for n, p in trained if id(p) in plain],
         "weight_decay": 0.0,
         "trust_ratio": False,
     }
     return [group for group in (weights, others) if group["params"]]
+
+
+def named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters in the model's order, under the same names whether it has gone through torch.compile or not."""
+    return ((name.replace("_orig_mod.", ""), parameter) for name, parameter in model.named_parameters())
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import optimizers
 from optimizers import ShardedOptimizer, WarmupConstant
+from optimizers.groups import named
 from trainer import buffers
 from trainer.config import ConfigError
 from trainer.config.schema import Optimizer
@@ -43,8 +44,7 @@ class Engine:
 
     def in_order(self, values: dict[str, float]) -> dict[str, float]:
         """Values by parameter name in the model's order: an optimizer has them by group, weights before what is no weight."""
-        names = (name.replace("_orig_mod.", "") for name, _ in self.task.named_parameters())
-        place = {name: index for index, name in enumerate(names)}
+        place = {name: index for index, (name, _) in enumerate(named(self.task))}
         return dict(sorted(values.items(), key=lambda item: place.get(item[0], len(place))))
 
     def backward(self, loss: Tensor) -> None:

@@ -140,7 +140,7 @@ def begin(study: Study, slot: Slot) -> int:
         try:
             run = study.decided(slot)
         except NothingToRepeat as error:
-            print(f"bellwether: {error}: no setting has come to its end, so none is repeated", file=sys.stderr)
+            print(f"bellwether: {error}", file=sys.stderr)
             return _DONE
         if run is None:
             print(f"bellwether: {slot.name} waits for the runs that it is the best of", file=sys.stderr)

@@ -141,7 +141,7 @@ class _Packer:
             try:
                 run = self.study.decided(slot)
             except NothingToRepeat as error:
-                _say(f"{error}: no setting has come to its end, so none is repeated")
+                _say(str(error))
                 return slot
             if run is None:
                 continue

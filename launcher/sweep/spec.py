@@ -129,11 +129,8 @@ class Sweep(Section):
                 if self.search.kind == "grid" and isinstance(where, Range) and where.points is None:
                     raise ValueError(f"search.kind: a grid needs points: N for {key} (optimizer {name})")
                 if isinstance(where, list) and not where:
-                    raise ValueError(
-                        f"optimizers.{name}.space: {key} is an empty list"
-                        if key in variant.space
-                        else f"space: {key} is an empty list"
-                    )
+                    place = f"optimizers.{name}.space" if key in variant.space else "space"
+                    raise ValueError(f"{place}: {key} is an empty list")
                 if key in _OWN:
                     raise ValueError(f"space: {key} is the sweep's own: see `batches`, `seeds`, `name`, `runs`")
         if self.stop.beaten is not None and self.target is None:

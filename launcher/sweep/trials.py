@@ -140,14 +140,18 @@ class Study:
         """
         if slot.setting is not None:
             return slot
-        first = [s for s in slots(self.sweep) if s.cell == slot.cell and s.setting is not None and s.seed == 0]
-        tried = {s: trial for s in first if (trial := self.trial(s.name)) and trial.status != "unfinished"}
-        if len(tried) < len(first):
-            return None
+        tried: dict[Slot, Trial] = {}
+        for first in slots(self.sweep):
+            if first.cell == slot.cell and first.setting is not None and first.seed == 0:
+                trial = self.trial(first.name)
+                if trial is None or trial.status == "unfinished":
+                    return None
+                tried[first] = trial
         best = search.best(tried.values(), self.sweep.goal, *self.sweep.metric)
         if best is None:
-            raise NothingToRepeat(f"{slot.optimizer} at batch {slot.batch}")
-        return replace(slot, setting=next(s.setting for s, trial in tried.items() if trial is best))
+            where = f"{slot.optimizer} at batch {slot.batch}"
+            raise NothingToRepeat(f"{where}: no setting has come to its end, so none is repeated")
+        return replace(slot, setting=next(first.setting for first, trial in tried.items() if trial is best))
 
     def status(self, slot: Slot) -> Status:
         found = self.trial(slot.name)

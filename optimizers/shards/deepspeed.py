@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from optimizers.groups import named
 from optimizers.sharded import Attachment
 from optimizers.shards.pieces import Parameter, Piece, Shard, cut
 
@@ -28,8 +29,7 @@ def attachment(engine: Any) -> Attachment:
     """
     _refuse(engine)
     _refuse_what_is_split_otherwise(engine)
-    # The same names whether the model has gone through torch.compile or not.
-    names = {p: name.replace("_orig_mod.", "") for name, p in engine.module.named_parameters()}
+    names: Names = {parameter: name for name, parameter in named(engine.module)}
     found = list(_wrapper(engine)[0](engine.optimizer, names))
     return Attachment(found, _gradient_norm(engine), publish=functools.partial(publish, engine))
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from launcher.launch import Request
-from launcher.sweep import directory, local, spec, trials
+from launcher.sweep import array, directory, local, spec, trials
 from launcher.sweep.slots import Slot, slots
 from launcher.sweep.start import outline
 from launcher.sweep.start import sweep as start
@@ -184,6 +184,7 @@ def test_more_gpus_a_run_than_there_are_is_refused(tmp_path: Path) -> None:
             {},
             r"SWEEP.yaml: optimizers.a at batch 32: .*mean 'sgd'",
         ),
+        ({"space": {"optimizer.lr": []}}, {}, "space: .* optimizer.lr is an empty list"),
         ({"optimizers": {}}, {}, "optimizers: {}: write at least 1"),
         ({"batches": []}, {}, r"batches: \[\]: write at least 1"),
         ({"set": {"batch.global": 64}}, {}, "set: .* batch.global is the sweep's own"),
@@ -275,7 +276,10 @@ def test_a_search_that_grows_may_find_another_best_which_is_repeated_too(tmp_pat
     make(study, Slot("lamb", 32, 3, 0), 0.8)
     assert best(study) == "lamb-32-003-1"
     assert [slot.name for slot in study.pending() if slot.optimizer == "lamb"] == ["lamb-32-best-1"]
+    assert array.begin(study, Slot("lamb", 32, None, 1)) == 0
     make(study, Slot("lamb", 32, 3, 1), 0.75)
+    assert array.begin(study, Slot("lamb", 32, None, 1)) == 3  # a task that has nothing left to do
+    assert array.begin(study, Slot("sgd", 32, None, 1)) == 1  # one that came too early
     found = {Path(trial.run).name: trial for trial in study.collect()}
     assert found["lamb-32-003-1"].parameters == found["lamb-32-003-0"].parameters
     assert "lamb-32-000-1" in found
