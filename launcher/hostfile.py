@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from trainer.config import ConfigError
+from bellwether.trainer.config import ConfigError
 
 # A name begins with a letter or digit: ssh would take one with a dash for an option. ``user@host`` is ssh's own.
 _LINE = re.compile(

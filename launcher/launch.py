@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from launcher import doctor, hostfile, requeue, sbatch, site
-from launcher.carried import carried
-from launcher.doctor import table
-from launcher.doctor.row import GREEN
-from launcher.status import is_queued
-from trainer import layout
-from trainer.config import Config, ConfigError, load, phases
+from bellwether.launcher import doctor, hostfile, requeue, sbatch, site_config
+from bellwether.launcher.doctor import table
+from bellwether.launcher.doctor.result import GREEN
+from bellwether.launcher.forwarded_env import forwarded_env
+from bellwether.launcher.status import is_queued
+from bellwether.trainer import run_paths
+from bellwether.trainer.config import Config, ConfigError, load, phases
 
 _ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "PE_HOSTFILE")
 _VARIABLES = {
@@ -78,7 +78,7 @@ def launch(request: Request) -> int:
 # SLURM
 
 
-def job(request: Request, config: Config, where: site.Site) -> sbatch.Job:
+def job(request: Request, config: Config, where: site_config.Site) -> sbatch.Job:
     """What is asked of SLURM: our defaults, the site's file laid over them, the command line over that."""
     asked = sbatch.Job(name=config.name).at(where)
     keys = ("nodes", "cpus_per_task", "time", "partition", "account", "qos", "constraint")
@@ -91,14 +91,14 @@ def job(request: Request, config: Config, where: site.Site) -> sbatch.Job:
 
 
 def _slurm(request: Request, config: Config) -> int:
-    where = site.load(request.site)
+    where = site_config.load(request.site)
     asked = job(request, config, where)
     check_split(config, asked.nodes * asked.tasks_per_node)
     script = sbatch.render(asked, where, request.arguments)
     if request.dry_run:
         print(script, end="")
         return 0
-    run = layout.directory(config)
+    run = run_paths.directory(config)
     if requeue.is_finished(run):
         raise ConfigError("name", config.name, f"{run} is finished", "nothing is left to do; choose another name=...")
     if (waiting := requeue.waiting(run)) is not None and is_queued(waiting["job"]):
@@ -117,7 +117,7 @@ def _slurm(request: Request, config: Config) -> int:
     return 0
 
 
-def submit(script: str, request: Request, where: site.Site, *options: str) -> str | None:
+def submit(script: str, request: Request, where: site_config.Site, *options: str) -> str | None:
     """Give a script to sbatch; returns the job's number, or None where it was refused, which is told."""
     # sbatch takes its variables before what stands in the script: where the command line or the site's file speaks, they
     # are not to.
@@ -147,8 +147,8 @@ def mpirun(request: Request, hosts: Sequence[tuple[str, int]], processes: int) -
         command += ["--host", ",".join(f"{host}:{count}" for host, count in hosts)]
     elif request.each is not None:
         command += ["--map-by", f"ppr:{request.each}:node"]
-    exported = [word for name in carried(os.environ) for word in ("-x", name)]
-    return [*command, *exported, sys.executable, "-m", "trainer", *request.arguments]
+    exported = [word for name in forwarded_env(os.environ) for word in ("-x", name)]
+    return [*command, *exported, sys.executable, "-m", "bellwether.trainer", *request.arguments]
 
 
 def _mpi(request: Request, config: Config) -> int:
@@ -190,7 +190,7 @@ def _hosts(request: Request) -> list[tuple[str, int]]:
 
 
 def _local(request: Request, config: Config) -> int:
-    from launcher.local import train
+    from bellwether.launcher.local import train
 
     if request.dry_run:
         number = [] if request.each is None else ["--nproc", str(request.each)]
@@ -200,7 +200,7 @@ def _local(request: Request, config: Config) -> int:
 
 
 def _ssh(request: Request, config: Config) -> int:
-    from launcher.ssh import train
+    from bellwether.launcher.ssh import train
 
     if request.hostfile is None:
         raise ConfigError("--hostfile", "none", "is needed with --on ssh", "name a file with one host a line")
@@ -226,7 +226,7 @@ def check_split(config: Config, processes: int) -> None:
     if wanted is not None and wanted != processes:
         advice = "set it so, or change --nodes and --gpus-per-node"
         raise ConfigError("engine.world_size", wanted, f"{processes} processes are to be started", advice)
-    from trainer.plan import splits
+    from bellwether.trainer.phases import splits
 
     splits(phases(config), processes)
 

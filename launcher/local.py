@@ -1,4 +1,4 @@
-"""Training on this machine: N processes of ``python -m trainer`` through torchrun's API."""
+"""Training on this machine: N processes of ``python -m bellwether.trainer`` through torchrun's API."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer import layout, signals
-from trainer.config import ConfigError, load, phases
-from trainer.plan import splits
+from bellwether.trainer import run_paths, signals
+from bellwether.trainer.config import ConfigError, load, phases
+from bellwether.trainer.phases import splits
 
 _SAVING = 120  # seconds that ranks have to save after a signal
 
@@ -38,7 +38,7 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
 
     # What it logs of a failure, we tell in our own words.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logs = layout.directory(checked) / "logs"
+    logs = run_paths.directory(checked) / "logs"
     os.environ["BELLWETHER_WORLD_SIZE"] = str(nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))
     launch = LaunchConfig(
@@ -57,7 +57,7 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
         shutdown_timeout=_SAVING,
     )
     try:
-        launch_agent(launch, sys.executable, ["-m", "trainer", config, *overrides])
+        launch_agent(launch, sys.executable, ["-m", "bellwether.trainer", config, *overrides])
     except ChildFailedError as error:
         return _explain(error, logs)
     except (SignalException, KeyboardInterrupt) as error:

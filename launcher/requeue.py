@@ -1,7 +1,7 @@
 """Whether a SLURM job starts again: asked by its batch script before and after each attempt.
 
-    python -m launcher.requeue begin CONFIG [key=value ...]
-    python -m launcher.requeue end --status N --job "$(scontrol show job -o ...)" CONFIG [key=value ...]
+    python -m bellwether.launcher.requeue begin CONFIG [key=value ...]
+    python -m bellwether.launcher.requeue end --status N --job "$(scontrol show job -o ...)" CONFIG [key=value ...]
 
 ``begin`` ends with 0, or with `NOTHING_TO_DO`. ``end`` ends with `signals.SAVED` where the job is to be requeued, else with
 the status that the job should end with, and says why. Each attempt leaves two lines in ``<run>/logs/attempts.jsonl``, which
@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import layout, signals
-from trainer.config import ConfigError, ConfigErrors, load
+from bellwether.trainer import run_paths, signals
+from bellwether.trainer.config import ConfigError, ConfigErrors, load
 
 FILE = Path("logs", "attempts.jsonl")
 NOTHING_TO_DO = 3
@@ -96,7 +96,7 @@ def _lines(run: Path) -> list[dict[str, Any]]:
 
 
 def is_finished(run: Path) -> bool:
-    return (run / layout.FINISHED).is_file()
+    return (run / run_paths.FINISHED).is_file()
 
 
 def decide(
@@ -239,7 +239,7 @@ def _reached(run: Path, attempt: Attempt) -> tuple[int, int, str]:
 def beat(run: Path) -> dict[str, Any]:
     """The heartbeat's file; empty where there is none."""
     with contextlib.suppress(OSError, ValueError):
-        said = json.loads((run / layout.HEARTBEAT).read_text())
+        said = json.loads((run / run_paths.HEARTBEAT).read_text())
         if isinstance(said, dict) and isinstance(said.get("time"), int | float):
             return said
     return {}
@@ -247,7 +247,7 @@ def beat(run: Path) -> dict[str, Any]:
 
 def _newest(run: Path) -> int:
     """Step of the newest published checkpoint; 0 where there is none."""
-    found = layout.checkpoints(run / "checkpoints")
+    found = run_paths.checkpoints(run / "checkpoints")
     return int(found[-1].name.removeprefix("step-")) if found else 0
 
 
@@ -264,7 +264,9 @@ def _say(text: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launcher.requeue", description="Whether a SLURM job starts again.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bellwether.launcher.requeue", description="Whether a SLURM job starts again."
+    )
     parser.add_argument("when", choices=["begin", "end"])
     parser.add_argument("--status", type=int, default=0, help="exit status of srun")
     parser.add_argument("--job", default="", help="what scontrol show job -o says")
@@ -275,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not given.isdigit():
             raise ConfigError("BELLWETHER_RESTARTS", given, "is no number", f"write one such as {RESTARTS}")
-        run = layout.directory(load(arguments.config, arguments.overrides))
+        run = run_paths.directory(load(arguments.config, arguments.overrides))
         if arguments.when == "begin":
             return begin(run, int(given))
         return end(run, arguments.status, arguments.job, int(given))

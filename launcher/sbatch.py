@@ -1,6 +1,6 @@
 """The text of an sbatch script, by one pure function: what `bellwether launch` submits, and slurm/*.sbatch.
 
-``python -m launcher.sbatch slurm`` writes the two scripts there anew; a test holds them to it.
+``python -m bellwether.launcher.sbatch slurm`` writes the two scripts there anew; a test holds them to it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.site import Site
+from bellwether.launcher.site_config import Site
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ if [[ -n ${BELLWETHER_INTERFACE:-} ]]; then
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$BELLWETHER_INTERFACE}
 fi
 
-"${python[@]}" -m launcher.requeue begin "$@"
+"${python[@]}" -m bellwether.launcher.requeue begin "$@"
 case $? in
     0) ;;
     3) exit 0 ;;  # finished
@@ -179,7 +179,7 @@ esac
 
 # This shell runs on the first node, so it knows that node's address, and which of its ports is free. Ranks are each task's
 # own business: what were expanded here would be rank 0 for all.
-meeting=$("${python[@]}" -m trainer.rendezvous) || exit 1
+meeting=$("${python[@]}" -m bellwether.trainer.rendezvous) || exit 1
 eval "$meeting"
 
 mkdir -p logs
@@ -187,11 +187,11 @@ echo "$(date '+%F %T') bellwether: attempt $((${SLURM_RESTART_COUNT:-0} + 1)): $
     "meeting at $MASTER_ADDR:$MASTER_PORT"
 # The first rank that fails takes the others along; none waits for ever for one that is gone.
 srun --export=ALL --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --open-mode=append \\
-    --output=logs/@LOG@-rank%t.log "${options[@]}" "${python[@]}" -m trainer "$@"
+    --output=logs/@LOG@-rank%t.log "${options[@]}" "${python[@]}" -m bellwether.trainer "$@"
 status=$?
 
 job=$(scontrol show job -o "$id")
-"${python[@]}" -m launcher.requeue end --status "$status" --job "$job" "$@"
+"${python[@]}" -m bellwether.launcher.requeue end --status "$status" --job "$job" "$@"
 verdict=$?
 @END@if ((verdict == 75)); then
     for try in {1..60}; do
@@ -209,12 +209,12 @@ exit "$verdict"
 _BEGIN = """
 # The run's settings are decided now, from what the others have shown by now, and once for all its attempts.
 run=$1
-config=$("${python[@]}" -m launcher.sweep.array begin @STUDY@ "$run") ||
+config=$("${python[@]}" -m bellwether.experiments.sweep.array begin @STUDY@ "$run") ||
     exit $(($? == 3 ? 0 : 1)) # 3: there is nothing to do
 set -- "$config"
 """
 _END = """\
-((verdict == 75)) || "${python[@]}" -m launcher.sweep.array end @STUDY@ "$run"
+((verdict == 75)) || "${python[@]}" -m bellwether.experiments.sweep.array end @STUDY@ "$run"
 """
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from launcher.carried import carried
-from trainer import rendezvous, signals
+from bellwether.launcher.forwarded_env import forwarded_env
+from bellwether.trainer import rendezvous, signals
 
 _OPTIONS = [
     "-o",
@@ -42,16 +42,16 @@ def commands(hosts: Sequence[str], each: int, arguments: Sequence[str], port: in
     """
     # Its own name for the first host may be none that the others know.
     master = hosts[0].rpartition("@")[2]
-    environment = carried(os.environ)
+    environment = forwarded_env(os.environ)
     found = []
     for index, host in enumerate(hosts):
         torchrun = [
             sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(hosts)}", f"--node-rank={index}",
             f"--nproc-per-node={each}", f"--master-addr={master}", f"--master-port={port}", "--shutdown-timeout=120",
-            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2", "-m", "trainer", *arguments,
+            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2", "-m", "bellwether.trainer", *arguments,
         ]  # fmt: skip
         settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
-        there = f"cd {shlex.quote(os.getcwd())} && exec env {settings} {sys.executable} -m launcher.remote {shlex.join(torchrun)}"
+        there = f"cd {shlex.quote(os.getcwd())} && exec env {settings} {sys.executable} -m bellwether.launcher.remote {shlex.join(torchrun)}"
         found.append([*shlex.split(os.environ.get("BELLWETHER_SSH", "ssh")), *_OPTIONS, host, there])
     return found
 

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher import requeue
-from trainer import metrics
-from trainer.config import ConfigError
-from trainer.progress import duration
+from bellwether.launcher import requeue
+from bellwether.trainer import metrics
+from bellwether.trainer.config import ConfigError
+from bellwether.trainer.progress import duration
 
 _SHOWN = 5  # attempts
 

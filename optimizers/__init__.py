@@ -5,19 +5,18 @@ engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=confi
 attach(engine)
 """
 
-from optimizers.adam import Adam
-from optimizers.adamw import AdamW
-from optimizers.attach import attach
-from optimizers.averaging import WeightAverage, recompute_batch_norm
-from optimizers.composed import Composed
-from optimizers.groups import groups
-from optimizers.lamb import Lamb
-from optimizers.lars import Lars
-from optimizers.lookahead import Lookahead
-from optimizers.noise import NoiseScale
-from optimizers.radam import RAdam
-from optimizers.scaling import scaled_lr, scaled_warmup
-from optimizers.schedules import (
+from bellwether.optimizers.adam import Adam
+from bellwether.optimizers.adamw import AdamW
+from bellwether.optimizers.attach import attach
+from bellwether.optimizers.averaging import WeightAverage, recompute_batch_norm
+from bellwether.optimizers.lamb import Lamb
+from bellwether.optimizers.lars import Lars
+from bellwether.optimizers.lookahead import Lookahead
+from bellwether.optimizers.noise_scale import NoiseScale
+from bellwether.optimizers.param_groups import groups
+from bellwether.optimizers.radam import RAdam
+from bellwether.optimizers.scaling import scaled_lr, scaled_warmup
+from bellwether.optimizers.schedules import (
     Exponential,
     OneCycle,
     Trapezoid,
@@ -27,10 +26,11 @@ from optimizers.schedules import (
     WarmupPolynomial,
     WarmupStep,
 )
-from optimizers.sgd import SGD
-from optimizers.sharded import ShardedOptimizer
-from optimizers.swats import Swats
-from optimizers.walk import Walk
+from bellwether.optimizers.sgd import SGD
+from bellwether.optimizers.sharded import ShardedOptimizer
+from bellwether.optimizers.swats import Swats
+from bellwether.optimizers.trajectory import Trajectory
+from bellwether.optimizers.update import Composed
 
 __all__ = [
     "SGD",
@@ -46,8 +46,8 @@ __all__ = [
     "RAdam",
     "ShardedOptimizer",
     "Swats",
+    "Trajectory",
     "Trapezoid",
-    "Walk",
     "WarmupConstant",
     "WarmupCosine",
     "WarmupLinear",

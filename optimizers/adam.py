@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from optimizers import rules
-from optimizers.composed import Composed
-from optimizers.decay import FORMS, Decay
+from bellwether.optimizers import rules
+from bellwether.optimizers.decay import FORMS, Decay
+from bellwether.optimizers.update import Composed
 
 
 class Adam(Composed):
@@ -24,7 +24,7 @@ class Adam(Composed):
         betas: decay of the first and second moment, each in [0, 1).
         eps: added to the denominator, in units of the gradient. At least 0.
         weight_decay: at least 0; its unit depends on the form.
-        decay: the form of the decay, any of `optimizers.decay`.
+        decay: the form of the decay, any of `bellwether.optimizers.decay`.
         amsgrad: divide by the largest second moment so far (Reddi et al. 2018, 1904.09237).
         trust_ratio: scale each parameter's update to the size of its weights, as LAMB does.
         trust_bounds: (lowest, highest) trust ratio.

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from optimizers.adam import Adam
-from optimizers.decay import Decay
+from bellwether.optimizers.adam import Adam
+from bellwether.optimizers.decay import Decay
 
 
 class AdamW(Adam):
@@ -23,7 +23,7 @@ class AdamW(Adam):
         eps: added to the denominator, in units of the gradient. At least 0.
         weight_decay: times lr, as in `torch.optim.AdamW`; with ``decay="independent"`` times the schedule's multiplier
             alone, as in the paper.
-        amsgrad, decay, trust_ratio, trust_bounds, maximize, kernel: as in `optimizers.Adam`.
+        amsgrad, decay, trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict themselves.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from optimizers.sharded import ShardedOptimizer
-from optimizers.shards import deepspeed, zero_redundancy
+from bellwether.optimizers.sharded import ShardedOptimizer
+from bellwether.optimizers.shards import deepspeed, zero_redundancy
 
 
 def attach(engine: Any) -> ShardedOptimizer:

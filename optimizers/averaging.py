@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from optimizers.sharded import ShardedOptimizer, Work
-from optimizers.shards.pieces import local
-from optimizers.wrapper import Wrapper
+from bellwether.optimizers.sharded import ShardedOptimizer, Work
+from bellwether.optimizers.shards.layout import local
+from bellwether.optimizers.wrapper import Wrapper
 
 
 class WeightAverage(Wrapper):
@@ -35,7 +35,7 @@ class WeightAverage(Wrapper):
 
     State of each tensor, beside the inner optimizer's: ``average``, sharded as the weights are.
 
-    >>> from optimizers import SGD
+    >>> from bellwether.optimizers import SGD
     >>> weight = torch.nn.Parameter(torch.tensor([4.0]))
     >>> optimizer = WeightAverage(SGD([weight], lr=1.0), kind="swa", start=2)
     >>> for _ in range(3):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from optimizers.kernels.batch import Coefficients
+from bellwether.optimizers.kernels.tensor_list import Coefficients
 
 Decay = Literal["l2", "decoupled", "independent", "prox", "prox-metric"]
 FORMS: tuple[str, ...] = get_args(Decay)

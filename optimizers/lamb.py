@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from optimizers import rules
-from optimizers.composed import Composed
-from optimizers.decay import FORMS, Decay
+from bellwether.optimizers import rules
+from bellwether.optimizers.decay import FORMS, Decay
+from bellwether.optimizers.update import Composed
 
 
 class Lamb(Composed):
@@ -23,7 +23,7 @@ class Lamb(Composed):
     The norms are of the whole parameter, also where an engine has cut it over ranks.
 
     Args:
-        params: parameters, or param groups such as `optimizers.groups` makes. A group with ``trust_ratio=False`` is
+        params: parameters, or param groups such as `bellwether.optimizers.groups` makes. A group with ``trust_ratio=False`` is
             not scaled: biases and normalisation, which also get ``weight_decay=0``.
         lr: learning rate; with the ratio, the relative change of a weight in one step. At least 0.
         betas: decay of the first and second moment, each in [0, 1).

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from optimizers import rules
-from optimizers.composed import Composed
-from optimizers.sharded import Group
+from bellwether.optimizers import rules
+from bellwether.optimizers.sharded import Group
+from bellwether.optimizers.update import Composed
 
 
 class Lars(Composed):
@@ -24,7 +24,7 @@ class Lars(Composed):
     already taken keep theirs.
 
     Args:
-        params: parameters, or param groups such as `optimizers.groups` makes. A group with ``trust_ratio=False`` is
+        params: parameters, or param groups such as `bellwether.optimizers.groups` makes. A group with ``trust_ratio=False`` is
             plain momentum SGD: biases and normalisation, which also get ``weight_decay=0``.
         lr: learning rate; large, as the ratio is small (MLPerf's ResNet-50: 10 to 30). At least 0.
         momentum: in [0, 1).

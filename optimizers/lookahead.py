@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from optimizers.sharded import ShardedOptimizer, Work
-from optimizers.shards.pieces import local
-from optimizers.wrapper import Wrapper
+from bellwether.optimizers.sharded import ShardedOptimizer, Work
+from bellwether.optimizers.shards.layout import local
+from bellwether.optimizers.wrapper import Wrapper
 
 
 class Lookahead(Wrapper):
@@ -24,7 +24,7 @@ class Lookahead(Wrapper):
 
     State of each tensor, beside the inner optimizer's: ``slow``.
 
-    >>> from optimizers import SGD
+    >>> from bellwether.optimizers import SGD
     >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
     >>> optimizer = Lookahead(SGD([weight], lr=0.1), k=2, alpha=0.5)
     >>> for _ in range(2):

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from optimizers import rules
-from optimizers.composed import Composed
-from optimizers.decay import FORMS, Decay
+from bellwether.optimizers import rules
+from bellwether.optimizers.decay import FORMS, Decay
+from bellwether.optimizers.update import Composed
 
 
 class RAdam(Composed):
@@ -26,8 +26,8 @@ class RAdam(Composed):
         eps: added to the denominator, in units of the gradient. At least 0.
         weight_decay: at least 0.
         decoupled_weight_decay: as in `torch.optim.RAdam`; the same as ``decay="decoupled"``.
-        decay: the form of the decay, any of `optimizers.decay`; None goes by ``decoupled_weight_decay``.
-        trust_ratio, trust_bounds, maximize, kernel: as in `optimizers.Adam`.
+        decay: the form of the decay, any of `bellwether.optimizers.decay`; None goes by ``decoupled_weight_decay``.
+        trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict themselves.

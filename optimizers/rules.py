@@ -1,6 +1,6 @@
 """The directions: from a param group and the number of the update to the coefficients of the arithmetic.
 
-One function a rule. What the coefficients do to tensors is said in `optimizers.kernels.reference`.
+One function a rule. What the coefficients do to tensors is said in `bellwether.optimizers.kernels.reference`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from optimizers.kernels.batch import Coefficients
-from optimizers.sharded import Group
+from bellwether.optimizers.kernels.tensor_list import Coefficients
+from bellwether.optimizers.sharded import Group
 
 
 def adam(group: Group, step: int) -> Coefficients:

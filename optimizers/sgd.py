@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from optimizers import rules
-from optimizers.composed import Composed
-from optimizers.decay import Decay
+from bellwether.optimizers import rules
+from bellwether.optimizers.decay import Decay
+from bellwether.optimizers.update import Composed
 
 
 class SGD(Composed):
@@ -25,9 +25,9 @@ class SGD(Composed):
         dampening: in [0, 1]; 0 with Nesterov.
         weight_decay: at least 0.
         nesterov: look ahead along the momentum.
-        decay: ``l2``, ``decoupled`` (SGDW), ``independent`` or ``prox``, as in `optimizers.decay`.
-        trust_ratio, trust_bounds, maximize, kernel: as in `optimizers.Adam`. The ratio scales the momentum; one that
-            scales the gradient is `optimizers.Lars`.
+        decay: ``l2``, ``decoupled`` (SGDW), ``independent`` or ``prox``, as in `bellwether.optimizers.decay`.
+        trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`. The ratio scales the momentum; one that
+            scales the gradient is `bellwether.optimizers.Lars`.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict themselves.

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimizers.shards.pieces import Shard
+from bellwether.optimizers.shards.layout import ShardLayout
 
 Group = dict[str, Any]
 Work = list[tuple[Group, Tensor]]
@@ -19,9 +19,9 @@ Work = list[tuple[Group, Tensor]]
 
 @dataclass(frozen=True)
 class Attachment:
-    """What an engine has made of the parameters, as `optimizers.attach` finds it."""
+    """What an engine has made of the parameters, as `bellwether.optimizers.attach` finds it."""
 
-    shards: Sequence[Shard]  # that this rank updates, in the engine's order
+    shards: Sequence[ShardLayout]  # that this rank updates, in the engine's order
     gradient_norm: Callable[[], float] | None = None  # of all gradients as step() sees them, where the engine knows it
     spread_over: dist.ProcessGroup | None = None  # ranks that update different whole parameters
     publish: Callable[[], None] | None = None  # copies the shards' weights into the model; collective
@@ -36,12 +36,12 @@ class ShardedOptimizer(Optimizer):
         return type(self).__name__
 
     @property
-    def shards(self) -> Sequence[Shard]:
+    def shards(self) -> Sequence[ShardLayout]:
         """The tensors that this optimizer updates on this rank, in the engine's order."""
         raise NotImplementedError
 
     def use(self, attachment: Attachment) -> None:
-        """Update these shards from now on. `optimizers.attach` calls it with what it found in an engine."""
+        """Update these shards from now on. `bellwether.optimizers.attach` calls it with what it found in an engine."""
         raise NotImplementedError
 
     @property
@@ -51,7 +51,7 @@ class ShardedOptimizer(Optimizer):
 
     def use_shards(
         self,
-        shards: Iterable[Shard],
+        shards: Iterable[ShardLayout],
         *,
         spread_over: dist.ProcessGroup | None = None,
         publish: Callable[[], None] | None = None,
@@ -97,7 +97,7 @@ class ShardedOptimizer(Optimizer):
         where the engine does not know their norm.
 
         Raises:
-            RuntimeError: if an engine has put its own tensors into the param groups and `optimizers.attach` was not
+            RuntimeError: if an engine has put its own tensors into the param groups and `bellwether.optimizers.attach` was not
                 called: their trust ratios would be silently wrong. Also for sparse gradients.
         """
         loss = None

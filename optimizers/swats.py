@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from optimizers.composed import Composed
-from optimizers.kernels.batch import Coefficients
-from optimizers.sharded import Attachment, Group, Work
-from optimizers.shards.pieces import dot, local, local_gradient, sum_by_process_group, sum_over_ranks
-from optimizers.wrapper import Wrapper
+from bellwether.optimizers.kernels.tensor_list import Coefficients
+from bellwether.optimizers.sharded import Attachment, Group, Work
+from bellwether.optimizers.shards.layout import dot, local, local_gradient, sum_by_process_group, sum_over_ranks
+from bellwether.optimizers.update import Composed
+from bellwether.optimizers.wrapper import Wrapper
 
 _GAMMA, _STEPS, _RATE = "swats_gamma", "swats_steps", "swats_rate"
 

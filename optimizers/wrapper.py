@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
-from optimizers.shards.pieces import Shard
+from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
+from bellwether.optimizers.shards.layout import ShardLayout
 
 
 class Wrapper(ShardedOptimizer):
@@ -73,7 +73,7 @@ class Wrapper(ShardedOptimizer):
         return f"{type(self).__name__}({self.base.name})"
 
     @property
-    def shards(self) -> Sequence[Shard]:
+    def shards(self) -> Sequence[ShardLayout]:
         return self.base.shards
 
     def use(self, attachment: Attachment) -> None:

@@ -41,9 +41,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optimizers import AdamW, Lamb, Lars, RAdam, ShardedOptimizer
-from optimizers.kernels import NAMES
-from optimizers.shards.pieces import Parameter, Shard, cut
+from bellwether.optimizers import AdamW, Lamb, Lars, RAdam, ShardedOptimizer
+from bellwether.optimizers.kernels import NAMES
+from bellwether.optimizers.shards.layout import ParameterInfo, ShardLayout, cut
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = {"timm": "1.0.31", "pytorch-optimizer": "4.1.0"}
@@ -70,7 +70,7 @@ class Setting:
     name: str
     weights: list[nn.Parameter]
     plain: list[nn.Parameter]  # biases and normalisation: no decay, no trust ratio
-    shard: Shard | None = None
+    shard: ShardLayout | None = None
     pool: dict[tuple[Tensor, int], Tensor] = field(default_factory=dict)
 
     @property
@@ -82,7 +82,7 @@ class Setting:
         return sum(p.numel() for p in self.parameters)
 
     def groups(self, **plain: Any) -> list[dict[str, Any]]:
-        """As `optimizers.groups` makes them; ``plain`` says what no trust ratio is called."""
+        """As `bellwether.optimizers.groups` makes them; ``plain`` says what no trust ratio is called."""
         groups = [{"params": self.weights}, {"params": self.plain, "weight_decay": 0.0, **plain}]
         return [group for group in groups if group["params"]]
 
@@ -136,12 +136,12 @@ def model_setting(size: str, device: torch.device) -> Setting:
 def shard_setting(size: str, device: torch.device) -> Setting:
     """The weights of a BERT of 6 layers in one tensor of 66.4 million elements: a param group, as ZeRO-1 and 2 have it."""
     shapes = bert(6, 768, 30522) if size == "full" else bert(1, 64, 500)
-    parameters = [Parameter(name, shape) for name, shape, is_weight in shapes if is_weight]
+    parameters = [ParameterInfo(name, shape) for name, shape, is_weight in shapes if is_weight]
     offsets = [0, *accumulate(p.numel for p in parameters)]
     flat = _parameter((offsets[-1],), device)
     pieces = cut(zip(parameters, offsets, strict=False), 0, offsets[-1])
     name = f"flat shard of {len(parameters)} parameters"
-    return Setting(name, [flat], [], Shard(flat, tuple(parameters), pieces, None))
+    return Setting(name, [flat], [], ShardLayout(flat, tuple(parameters), pieces, None))
 
 
 def _parameter(shape: tuple[int, ...], device: torch.device) -> nn.Parameter:

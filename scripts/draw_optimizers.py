@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from optimizers import (
+from bellwether.optimizers import (
     SGD,
     Adam,
     AdamW,
@@ -41,8 +41,8 @@ from optimizers import (
     WeightAverage,
     groups,
 )
-from optimizers.decay import Decay
-from optimizers.shards.pieces import Parameter, Shard, cut
+from bellwether.optimizers.decay import Decay
+from bellwether.optimizers.shards.layout import ParameterInfo, ShardLayout, cut
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -241,9 +241,9 @@ def _train_shards(rank: int, world: int, steps: int, naive: bool) -> list[Any]:
             p.data = flat[offset : offset + p.numel()].view_as(p)
         length = len(flat) // world
         part = nn.Parameter(flat[rank * length : (rank + 1) * length].clone())
-        whole = tuple(Parameter(name, tuple(p.shape)) for name, p in parameters)
+        whole = tuple(ParameterInfo(name, tuple(p.shape)) for name, p in parameters)
         pieces = cut(zip(whole, offsets, strict=False), rank * length, (rank + 1) * length)
-        shards.append(Shard(part, whole, pieces, dist.group.WORLD))
+        shards.append(ShardLayout(part, whole, pieces, dist.group.WORLD))
         flats.append((flat, offsets[-1]))
         parts.append(part)
         again.append({**group, "params": [part]})

@@ -64,7 +64,7 @@ def _serve(rank: int, world_size: int, port: int, inbox: Any, outbox: Any) -> No
     import torch
 
     torch.set_num_threads(1)
-    from trainer.distributed import start
+    from bellwether.trainer.distributed import start
 
     start("cpu", timeout=timedelta(seconds=60))
     while True:

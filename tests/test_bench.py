@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from optimizers.kernels import NAMES
+from bellwether.optimizers.kernels import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 

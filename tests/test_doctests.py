@@ -8,27 +8,26 @@ import pkgutil
 
 import pytest
 
-import launcher
-import optimizers
-import trainer
+import bellwether
 
-ACTS = ("trainer.data.deaf",)  # on being imported: a process that does so hears no signals any more
+ACTS = (
+    "bellwether.trainer.data.ignore_signals",
+)  # on being imported: a process that does so hears no signals any more
 
 MODULES = sorted(
     module.name
-    for package in (launcher, optimizers, trainer)
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    for module in pkgutil.walk_packages(bellwether.__path__, "bellwether.")
     if not module.name.endswith("__main__") and module.name not in ACTS
 )
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
-    if name == "optimizers.kernels.triton":
+    if name == "bellwether.optimizers.kernels.triton":
         pytest.importorskip("triton", reason="Triton is for Linux")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def test_there_are_examples() -> None:
-    for name in ("optimizers.lamb", "optimizers.schedules"):
+    for name in ("bellwether.optimizers.lamb", "bellwether.optimizers.schedules"):
         assert doctest.testmod(importlib.import_module(name)).attempted > 0

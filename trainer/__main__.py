@@ -1,4 +1,4 @@
-"""``python -m trainer CONFIG [key=value ...]``: one process of a run, under any launcher that sets RANK and WORLD_SIZE."""
+"""``python -m bellwether.trainer CONFIG [key=value ...]``: one process of a run, under any launcher that sets RANK and WORLD_SIZE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from trainer import signals
+from bellwether.trainer import signals
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,11 +38,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(path: str, overrides: list[str]) -> int:
     if "BELLWETHER_WORLD_SIZE" in os.environ:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    from trainer.config import ConfigError, ConfigErrors, load
+    from bellwether.trainer.config import ConfigError, ConfigErrors, load
 
     try:
         config = load(path, overrides)
-        from trainer.loop import run
+        from bellwether.trainer.loop import run
 
         stopped = run(config)
     except (ConfigError, ConfigErrors) as error:
@@ -75,12 +75,12 @@ def _tell(error: Exception) -> None:
     from torch.distributed import is_initialized
     from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-    from trainer import seat
+    from bellwether.trainer import process_info
 
-    rank = seat.rank()
+    rank = process_info.rank()
     if "BELLWETHER_WORLD_SIZE" in os.environ and is_initialized() and not getattr(error, "agreed", False):
         ErrorHandler().record_exception(error)
-    if rank == 0 or (seat.is_first_here() and not is_initialized()):
+    if rank == 0 or (process_info.is_first_here() and not is_initialized()):
         where = "" if rank == 0 else f"{socket.gethostname()}: "
         for line in str(error).splitlines():
             print(f"bellwether: {where}{line}", file=sys.stderr)

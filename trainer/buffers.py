@@ -33,7 +33,7 @@ def kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def agreed(model: nn.Module) -> Iterator[None]:
+def average_buffers(model: nn.Module) -> Iterator[None]:
     """Inside, every rank has the mean over ranks of the running statistics; afterwards its own again. Collective.
 
     Its own are given back so that a run that stops to evaluate or save goes on, to the bit, as one that does not.

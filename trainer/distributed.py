@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from trainer import seat
-from trainer.config import ConfigError
+from bellwether.trainer import process_info
+from bellwether.trainer.config import ConfigError
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class World:
 
 
 def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
-    """Bring up torch's process group and DeepSpeed on it, under whichever launcher (`trainer.seat`).
+    """Bring up torch's process group and DeepSpeed on it, under whichever launcher (`bellwether.trainer.process_info`).
 
     Args:
         device: ``cpu`` (gloo), ``cuda`` (NCCL), or ``auto``: cuda where there is one.
@@ -63,7 +63,7 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
         )
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    place = seat.find()
+    place = process_info.detect()
     gpu = _gpu(place) if on_gpu else 0
     where = torch.device("cuda", gpu) if on_gpu else torch.device("cpu")
     if on_gpu:
@@ -87,7 +87,7 @@ def _gpus_given() -> str | None:
     return next((name for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if os.environ.get(name)), None)
 
 
-def _gpu(place: seat.Seat) -> int:
+def _gpu(place: process_info.ProcessInfo) -> int:
     """The number of this process's GPU."""
     count = torch.cuda.device_count()
     if place.launcher == "environment" and "LOCAL_RANK" not in os.environ and place.size > 1:
@@ -166,7 +166,7 @@ def check_world_size(world: World, configured: int | None) -> None:
             )
 
 
-def agree(world: World, act: Callable[[], T]) -> T:
+def run_on_rank0(world: World, act: Callable[[], T]) -> T:
     """Do it on rank 0 alone; every rank gets what it returned, or raises what it raised. Collective."""
     outcome: list[Any] = [_outcome(act) if world.main else None]
     dist.broadcast_object_list(outcome, src=0)
@@ -176,7 +176,7 @@ def agree(world: World, act: Callable[[], T]) -> T:
     return result
 
 
-def everywhere(world: World, act: Callable[[], T]) -> list[T]:
+def run_on_all_ranks(world: World, act: Callable[[], T]) -> list[T]:
     """Do it on every rank; if it fails on any, all raise the first one's error. Collective.
 
     Returns what the call returned on each rank.

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import optimizers
-from optimizers import ShardedOptimizer, WarmupConstant
-from optimizers.groups import named
-from trainer import buffers
-from trainer.config import ConfigError
-from trainer.config.schema import Optimizer
-from trainer.distributed import World, import_deepspeed
-from trainer.plan import Phase
+from bellwether import optimizers
+from bellwether.optimizers import ShardedOptimizer, WarmupConstant
+from bellwether.optimizers.param_groups import named
+from bellwether.trainer import buffers
+from bellwether.trainer.config import ConfigError
+from bellwether.trainer.config.schema import Optimizer
+from bellwether.trainer.distributed import World, import_deepspeed
+from bellwether.trainer.phases import Phase
 
 _SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import optimizers
-from trainer import buffers
-from trainer.engine import Engine
+from bellwether import optimizers
+from bellwether.trainer import buffers
+from bellwether.trainer.engine import Engine
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def evaluate(engine: Engine, batches: Iterable[dict[str, Tensor]], device: torch
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     engine.deepspeed.eval()
     try:
-        with buffers.agreed(engine.task):
+        with buffers.average_buffers(engine.task):
             for batch in batches:
                 on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
                 weight = on_device.pop("weight").double()

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import transformers
 
-from trainer import checkpoint
-from trainer.config import Config
-from trainer.data import Data
-from trainer.data.loader import train_batches
-from trainer.data.order import key
-from trainer.models import build
-from trainer.models.norm import norms
+from bellwether.trainer import checkpoint
+from bellwether.trainer.config import Config
+from bellwether.trainer.data import Data
+from bellwether.trainer.data.loader import train_batches
+from bellwether.trainer.data.sampling import key
+from bellwether.trainer.models import build
+from bellwether.trainer.models.norm import norms
 
 
 def export(source: Path, run: Path, config: Config, data: Data) -> Path:

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainer import layout, signals
-from trainer.distributed import World, agree
+from bellwether.trainer import run_paths, signals
+from bellwether.trainer.distributed import World, run_on_rank0
 
 _SHOWN = 16  # ranks in the file: those the furthest behind
 
@@ -39,7 +39,7 @@ class Heartbeat:
     """
 
     def __init__(self, run: Path, world: World, silence: float) -> None:
-        self.file, self.world, self.silence = run / layout.HEARTBEAT, world, silence
+        self.file, self.world, self.silence = run / run_paths.HEARTBEAT, world, silence
         self.total = 0  # steps of the run, for those who read the file
         self.period = min(5.0, silence / 6) if silence else 5.0
         self._step, self._doing = 0, "start"
@@ -54,7 +54,7 @@ class Heartbeat:
         self._store: dist.Store | None = None
         if world.size > 1:
             # torchrun's store outlives a restart: what an earlier launch has left there is not ours.
-            nonce = agree(world, lambda: uuid.uuid4().hex)
+            nonce = run_on_rank0(world, lambda: uuid.uuid4().hex)
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             server = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
             self._store = dist.PrefixStore(f"bellwether/{nonce}", server)
@@ -192,7 +192,7 @@ class Heartbeat:
             }  # fmt: skip
             written_step = step
             with contextlib.suppress(OSError):  # a full disk is told by what matters: a checkpoint, the metrics
-                layout.publish(self.file, json.dumps(said, indent=1))
+                run_paths.publish(self.file, json.dumps(said, indent=1))
             if ended == self._ended:
                 self._written.set()
             if ended is not None:

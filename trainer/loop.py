@@ -16,25 +16,25 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
-from trainer import accelerated, checkpoint, data, distributed, jit, models, report, rundir, signals
-from trainer.checkpoint import Manifest, Place
-from trainer.config import Config, ConfigError, dump, phases
-from trainer.course import Course
-from trainer.data import images
-from trainer.data.loader import evaluation_batches, train_batches
-from trainer.data.order import key
-from trainer.diagnosis import Diagnosis
-from trainer.distributed import World, agree, everywhere
-from trainer.engine import Engine, build
-from trainer.evaluate import evaluate, evaluate_average
-from trainer.export import export
-from trainer.heartbeat import Heartbeat
-from trainer.meter import Meter
-from trainer.metrics import KINDS, Metrics, read
-from trainer.notice import Notice
-from trainer.plan import Phase, notes, plan, rows, stop_step
-from trainer.progress import Progress
-from trainer.resume import check_phases, check_place, check_unchanged
+from bellwether.trainer import accelerated, build_locks, checkpoint, data, distributed, models, report, rundir, signals
+from bellwether.trainer.checkpoint import Manifest, Position
+from bellwether.trainer.config import Config, ConfigError, dump, phases
+from bellwether.trainer.data import images
+from bellwether.trainer.data.loader import evaluation_batches, train_batches
+from bellwether.trainer.data.sampling import key
+from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
+from bellwether.trainer.divergence import DivergenceDetector
+from bellwether.trainer.engine import Engine, build
+from bellwether.trainer.evaluate import evaluate, evaluate_average
+from bellwether.trainer.export import export
+from bellwether.trainer.heartbeat import Heartbeat
+from bellwether.trainer.metrics import KINDS, Metrics, read
+from bellwether.trainer.phases import Phase, notes, plan, rows, stop_step
+from bellwether.trainer.preemption import StopConsensus
+from bellwether.trainer.progress import Progress
+from bellwether.trainer.resume import check_phases, check_place, check_unchanged
+from bellwether.trainer.step_metrics import StepMetrics
+from bellwether.trainer.trajectory import TrajectoryProbe
 
 
 @dataclass
@@ -50,8 +50,8 @@ class Run:
     progress: Progress | None
     stop: int  # step at which to stop, the last one or earlier
     heartbeat: Heartbeat
-    notice: Notice
-    course: Course
+    notice: StopConsensus
+    course: DivergenceDetector
     reached: bool = False  # the target, if the config names one
     diverged: bool = False
     owed: bool = False  # the evaluation of the checkpoint that it goes on from, which was cut off
@@ -61,7 +61,7 @@ class Run:
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
 
-    def finished(self, place: Place) -> bool:
+    def finished(self, place: Position) -> bool:
         return self.reached or (place.step == self.plans[-1].last_step and not self.diverged)
 
     def note(self, text: str) -> None:
@@ -77,7 +77,7 @@ def run(config: Config) -> int:
     """
     world = distributed.start(config.engine.device, timedelta(seconds=config.engine.collective_timeout))
     distributed.check_world_size(world, config.engine.world_size)
-    everywhere(world, lambda: accelerated.check(config, world))
+    run_on_all_ranks(world, lambda: accelerated.check(config, world))
     signal = train(config, world)
     # Not when it failed: the other ranks may be in a collective that this one would wait for. Together, because gloo now
     # and then aborts a process whose peers have gone while it cleans up.
@@ -88,7 +88,7 @@ def run(config: Config) -> int:
 
 def train(config: Config, world: World) -> int:
     """All of a run but its processes; returns as `run` does. Collective."""
-    for line in everywhere(world, lambda: jit.mend_stale_locks() if world.local_rank == 0 else [])[0]:
+    for line in run_on_all_ranks(world, lambda: build_locks.mend_stale_locks() if world.local_rank == 0 else [])[0]:
         _say(world, line)
     held: list[IO[str] | None] = []
 
@@ -97,29 +97,29 @@ def train(config: Config, world: World) -> int:
         held.append(lock)
         return path
 
-    directory = agree(world, take)
+    directory = run_on_rank0(world, take)
     limit = timedelta(seconds=config.engine.collective_timeout)
     try:
-        with Heartbeat(directory, world, config.engine.heartbeat) as heartbeat, Notice(world, limit) as notice:
+        with Heartbeat(directory, world, config.engine.heartbeat) as heartbeat, StopConsensus(world, limit) as notice:
             return _train(config, world, directory, heartbeat, notice)
     finally:
         for file in filter(None, held):
             file.close()
 
 
-def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, notice: Notice) -> int:
+def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, notice: StopConsensus) -> int:
     own, said = checkpoint.newest_intact(directory / "checkpoints", world)
     for line in said:
         _say(world, line)
-    source = agree(world, lambda: rundir.start_from(config, directory, own))
+    source = run_on_rank0(world, lambda: rundir.start_from(config, directory, own))
     configs = phases(config)
     datas: list[data.Data] = []
-    everywhere(world, lambda: datas.extend(data.load(c.data) for c in configs))
+    run_on_all_ranks(world, lambda: datas.extend(data.load(c.data) for c in configs))
     plans = plan(configs, world.size, [len(d.train) for d in datas])
     check_phases(datas)
-    place = Place(0, 0, 0)
+    place = Position(0, 0, 0)
     if source is not None:
-        manifest = agree(world, functools.partial(Manifest.read, source))
+        manifest = run_on_rank0(world, functools.partial(Manifest.read, source))
         place = manifest.place
         check_place(plans, place, config, own is not None)
         if own is not None:
@@ -128,12 +128,12 @@ def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, 
         config, directory, world, plans, datas,
         metrics=Metrics(directory if world.main else None, tensorboard=config.log.tensorboard),
         progress=Progress() if world.main else None,
-        stop=stop_step(config, plans), heartbeat=heartbeat, notice=notice, course=Course(config.divergence),
-        reached=agree(world, lambda: rundir.has_reached(directory, place, config.evaluate.target)),
+        stop=stop_step(config, plans), heartbeat=heartbeat, notice=notice, course=DivergenceDetector(config.divergence),
+        reached=run_on_rank0(world, lambda: rundir.has_reached(directory, place, config.evaluate.target)),
     )  # fmt: skip
     unended = False
     if own is not None:
-        run.owed, unended, run.course = agree(world, lambda: _past(run, place))
+        run.owed, unended, run.course = run_on_rank0(world, lambda: _past(run, place))
     heartbeat.total = plans[-1].last_step
     _announce(run, place, source)
     began = place
@@ -160,16 +160,16 @@ def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, 
         _say(world, f"stopped by {signals.name(signal)} at step {place.step}; the same command goes on from there")
         return signal
     if source is not None or run.diverged:
-        agree(world, lambda: _finish(run, source, place))
+        run_on_rank0(world, lambda: _finish(run, source, place))
     heartbeat.close("finished" if run.finished(place) else "diverged" if run.diverged else "stopped")
     return 0
 
 
-def _past(run: Run, place: Place) -> tuple[bool, bool, Course]:
+def _past(run: Run, place: Position) -> tuple[bool, bool, DivergenceDetector]:
     """Of a run that goes on: was it cut off before it had evaluated its newest checkpoint, and before it had said how it
     ended; and its losses so far."""
     history = read(run.directory)
-    course = Course(run.config.divergence)
+    course = DivergenceDetector(run.config.divergence)
     for line in history.train:
         if line["step"] <= place.step:  # what came after the checkpoint comes again
             course.diverged(line["loss"])
@@ -182,14 +182,14 @@ def _past(run: Run, place: Place) -> tuple[bool, bool, Course]:
     return due and not evaluated, history.state == "unfinished", course
 
 
-def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tuple[Place, Path | None]:
+def _run_phase(run: Run, phase: Phase, place: Position, source: Path | None) -> tuple[Position, Path | None]:
     """Train one phase to its end or to where the run stops; returns where it stands, and its newest checkpoint."""
     config, world, device = phase.config, run.world, run.world.device
     samples = run.datas[phase.index]
     torch.manual_seed(run.config.seed)
     task = models.build(config.model, samples, activation_checkpointing=config.engine.activation_checkpointing)
     engine = build(task, phase, world)
-    diagnosis = Diagnosis(engine, phase, world)  # before the weights are others than those of the run's start
+    diagnosis = TrajectoryProbe(engine, phase, world)  # before the weights are others than those of the run's start
     manifest = None if source is None else checkpoint.load(source, engine, world)
     engine.schedule.seek(place.samples - phase.first_sample)
     end = min(run.stop, phase.last_step)
@@ -202,7 +202,9 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         workers=config.data.workers, pin_memory=device.type == "cuda",
     )  # fmt: skip
     # Other batches, or other data, have other noise.
-    meter = Meter(engine, phase, world, manifest.noise if manifest is not None and place.phase == phase.index else {})
+    meter = StepMetrics(
+        engine, phase, world, manifest.noise if manifest is not None and place.phase == phase.index else {}
+    )
     if run.progress is not None:
         run.progress.start(place.step, run.plans[-1].last_step)
     if run.owed:
@@ -214,7 +216,7 @@ def _run_phase(run: Run, phase: Phase, place: Place, source: Path | None) -> tup
         torch.manual_seed(drawn)
         micro_batches = diagnosis.watched(step, _micro_batches(run, batches, phase, step))
         meter.step(micro_batches)
-        place = Place(step, place.samples + batch, phase.index)
+        place = Position(step, place.samples + batch, phase.index)
         told = run.notice.answer() != 0
         final = told or step == end
         values = None
@@ -263,7 +265,7 @@ def _check_loss(run: Run, phase: Phase, values: dict[str, Any]) -> None:
     if not math.isnan(values["loss"]):
         return
     run.metrics.write("train", **values)
-    saved = agree(run.world, lambda: checkpoint.newest(run.checkpoints))
+    saved = run_on_rank0(run.world, lambda: checkpoint.newest(run.checkpoints))
     problem = f"the loss is not a number at step {values['step']:,}"
     advice = "lower it, lengthen schedule.warmup, or clip" + (f"; the newest checkpoint is {saved}" if saved else "")
     raise distributed.for_all(ConfigError("optimizer.lr", phase.config.optimizer.lr, problem, advice))
@@ -280,7 +282,7 @@ def _micro_batches(run: Run, batches: Iterator[dict[str, Any]], phase: Phase, st
         yield batch
 
 
-def _evaluate(run: Run, phase: Phase, engine: Engine, place: Place) -> None:
+def _evaluate(run: Run, phase: Phase, engine: Engine, place: Position) -> None:
     samples, wanted, split = run.datas[phase.index], phase.config.evaluate, phase.split
     place_of: dict[str, Any] = {"rank": run.world.rank, "world_size": run.world.size}
 
@@ -312,7 +314,7 @@ def _evaluate(run: Run, phase: Phase, engine: Engine, place: Place) -> None:
         run.note(f"step {place.step}: {target} is reached")
 
 
-def _save(run: Run, engine: Engine, place: Place, meter: Meter) -> Path:
+def _save(run: Run, engine: Engine, place: Position, meter: StepMetrics) -> Path:
     began = time.monotonic()
     path = checkpoint.save(
         run.checkpoints, engine, place, run.world, run.config.checkpoint.keep, [d.fingerprint for d in run.datas],
@@ -324,7 +326,7 @@ def _save(run: Run, engine: Engine, place: Place, meter: Meter) -> Path:
     return path
 
 
-def _announce(run: Run, place: Place, source: Path | None) -> None:
+def _announce(run: Run, place: Position, source: Path | None) -> None:
     """The plan, on the terminal and in the metrics."""
     if not run.world.main:
         return
@@ -356,7 +358,7 @@ def _announce(run: Run, place: Place, source: Path | None) -> None:
     run.metrics.write("plan", phases=[[{"label": label, "value": value} for label, value in table] for table in tables])
 
 
-def _finish(run: Run, source: Path | None, place: Place) -> None:
+def _finish(run: Run, source: Path | None, place: Position) -> None:
     if run.finished(place) and run.config.checkpoint.export and source is not None:
         export(source, run.directory, run.plans[place.phase].config, run.datas[place.phase])
     if run.config.log.report:

@@ -10,7 +10,7 @@ train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, toke
            noise_scale (samples; where it can be told), noise_scale_error (its standard error)
 layers     step, samples, trust_ratio {parameter name: value}
 walk       step, samples, distance (from the run's first weights), update_norm, weight_norm, cosine (between this
-           update and the one before); of all trained parameters, see `optimizers.Walk`
+           update and the one before); of all trained parameters, see `bellwether.optimizers.Trajectory`
 norms      step, samples, update_norms, weight_norms {parameter name: value}
 between    step, samples, losses: of the step's own batch, at evenly many weights from before to after it
 eval       step, samples, phase, loss, accuracy (share), examples; loss_augmented, accuracy_augmented over several views

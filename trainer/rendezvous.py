@@ -2,9 +2,9 @@
 
 A batch script asks once, on the first node, before it starts the tasks::
 
-    eval "$(python -m trainer.rendezvous)"        # MASTER_ADDR, MASTER_PORT
+    eval "$(python -m bellwether.trainer.rendezvous)"        # MASTER_ADDR, MASTER_PORT
 
-A task that finds neither set (``srun python -m trainer ...`` by hand) works both out for itself, and comes to what every
+A task that finds neither set (``srun python -m bellwether.trainer ...`` by hand) works both out for itself, and comes to what every
 other task comes to. Imports nothing heavy.
 """
 

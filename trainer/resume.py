@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-from trainer.checkpoint import Manifest, Place
-from trainer.config import Config, ConfigError, phases
-from trainer.data import Data
-from trainer.plan import Phase
+from bellwether.trainer.checkpoint import Manifest, Position
+from bellwether.trainer.config import Config, ConfigError, phases
+from bellwether.trainer.data import Data
+from bellwether.trainer.phases import Phase
 
 
-def check_place(plans: list[Phase], place: Place, config: Config, own: bool) -> None:
+def check_place(plans: list[Phase], place: Position, config: Config, own: bool) -> None:
     """Refuse a checkpoint that lies between two steps of this run, or behind its last.
 
     Raises:

@@ -14,8 +14,9 @@ from typing import IO, Any
 
 import yaml
 
-from trainer import __version__, checkpoint, layout
-from trainer.config import Config, ConfigError, ConfigErrors, Target, dump, to_yaml, validate
+from bellwether import __version__
+from bellwether.trainer import checkpoint, run_paths
+from bellwether.trainer.config import Config, ConfigError, ConfigErrors, Target, dump, to_yaml, validate
 
 LOCK = ".lock"
 _HEAD = "# bellwether "
@@ -49,7 +50,7 @@ def prepare(config: Config) -> tuple[Path, IO[str] | None]:
         ConfigError: if it holds something else, or a run that ``resume: never`` must not go on with, or if another
             process trains in it.
     """
-    run = layout.directory(config)
+    run = run_paths.directory(config)
     try:
         return run, _prepare(config, run)
     except OSError as error:
@@ -78,7 +79,7 @@ def _prepare(config: Config, run: Path) -> IO[str] | None:
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run / "logs").mkdir(exist_ok=True)
     held = _lock(run)
-    layout.publish(file, f"{_HEAD}{code_version()}\n{to_yaml(config)}")
+    run_paths.publish(file, f"{_HEAD}{code_version()}\n{to_yaml(config)}")
     return held
 
 
@@ -103,20 +104,20 @@ def start_from(config: Config, run: Path, own: Path | None) -> Path | None:
     return own or path
 
 
-def mark_finished(run: Path, place: checkpoint.Place, reached: Target | None = None) -> None:
+def mark_finished(run: Path, place: checkpoint.Position, reached: Target | None = None) -> None:
     """Say to who starts jobs again and again that nothing is left to do: training, export and report are whole.
 
     Args:
         reached: the target, where it was that which ended the run.
     """
     told = {**asdict(place), "target": None if reached is None else str(reached), "time": round(time.time(), 3)}
-    layout.publish(run / layout.FINISHED, json.dumps(told) + "\n")
+    run_paths.publish(run / run_paths.FINISHED, json.dumps(told) + "\n")
 
 
-def has_reached(run: Path, place: checkpoint.Place, target: Target | None) -> bool:
+def has_reached(run: Path, place: checkpoint.Position, target: Target | None) -> bool:
     """Whether the run stands where it reached this target. A mark that no longer holds is taken away."""
     try:
-        told = json.loads((run / layout.FINISHED).read_text())
+        told = json.loads((run / run_paths.FINISHED).read_text())
     except FileNotFoundError:
         return False
     except ValueError:
@@ -125,7 +126,7 @@ def has_reached(run: Path, place: checkpoint.Place, target: Target | None) -> bo
     if here and target is not None and told.get("target") == str(target):
         return True
     if told.get("target") is not None:
-        (run / layout.FINISHED).unlink()  # the target was moved, or taken out: there is more to do
+        (run / run_paths.FINISHED).unlink()  # the target was moved, or taken out: there is more to do
     return False
 
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from optimizers import Lamb, WarmupCosine, attach, groups
+from bellwether.optimizers import Lamb, WarmupCosine, attach, groups
 
 STEPS, BATCH = 100, 64  # the batch of all processes together
 

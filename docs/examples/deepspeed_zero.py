@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from optimizers import Lamb, WarmupCosine, attach, groups
+from bellwether.optimizers import Lamb, WarmupCosine, attach, groups
 
 STEPS, BATCH = 100, 64  # the batch of all processes together
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from optimizers import Lamb, WarmupCosine, groups
+from bellwether.optimizers import Lamb, WarmupCosine, groups
 
 STEPS, BATCH = 100, 64  # the batch of all processes together
 

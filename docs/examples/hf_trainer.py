@@ -10,7 +10,7 @@ import tempfile
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from optimizers import Lamb, WarmupLinear, groups
+from bellwether.optimizers import Lamb, WarmupLinear, groups
 
 STEPS, BATCH = 80, 64  # the batch of all processes together
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from optimizers import Lamb, WarmupLinear, attach, groups
+from bellwether.optimizers import Lamb, WarmupLinear, attach, groups
 
 STEPS, BATCH = 80, 64  # the batch of all processes together
 

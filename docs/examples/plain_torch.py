@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from optimizers import Lamb, WarmupCosine, groups
+from bellwether.optimizers import Lamb, WarmupCosine, groups
 
 STEPS, BATCH = 100, 64  # the batch of all processes together
 

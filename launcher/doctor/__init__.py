@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from launcher.doctor.row import Asked, Row
+from bellwether.launcher.doctor.result import Asked, Row
 
 TIMEOUT = 240.0  # seconds for all nodes: half for cold imports, the rest for meeting and measuring
 
@@ -47,7 +47,7 @@ def doctor(
     Raises:
         ConfigError: if an argument, the host file or the site's file is wrong.
     """
-    from launcher.doctor import checks, gather, table
+    from bellwether.launcher.doctor import checks, gather, table
 
     plan = _plan(on, nodes, hostfile, site, runs, timeout, given or {})
     found = checks.commands(_missing(on), on)
@@ -78,8 +78,8 @@ def cheap(on: str = "local", runs: str = "runs") -> list[Row]:
 
     A red row is a reason not to launch.
     """
-    from launcher.doctor import checks, node
-    from launcher.doctor.row import YELLOW
+    from bellwether.launcher.doctor import checks, node
+    from bellwether.launcher.doctor.result import YELLOW
 
     here = {**node.host(), "rank": 0, "compiler": node.compiler(build=False), "locks": node.locks()}
     facts = [{**here, "disks": node.disks(runs), "ports": node.ports()}]
@@ -125,12 +125,12 @@ def _plan(
     timeout: float,
     given: Mapping[str, Any],
 ) -> _Plan:
-    from launcher import site as sites
-    from launcher.doctor import commands
-    from launcher.doctor.node import existing
-    from launcher.hostfile import hosts
-    from trainer import rendezvous
-    from trainer.config import ConfigError
+    from bellwether.launcher import site_config as sites
+    from bellwether.launcher.doctor import commands
+    from bellwether.launcher.doctor.node import existing
+    from bellwether.launcher.hostfile import hosts
+    from bellwether.trainer import rendezvous
+    from bellwether.trainer.config import ConfigError
 
     if nodes is not None and on == "local":
         raise ConfigError("--nodes", nodes, "this machine is one", "name who starts the others: --on slurm, mpi or ssh")
@@ -177,7 +177,7 @@ def _plan(
 
 def _names(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Of all nodes, from one that answered: srun gives ranks in the order of its list."""
-    from trainer import rendezvous
+    from bellwether.trainer import rendezvous
 
     said = next((node["nodelist"] for node in nodes if node["nodelist"]), None)
     return rendezvous.hosts(said) if said else []

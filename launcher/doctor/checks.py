@@ -5,8 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from launcher.doctor.row import GREEN, RED, YELLOW, Asked, Facts, Row, by, few, hosts_of, listed, names_by_rank
-from launcher.doctor.together import bandwidths, clocks, meeting, resolving, shared
+from bellwether.launcher.doctor.cluster_checks import bandwidths, clocks, meeting, resolving, shared
+from bellwether.launcher.doctor.result import (
+    GREEN,
+    RED,
+    YELLOW,
+    Asked,
+    Facts,
+    Row,
+    by,
+    few,
+    hosts_of,
+    listed,
+    names_by_rank,
+)
 
 GB = 1e9
 # Free bytes below which a place is yellow, and red. A run keeps some checkpoints, for BERT-large 4 GB each; a prepared

@@ -1,4 +1,4 @@
-"""The commands that start `launcher.doctor.node` on every node. Pure functions, but for what `settled` reads."""
+"""The commands that start `bellwether.launcher.doctor.node` on every node. Pure functions, but for what `settled` reads."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from launcher.carried import carried
-from launcher.site import Site
+from bellwether.launcher.forwarded_env import forwarded_env
+from bellwether.launcher.site_config import Site
 
 QUEUE = 60  # seconds to wait for free nodes, where there is no allocation yet
 
@@ -53,7 +53,7 @@ def node(asked: Node, site: Site) -> list[str]:
     venv = os.path.abspath(os.path.expanduser(site.venv)) if site.venv else ""
     python = "python" if site.container else f"{venv}/bin/python" if venv else sys.executable
     command = [
-        *shlex.split(site.container), python, "-m", "launcher.doctor.node", "--shared", asked.shared,
+        *shlex.split(site.container), python, "-m", "bellwether.launcher.doctor.node", "--shared", asked.shared,
         "--nonce", asked.nonce, "--limit", f"{asked.limit:g}",
     ]  # fmt: skip
     command += ["--no-network"] if asked.size == 1 else ["--size", str(asked.size)]
@@ -108,7 +108,7 @@ def mpirun(
     if names:
         options += ["--host", ",".join(names)]
     # Alone, its value is that of mpirun's own environment.
-    exported = [word for name in {**carried(environment), **asked.environment} for word in ("-x", name)]
+    exported = [word for name in {**forwarded_env(environment), **asked.environment} for word in ("-x", name)]
     return ["mpirun", *options, *exported, *node(asked, site)]
 
 
@@ -119,7 +119,7 @@ def ssh(asked: Node, site: Site, names: Sequence[str], port: int, environment: M
     for rank, host in enumerate(names):
         seat = {"RANK": rank, "WORLD_SIZE": asked.size, "LOCAL_RANK": 0}
         meeting = {"MASTER_ADDR": names[0].rpartition("@")[2], "MASTER_PORT": port}
-        given = {**carried(environment), **asked.environment, **seat, **meeting}
+        given = {**forwarded_env(environment), **asked.environment, **seat, **meeting}
         words = ["env", *(f"{key}={value}" for key, value in given.items()), *node(asked, site)]
         remote = f"cd {shlex.quote(asked.folder)} && exec {shlex.join(words)}"
         commands.append([*client, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host, remote])

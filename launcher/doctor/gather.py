@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from launcher.doctor.node import PREFIX, Facts, read
+from bellwether.launcher.doctor.node import PREFIX, Facts, read
 
 _REMIND = 15.0  # seconds between notes of who is still missing
 _MERCY = 10.0  # seconds that srun and mpirun have to end their tasks

@@ -1,4 +1,4 @@
-"""``python -m launcher.doctor.node``: what one node is like, in a line of JSON, and then how all of them get on together.
+"""``python -m bellwether.launcher.doctor.node``: what one node is like, in a line of JSON, and then how all of them get on together.
 
 Any launcher starts it, once a node. The first line needs nothing but Python, so that also a node with a broken environment
 has something to tell. Nothing here waits without a limit.
@@ -24,7 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer import __version__, jit, rendezvous
+from bellwether import __version__
+from bellwether.trainer import build_locks, rendezvous
 
 Facts = dict[str, Any]
 T = TypeVar("T")
@@ -39,7 +40,7 @@ _LONG = 200  # characters of an error: launchers carry lines whole only up to 4 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launcher.doctor.node", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bellwether.launcher.doctor.node", description=__doc__)
     parser.add_argument("--shared", metavar="DIR", default=".", help="directory that all nodes should share")
     parser.add_argument("--nonce", metavar="TEXT", help="goes into the name of the file that is written there")
     parser.add_argument("--size", type=int, metavar="N", help="how many nodes were asked")
@@ -53,9 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         watch.tell(about(arguments.shared, watch.rank, 1.5 * arguments.limit))
         if not arguments.no_network:
             watch.stage("taking its seat", arguments.limit)
-            from launcher.doctor import group
+            from bellwether.launcher.doctor import cluster_probe
 
-            group.run(watch, arguments.shared, arguments.nonce or str(os.getpid()), arguments.size, arguments.limit)
+            cluster_probe.run(
+                watch, arguments.shared, arguments.nonce or str(os.getpid()), arguments.size, arguments.limit
+            )
     except Exception as error:  # whatever it is, the table shall show it
         watch.trouble(f"{type(error).__name__}: {error}")
     watch.tell_report()
@@ -158,7 +161,7 @@ def addresses(name: str) -> list[str]:
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler that `optimizers.kernels.build` takes, found without torch, which importing that would need."""
+    """The C++ compiler that `bellwether.optimizers.kernels.build` takes, found without torch, which importing that would need."""
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
@@ -182,7 +185,7 @@ def compiler(build: bool) -> Facts:
 
 
 def locks() -> list[Facts]:
-    """Locks of DeepSpeed's builds with their age in seconds: those that `trainer.jit.locks` finds, without torch."""
+    """Locks of DeepSpeed's builds with their age in seconds: those that `bellwether.trainer.build_locks.locks` finds, without torch."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.join(cache, "torch_extensions")
 
@@ -194,7 +197,7 @@ def locks() -> list[Facts]:
             except OSError:
                 continue
             try:
-                builders = len(jit._builders(Path(path).parent.name))
+                builders = len(build_locks._builders(Path(path).parent.name))
             except ImportError:  # psutil's
                 builders = 0
             found.append({"path": path, "age_s": round(age), "builders": builders})
@@ -364,9 +367,9 @@ def _cores() -> int:
 
 def _rank() -> int:
     try:
-        from trainer import seat
+        from bellwether.trainer import process_info
 
-        return seat.rank()
+        return process_info.rank()
     except ImportError:  # pydantic's, which the table will show
         names = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
         return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)

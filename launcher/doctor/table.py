@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from launcher.doctor.row import GREEN, RED, YELLOW, Row
+from bellwether.launcher.doctor.result import GREEN, RED, YELLOW, Row
 
 _COLOURS = {GREEN: "\033[32m", YELLOW: "\033[33m", RED: "\033[31m"}
 _STATE, _CHECK = 8, 12  # widths of the first two columns

@@ -9,15 +9,15 @@ from types import ModuleType
 
 import torch.distributed as dist
 
-from optimizers.kernels import reference
-from optimizers.kernels.batch import Batch, Kernel
+from bellwether.optimizers.kernels import reference
+from bellwether.optimizers.kernels.tensor_list import Kernel, TensorList
 
 NAMES = ("auto", "reference", "cpu", "triton")
 
 _COMPILED = {"cpu": "cpu", "cuda": "triton"}  # for each type of device
 _WORKS_ON = {"cpu": "on the CPU", "triton": "on a GPU (on the CPU with TRITON_INTERPRET=1 in the environment)"}
 
-_log = logging.getLogger("optimizers")
+_log = logging.getLogger(__name__)
 
 
 def check(name: str) -> None:
@@ -35,7 +35,7 @@ def check(name: str) -> None:
             raise RuntimeError(f"kernel={name!r} cannot run here: {problem}; kernel='auto' falls back to torch")
 
 
-def choose(name: str, batch: Batch) -> Kernel:
+def choose(name: str, batch: TensorList) -> Kernel:
     """The kernel for a batch. ``auto`` takes the compiled one that fits, or torch where none does.
 
     Raises:
@@ -65,7 +65,7 @@ def choose(name: str, batch: Batch) -> Kernel:
 def _load(name: str) -> tuple[ModuleType | None, str]:
     """A compiled kernel, or why there is none. Imported late: not everyone has Triton, and it takes a second."""
     try:
-        kernel = importlib.import_module(f"optimizers.kernels.{name}")
+        kernel = importlib.import_module(f"bellwether.optimizers.kernels.{name}")
         kernel.prepare()
     except (ImportError, OSError, RuntimeError) as error:
         return None, str(error)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optimizers.kernels import build
-from optimizers.kernels.batch import Batch, Blocks, Coefficients
+from bellwether.optimizers.kernels import build
+from bellwether.optimizers.kernels.tensor_list import Blocks, Coefficients, TensorList
 
 DEVICE = "cpu"
 
@@ -45,23 +45,23 @@ def prepare() -> None:
     library()
 
 
-def gradient_norms(batch: Batch, c: Coefficients) -> Tensor:
+def gradient_norms(batch: TensorList, c: Coefficients) -> Tensor:
     return _run(batch, c, _GRADIENT_NORMS)
 
 
-def advance(batch: Batch, c: Coefficients) -> Tensor:
+def advance(batch: TensorList, c: Coefficients) -> Tensor:
     return _run(batch, c, _ADVANCE)
 
 
-def descend(batch: Batch, c: Coefficients, rates: Tensor) -> None:
+def descend(batch: TensorList, c: Coefficients, rates: Tensor) -> None:
     _run(batch, c, _DESCEND, rates)
 
 
-def step(batch: Batch, c: Coefficients, scales: Tensor | None = None) -> None:
+def step(batch: TensorList, c: Coefficients, scales: Tensor | None = None) -> None:
     _run(batch, c, _STEP, scales)
 
 
-def adapt(batch: Batch, c: Coefficients, lr: float, bounds: tuple[float, float]) -> Tensor:
+def adapt(batch: TensorList, c: Coefficients, lr: float, bounds: tuple[float, float]) -> Tensor:
     """`advance`, the trust ratios, and `descend` in one call, where nothing has to be asked of other ranks between.
 
     Each segment is a whole parameter. Returns the ratios, float64 [segments].
@@ -76,7 +76,7 @@ def adapt(batch: Batch, c: Coefficients, lr: float, bounds: tuple[float, float])
     return ratios
 
 
-def _run(batch: Batch, c: Coefficients, which: int, each: Tensor | None = None) -> Tensor:
+def _run(batch: TensorList, c: Coefficients, which: int, each: Tensor | None = None) -> Tensor:
     call = _Call.of(batch, c)
     each = None if each is None else each.to(torch.float32).contiguous()
     sums = torch.empty(call.segments, 2, dtype=torch.float64, device="cpu")
@@ -100,7 +100,7 @@ class _Call(NamedTuple):
     threads: int
 
     @classmethod
-    def of(cls, batch: Batch, c: Coefficients) -> _Call:
+    def of(cls, batch: TensorList, c: Coefficients) -> _Call:
         blocks = batch.tables.get("cpu")
         if blocks is None:
             blocks = batch.tables["cpu"] = Blocks.of(batch.layout, _BLOCK)

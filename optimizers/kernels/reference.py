@@ -17,19 +17,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from optimizers.kernels.batch import Batch, Coefficients
-from optimizers.shards.pieces import squared_norm
+from bellwether.optimizers.kernels.tensor_list import Coefficients, TensorList
+from bellwether.optimizers.shards.layout import squared_norm
 
 Segment = tuple[Tensor, Tensor, list[Tensor]]  # weights, gradient, moments
 
 
-def gradient_norms(batch: Batch, c: Coefficients) -> Tensor:
+def gradient_norms(batch: TensorList, c: Coefficients) -> Tensor:
     return _stack(
         batch, [(squared_norm(w), squared_norm(g) * c.grad**2) for w, g, _ in _segments(batch)]
     )  # squared, so that a sign does not count
 
 
-def advance(batch: Batch, c: Coefficients) -> Tensor:
+def advance(batch: TensorList, c: Coefficients) -> Tensor:
     sums = []
     for w, g, moments in _segments(batch):
         g = gradient(w, g, c, c.scale)
@@ -38,13 +38,13 @@ def advance(batch: Batch, c: Coefficients) -> Tensor:
     return _stack(batch, sums)
 
 
-def descend(batch: Batch, c: Coefficients, rates: Tensor) -> None:
+def descend(batch: TensorList, c: Coefficients, rates: Tensor) -> None:
     for (w, g, moments), rate in zip(_segments(batch), rates, strict=True):
         update = direction(w, gradient(w, g, c, c.scale), moments, c) * _factor(rate, w)
         _take(w, update, moments, c)
 
 
-def step(batch: Batch, c: Coefficients, scales: Tensor | None = None) -> None:
+def step(batch: TensorList, c: Coefficients, scales: Tensor | None = None) -> None:
     for i, (w, g, moments) in enumerate(_segments(batch)):
         g = gradient(w, g, c, c.scale if scales is None else _factor(scales[i], w))
         move(g, moments, c)
@@ -101,7 +101,7 @@ def _factor(value: Tensor, w: Tensor) -> Tensor:
     return value.to(torch.promote_types(w.dtype, torch.float32)).view([1] * w.dim())
 
 
-def _segments(batch: Batch) -> Iterator[Segment]:
+def _segments(batch: TensorList) -> Iterator[Segment]:
     """Views of the batch's tensors. A tensor that is one segment is taken as it is, whatever its strides."""
     layout = batch.layout
     rows = zip(layout.tensor.tolist(), layout.offset.tolist(), layout.length.tolist(), strict=True)
@@ -112,7 +112,7 @@ def _segments(batch: Batch) -> Iterator[Segment]:
         yield tensors[0], tensors[1], tensors[2:]
 
 
-def _stack(batch: Batch, sums: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _stack(batch: TensorList, sums: list[tuple[Tensor, Tensor]]) -> Tensor:
     if not sums:
         return torch.zeros(2, 0, dtype=torch.float64, device=batch.device)
     return torch.stack([torch.stack(pair) for pair in sums], dim=1)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optimizers.kernels.batch import Batch, Blocks, Coefficients
+from bellwether.optimizers.kernels.tensor_list import Blocks, Coefficients, TensorList
 
 _BLOCK = 2048  # elements
 
@@ -128,19 +128,19 @@ def prepare() -> None:
         raise RuntimeError(f"Triton cannot build its launcher: {error}") from error
 
 
-def gradient_norms(batch: Batch, c: Coefficients) -> Tensor:
+def gradient_norms(batch: TensorList, c: Coefficients) -> Tensor:
     return _sums(batch, c, "gradient_norms")
 
 
-def advance(batch: Batch, c: Coefficients) -> Tensor:
+def advance(batch: TensorList, c: Coefficients) -> Tensor:
     return _sums(batch, c, "advance")
 
 
-def descend(batch: Batch, c: Coefficients, rates: Tensor) -> None:
+def descend(batch: TensorList, c: Coefficients, rates: Tensor) -> None:
     _launch(_Tables.of(batch), batch, c, "descend", each=rates)
 
 
-def step(batch: Batch, c: Coefficients, scales: Tensor | None = None) -> None:
+def step(batch: TensorList, c: Coefficients, scales: Tensor | None = None) -> None:
     _launch(_Tables.of(batch), batch, c, "step", each=scales)
 
 
@@ -154,7 +154,7 @@ class _Tables:
     known: list[int]  # the addresses, as last uploaded
 
     @classmethod
-    def of(cls, batch: Batch) -> _Tables:
+    def of(cls, batch: TensorList) -> _Tables:
         key = f"triton on {batch.device}"
         tables = batch.tables.get(key)
         if tables is None:
@@ -175,7 +175,7 @@ def _upload(table: Tensor, device: torch.device) -> Tensor:
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
-def _sums(batch: Batch, c: Coefficients, which: str) -> Tensor:
+def _sums(batch: TensorList, c: Coefficients, which: str) -> Tensor:
     """Runs a pass that sums. The result is [2, segments], not contiguous."""
     tables = _Tables.of(batch)
     segments = len(tables.first) - 1
@@ -189,7 +189,12 @@ def _sums(batch: Batch, c: Coefficients, which: str) -> Tensor:
 
 
 def _launch(
-    tables: _Tables, batch: Batch, c: Coefficients, which: str, each: Tensor | None = None, sums: Tensor | None = None
+    tables: _Tables,
+    batch: TensorList,
+    c: Coefficients,
+    which: str,
+    each: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> None:
     if not len(tables.blocks):
         return

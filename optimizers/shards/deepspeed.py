@@ -14,9 +14,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from optimizers.groups import named
-from optimizers.sharded import Attachment
-from optimizers.shards.pieces import Parameter, Piece, Shard, cut
+from bellwether.optimizers.param_groups import named
+from bellwether.optimizers.sharded import Attachment
+from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, cut
 
 Names = dict[Tensor, str]
 
@@ -55,17 +55,17 @@ def _gradient_norm(engine: Any) -> Callable[[], float] | None:
     return norm
 
 
-def _plain(optimizer: Any, names: Names) -> Iterable[Shard]:
+def _plain(optimizer: Any, names: Names) -> Iterable[ShardLayout]:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            yield Shard.whole(parameter, names[parameter])
+            yield ShardLayout.whole(parameter, names[parameter])
 
 
-def _unfused(wrapper: Any, names: Names) -> Iterable[Shard]:
+def _unfused(wrapper: Any, names: Names) -> Iterable[ShardLayout]:
     """16 bit without ZeRO: a fp32 master of each parameter, whole on each rank."""
     for models, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
         for model, master in zip(models, masters, strict=True):
-            yield Shard.whole(master, names[model])
+            yield ShardLayout.whole(master, names[model])
 
 
 def _publish_unfused(wrapper: Any) -> None:
@@ -74,7 +74,7 @@ def _publish_unfused(wrapper: Any) -> None:
             model.data.copy_(master.data)
 
 
-def _zero12(wrapper: Any, names: Names) -> Iterable[Shard]:
+def _zero12(wrapper: Any, names: Names) -> Iterable[ShardLayout]:
     """ZeRO-1 and 2: each param group one long flat tensor, cut into equal partitions."""
     for i, flat in enumerate(wrapper.single_partition_of_fp32_groups):
         group = wrapper.real_dp_process_group[i]
@@ -88,7 +88,7 @@ def _publish_zero12(wrapper: Any) -> None:
         wrapper._update_model_bit16_weights(i)
 
 
-def _bf16(wrapper: Any, names: Names) -> Iterable[Shard]:
+def _bf16(wrapper: Any, names: Names) -> Iterable[ShardLayout]:
     """BF16_Optimizer (stage 1, bf16 weights, fp32 gradients): as ZeRO-1, but one step() for all groups."""
     for i, flat in enumerate(wrapper.fp32_groups_flat_partition):
         models = wrapper.bf16_groups[i]
@@ -100,14 +100,14 @@ def _publish_bf16(wrapper: Any) -> None:
     wrapper.update_lp_params()
 
 
-def _partition(flat: Tensor, models: Any, offsets: Any, group: dist.ProcessGroup, names: Names) -> Shard:
-    parameters = [Parameter(names[p], tuple(p.shape)) for p in models]
+def _partition(flat: Tensor, models: Any, offsets: Any, group: dist.ProcessGroup, names: Names) -> ShardLayout:
+    parameters = [ParameterInfo(names[p], tuple(p.shape)) for p in models]
     begin = dist.get_rank(group) * flat.numel()
     pieces = cut(zip(parameters, offsets, strict=True), begin, begin + flat.numel())
-    return Shard(flat, tuple(parameters), pieces, group)
+    return ShardLayout(flat, tuple(parameters), pieces, group)
 
 
-def _zero3(wrapper: Any, names: Names) -> Iterable[Shard]:
+def _zero3(wrapper: Any, names: Names) -> Iterable[ShardLayout]:
     """ZeRO-3: sub-groups of whole parameters; each parameter cut over all ranks, the last cut short or empty.
 
     The rest of a rank's cut is padding that DeepSpeed never initialises.
@@ -117,13 +117,13 @@ def _zero3(wrapper: Any, names: Names) -> Iterable[Shard]:
         rank = dist.get_rank(group)
         parameters, pieces, offset = [], [], 0
         for index, model in enumerate(wrapper.fp16_groups[i]):
-            parameters.append(Parameter(names[model], tuple(model.ds_shape)))
+            parameters.append(ParameterInfo(names[model], tuple(model.ds_shape)))
             cut_numel = model.partition_numel()
             owned = max(0, min(cut_numel, model.ds_numel - rank * cut_numel))
             if owned:
-                pieces.append(Piece(index, offset, rank * cut_numel, owned))
+                pieces.append(ParameterSlice(index, offset, rank * cut_numel, owned))
             offset += cut_numel
-        yield Shard(flat, tuple(parameters), tuple(pieces), group)
+        yield ShardLayout(flat, tuple(parameters), tuple(pieces), group)
 
 
 def _publish_zero3(wrapper: Any) -> None:
@@ -139,7 +139,7 @@ def _nothing(optimizer: Any) -> None:
     """The optimizer works on the model's own parameters."""
 
 
-def _wrapper(engine: Any) -> tuple[Callable[[Any, Names], Iterable[Shard]], Callable[[Any], None]]:
+def _wrapper(engine: Any) -> tuple[Callable[[Any, Names], Iterable[ShardLayout]], Callable[[Any], None]]:
     kind = type(engine.optimizer).__name__
     if engine.optimizer is engine.basic_optimizer:
         return _plain, _nothing

@@ -15,10 +15,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from optimizers.shards.pieces import Parameter, Piece, Shard, local
+from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, local
 
 
-def shards(names: dict[Tensor, str]) -> list[Shard]:
+def shards(names: dict[Tensor, str]) -> list[ShardLayout]:
     """The shards of parameters that no engine has replaced: cut where they are DTensors, whole otherwise.
 
     Collective where a DTensor is cut over several dimensions: a process group over all of them may have to be made.
@@ -38,11 +38,11 @@ def shards(names: dict[Tensor, str]) -> list[Shard]:
     for parameter, name in names.items():
         mesh, dimensions = cuts.get(parameter, (None, set()))
         if not dimensions:
-            made.append(Shard.whole(parameter, name))
+            made.append(ShardLayout.whole(parameter, name))
             continue
         first = all(mesh.get_local_rank(d) == 0 for d in together[mesh] - dimensions)
-        whole = Parameter(name, tuple(parameter.shape))
-        made.append(Shard(parameter, (whole,), tuple(_pieces(parameter)), groups[mesh], counts=first))
+        whole = ParameterInfo(name, tuple(parameter.shape))
+        made.append(ShardLayout(parameter, (whole,), tuple(_pieces(parameter)), groups[mesh], counts=first))
     return made
 
 
@@ -73,7 +73,7 @@ def _process_group(mesh: Any, dimensions: list[int]) -> dist.ProcessGroup:
     return mesh[tuple(mesh.mesh_dim_names[d] for d in dimensions)]._flatten().get_group()
 
 
-def _pieces(parameter: Any) -> Iterator[Piece]:
+def _pieces(parameter: Any) -> Iterator[ParameterSlice]:
     """The runs of this rank's block of a parameter, which is a box in its index space."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -90,4 +90,4 @@ def _pieces(parameter: Any) -> Iterator[Piece]:
     outer = itertools.product(*(range(box[d]) for d in range(inner)))
     for row, index in enumerate(outer):
         start = sum((corner[d] + i) * strides[d] for d, i in enumerate(index)) + corner[inner] * strides[inner]
-        yield Piece(0, row * length, start, length)
+        yield ParameterSlice(0, row * length, start, length)

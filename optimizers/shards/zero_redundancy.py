@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from optimizers.sharded import Attachment
-from optimizers.shards.pieces import Shard
+from bellwether.optimizers.sharded import Attachment
+from bellwether.optimizers.shards.layout import ShardLayout
 
 
 def attachment(engine: Any) -> Attachment:
@@ -17,7 +17,7 @@ def attachment(engine: Any) -> Attachment:
     inside = engine.optim
     known = {shard.tensor: shard for shard in inside.shards}
     shards = [
-        known.get(parameter) or Shard.whole(parameter, f"{index}.{i}")
+        known.get(parameter) or ShardLayout.whole(parameter, f"{index}.{i}")
         for index, group in enumerate(inside.param_groups)
         for i, parameter in enumerate(group["params"])
     ]

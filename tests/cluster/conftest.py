@@ -34,10 +34,10 @@ engine: {{device: cpu, heartbeat: 12}}
 # Steps of a known length, so that there is time to break things, and a place to break them.
 SITE = """
 import os, sys
-if "-m" in sys.orig_argv and "trainer" in sys.orig_argv:
+if "-m" in sys.orig_argv and "bellwether.trainer" in sys.orig_argv:
     import time
-    import trainer.meter
-    original = trainer.meter.Meter.step
+    import bellwether.trainer.step_metrics
+    original = bellwether.trainer.step_metrics.StepMetrics.step
     def step(self, batches):
         original(self, batches)
         time.sleep(float(os.environ.get("TEST_STEP", "0")))
@@ -45,7 +45,7 @@ if "-m" in sys.orig_argv and "trainer" in sys.orig_argv:
         last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
         if at and last and self.engine.schedule.last_epoch >= int(at):
             raise RuntimeError("the test wants this rank to fail")
-    trainer.meter.Meter.step = step
+    bellwether.trainer.step_metrics.StepMetrics.step = step
 """
 
 
@@ -121,7 +121,7 @@ def _cluster(size: int) -> Iterator[Cluster]:
 def bellwether(cluster: Cluster, space: Space, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command, on the cluster's login node."""
     return subprocess.run(
-        [sys.executable, "-m", "launcher", *arguments], cwd=space.folder, capture_output=True, text=True, timeout=240,
+        [sys.executable, "-m", "bellwether", *arguments], cwd=space.folder, capture_output=True, text=True, timeout=240,
         env={**cluster.environment, **space.environment(**environment)},
     )  # fmt: skip
 

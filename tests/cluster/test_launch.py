@@ -48,7 +48,7 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
     # The script that ran is the one that was shown.
     assert two.run("scontrol", "write", "batch_script", str(job), "-") == shown.stdout.strip()
     with subprocess.Popen(
-        [sys.executable, "-m", "launcher", "logs", "runs/launched", "-f"], cwd=space.folder, text=True,
+        [sys.executable, "-m", "bellwether", "logs", "runs/launched", "-f"], cwd=space.folder, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**two.environment, **space.environment()},
     ) as following:  # fmt: skip
         wait_for_step(two, space, "launched", 10)
@@ -113,7 +113,7 @@ def hosts(two: Cluster, space: Space) -> Iterator[dict[str, str]]:
 
 
 def command(space: Space, on: str, name: str) -> str:
-    launch = f"cd {space.folder} && exec {sys.executable} -m launcher launch quick.yaml --on {on} --hostfile hosts"
+    launch = f"cd {space.folder} && exec {sys.executable} -m bellwether launch quick.yaml --on {on} --hostfile hosts"
     return f"{launch} name={name} engine.world_size=2"
 
 
@@ -132,12 +132,12 @@ def test_two_hosts_over_ssh_a_notice_reaches_both_and_the_same_command_goes_on(
 ) -> None:
     with two.on("node1", "bash", "-c", command(space, "ssh", "over-ssh"), **{**hosts, "TEST_STEP": "0.1"}) as process:
         wait_for_step(two, space, "over-ssh", 3)
-        (launcher,) = two.processes("node1", ["-m launcher launch", "name=over-ssh"])[:1]
+        (launcher,) = two.processes("node1", ["-m bellwether launch", "name=over-ssh"])[:1]
         os.kill(launcher, 15)
         out, _ = process.communicate(timeout=240)
     assert process.returncode == 75, out
     assert re.search(r"stopped by SIGTERM at step \d+", out)
-    assert [p for node in two.names for p in two.processes(node, ["-m trainer", "name=over-ssh"])] == []
+    assert [p for node in two.names for p in two.processes(node, ["-m bellwether.trainer", "name=over-ssh"])] == []
     with two.on("node1", "bash", "-c", command(space, "ssh", "over-ssh"), **hosts) as process:
         out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
@@ -150,7 +150,7 @@ def test_ranks_under_srun_with_pmix_are_found_through_mpi(two: Cluster, space: S
     if "pmix" not in two.run("srun", "--mpi=list", check=False):
         pytest.skip("this SLURM has no pmix")
     out = two.run(
-        "srun", "--mpi=pmix", "-N2", "--ntasks-per-node=1", f"--chdir={space.folder}", sys.executable, "-m", "trainer",
+        "srun", "--mpi=pmix", "-N2", "--ntasks-per-node=1", f"--chdir={space.folder}", sys.executable, "-m", "bellwether.trainer",
         "quick.yaml", "name=pmix", "duration=5 steps", "engine.world_size=2", **space.environment(), timeout=300,
     )  # fmt: skip
     assert "pmix: finished" in out

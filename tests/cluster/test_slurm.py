@@ -10,9 +10,9 @@ import time
 
 import pytest
 
+from bellwether.trainer import metrics, rendezvous
 from tests.cluster.conftest import ONE_EACH, ROOT, TRAIN, Space, wait_for_step
 from tests.cluster.machine import Cluster
-from trainer import metrics, rendezvous
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +114,7 @@ def test_a_rank_killed_a_link_silent_and_both_nodes_dark_in_turn(two: Cluster, s
         wait_for_step(two, space, "unlucky", step)
 
     wait_for_step(two, space, "unlucky", 15)
-    (victim,) = two.processes("node2", ["-m trainer", "name=unlucky"])[-1:]
+    (victim,) = two.processes("node2", ["-m bellwether.trainer", "name=unlucky"])[-1:]
     os.kill(victim, signal.SIGKILL)
 
     restarted(2, 35)
@@ -190,7 +190,7 @@ def test_three_nodes_and_srun_by_hand(three: Cluster, space: Space) -> None:
     # Without the script: every task works out for itself where all meet.
     out = three.run(
         "srun", "-N3", "--ntasks-per-node=1", f"--chdir={space.folder}", os.path.join(os.sys.prefix, "bin/python"), "-m",
-        "trainer", "quick.yaml", "name=three", "batch.global=15", "duration=10 steps", **space.environment(), timeout=300,
+        "bellwether.trainer", "quick.yaml", "name=three", "batch.global=15", "duration=10 steps", **space.environment(), timeout=300,
     )  # fmt: skip
     assert "three: finished" in out
     assert space.step("three") == 10

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimizers import Lamb, kernels
-from optimizers.kernels import cpu, reference
-from optimizers.kernels.batch import Batch, Formula, Kernel, Layout
-from optimizers.shards.pieces import Parameter, Piece, Shard
+from bellwether.optimizers import Lamb, kernels
+from bellwether.optimizers.kernels import cpu, reference
+from bellwether.optimizers.kernels.tensor_list import Formula, Kernel, Layout, TensorList
+from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout
 from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_batch, run, same_bits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.fixture
 def triton() -> Kernel:
     found = kernels.choose("auto", make_batch("flat", "adam", device="cuda"))
-    assert found.__name__ == "optimizers.kernels.triton"  # type: ignore[attr-defined]
+    assert found.__name__ == "bellwether.optimizers.kernels.triton"  # type: ignore[attr-defined]
     return found
 
 
@@ -46,16 +46,16 @@ def test_same_bits_every_time_and_no_wait(triton: Kernel, which: str) -> None:
 def test_one_large_shard(triton: Kernel) -> None:
     """More elements than an int32 counts, where the memory for four such tensors is there."""
     length = 2**31 + 4099 if torch.cuda.mem_get_info()[0] > 60 * 2**30 else 2**26 + 4099
-    names = (Parameter("a", (length - 2053,)), Parameter("b", (2053,)))
-    pieces = (Piece(0, 0, 0, length - 2053), Piece(1, length - 2053, 0, 2053))
+    names = (ParameterInfo("a", (length - 2053,)), ParameterInfo("b", (2053,)))
+    pieces = (ParameterSlice(0, 0, 0, length - 2053), ParameterSlice(1, length - 2053, 0, 2053))
     columns = [torch.full((length,), value, device="cuda") for value in (1.0, 0.5, 0.25, 0.125)]
-    layout = Layout.of([Shard(columns[0], names, pieces, None)], by_parameter=True)
+    layout = Layout.of([ShardLayout(columns[0], names, pieces, None)], by_parameter=True)
     c = coefficients("adam", "bare")
-    batch = Batch([columns[0]], [columns[1]], [[columns[2]], [columns[3]]], layout)
+    batch = TensorList([columns[0]], [columns[1]], [[columns[2]], [columns[3]]], layout)
     sums = triton.gradient_norms(batch, c)
     assert sums.tolist() == [[length - 2053, 2053], [(length - 2053) / 4, 2053 / 4]]  # exact, as all are powers of two
     few = [[column[:8].clone()] for column in columns]
-    reference.step(Batch(few[0], few[1], few[2:], Layout.of([Shard.whole(few[0][0], "few")], True)), c)
+    reference.step(TensorList(few[0], few[1], few[2:], Layout.of([ShardLayout.whole(few[0][0], "few")], True)), c)
     triton.step(batch, c)
     weights = columns[0]
     assert weights.min() == weights.max()

@@ -15,11 +15,11 @@ from accelerate.commands import config as accelerate_config
 from accelerate.commands import launch as accelerate_launch
 from accelerate.utils import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
+from bellwether.trainer import config as c
+from bellwether.trainer.accelerated.contradictions import check, contradictions
+from bellwether.trainer.accelerated.launch import Launch, Wish, find, processes, read
+from bellwether.trainer.distributed import World
 from tests.launcher.test_local import ROOT, finish, start, steps
-from trainer import config as c
-from trainer.accelerated.contradictions import check, contradictions
-from trainer.accelerated.launch import Launch, Wish, find, processes, read
-from trainer.distributed import World
 
 FILES = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 
@@ -430,7 +430,7 @@ def test_what_cannot_be_looked_at_is_no_reason_to_refuse(monkeypatch: pytest.Mon
 
 def test_without_accelerate_nothing_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    monkeypatch.setattr("trainer.accelerated.contradictions.find", lambda: looked.append("here"))
+    monkeypatch.setattr("bellwether.trainer.accelerated.contradictions.find", lambda: looked.append("here"))
     world, config = World(0, 1, 0, torch.device("cpu")), quick(tmp_path)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     check(config, world)

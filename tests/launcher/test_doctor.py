@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from launcher import doctor
-from launcher.doctor import checks, commands, gather, table
-from launcher.doctor import node as nodes
-from launcher.doctor.row import GREEN, RED, YELLOW, Asked, Row
-from launcher.hostfile import hosts
-from launcher.site import Site
-from optimizers.kernels import build
-from trainer import jit
-from trainer.config import ConfigError
-from trainer.config.schema import TextData
+from bellwether.launcher import doctor
+from bellwether.launcher.doctor import checks, commands, gather, table
+from bellwether.launcher.doctor import node as nodes
+from bellwether.launcher.doctor.result import GREEN, RED, YELLOW, Asked, Row
+from bellwether.launcher.hostfile import hosts
+from bellwether.launcher.site_config import Site
+from bellwether.optimizers.kernels import build
+from bellwether.trainer import build_locks
+from bellwether.trainer.config import ConfigError
+from bellwether.trainer.config.schema import TextData
 
 ROOT = Path(__file__).parents[2]
 GB = 10**9
@@ -235,7 +235,18 @@ def test_a_hostfile_that_cannot_be_read_is_told_by_line(tmp_path: Path, text: st
 # The commands
 
 ASK = commands.Node(2, "/work/my runs", "abc", 60, "/work/my code", {"NCCL_IB_HCA": "mlx5"})
-TAIL = ["-m", "launcher.doctor.node", "--shared", "/work/my runs", "--nonce", "abc", "--limit", "60", "--size", "2"]
+TAIL = [
+    "-m",
+    "bellwether.launcher.doctor.node",
+    "--shared",
+    "/work/my runs",
+    "--nonce",
+    "abc",
+    "--limit",
+    "60",
+    "--size",
+    "2",
+]
 
 
 def test_srun_asks_for_nodes_or_takes_those_of_the_job() -> None:
@@ -315,7 +326,7 @@ def test_locks_and_the_compiler_are_those_that_training_meets(tmp_path: Path, mo
                 (root / folder / "lock").touch()
                 os.utime(root / folder / "lock", (time.time() - 500, time.time() - 500))
             found = nodes.locks()
-            assert {lock["path"] for lock in found} == {str(path) for path in jit.locks()}
+            assert {lock["path"] for lock in found} == {str(path) for path in build_locks.locks()}
             assert len(found) == 2
             assert all(500 <= lock["age_s"] < 900 and lock["builders"] == 0 for lock in found)
     for name, value in (("PATH", None), ("CXX", "g++"), ("CXX", "no-such-compiler")):
@@ -333,7 +344,7 @@ def test_what_hangs_is_left_to_itself() -> None:
         nodes.within(5, lambda: (_ for _ in ()).throw(OSError("gone")))
     answers = gather.gather({"srun": ["sleep", "60"], "other": ["no-such-command"]}, os.environ, 2, 0.3)
     assert dict(answers.noise) == {"srun": "not done in 0 s", "other": "no-such-command: No such file or directory"}
-    stuck = "import time\nfrom launcher.doctor.node import Watch\nWatch(1).stage('thinking', 0.2)\ntime.sleep(60)"
+    stuck = "import time\nfrom bellwether.launcher.doctor.node import Watch\nWatch(1).stage('thinking', 0.2)\ntime.sleep(60)"
     said = subprocess.run([sys.executable, "-c", stuck], cwd=ROOT, capture_output=True, text=True, timeout=50)
     (trouble,) = nodes.read(said.stdout)
     assert (trouble["rank"], trouble["stage"], trouble["error"]) == (1, "thinking", "not done in 0 s")
@@ -341,7 +352,7 @@ def test_what_hangs_is_left_to_itself() -> None:
 
 def test_what_launch_asks_first_is_light(tmp_path: Path) -> None:
     program = (
-        "import json, sys\nfrom dataclasses import asdict\nfrom launcher.doctor import cheap\n"
+        "import json, sys\nfrom dataclasses import asdict\nfrom bellwether.launcher.doctor import cheap\n"
         "rows = [asdict(row) for row in cheap(sys.argv[1], sys.argv[2])]\n"
         "heavy = {'torch', 'deepspeed', 'numpy', 'transformers', 'pydantic'} & set(sys.modules)\n"
         "assert not heavy, heavy\nprint(json.dumps(rows))"
@@ -373,7 +384,7 @@ def test_what_launch_asks_first_is_light(tmp_path: Path) -> None:
 def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
     path = os.pathsep.join([*filter(None, [environment.pop("PYTHONPATH", "")]), str(ROOT)])
     ended = subprocess.run(
-        [sys.executable, "-m", "launcher", "doctor", *arguments], cwd=folder, capture_output=True, text=True,
+        [sys.executable, "-m", "bellwether", "doctor", *arguments], cwd=folder, capture_output=True, text=True,
         env={**os.environ, **environment, "PYTHONPATH": path}, timeout=200,
     )  # fmt: skip
     return ended.returncode, ended.stdout, ended.stderr

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cli, ssh
-from launcher.status import logs, status
-from trainer import metrics
+from bellwether import cli
+from bellwether.launcher import ssh
+from bellwether.launcher.status import logs, status
+from bellwether.trainer import metrics
 
 CONFIG = str(Path(__file__).parents[2] / "configs/resnet-digits.yaml")
 
@@ -34,7 +35,7 @@ def test_mpirun(capsys: pytest.CaptureFixture[str], hosts: str, monkeypatch: pyt
     assert command[command.index("--host") + 1] == "me@node1:4,node2:4"
     assert command[command.index("NCCL_DEBUG") - 1] == "-x"
     assert "HF_TOKEN" not in command
-    assert command[-4:] == ["-m", "trainer", CONFIG, "data.source=a b"]
+    assert command[-4:] == ["-m", "bellwether.trainer", CONFIG, "data.source=a b"]
     (command,) = shown(capsys, "--on", "mpi", "--nodes", "2", "--tasks-per-node", "3", "batch.global=240")
     assert command[:3] == ["mpirun", "-np", "6"]
     assert command[command.index("--map-by") + 1] == "ppr:3:node"
@@ -50,7 +51,7 @@ def test_ssh(capsys: pytest.CaptureFixture[str], hosts: str) -> None:
         assert "--nnodes=2" in there
         assert "--nproc-per-node=4" in there
         assert "--master-addr=node1" in there  # not me@node1
-        assert there[-3:] == ["trainer", CONFIG, "data.source=a b"]
+        assert there[-3:] == ["bellwether.trainer", CONFIG, "data.source=a b"]
 
 
 def test_local(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +149,7 @@ def test_the_guard_at_the_other_end_stops_when_nobody_is_left(tmp_path: Path) ->
     command = [
         sys.executable,
         "-c",
-        f"import sys; from launcher.ssh import guard; sys.exit(guard([sys.executable, '-c', {program!r}]))",
+        f"import sys; from bellwether.launcher.ssh import guard; sys.exit(guard([sys.executable, '-c', {program!r}]))",
     ]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(CONFIG).parents[1]
@@ -186,7 +187,7 @@ def test_one_host_that_fails_ends_the_others_and_is_named(capfd: pytest.CaptureF
     import sys
 
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-    guarded = "from launcher.ssh import guard; import sys; sys.exit(guard([sys.executable, '-c', 'import time; time.sleep(60)']))"
+    guarded = "from bellwether.launcher.ssh import guard; import sys; sys.exit(guard([sys.executable, '-c', 'import time; time.sleep(60)']))"
     programs = ["import sys; sys.exit(3)", guarded]
     processes = [
         subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, cwd=Path(CONFIG).parents[1])

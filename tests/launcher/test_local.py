@@ -16,7 +16,7 @@ import pytest
 from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from launcher.local import _explain
+from bellwether.launcher.local import _explain
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,13 +78,13 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
     found = {}
     for child in psutil.Process(process.pid).children(recursive=True):
         environment = child.environ()
-        if "trainer" in child.cmdline() and "RANK" in environment:
+        if "bellwether.trainer" in child.cmdline() and "RANK" in environment:
             found[int(environment["RANK"])] = child
     return found
 
 
 def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
-    arguments = ("launcher", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3")
+    arguments = ("bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3")
     status, out, error = finish(start(space, *arguments, SLURM_STEP_NUM_TASKS="1"))
     assert status == 0, error
     assert re.search(r"held-out loss +\d", out)
@@ -93,11 +93,15 @@ def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
     assert steps(space, "done") == [1, 2, 3, 4]
     assert "2 processes" in error
     # Again: nothing is left to do, and nothing is lost.
-    status, out, error = finish(start(space, "launcher", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3"))
+    status, out, error = finish(
+        start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3")
+    )
     assert status == 0, error
     assert steps(space, "done") == [1, 2, 3, 4]
     # Another config in the same directory is refused, once.
-    status, out, error = finish(start(space, "launcher", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=4"))
+    status, out, error = finish(
+        start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=4")
+    )
     assert status == 2, error
     assert error.count("seed: 4") == 1
     assert "Traceback" not in error
@@ -107,7 +111,7 @@ def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
 def test_the_small_recipes_run(space: Path, recipe: str) -> None:
     arguments = (f"data.cache={space}/cache", "stop_after=3 steps", "evaluate.limit=64")
     status, out, error = finish(
-        start(space, "launcher", "train", f"{ROOT}/configs/{recipe}.yaml", "--nproc", "2", *arguments)
+        start(space, "bellwether", "train", f"{ROOT}/configs/{recipe}.yaml", "--nproc", "2", *arguments)
     )
     assert status == 0, error
     assert steps(space, recipe) == [1, 3]
@@ -115,9 +119,9 @@ def test_the_small_recipes_run(space: Path, recipe: str) -> None:
 
 
 def test_a_killed_launcher_takes_its_ranks_along_and_a_second_run_is_kept_out(space: Path) -> None:
-    process = start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=orphans")
+    process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=orphans")
     wait_for_step(process, space, "orphans", 3)
-    status, _, error = finish(start(space, "trainer", "long.yaml", "name=orphans"))
+    status, _, error = finish(start(space, "bellwether.trainer", "long.yaml", "name=orphans"))
     assert status == 2
     assert "another process trains in" in error
     children = ranks_of(process)
@@ -130,7 +134,7 @@ def test_a_killed_launcher_takes_its_ranks_along_and_a_second_run_is_kept_out(sp
 def test_torchrun_by_hand_also_within_a_step_of_srun(space: Path) -> None:
     status, _, error = finish(
         start(space, "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint",
-              "127.0.0.1:0", "-m", "trainer", "quick.yaml", "name=torchrun", "engine.world_size=2", SLURM_STEP_NUM_TASKS="1")
+              "127.0.0.1:0", "-m", "bellwether.trainer", "quick.yaml", "name=torchrun", "engine.world_size=2", SLURM_STEP_NUM_TASKS="1")
     )  # fmt: skip
     assert status == 0, error
     assert steps(space, "torchrun") == [1, 2, 3, 4]
@@ -143,7 +147,9 @@ def test_another_number_of_processes_than_asked_for_is_refused(space: Path) -> N
         ([], {"SLURM_STEP_NUM_TASKS": "4"}, "srun"),
         ([], {"RANK": "one"}, "RANK: 'one'"),
     ):
-        status, _, error = finish(start(space, "trainer", "quick.yaml", "name=alone", *arguments, **environment))
+        status, _, error = finish(
+            start(space, "bellwether.trainer", "quick.yaml", "name=alone", *arguments, **environment)
+        )
         assert status == 2
         assert error.count(who) == 1, error
         assert "Traceback" not in error
@@ -161,7 +167,7 @@ def test_another_number_of_processes_than_asked_for_is_refused(space: Path) -> N
 def test_a_bad_config_is_told_once_before_any_process_starts(
     space: Path, overrides: list[str], words: list[str]
 ) -> None:
-    status, out, error = finish(start(space, "launcher", "train", "quick.yaml", "--nproc", "2", *overrides), 30)
+    status, out, error = finish(start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", *overrides), 30)
     assert status == 2
     assert out == ""
     assert len(error.splitlines()) == 1, error
@@ -172,21 +178,21 @@ def test_a_bad_config_is_told_once_before_any_process_starts(
 FAILING = """
 import os
 if os.environ.get("RANK") == "1":
-    import trainer.meter
-    original = trainer.meter.Meter.step
+    import bellwether.trainer.step_metrics
+    original = bellwether.trainer.step_metrics.StepMetrics.step
     def step(self, batches, taken=[]):
         taken.append(1)
         if len(taken) == 3:
             raise RuntimeError("the disk of rank 1 is on fire")
         original(self, batches)
-    trainer.meter.Meter.step = step
+    bellwether.trainer.step_metrics.StepMetrics.step = step
 """
 
 
 def test_one_ranks_failure_ends_the_run_with_its_error_first(space: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(FAILING)
     status, _, error = finish(
-        start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=failing", PYTHONPATH=str(tmp_path))
+        start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=failing", PYTHONPATH=str(tmp_path))
     )
     assert status == 1
     assert "rank 1 failed" in error
@@ -198,18 +204,18 @@ def test_one_ranks_failure_ends_the_run_with_its_error_first(space: Path, tmp_pa
 UNREADABLE = """
 import os
 if os.environ.get("RANK") == "1":
-    import trainer.data.images
-    from trainer.config import ConfigError
+    import bellwether.trainer.data.images
+    from bellwether.trainer.config import ConfigError
     def batch(self, indices, keys):
         raise ConfigError("data.source", "cat.png", "cannot be decoded", "mend it or take it out")
-    trainer.data.images.ImageSamples.batch = batch
+    bellwether.trainer.data.images.ImageSamples.batch = batch
 """
 
 
 def test_a_users_error_that_one_rank_alone_meets_is_told(space: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(UNREADABLE)
     status, _, error = finish(
-        start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=unreadable", PYTHONPATH=str(tmp_path))
+        start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=unreadable", PYTHONPATH=str(tmp_path))
     )
     assert status == 2
     assert error.count("rank 1: data.source: 'cat.png': cannot be decoded; mend it") == 1, error
@@ -228,7 +234,7 @@ def test_of_two_failures_within_a_second_the_first_is_told(tmp_path: Path, capsy
 
 
 def test_a_killed_rank_ends_the_run(space: Path) -> None:
-    process = start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=killed")
+    process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=killed")
     wait_for_step(process, space, "killed", 3)
     children = ranks_of(process)
     children[1].send_signal(signal.SIGKILL)
@@ -239,7 +245,7 @@ def test_a_killed_rank_ends_the_run(space: Path) -> None:
 
 
 def test_ctrl_c_ends_all_ranks_and_the_same_command_goes_on(space: Path) -> None:
-    process = start(space, "launcher", "train", "long.yaml", "--nproc", "2", "name=interrupted")
+    process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=interrupted")
     wait_for_step(process, space, "interrupted", 7)
     children = ranks_of(process)
     os.killpg(process.pid, signal.SIGINT)
@@ -252,7 +258,7 @@ def test_ctrl_c_ends_all_ranks_and_the_same_command_goes_on(space: Path) -> None
     status, _, error = finish(
         start(
             space,
-            "launcher",
+            "bellwether",
             "train",
             "long.yaml",
             "--nproc",
@@ -268,7 +274,7 @@ def test_ctrl_c_ends_all_ranks_and_the_same_command_goes_on(space: Path) -> None
 
 @pytest.mark.parametrize("to", ["launcher", "rank"])
 def test_a_notice_saves_at_the_next_step_and_the_end_is_the_same_to_the_bit(space: Path, to: str) -> None:
-    config = ("launcher", "train", "quick.yaml", "--nproc", "2", "duration=60 steps", "log.every=1000 steps")
+    config = ("bellwether", "train", "quick.yaml", "--nproc", "2", "duration=60 steps", "log.every=1000 steps")
     status, _, error = finish(start(space, *config, "name=whole"))
     assert status == 0, error
     process = start(space, *config, f"name=noticed-{to}", "log.every=1 steps")
@@ -295,7 +301,7 @@ def test_a_notice_saves_at_the_next_step_and_the_end_is_the_same_to_the_bit(spac
 def test_a_process_of_a_run_may_open_as_many_files_as_the_system_lets_it() -> None:
     program = (
         "import resource\n"
-        "from trainer.__main__ import _allow_open_files\n"
+        "from bellwether.trainer.__main__ import _allow_open_files\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
         "_allow_open_files()\n"
@@ -306,7 +312,7 @@ def test_a_process_of_a_run_may_open_as_many_files_as_the_system_lets_it() -> No
 
 def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     program = (
-        "import sys\nfrom launcher.cli import main\n"
+        "import sys\nfrom bellwether.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'deepspeed', 'transformers', 'datasets', 'pydantic', 'numpy', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -316,15 +322,15 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
 
 HANGING = """
 import os, sys
-if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "trainer" in sys.orig_argv:
-    import trainer.meter
-    original = trainer.meter.Meter.step
+if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "bellwether.trainer" in sys.orig_argv:
+    import bellwether.trainer.step_metrics
+    original = bellwether.trainer.step_metrics.StepMetrics.step
     def step(self, batches, taken=[]):
         taken.append(1)
         if len(taken) == 3:
             os.kill(os.getpid(), 19)  # SIGSTOP: alive for the system, silent for all others
         original(self, batches)
-    trainer.meter.Meter.step = step
+    bellwether.trainer.step_metrics.StepMetrics.step = step
 """
 
 
@@ -335,7 +341,7 @@ def test_a_rank_that_falls_silent_ends_the_run_and_is_named(space: Path, tmp_pat
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = [
         start(
-            space, "trainer", "long.yaml", f"name=silent{silent}", "engine.heartbeat=5", RANK=str(rank),
+            space, "bellwether.trainer", "long.yaml", f"name=silent{silent}", "engine.heartbeat=5", RANK=str(rank),
             LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port),
             TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0", TEST_SILENT=str(silent),
             PYTHONPATH=str(tmp_path),
@@ -355,12 +361,12 @@ def test_a_rank_that_falls_silent_ends_the_run_and_is_named(space: Path, tmp_pat
 
 
 def test_report_of_a_run_and_of_nothing(space: Path) -> None:
-    finish(start(space, "launcher", "train", "quick.yaml", "name=reported"))
+    finish(start(space, "bellwether", "train", "quick.yaml", "name=reported"))
     (space / "runs/reported/report.html").unlink()
-    status, out, _ = finish(start(space, "launcher", "report", "runs/reported"))
+    status, out, _ = finish(start(space, "bellwether", "report", "runs/reported"))
     assert status == 0
     assert "report.html" in out
     assert (space / "runs/reported/report.html").is_file()
-    status, _, error = finish(start(space, "launcher", "report", "runs"))
+    status, _, error = finish(start(space, "bellwether", "report", "runs"))
     assert status == 2
     assert "config.yaml" in error

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import requeue
-from launcher.requeue import Attempt, decide
+from bellwether.launcher import requeue
+from bellwether.launcher.requeue import Attempt, decide
 
 RUNNING = "JobId=7 JobState=RUNNING Reason=None RunTime=00:10:00 TimeLimit=01:00:00"
 CANCELLED = "JobId=7 JobState=COMPLETING Reason=None RunTime=00:10:00 TimeLimit=1-00:00:00"
@@ -163,8 +163,8 @@ def test_a_wrong_budget_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_nothing_heavy_is_imported_by_what_a_batch_script_asks_twice_an_attempt() -> None:
     program = (
-        "import sys, launcher.requeue, launcher.status, trainer.rendezvous\n"
-        "launcher.requeue.load('configs/bert-tiny.yaml')\n"
+        "import sys, bellwether.launcher.requeue, bellwether.launcher.status, bellwether.trainer.rendezvous\n"
+        "bellwether.launcher.requeue.load('configs/bert-tiny.yaml')\n"
         "heavy = {'torch', 'numpy', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import launch, sbatch, site
-from trainer.config import ConfigError, ConfigErrors, load
+from bellwether.launcher import launch, sbatch, site_config
+from bellwether.trainer.config import ConfigError, ConfigErrors, load
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden" / "launch.sbatch"
@@ -22,20 +22,20 @@ def request(*overrides: str, **options: object) -> launch.Request:
 
 def rendered(asked: launch.Request) -> str:
     config = load(asked.config, asked.overrides)
-    where = site.load(asked.site)
+    where = site_config.load(asked.site)
     return sbatch.render(launch.job(asked, config, where), where, ["configs/bert-tiny.yaml", *asked.overrides])
 
 
 def golden() -> str:
     asked = request("name=it's", "data.source=my books/*.txt", nodes=16, time="12:00:00", site=str(EXAMPLE))
     config = load(asked.config, ["name=its"])
-    where = site.load(asked.site)
+    where = site_config.load(asked.site)
     return sbatch.render(launch.job(asked, config, where), where, ["configs/bert-tiny.yaml", *asked.overrides])
 
 
 def test_the_scripts_in_slurm_are_what_launch_submits() -> None:
-    assert (ROOT / "slurm/train.sbatch").read_text() == sbatch.render(sbatch.Job(), site.Site())
-    assert (ROOT / "slurm/sweep.sbatch").read_text() == sbatch.render(sbatch.Job(sweep=True), site.Site())
+    assert (ROOT / "slurm/train.sbatch").read_text() == sbatch.render(sbatch.Job(), site_config.Site())
+    assert (ROOT / "slurm/sweep.sbatch").read_text() == sbatch.render(sbatch.Job(sweep=True), site_config.Site())
 
 
 def test_a_whole_site_to_the_letter() -> None:
@@ -52,8 +52,10 @@ SCRIPTS = {
     "train": (ROOT / "slurm/train.sbatch").read_text,
     "sweep": (ROOT / "slurm/sweep.sbatch").read_text,
     "launch": golden,
-    "sweep of a file": lambda: sbatch.render(sbatch.Job(sweep=True), site.Site(), ["runs.txt"]),
-    "sweep of a study": lambda: sbatch.render(sbatch.Job(sweep=True, study="/work/it's"), site.Site(), ["runs.txt"]),
+    "sweep of a file": lambda: sbatch.render(sbatch.Job(sweep=True), site_config.Site(), ["runs.txt"]),
+    "sweep of a study": lambda: sbatch.render(
+        sbatch.Job(sweep=True, study="/work/it's"), site_config.Site(), ["runs.txt"]
+    ),
 }
 
 
@@ -107,7 +109,7 @@ def test_a_wrong_site_is_told_by_key(tmp_path: Path, text: str, words: list[str]
     file = tmp_path / "site.yaml"
     file.write_text(text)
     with pytest.raises((ConfigError, ConfigErrors)) as caught:
-        site.load(str(file))
+        site_config.load(str(file))
     for word in [*words, str(file)]:
         assert word in str(caught.value)
 
@@ -115,15 +117,15 @@ def test_a_wrong_site_is_told_by_key(tmp_path: Path, text: str, words: list[str]
 def test_numbers_lists_and_nothing_are_taken_as_they_are_meant(tmp_path: Path) -> None:
     file = tmp_path / "site.yaml"
     file.write_text("account: 12345\nenvironment: {NCCL_IB_DISABLE: 1}\nmodules: [cuda/12.8, gcc]\nvenv:\nqos:\n")
-    found = site.load(str(file))
+    found = site_config.load(str(file))
     assert (found.account, found.environment, found.modules) == ("12345", {"NCCL_IB_DISABLE": "1"}, "cuda/12.8 gcc")
     assert (found.venv, found.qos) == ("", None)
 
 
 def test_a_site_that_is_named_must_be_there_and_none_need_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert site.load() == site.Site()
+    assert site_config.load() == site_config.Site()
     with pytest.raises(ConfigError, match="cannot be read"):
-        site.load("nowhere.yaml")
+        site_config.load("nowhere.yaml")
     monkeypatch.setenv("BELLWETHER_SITE", str(EXAMPLE))
-    assert site.load().partition == "gpu"
+    assert site_config.load().partition == "gpu"

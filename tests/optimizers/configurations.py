@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, Swats, WeightAverage
+from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, Swats, WeightAverage
 
 Factory = Callable[..., Any]
 

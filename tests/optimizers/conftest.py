@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from optimizers import kernels
+from bellwether.optimizers import kernels
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, ShardedOptimizer, Swats, WeightAverage
+from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, ShardedOptimizer, Swats, WeightAverage
 from tests.optimizers.reference import LAMB, Spec
 
 

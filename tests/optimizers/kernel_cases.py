@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from optimizers.kernels import reference
-from optimizers.kernels.batch import STATE, Batch, Coefficients, Formula, Kernel, Layout
-from optimizers.shards.pieces import Parameter, Piece, Shard
+from bellwether.optimizers.kernels import reference
+from bellwether.optimizers.kernels.tensor_list import STATE, Coefficients, Formula, Kernel, Layout, TensorList
+from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout
 
 # How far a kernel may be from the reference. Both round each operation, but not the same ones: torch multiplies and
 # adds at once here and there, and takes a reciprocal in the metric. The longest way to a weight has some twenty
@@ -22,14 +22,16 @@ ULPS = 4
 _LONG = 16384 + 3
 
 
-def _flat(numel: int, parameters: int, pieces: list[tuple[int, int, int]]) -> Shard:
+def _flat(numel: int, parameters: int, pieces: list[tuple[int, int, int]]) -> ShardLayout:
     """A flat tensor with pieces (parameter, offset, length); what lies between them is padding."""
-    names = tuple(Parameter(f"{numel}.{i}", (1,)) for i in range(parameters))
-    return Shard(torch.empty(numel), names, tuple(Piece(i, offset, 0, length) for i, offset, length in pieces), None)
+    names = tuple(ParameterInfo(f"{numel}.{i}", (1,)) for i in range(parameters))
+    return ShardLayout(
+        torch.empty(numel), names, tuple(ParameterSlice(i, offset, 0, length) for i, offset, length in pieces), None
+    )
 
 
 LAYOUTS = {
-    "tensors": [Shard.whole(torch.empty(n), str(n)) for n in (1, 15, 16, 17, 0, 2048 + 3)],
+    "tensors": [ShardLayout.whole(torch.empty(n), str(n)) for n in (1, 15, 16, 17, 0, 2048 + 3)],
     "flat": [_flat(17000, 5, [(0, 3, 1), (1, 4, 15), (2, 21, _LONG), (3, 16500, 0), (4, 16500, 17)])],
     "fragments": [_flat(300, 2, [(0, 2, 100), (0, 110, 16), (1, 126, 31)]), _flat(64, 1, [(0, 0, 5), (0, 40, 20)])],
     "nothing": [_flat(33, 2, [])],
@@ -70,7 +72,7 @@ def coefficients(formula: Formula, options: str) -> Coefficients:
 
 def make_batch(
     layout: str, formula: Formula, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
-) -> Batch:
+) -> TensorList:
     """The same float32 values every time, in any dtype; NaN where there is padding."""
     generator = torch.Generator().manual_seed(seed)
     columns: list[list[Tensor]] = []
@@ -84,7 +86,7 @@ def make_batch(
             for offset, length, _ in shard.segments():
                 padded[offset : offset + length] = values[offset : offset + length]
             columns[-1].append(padded.to(device, dtype))
-    return Batch(columns[0], columns[1], columns[2:], Layout.of(LAYOUTS[layout], by_parameter=True))
+    return TensorList(columns[0], columns[1], columns[2:], Layout.of(LAYOUTS[layout], by_parameter=True))
 
 
 @dataclass
@@ -93,7 +95,7 @@ class Outcome:
     columns: list[Tensor]  # weights and moments, all tensors one behind the other
 
 
-def run(kernel: Kernel, which: str, batch: Batch, c: Coefficients, sign: int = 1) -> Outcome:
+def run(kernel: Kernel, which: str, batch: TensorList, c: Coefficients, sign: int = 1) -> Outcome:
     """One of PASSES; the batch is changed."""
     segments = len(batch.layout.length)
     each = torch.linspace(0.01, 0.05, segments, dtype=torch.float64, device=batch.device)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-import optimizers
+from bellwether import optimizers
 from tests.optimizers.family import FAMILY
 
 SHAPES = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import lr_scheduler
 
-from optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, composed
+from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, update
 from tests.optimizers.configurations import (
     CLOSE,
     JOINT,
@@ -225,7 +225,7 @@ def test_groups_that_are_added_again_and_again(kernel: str) -> None:
 
 
 def test_what_is_remembered_of_combinations_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(composed, "_LAYOUTS", 8)
+    monkeypatch.setattr(update, "_LAYOUTS", 8)
     params = parameters(shapes=[(3,)] * 6)
     optimizer = Lamb(params)
     for combination in range(1, 64):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, kernels
+from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, kernels
 
 Array = np.ndarray
 

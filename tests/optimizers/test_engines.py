@@ -20,7 +20,7 @@ from torch.distributed.tensor import Shard as ShardOf
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from optimizers import attach
+from bellwether.optimizers import attach
 from tests.optimizers import sharded
 from tests.optimizers.family import FAMILY
 from tests.optimizers.test_sharded import check, expected, groups_with_ratio
@@ -145,7 +145,7 @@ def _sequence_parallel() -> tuple[list[float], list[float]]:
     """A replicated DTensor whose gradient is left as a sum over ranks, as after a LayerNorm under SequenceParallel."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    from optimizers import SGD
+    from bellwether.optimizers import SGD
 
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
     found = []
@@ -168,7 +168,7 @@ def test_gradients_that_are_still_to_be_summed(ranks: Ranks) -> None:
 def _refused(what: str) -> str:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    from optimizers import AdamW, Lamb, Swats, WeightAverage
+    from bellwether.optimizers import AdamW, Lamb, Swats, WeightAverage
 
     model = nn.Linear(4, 4)
     if what == "fsdp1":

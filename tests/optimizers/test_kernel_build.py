@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from optimizers.kernels import build, cpu
+from bellwether.optimizers.kernels import build, cpu
 
 SOURCE = Path(cpu.__file__).with_name("cpu.cpp")
 
@@ -91,7 +91,7 @@ def test_compiler_that_fails(cache: Path, source: Path) -> None:
 def test_no_compiler(tmp_path: Path) -> None:
     script = """
         import logging, sys, torch
-        from optimizers import Lamb
+        from bellwether.optimizers import Lamb
         logging.basicConfig(format="%(message)s", stream=sys.stdout)
         weight = torch.nn.Parameter(torch.full((2, 2), 2.0))
         optimizer = Lamb([weight], lr=0.1, weight_decay=0.0)

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, ShardedOptimizer, kernels
-from optimizers.kernels import cpu, reference
-from optimizers.kernels.batch import Batch, Blocks, Coefficients, Formula, Kernel, Layout
-from optimizers.shards.pieces import Shard
+from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, ShardedOptimizer, kernels
+from bellwether.optimizers.kernels import cpu, reference
+from bellwether.optimizers.kernels.tensor_list import Blocks, Coefficients, Formula, Kernel, Layout, TensorList
+from bellwether.optimizers.shards.layout import ShardLayout
 from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_batch, run, same_bits
 
 
@@ -34,7 +34,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def kernel(name: str) -> Kernel:
-    found = importlib.import_module(f"optimizers.kernels.{name}")
+    found = importlib.import_module(f"bellwether.optimizers.kernels.{name}")
     found.prepare()
     return found
 
@@ -141,7 +141,7 @@ def test_tensors_that_do_not_fit_are_named(name: str) -> None:
         kernels.choose(name, make_batch("flat", "adam", torch.bfloat16))
     with pytest.raises(TypeError, match="float32 on meta"):
         kernels.choose(name, make_batch("flat", "adam", device="meta"))
-    gap = Batch([torch.zeros(4, 4)[:, ::2]], [torch.zeros(4, 2)], [], make_batch("flat", "plain").layout)
+    gap = TensorList([torch.zeros(4, 4)[:, ::2]], [torch.zeros(4, 2)], [], make_batch("flat", "plain").layout)
     with pytest.raises(TypeError, match="dense"):
         kernels.choose(name, gap)
 
@@ -154,10 +154,10 @@ def test_unknown_kernel() -> None:
 def test_triton_that_is_missing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """What `auto` would do with CUDA tensors."""
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "optimizers.kernels.triton", raising=False)
+    monkeypatch.delitem(sys.modules, "bellwether.optimizers.kernels.triton", raising=False)
     monkeypatch.setitem(kernels._COMPILED, "cpu", "triton")
     kernels._load.cache_clear(), kernels._say_once.cache_clear()
-    with caplog.at_level(logging.WARNING, "optimizers"):
+    with caplog.at_level(logging.WARNING, "bellwether.optimizers"):
         for _ in range(2):
             assert kernels.choose("auto", make_batch("flat", "adam")) is reference
     assert len(caplog.records) == 1
@@ -181,12 +181,12 @@ def test_triton_is_imported_late_and_says_what_it_lacks() -> None:
     pytest.importorskip("triton", reason="Triton is for Linux")
     said = _python("""
         import sys, torch
-        from optimizers import Lamb
+        from bellwether.optimizers import Lamb
         imported = "triton" in sys.modules  # torch's own optimizers import it when they are made
         weight = torch.nn.Parameter(torch.ones(3))
         weight.grad = torch.ones(3)
         Lamb([weight]).step()
-        print(imported or "optimizers.kernels.triton" in sys.modules)
+        print(imported or "bellwether.optimizers.kernels.triton" in sys.modules)
         try:
             Lamb([weight], kernel="triton")
         except RuntimeError as error:
@@ -202,7 +202,7 @@ def test_what_triton_compiles_to(tmp_path: Path) -> None:
         """
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource, compile
-        from optimizers.kernels.triton import _pass
+        from bellwether.optimizers.kernels.triton import _pass
 
         pointers = {"blocks": "*i64", "addresses": "*i64", "each": "*fp64", "sums": "*fp64"}
         for which in ("advance", "step"):
@@ -228,7 +228,7 @@ def test_one_call_is_the_two_passes_to_the_bit(threads: int, bounds: tuple[float
     weights = [torch.randn(n, generator=generator) for n in sizes]
     weights[3].zero_()
     grads = [torch.randn(n, generator=generator) for n in sizes]
-    layout = Layout.of([Shard.whole(w, str(i)) for i, w in enumerate(weights)], by_parameter=True)
+    layout = Layout.of([ShardLayout.whole(w, str(i)) for i, w in enumerate(weights)], by_parameter=True)
     c = Coefficients("adam", rate=0.1, beta1=0.9, weight1=0.1, beta2=0.999, eps=1e-6, inside=0.01)
     grads[4].zero_()
     made = []
@@ -240,7 +240,7 @@ def test_one_call_is_the_two_passes_to_the_bit(threads: int, bounds: tuple[float
             moments = [[x.clone() for x in weights], [x.square() for x in weights]]
             moments[0][4].zero_()
             w[4].zero_()
-            batch = Batch(w, grads, moments, layout)
+            batch = TensorList(w, grads, moments, layout)
             if at_once:
                 ratios = cpu.adapt(batch, c, 0.1, bounds)
             else:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
-from optimizers import Lamb
+from bellwether.optimizers import Lamb
 from tests.optimizers import sharded
 from tests.ranks import Ranks
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from optimizers.recipes import RECIPES, recipe
+from bellwether.optimizers.recipes import RECIPES, recipe
 
 BATCHES = [512, 1024, 2048, 4096, 8192, 16384, 32768]
 HALVES = [3, 2.5, 2, 1.5, 1, 0.5, 0]

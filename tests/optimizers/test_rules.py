@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from optimizers import AdamW, Lamb, RAdam
+from bellwether.optimizers import AdamW, Lamb, RAdam
 from tests.optimizers.reference import LAMB, minimise
 
 SHAPES = [(5, 7), (), (1,), (3, 2, 4)]

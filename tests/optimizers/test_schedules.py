@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from optimizers import (
+from bellwether.optimizers import (
     AdamW,
     Exponential,
     Lamb,
@@ -138,7 +138,7 @@ def test_goyal() -> None:
 def _under_deepspeed(stage: int) -> list[float]:
     import deepspeed
 
-    import optimizers
+    from bellwether import optimizers
 
     world = torch.distributed.get_world_size()
     model = torch.nn.Linear(4, 4)

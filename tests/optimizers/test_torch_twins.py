@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-import optimizers
-from optimizers import SGD, AdamW
+from bellwether import optimizers
+from bellwether.optimizers import SGD, AdamW
 from tests.optimizers.configurations import (
     CLOSE,
     assert_same,

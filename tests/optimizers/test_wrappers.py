@@ -10,7 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from optimizers import SGD, Adam, AdamW, Lamb, Lookahead, Swats, WarmupLinear, WeightAverage, recompute_batch_norm
+from bellwether.optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    Lamb,
+    Lookahead,
+    Swats,
+    WarmupLinear,
+    WeightAverage,
+    recompute_batch_norm,
+)
 from tests.ranks import Ranks
 
 

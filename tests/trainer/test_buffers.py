@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from bellwether.trainer import buffers
 from tests.ranks import Ranks
-from trainer import buffers
 
 
 def _agree() -> tuple[list[float], list[float], list[float]]:
@@ -13,7 +13,7 @@ def _agree() -> tuple[list[float], list[float], list[float]]:
     model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(1, track_running_stats=False))
     model[0].running_mean.copy_(torch.tensor([1.0, 10.0]) * (rank + 1))
     before = model[0].running_mean.tolist()
-    with buffers.agreed(model):
+    with buffers.average_buffers(model):
         inside = model[0].running_mean.tolist()
     return before, inside, model[0].running_mean.tolist()
 

@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 import torch
 
+from bellwether.trainer import checkpoint
+from bellwether.trainer.checkpoint import Position, save
+from bellwether.trainer.config import ConfigError
 from tests.optimizers import sharded
 from tests.ranks import Ranks
-from trainer import checkpoint
-from trainer.checkpoint import Place, writing
-from trainer.config import ConfigError
 
 STAGES = [0, 1, 2, 3]
 BEFORE, AFTER = 6, 5
 
 
 def _engine(stage: int, **keywords: Any) -> Any:
-    from optimizers import WarmupConstant
-    from trainer.engine import Engine
+    from bellwether.optimizers import WarmupConstant
+    from bellwether.trainer.engine import Engine
 
     made, optimizer = sharded.engine("lamb", {"stage": stage, "sub_group_size": 500}, clip=1.0, **keywords)
     made.module.register_buffer("statistics", torch.tensor([1.0, 2.0]) * (1 + torch.distributed.get_rank()))
@@ -36,7 +36,7 @@ def _engine(stage: int, **keywords: Any) -> Any:
 
 
 def _world() -> Any:
-    from trainer.distributed import World
+    from bellwether.trainer.distributed import World
 
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
 
@@ -63,7 +63,7 @@ def _save(root: str, stage: int) -> dict[str, Any]:
     engine = _engine(stage)
     for step in range(BEFORE):
         sharded.feed(engine.deepspeed, step)
-    checkpoint.save(Path(root) / str(stage), engine, Place(BEFORE, BEFORE * 8, 0), _world(), keep=3, data=["d"])
+    checkpoint.save(Path(root) / str(stage), engine, Position(BEFORE, BEFORE * 8, 0), _world(), keep=3, data=["d"])
     saved = _everything(engine)
     for step in range(BEFORE, BEFORE + AFTER):
         sharded.feed(engine.deepspeed, step)
@@ -122,7 +122,7 @@ def test_any_stage_and_world_reads_any_other(ranks: Ranks, written: Any, saved_s
         assert np.array_equal(loaded[key], values), key
     end = before[saved_stage][0]["end"]
     for result in results:
-        assert result["place"] == Place(BEFORE, BEFORE * 8, 0)
+        assert result["place"] == Position(BEFORE, BEFORE * 8, 0)
         assert result["loaded"]["pieces"]["step"] == BEFORE
         same = ranks.world_size == 2 and stage == saved_stage
         for name, values in end["model"].items():
@@ -183,7 +183,9 @@ def test_a_damaged_checkpoint_is_refused_on_all_ranks(ranks: Ranks, one: Path, d
 
 def _newest(root: str, blind: int | None) -> str:
     """What `newest_intact` finds, where one rank's node has no file system."""
-    nothing = mock.patch("trainer.checkpoint.reading.damage", lambda path, manifest, names: (names[0], "is missing"))
+    nothing = mock.patch(
+        "bellwether.trainer.checkpoint.load.damage", lambda path, manifest, names: (names[0], "is missing")
+    )
     try:
         with nothing if torch.distributed.get_rank() == blind else contextlib.nullcontext():
             path, said = checkpoint.newest_intact(Path(root), _world())
@@ -237,7 +239,7 @@ def _save_often(root: str) -> list[str]:
     engine = _engine(2)
     for step in range(1, 6):
         sharded.feed(engine.deepspeed, step)
-        checkpoint.save(Path(root), engine, Place(step, step * 8, 0), _world(), keep=2, data=["d"])
+        checkpoint.save(Path(root), engine, Position(step, step * 8, 0), _world(), keep=2, data=["d"])
     engine.destroy()
     return sorted(p.name for p in Path(root).iterdir())
 
@@ -251,19 +253,19 @@ def test_the_last_k_are_kept(ranks: Ranks, tmp_path: Path) -> None:
 def _cannot_write(root: str) -> str:
     engine = _engine(2)
     sharded.feed(engine.deepspeed, 0)
-    original = writing._write
+    original = save._write
     if torch.distributed.get_rank() == 1:
 
         def full(*_: Any) -> Any:
             raise OSError("no space left on device")
 
-        writing._write = full
+        save._write = full
     try:
-        checkpoint.save(Path(root), engine, Place(1, 8, 0), _world(), keep=2, data=["d"])
+        checkpoint.save(Path(root), engine, Position(1, 8, 0), _world(), keep=2, data=["d"])
     except OSError as error:
         return str(error)
     finally:
-        writing._write = original
+        save._write = original
         engine.destroy()
     return ""
 

@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 import torch
 
+from bellwether.trainer import checkpoint
+from bellwether.trainer.checkpoint import Position
 from tests.optimizers import sharded
 from tests.optimizers.family import FAMILY
 from tests.optimizers.test_sharded import check
 from tests.ranks import Ranks
-from trainer import checkpoint
-from trainer.checkpoint import Place
 
 HALF = sharded.STEPS // 2
 
 
 def _engine(rule: str, stage: int) -> tuple[Any, Any]:
-    from optimizers import WarmupConstant
-    from trainer.distributed import World
-    from trainer.engine import Engine
+    from bellwether.optimizers import WarmupConstant
+    from bellwether.trainer.distributed import World
+    from bellwether.trainer.engine import Engine
 
     made, optimizer = sharded.engine(rule, {"stage": stage, "sub_group_size": 500})
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
@@ -37,7 +37,7 @@ def _first_half(root: str) -> None:
         engine, world = _engine(rule, 1)
         for step in range(HALF):
             sharded.feed(engine.deepspeed, step)
-        checkpoint.save(Path(root) / rule, engine, Place(HALF, HALF * 8, 0), world, keep=1, data=[])
+        checkpoint.save(Path(root) / rule, engine, Position(HALF, HALF * 8, 0), world, keep=1, data=[])
         engine.destroy()
 
 

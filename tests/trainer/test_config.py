@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import config as c
-from trainer.config import ConfigErrors
+from bellwether.trainer import config as c
+from bellwether.trainer.config import ConfigErrors
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.distributed import World
-from trainer.heartbeat import Heartbeat
+from bellwether.trainer.distributed import World
+from bellwether.trainer.heartbeat import Heartbeat
 
 
 def test_the_file_is_there_before_the_first_beat_and_says_the_end(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bellwether.trainer import checkpoint
+from bellwether.trainer import config as c
+from bellwether.trainer.checkpoint import Manifest
+from bellwether.trainer.metrics import read
 from tests.ranks import Ranks
-from trainer import checkpoint
-from trainer import config as c
-from trainer.checkpoint import Manifest
-from trainer.metrics import read
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +63,8 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(raw: dict[str, Any]) -> None:
-    from trainer import loop
-    from trainer.distributed import World
+    from bellwether.trainer import loop
+    from bellwether.trainer.distributed import World
 
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
     loop.train(c.validate(raw), world)
@@ -397,7 +397,7 @@ def test_the_run_directory_and_the_export(ranks: Ranks, workspace: Path) -> None
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000006", "step-00000008"]
     from transformers import AutoModelForImageClassification
 
-    import trainer.models  # noqa: F401  (knows the CIFAR ResNets; without it, from_pretrained wants trust_remote_code)
+    import bellwether.trainer.models  # noqa: F401  (knows the CIFAR ResNets; without it, from_pretrained wants trust_remote_code)
 
     model = AutoModelForImageClassification.from_pretrained(run / "export")
     wanted = weights(run / "checkpoints" / "step-00000008")

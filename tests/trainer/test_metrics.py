@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.metrics import FILE, TENSORBOARD, History, Metrics, read
+from bellwether.trainer.metrics import FILE, TENSORBOARD, History, Metrics, read
 
 
 def lines(run: Path) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer.progress import Progress, duration
+from bellwether.trainer.progress import Progress, duration
 
 
 class Stream(io.StringIO):

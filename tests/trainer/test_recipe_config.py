@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from optimizers.recipes import RECIPES, recipe
-from trainer import config as c
-from trainer.config import ConfigErrors
-from trainer.plan import notes, plan, rows
+from bellwether.optimizers.recipes import RECIPES, recipe
+from bellwether.trainer import config as c
+from bellwether.trainer.config import ConfigErrors
+from bellwether.trainer.phases import notes, plan, rows
 
 BERT: dict[str, Any] = {
     "name": "x", "model": {"kind": "bert", "size": "tiny"}, "data": {"kind": "text"}, "batch": {"global": 512, "micro": 8},

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optimizers.noise import HORIZON
-from trainer.report import heatmap, summary, write
-from trainer.report.canvas import DARK, LIGHT
-from trainer.report.curves import smoothed
-from trainer.report.facts import SMOOTHED, Facts, Noise
-from trainer.report.markup import tiles
-from trainer.report.names import shorten
+from bellwether.optimizers.noise_scale import HORIZON
+from bellwether.trainer.report import heatmap, summary, write
+from bellwether.trainer.report.canvas import DARK, LIGHT
+from bellwether.trainer.report.curves import smoothed
+from bellwether.trainer.report.facts import SMOOTHED, Facts, Noise
+from bellwether.trainer.report.markup import tiles
+from bellwether.trainer.report.names import shorten
 
 PLOTS = (
     "loss",

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.accelerated.launch import VARIABLES, Launch, Wish, find, processes, same, wish
-from trainer.config import Config, ConfigError, ConfigErrors, phases
-from trainer.distributed import World
-from trainer.plan import Split, splits
+from bellwether.trainer.accelerated.launch import VARIABLES, Launch, Wish, find, processes, same, wish
+from bellwether.trainer.config import Config, ConfigError, ConfigErrors, phases
+from bellwether.trainer.distributed import World
+from bellwether.trainer.phases import Split, splits
 
 # What only another engine could do, unless it is turned off.
 _FOREIGN = {

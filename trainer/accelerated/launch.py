@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import ConfigError
+from bellwether.trainer.config import ConfigError
 
 # accelerate's name of a setting -> the variable that hands it down.
 VARIABLES = {

@@ -8,8 +8,8 @@ kinds are ``weight`` (the fp32 master), the optimizer's state names, ``frozen`` 
 ``*.partial`` and published by one rename, so a directory without a suffix is whole. No pickle.
 """
 
-from trainer.checkpoint.files import Manifest, Place, newest
-from trainer.checkpoint.reading import load, load_into_model, newest_intact
-from trainer.checkpoint.writing import save
+from bellwether.trainer.checkpoint.format import Manifest, Position, newest
+from bellwether.trainer.checkpoint.load import load, load_into_model, newest_intact
+from bellwether.trainer.checkpoint.save import save
 
-__all__ = ["Manifest", "Place", "load", "load_into_model", "newest", "newest_intact", "save"]
+__all__ = ["Manifest", "Position", "load", "load_into_model", "newest", "newest_intact", "save"]

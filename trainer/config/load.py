@@ -15,11 +15,21 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from trainer.config.errors import ConfigError, ConfigErrors
-from trainer.config.explain import COMMAND_LINE, Key, Origins, at, dotted, explain, meaning, nearest, origin_of
-from trainer.config.recipes import expanded
-from trainer.config.schema import Config
-from trainer.config.units import DIGITS
+from bellwether.trainer.config.error_messages import (
+    COMMAND_LINE,
+    Key,
+    Origins,
+    at,
+    dotted,
+    explain,
+    meaning,
+    nearest,
+    origin_of,
+)
+from bellwether.trainer.config.errors import ConfigError, ConfigErrors
+from bellwether.trainer.config.recipes import expanded
+from bellwether.trainer.config.schema import Config
+from bellwether.trainer.config.units import DIGITS
 
 PHASE_KEYS = ("duration", "batch", "data", "optimizer", "scaling", "schedule")
 # A phase goes on with the model and the optimizer state of the one before, so these cannot change.

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from trainer.config.errors import ConfigError
-from trainer.config.explain import COMMAND_LINE, Key, Origins, origin_of
+from bellwether.trainer.config.error_messages import COMMAND_LINE, Key, Origins, origin_of
+from bellwether.trainer.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from optimizers.recipes import Recipe, Settings
+    from bellwether.optimizers.recipes import Recipe, Settings
 
 _KINDS = ("constant", "linear", "polynomial", "cosine", "trapezoid", "step", "exponential")
 
@@ -31,7 +31,7 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
     if not isinstance(name, str):
         return raw
     # Only here: the package imports torch, and configs are read by much that has no use for it.
-    from optimizers.recipes import recipe
+    from bellwether.optimizers.recipes import recipe
 
     where = origin_of(("schedule", "recipe") if inside else ("schedule",), origins, source)
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config.schema import ImageData, TextData
+from bellwether.trainer.config.schema import ImageData, TextData
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,18 +75,18 @@ def load(config: TextData | ImageData) -> Data:
         ConfigError: if the source cannot be read as the config says, or is too small to hold out a part of it.
     """
     if isinstance(config, TextData):
-        from trainer.data import text
+        from bellwether.trainer.data import text
 
         return text.load(config)
-    from trainer.data import images
+    from bellwether.trainer.data import images
 
     return images.load(config)
 
 
 def peek(config: TextData | ImageData) -> Data | None:
     """`load` where that takes no time: None where the data would have to be prepared first, or a hub asked for them."""
-    from trainer.config import ConfigError
-    from trainer.data import cache, sources
+    from bellwether.trainer.config import ConfigError
+    from bellwether.trainer.data import cache, sources
 
     if not sources.is_here(config):
         return None

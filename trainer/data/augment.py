@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.order import draws, uniform
+from bellwether.trainer.data.sampling import draws, uniform
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from trainer.config.errors import ConfigError
+from bellwether.trainer.config.errors import ConfigError
 
 # Up to this size, files are known by their content, beyond it by path, size and modification time.
 CONTENT_LIMIT = 2**28

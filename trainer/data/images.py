@@ -23,12 +23,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.config.errors import ConfigError
-from trainer.config.schema import ImageData
-from trainer.data import Data, augment
-from trainer.data.cache import prepared, say
-from trainer.data.order import Integers, draws, key
-from trainer.data.sources import Source, locate, split
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.config.schema import ImageData
+from bellwether.trainer.data import Data, augment
+from bellwether.trainer.data.cache import prepared, say
+from bellwether.trainer.data.sampling import Integers, draws, key
+from bellwether.trainer.data.sources import Source, locate, split
 
 DECODED_LIMIT = 2 * 10**9  # bytes
 _REVISION = 2
@@ -38,7 +38,7 @@ Rows = Sequence[int] | npt.NDArray[np.int64]
 
 @dataclass
 class ImageSamples:
-    """Images of one part. See `trainer.data.Samples`.
+    """Images of one part. See `bellwether.trainer.data.Samples`.
 
     Attributes:
         folder: the prepared part: ``labels.npy`` [N], and ``pixels.npy`` [N, S, S, C] uint8 or ``rows.npy`` [N].
@@ -150,7 +150,7 @@ def _eight_bits(image: Any) -> Any:
 
 
 def load(config: ImageData) -> Data:
-    """See `trainer.data.load`."""
+    """See `bellwether.trainer.data.load`."""
     source = locate(config)
     validation = locate(config, "data.validation") if config.validation is not None else None
     key = {

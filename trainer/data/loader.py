@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer.config.errors import ConfigError
-from trainer.data import Samples
-from trainer.data.order import Integers, Order, keys
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data import Samples
+from bellwether.trainer.data.sampling import Integers, Order, keys
 
 
 class WorkerError(RuntimeError):
@@ -148,7 +148,13 @@ def _batches(
         # could wait for one of them for ever. The fork server has none, and imports torch once for all workers.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
-            ["trainer.data.deaf", "torch.utils.data", "trainer.data.loader", type(samples).__module__, "PIL.Image"]
+            [
+                "bellwether.trainer.data.ignore_signals",
+                "torch.utils.data",
+                "bellwether.trainer.data.loader",
+                type(samples).__module__,
+                "PIL.Image",
+            ]
         )
         many = {"multiprocessing_context": context, "worker_init_fn": _start_worker}
     loader: DataLoader[Any] = DataLoader(

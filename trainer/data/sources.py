@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config.errors import ConfigError
-from trainer.config.schema import ImageData, TextData
-from trainer.data import embedded
-from trainer.data.cache import files_fingerprint, local_path
-from trainer.data.order import Integers, permutation
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.config.schema import ImageData, TextData
+from bellwether.trainer.data import builtin
+from bellwether.trainer.data.cache import files_fingerprint, local_path
+from bellwether.trainer.data.sampling import Integers, permutation
 
 _BUILT_IN = {"text": "python-docs", "images": "digits"}
 _SUFFIXES = {
@@ -22,7 +22,7 @@ _SUFFIXES = {
     "parquet": (".parquet",),
     "imagefolder": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
 }
-# Which rows are held out does not depend on the run: see `trainer.data.load`.
+# Which rows are held out does not depend on the run: see `bellwether.trainer.data.load`.
 _HOLD_OUT = 0x686F6C64
 
 
@@ -103,18 +103,18 @@ def _built_in(name: str) -> Source:
     def documents() -> Any:
         from datasets import Dataset
 
-        return Dataset.from_dict({"text": embedded.python_docs()})
+        return Dataset.from_dict({"text": builtin.python_docs()})
 
     def digits() -> Any:
         from datasets import ClassLabel, Dataset, Features, Image
 
-        images, labels, names = embedded.digits()
+        images, labels, names = builtin.digits()
         features = Features({"image": Image(decode=False), "label": ClassLabel(names=names)})
         return Dataset.from_dict({"image": [{"bytes": i, "path": None} for i in images], "label": labels}, features)
 
     if name == "digits":
-        return Source(embedded.digits_fingerprint(), digits)
-    return Source(embedded.python_docs_fingerprint(), documents)
+        return Source(builtin.digits_fingerprint(), digits)
+    return Source(builtin.python_docs_fingerprint(), documents)
 
 
 def _is_path(name: str) -> bool:

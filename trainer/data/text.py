@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.config.errors import ConfigError
-from trainer.config.schema import TextData
-from trainer.data import Data, order, tokenizer
-from trainer.data.cache import digest, prepared, say
-from trainer.data.sources import Source, locate, split
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.config.schema import TextData
+from bellwether.trainer.data import Data, sampling, tokenizer
+from bellwether.trainer.data.cache import digest, prepared, say
+from bellwether.trainer.data.sources import Source, locate, split
 
 _REVISION = 2
 _PIECE = 100_000  # characters; a longer document is cut at white space, for the tokenizer's threads
@@ -38,7 +38,7 @@ Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 @dataclass
 class TextSamples:
-    """Rows of a token stream. See `trainer.data.Samples`.
+    """Rows of a token stream. See `bellwether.trainer.data.Samples`.
 
     Attributes:
         path: a flat file of tokens, uint16 or uint32.
@@ -69,18 +69,18 @@ class TextSamples:
     ) -> dict[str, Tensor]:
         rows = np.asarray(indices, dtype=np.int64)
         if self.fixed:
-            keys = order.keys(_VALIDATION_MASKS, rows)
+            keys = sampling.keys(_VALIDATION_MASKS, rows)
         content = self.sequence_length - 2
         if self._stream is None:
             self._stream = np.memmap(self.path, dtype=self.dtype, mode="r")
         tokens = self._stream[rows[:, None] * content + np.arange(content)].astype(np.int64)
 
         # 3 random numbers a token: which k tokens, what becomes of each, and by which other it may be replaced.
-        choice, fate, other = np.split(order.draws(keys, 3 * content), 3, axis=1)
+        choice, fate, other = np.split(sampling.draws(keys, 3 * content), 3, axis=1)
         places = np.sort(np.argsort(choice, axis=1, kind="stable")[:, : self.masked], axis=1)
         labels = np.take_along_axis(tokens, places, axis=1)
-        fate_of = order.uniform(np.take_along_axis(fate, places, axis=1))
-        random = (order.uniform(np.take_along_axis(other, places, axis=1)) * self.vocabulary_size).astype(np.int64)
+        fate_of = sampling.uniform(np.take_along_axis(fate, places, axis=1))
+        random = (sampling.uniform(np.take_along_axis(other, places, axis=1)) * self.vocabulary_size).astype(np.int64)
         # Devlin et al. 2018, section 3.1: 80 % [MASK], 10 % a random token, 10 % left as they are.
         seen = np.where(fate_of < 0.8, self.mask, np.where(fate_of < 0.9, random, labels))
         np.put_along_axis(tokens, places, seen, axis=1)
@@ -95,7 +95,7 @@ class TextSamples:
 
 
 def load(config: TextData) -> Data:
-    """See `trainer.data.load`."""
+    """See `bellwether.trainer.data.load`."""
     source = locate(config)
     validation = locate(config, "data.validation") if config.validation is not None else None
     corpus = _Corpus(config, source, validation)

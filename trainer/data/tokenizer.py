@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.config.errors import ConfigError
-from trainer.config.schema import TextData
-from trainer.data.cache import local_path, prepared, say
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.config.schema import TextData
+from bellwether.trainer.data.cache import local_path, prepared, say
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # A vocabulary is learnt from this many characters at most; more would not change it much, but needs the memory.

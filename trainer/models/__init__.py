@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from trainer.models.modeling_residual import (
+from bellwether.trainer.models.modeling_residual import (
     CifarResNetConfig,
     CifarResNetForImageClassification,
     WideResNetConfig,
     WideResNetForImageClassification,
 )
-from trainer.models.tasks import Classification, MaskedLanguageModelling, Task
+from bellwether.trainer.models.tasks import Classification, MaskedLanguageModelling, Task
 
 if TYPE_CHECKING:
-    from trainer.config.schema import Model
-    from trainer.data import Data
+    from bellwether.trainer.config.schema import Model
+    from bellwether.trainer.data import Data
 
 __all__ = ["Task", "build"]
 
@@ -42,7 +42,7 @@ def build(config: Model, data: Data, *, activation_checkpointing: bool = False) 
         activation_checkpointing: keep only the input of each layer or block, and compute it again in the backward
             pass. BatchNorm's running statistics move once all the same.
     """
-    from trainer.models import bert, residual
+    from bellwether.trainer.models import bert, residual
 
     if config.kind == "bert":
         return MaskedLanguageModelling(bert.build(config, data, activation_checkpointing))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.config.schema import BertModel
-    from trainer.data import Data
+    from bellwether.trainer.config.schema import BertModel
+    from bellwether.trainer.data import Data
 
 # Layers and hidden size; heads have 64 dimensions, feed-forward layers four times the hidden size.
 # Base and large: Devlin et al. 2018; the small ones: Turc et al. 2019 (1908.08962).

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.models import modeling_residual as own
-from trainer.models.norm import BatchNorm2d, norms, still
+from bellwether.trainer.models import modeling_residual as own
+from bellwether.trainer.models.norm import BatchNorm2d, norms, still
 
 if TYPE_CHECKING:
-    from trainer.config.schema import CifarResNetModel, ResNetModel, WideResNetModel
-    from trainer.data import Data
+    from bellwether.trainer.config.schema import CifarResNetModel, ResNetModel, WideResNetModel
+    from bellwether.trainer.data import Data
 
 # Blocks a stage, and their kind: He et al. 2015, table 1.
 STAGES = {

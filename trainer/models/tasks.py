@@ -21,7 +21,7 @@ class Task(nn.Module):
         self.model = model
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and correctness of each sample, both float32 [B]. See `trainer.data.Samples` for what a batch holds.
+        """Loss and correctness of each sample, both float32 [B]. See `bellwether.trainer.data.Samples` for what a batch holds.
 
         The loss of a global batch is the mean over its samples, however they are split.
         """

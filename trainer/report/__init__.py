@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer import layout
-from trainer.report.canvas import Picture, draw, style
-from trainer.report.facts import SMOOTHED, Facts
-from trainer.report.summary import summary
+from bellwether.trainer import run_paths
+from bellwether.trainer.report.canvas import Picture, draw, style
+from bellwether.trainer.report.facts import SMOOTHED, Facts
+from bellwether.trainer.report.summary import summary
 
 __all__ = ["summary", "write"]
 
@@ -24,7 +24,7 @@ def write(run: Path) -> Path:
     Returns:
         the path of the report.
     """
-    from trainer.report.page import OPTIONAL, page
+    from bellwether.trainer.report.page import OPTIONAL, page
 
     run = Path(run)
     facts = Facts.load(run)
@@ -39,13 +39,13 @@ def write(run: Path) -> Path:
         for heading, pictures in drawn
         if (shown := [each for each in pictures if heading not in OPTIONAL or each.desk is not None])
     ]
-    layout.publish(run / FILE, page(facts, sections))
+    run_paths.publish(run / FILE, page(facts, sections))
     return run / FILE
 
 
 def _sections() -> list[tuple[str, list[Picture[Facts]]]]:
-    from trainer.report import curves, heatmap, walk
-    from trainer.report.page import NOISE, TRUST, WALK
+    from bellwether.trainer.report import curves, heatmap, trajectory
+    from bellwether.trainer.report.page import NOISE, TRUST, WALK
 
     loss_note = "raw and smoothed training loss, held-out points"
     layers_note = "layers in model order, logarithmic colour"
@@ -66,13 +66,13 @@ def _sections() -> list[tuple[str, list[Picture[Facts]]]]:
     )
     batch = [Picture("noise-scale", "Critical batch", noise_note, curves.noise_scale, wide=True)]
     way = [
-        Picture("cosine", "Angle", "cosine between an update and the one before", walk.cosine),
-        Picture("distance", "Distance", "of the weights from where they began", walk.distance),
+        Picture("cosine", "Angle", "cosine between an update and the one before", trajectory.cosine),
+        Picture("distance", "Distance", "of the weights from where they began", trajectory.distance),
         Picture(
             "between",
             "Between iterates",
             "the batch's loss on the way of a step, less where it began",
-            walk.between,
+            trajectory.between,
             wide=True,
         ),
         Picture("update-norms", "Update by layer", f"norm of a step; {layers_note}", heatmap.update_norms, wide=True),

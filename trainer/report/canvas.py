@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from trainer.report.facts import Facts, compact
+from bellwether.trainer.report.facts import Facts, compact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

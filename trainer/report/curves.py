@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.metrics import KINDS, Line
-from trainer.report.canvas import LIGHT, Size, axes, legend, log_ticks, marks
-from trainer.report.facts import Facts, compact
+from bellwether.trainer.metrics import KINDS, Line
+from bellwether.trainer.report.canvas import LIGHT, Size, axes, legend, log_ticks, marks
+from bellwether.trainer.report.facts import Facts, compact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

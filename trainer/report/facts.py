@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
-from trainer.metrics import History, Line, read
+from bellwether.trainer.metrics import History, Line, read
 
 CONFIG = "config.yaml"
 ABSENT = "–"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.metrics import Line
-from trainer.report.canvas import LIGHT, Size, axes, log_ticks
-from trainer.report.facts import Facts
-from trainer.report.names import Name, runs, shorten
+from bellwether.trainer.metrics import Line
+from bellwether.trainer.report.canvas import LIGHT, Size, axes, log_ticks
+from bellwether.trainer.report.facts import Facts
+from bellwether.trainer.report.names import Name, runs, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from trainer.report.canvas import DARK, LIGHT, Drawn
+from bellwether.trainer.report.canvas import DARK, LIGHT, Drawn
 
 _TILES = 5  # a row
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from html import escape
 
-from trainer.report import tables
-from trainer.report.canvas import Drawn
-from trainer.report.facts import Facts, finite
-from trainer.report.markup import document, figures, folded, head, tiles
+from bellwether.trainer.report import tables
+from bellwether.trainer.report.canvas import Drawn
+from bellwether.trainer.report.facts import Facts, finite
+from bellwether.trainer.report.markup import document, figures, folded, head, tiles
 
 TRUST = "Trust ratios"
 NOISE = "Batch size"

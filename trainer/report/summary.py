@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.metrics import KINDS
-from trainer.progress import duration
-from trainer.report.facts import Facts, about, count, number, rate, share
+from bellwether.trainer.metrics import KINDS
+from bellwether.trainer.progress import duration
+from bellwether.trainer.report.facts import Facts, about, count, number, rate, share
 
 
 def summary(run: Path) -> str:

@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trainer.metrics import HELD, Line
-from trainer.progress import duration
-from trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share
-from trainer.report.markup import folded, table
-from trainer.report.names import shorten
+from bellwether.trainer.metrics import HELD, Line
+from bellwether.trainer.progress import duration
+from bellwether.trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share
+from bellwether.trainer.report.markup import folded, table
+from bellwether.trainer.report.names import shorten
 
 
 def headlines(facts: Facts) -> list[tuple[str, str, str, str]]:

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from trainer.data.cache import prepared
+from bellwether.trainer.data.cache import prepared
 
 
 def build_slowly(root: str, log: str, die: bool = False) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.config.errors import ConfigError
+from bellwether.trainer.config.errors import ConfigError
 
 
 class Plain:

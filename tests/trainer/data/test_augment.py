@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data import augment
-from trainer.data.order import keys
+from bellwether.trainer.data import augment
+from bellwether.trainer.data.sampling import keys
 
 SEEDS = keys(1, np.arange(4000))
 

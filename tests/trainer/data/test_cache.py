@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data import cache
+from bellwether.trainer.data.cache import files_fingerprint, prepared
 from tests.trainer.data.builder import build_slowly
-from trainer.config.errors import ConfigError
-from trainer.data import cache
-from trainer.data.cache import files_fingerprint, prepared
 
 
 def start(*args: object) -> multiprocessing.process.BaseProcess:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.config.errors import ConfigError
-from trainer.config.schema import ImageData
-from trainer.data import images, load
-from trainer.data.loader import evaluation_batches, train_batches
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.config.schema import ImageData
+from bellwether.trainer.data import images, load
+from bellwether.trainer.data.loader import evaluation_batches, train_batches
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.config.schema import TextData
+from bellwether.trainer.data import Samples, load
+from bellwether.trainer.data.loader import WorkerError, evaluation_batches, train_batches
 from tests.trainer.data.helpers import Plain
-from trainer.config.errors import ConfigError
-from trainer.config.schema import TextData
-from trainer.data import Samples, load
-from trainer.data.loader import WorkerError, evaluation_batches, train_batches
 
 ROOT = Path(__file__).resolve().parents[3]
 GLOBAL = 16
@@ -170,7 +170,7 @@ def test_an_abandoned_iterator_leaves_no_worker() -> None:
 SCRIPT = """
 import sys, time
 from tests.trainer.data.helpers import Plain
-from trainer.data.loader import train_batches
+from bellwether.trainer.data.loader import train_batches
 
 if __name__ == "__main__":
     batches = train_batches(Plain(20), seed=1, start=0, steps=10**6, global_batch=4, micro=4, accumulation=1,
@@ -233,7 +233,7 @@ def test_the_fork_server_outlives_the_notice_that_its_workers_ignore() -> None:
         "import os, signal, time\n"
         "from multiprocessing import get_context\n"
         "context = get_context('forkserver')\n"
-        "context.set_forkserver_preload(['trainer.data.deaf'])\n"
+        "context.set_forkserver_preload(['bellwether.trainer.data.ignore_signals'])\n"
         "if __name__ == '__main__':\n"
         "    first = context.Process(target=time.sleep, args=(0,))\n"
         "    first.start()\n"

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.config.errors import ConfigError
-from trainer.config.schema import TextData
-from trainer.data import Data, load, peek, text, tokenizer
-from trainer.data.order import keys
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.config.schema import TextData
+from bellwether.trainer.data import Data, load, peek, text, tokenizer
+from bellwether.trainer.data.sampling import keys
 
 Config = Callable[..., TextData]
 
@@ -197,7 +197,7 @@ def test_samples_travel_to_workers_without_their_data(text_config: Config) -> No
     ("a b\nc d\ne f\n", ["a b", "c d", "e f"]),  # no blank line: a document a line
 ])  # fmt: skip
 def test_rows_of_a_text_file(tmp_path: Path, text_config: Config, content: str, rows: list[str]) -> None:
-    from trainer.data.sources import locate
+    from bellwether.trainer.data.sources import locate
 
     (tmp_path / "a.txt").write_bytes(content.encode())
     source = locate(text_config(source=str(tmp_path / "a.txt"), cache=str(tmp_path)))

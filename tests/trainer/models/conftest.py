@@ -7,9 +7,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from trainer.config.schema import Model
-from trainer.data import Data
-from trainer.models import Task, build
+from bellwether.trainer.config.schema import Model
+from bellwether.trainer.data import Data
+from bellwether.trainer.models import Task, build
 
 NO_SAMPLES: Any = None
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trainer.models import Task
+from bellwether.trainer.models import Task
 
 Make = Callable[..., Task]
 

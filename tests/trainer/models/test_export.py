@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForMaskedLM
 
-from trainer.models import Task
+from bellwether.trainer.models import Task
 
 OWN: list[dict[str, Any]] = [
     {"kind": "cifar-resnet", "depth": 8, "channels": 1},
@@ -41,7 +41,7 @@ def test_bert_comes_back_as_it_was(make: Callable[..., Task], tmp_path: Path) ->
 
 SCRIPT = """
 import sys
-sys.modules["trainer"] = sys.modules["optimizers"] = None  # an import of either fails
+sys.modules["bellwether"] = None  # an import of it fails
 import torch
 from transformers import AutoModelForImageClassification
 for folder in sys.argv[1:]:

@@ -1,6 +1,6 @@
 """The keys of a config: each with its type, its unit, its default and what it is for.
 
-`Config` is the whole of a run. `trainer.config.load` reads one from YAML and from the command line
+`Config` is the whole of a run. `bellwether.trainer.config.load` reads one from YAML and from the command line
 and turns pydantic's complaints into messages that name file, key and value.
 """
 
@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from trainer.config.schema.data import Data, ImageData, TextData
-from trainer.config.schema.engine import Batch, Engine
-from trainer.config.schema.measuring import Checkpoint, Diagnose, Evaluate, Log
-from trainer.config.schema.models import BertModel, CifarResNetModel, Model, ResNetModel, WideResNetModel
-from trainer.config.schema.section import Count, Section
-from trainer.config.schema.updates import Averaging, Optimizer, Scaling, Schedule
-from trainer.config.units import DurationField
+from bellwether.trainer.config.schema.data import Data, ImageData, TextData
+from bellwether.trainer.config.schema.engine import Batch, Engine
+from bellwether.trainer.config.schema.evaluation import Checkpoint, Diagnose, Evaluate, Log
+from bellwether.trainer.config.schema.models import BertModel, CifarResNetModel, Model, ResNetModel, WideResNetModel
+from bellwether.trainer.config.schema.optimization import Averaging, Optimizer, Scaling, Schedule
+from bellwether.trainer.config.schema.section import Count, Section
+from bellwether.trainer.config.units import DurationField
 
 __all__ = [
     "Batch", "BertModel", "CifarResNetModel", "Config", "Count", "ImageData", "Model", "Optimizer", "ResNetModel", "Section",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.schema.section import Count, Section, Share
+from bellwether.trainer.config.schema.section import Count, Section, Share
 
 
 class _Data(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.schema.section import Count, Section
+from bellwether.trainer.config.schema.section import Count, Section
 
 
 class Batch(Section):

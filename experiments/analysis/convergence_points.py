@@ -1,0 +1,228 @@
+"""What it took to reach a target at each batch, read from others' files and ours.
+
+========================= ================================================================================================
+``rcps_*.json``           MLPerf's reference convergence points: ``BS`` and ``Epochs to converge``, a list of runs, which holds
+                          epochs for some benchmarks and samples for others
+``*.csv``, ``*.parquet``  a row a run: ``batch_size``, and one of ``samples``, ``steps`` and ``epochs`` that it took;
+                          where there is a column ``reached`` it says yes or no in every row (or true and false, y and n, 1
+                          and 0), and the rows with no are counted and left out; an empty cell could mean either, and is
+                          refused
+                          or a sweep's measurements (`bellwether.experiments.sweep.measurements`): the best setting's seeds at each batch
+========================= ================================================================================================
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bellwether.experiments.analysis import aggregate, io
+from bellwether.experiments.sweep import measurements
+from bellwether.trainer.config import ConfigError
+
+Unit = Literal["samples", "epochs"]
+_NO_EPOCHS = 100_000  # so many are samples, whatever is said of them
+_REACHED = {"true": True, "yes": True, "y": True, "1": True, "false": False, "no": False, "n": False, "0": False}
+_IS_FOR = {
+    "unit": "MLPerf's files", "dataset_size": "files that count epochs",
+    "target": "a sweep's measurements", "optimizer": "a sweep's measurements",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Points:
+    """Runs that reached their target: batch, and samples it took; and how many did not."""
+
+    batches: list[float]
+    samples: list[float]
+    missed: int = 0
+
+
+def read(
+    path: str | Path,
+    unit: Unit | None = None,
+    dataset_size: int | None = None,
+    target: str | None = None,
+    optimizer: str | None = None,
+) -> Points:
+    """The runs in a file.
+
+    Args:
+        unit: of MLPerf's "Epochs to converge"; None: samples where no number is below 1,000, else epochs.
+        dataset_size: samples an epoch, needed where the file counts epochs.
+        target: of a sweep's measurements; None: the one in the ``sweep.yaml`` beside them.
+        optimizer: of a sweep's measurements, needed where they hold several.
+
+    Raises:
+        ConfigError: naming the file and what is wrong with it, or the option that means nothing there.
+    """
+    file = Path(path)
+    try:
+        if file.suffix.lower() == ".json":
+            found = _rcps(json.loads(file.read_text()), str(path), unit, dataset_size)
+            _refuse(f"{path} is a file of MLPerf's", target=target, optimizer=optimizer)
+        elif file.is_dir() or measurements.is_table(names := _columns(file)):
+            found = _sweep(file, target, optimizer)
+            _refuse(f"{path} holds a sweep's measurements", unit=unit, dataset_size=dataset_size)
+        else:
+            _check_columns(names, str(path))
+            found = _table(_rows(file), str(path), dataset_size)
+            _refuse(f"{path} has a row a run", unit=unit, target=target, optimizer=optimizer)
+        return found
+    except OSError as error:
+        raise ConfigError("FILE", str(path), f"cannot be read: {error.strerror or error}") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError("FILE", str(path), f"cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _columns(file: Path) -> Sequence[str]:
+    if file.suffix.lower() == ".csv":
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            return csv.DictReader(stream, skipinitialspace=True).fieldnames or []
+    if file.suffix.lower() == ".parquet":
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_schema(file).names)
+    advice = "give an rcps_*.json, a .csv, a .parquet, or a sweep's directory"
+    raise ConfigError("FILE", str(file), "is of no kind known here", advice)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    if file.suffix.lower() == ".csv":
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            return list(csv.DictReader(stream, skipinitialspace=True))
+    import pyarrow.parquet
+
+    return list(pyarrow.parquet.read_table(file).to_pylist())
+
+
+def _refuse(file: str, **options: object) -> None:
+    """Options that mean nothing for a file, where they are given."""
+    for name, value in options.items():
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(option, value, f"is for {_IS_FOR[name]}, and {file}", "leave it out")
+
+
+def _sweep(file: Path, target: str | None, optimizer: str | None) -> Points:
+    """The seeds of the best setting at each batch; those that missed are counted."""
+    trials = io.read(file)
+    if not trials:
+        raise ConfigError("FILE", str(file), "holds no run")
+    said = io.settings(file if file.is_dir() else file.parent)
+    goal = io.target(target, said)
+    if goal is None:
+        advice = "write --target 'val/loss <= 2.5' or 'val/accuracy >= 0.9'"
+        raise ConfigError(io.TARGET, None, f"{file} holds a sweep's measurements: what were they to reach?", advice)
+    if target is not None:
+        io.check_measured(goal, trials)
+    found = aggregate.choose(aggregate.cells(trials, goal, io.ending(said)), optimizer, str(file))
+    runs = aggregate.arrived(found)
+    missed = sum(len(cell.best.counted) for cell in found) - len(runs)
+    if not runs:
+        raise ConfigError("FILE", str(file), f"holds no batch at which the best setting reaches {goal}")
+    return Points([run.trial.batch_size for run in runs], [run.samples for run in runs], missed)
+
+
+def _rcps(raw: Any, path: str, unit: Unit | None, dataset_size: int | None) -> Points:
+    key = "Epochs to converge"
+    points = raw if isinstance(raw, dict) else {}
+    if not points or not all(
+        isinstance(p, dict) and isinstance(p.get(key), list) and "BS" in p for p in points.values()
+    ):
+        raise ConfigError("FILE", path, f"is no file of MLPerf's: each point there has BS and {key!r}")
+    runs = [
+        (_batch(point["BS"], f"{name}: BS", path), _number(count, f"{name}: {key!r}", path))
+        for name, point in points.items()
+        for count in point[key]
+    ]
+    if not runs:
+        raise ConfigError("FILE", path, "holds no run")
+    least = min(count for _, count in runs)
+    told: Unit = unit or ("epochs" if least < 1000 else "samples")
+    # Nobody trains for so many epochs, or on less than a batch.
+    if least >= _NO_EPOCHS if told == "epochs" else any(count < batch for batch, count in runs):
+        told = "samples" if told == "epochs" else "epochs"
+        advice = f"write --unit {told} {'and --dataset-size N' if told == 'epochs' else 'and no --dataset-size'}"
+        raise ConfigError("--unit", unit, f"{key!r} goes down to {least:,.10g}: those are {told}", advice)
+    if told == "samples":
+        _refuse(f"{path} counts samples", dataset_size=dataset_size)
+    scale = _epoch(path, dataset_size) if told == "epochs" else 1
+    return Points([batch for batch, _ in runs], [count * scale for _, count in runs])
+
+
+def _check_columns(names: Sequence[str], path: str) -> None:
+    if "trial" in names:
+        lacking = " and ".join(name for name in ("batch_size", "step") if name not in names)
+        problem = f"has a column trial, as a sweep's measurements have, and none named {lacking}"
+        advice = f"add {lacking}, as in docs/sweeps.md; or take trial out, where a row is a run"
+        raise ConfigError("FILE", path, problem, advice)
+    if "batch_size" not in names or not {"samples", "steps", "epochs"} & set(names):
+        problem = f"its columns are {', '.join(names) or 'none'}"
+        advice = "there must be batch_size, and one of samples, steps and epochs, between commas"
+        raise ConfigError("FILE", path, problem, advice)
+
+
+def _table(rows: Iterable[Mapping[str, Any]], path: str, dataset_size: int | None) -> Points:
+    batches: list[float] = []
+    samples: list[float] = []
+    missed = 0
+    units = set()
+    for number, row in enumerate(rows, 2):
+        if "reached" in row and not _has_reached(row["reached"], f"line {number}", path):
+            missed += 1
+            continue
+        unit = next((name for name in ("samples", "steps", "epochs") if row.get(name) not in (None, "")), None)
+        if unit is None or row.get("batch_size") in (None, ""):
+            advice = "name the columns batch_size, and samples, steps or epochs"
+            raise ConfigError("FILE", path, f"line {number} has no batch, or nothing that it took", advice)
+        batch = _batch(row["batch_size"], f"line {number}: batch_size", path)
+        count = _number(row[unit], f"line {number}: {unit}", path)
+        scale = {"samples": 1.0, "steps": batch}.get(unit) or _epoch(path, dataset_size)
+        batches.append(batch)
+        samples.append(count * scale)
+        units.add(unit)
+    if not batches:
+        none = f"holds no run that reached its target, and {missed:,} that did not" if missed else "holds no run"
+        raise ConfigError("FILE", path, none)
+    if "epochs" not in units:
+        _refuse(f"{path} counts {' and '.join(sorted(units))}", dataset_size=dataset_size)
+    return Points(batches, samples, missed)
+
+
+def _has_reached(value: Any, where: str, path: str) -> bool:
+    text = "" if value is None else str(value).strip().lower()
+    if text not in _REACHED:
+        problem = f"{where}: reached: {value!r} says neither yes nor no" if text else f"{where}: reached is empty"
+        raise ConfigError("FILE", path, problem, "write true or false")
+    return _REACHED[text]
+
+
+def _batch(value: Any, what: str, path: str) -> float:
+    batch = _number(value, what, path)
+    if not batch.is_integer():
+        raise ConfigError("FILE", path, f"{what}: {value!r} is no whole number")
+    return batch
+
+
+def _number(value: Any, what: str, path: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ConfigError("FILE", path, f"{what}: {value!r} is no number above 0")
+    return number
+
+
+def _epoch(path: str, dataset_size: int | None) -> int:
+    if dataset_size is None:
+        raise ConfigError("--dataset-size", None, f"{path} counts epochs", "write --dataset-size N, samples an epoch")
+    return dataset_size

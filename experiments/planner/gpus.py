@@ -1,0 +1,92 @@
+"""What GPUs can do, by their makers' data sheets, and what links them in the machines that they are mostly sold in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bellwether.trainer.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU. Peaks are dense, without structured sparsity; bandwidths are of one direction."""
+
+    name: str
+    memory: float  # GiB
+    bf16: float  # TFLOP/s of the matrix units; 0: it has no bf16
+    fp16: float  # TFLOP/s of the matrix units
+    fp32: float  # TFLOP/s; not TF32, as torch multiplies matrices in full fp32 unless told otherwise
+    bandwidth: float  # GB/s of its memory
+    watts: float  # the most it draws
+    link: float  # GB/s to the other GPUs of its node
+    network: float  # Gbit/s between nodes for each GPU, as in the maker's own systems
+
+    def peak(self, precision: str) -> float:
+        """FLOP/s in a precision of `engine.precision`."""
+        return 1e12 * {"fp32": self.fp32, "fp16": self.fp16, "bf16": self.bf16}[precision]
+
+
+# Sources: NVIDIA's data sheets of V100 (2020), A100 (2021), H100 (2023), H200 and HGX B200 (2024), L40S (2023), the Ada
+# architecture's white paper (RTX 4090, fp32 accumulation), AMD's data sheet of the Instinct MI300X (2023). Network: DGX-1 to
+# DGX B200, which have a port of 100, 200 and 400 Gbit/s for each GPU; for others 100 is assumed. A sheet's GB are 1e9 bytes
+# for some and 2^30 for others; these are about what torch reports.
+_TABLE = [
+    #    name                memory bf16 fp16 fp32  GB/s  W     link net
+    Gpu("v100-16gb",           15.7,   0, 125, 15.7,  900,  300, 150, 100),
+    Gpu("v100",                31.7,   0, 125, 15.7,  900,  300, 150, 100),
+    Gpu("a100-40gb",           39.4, 312, 312, 19.5, 1555,  400, 300, 200),
+    Gpu("a100",                79.1, 312, 312, 19.5, 2039,  400, 300, 200),
+    Gpu("a100-pcie",           79.1, 312, 312, 19.5, 1935,  300,  32, 200),
+    Gpu("h100",                79.1, 989, 989, 67.0, 3350,  700, 450, 400),
+    Gpu("h100-pcie",           79.1, 756, 756, 51.0, 2000,  350,  64, 400),
+    Gpu("h200",               139.8, 989, 989, 67.0, 4800,  700, 450, 400),
+    Gpu("b200",               178.0, 2250, 2250, 75.0, 7700, 1000, 900, 400),
+    Gpu("l40s",                44.4, 362, 362, 91.6,  864,  350,  32, 100),
+    Gpu("rtx4090",             23.5, 165, 165, 82.6, 1008,  450,  32, 100),
+    Gpu("mi300x",             191.5, 1307, 1307, 163.4, 5300, 750, 448, 400),
+]  # fmt: skip
+GPUS = {gpu.name: gpu for gpu in _TABLE}
+
+
+def find(name: str) -> Gpu:
+    """The GPU of a name, or of a YAML file whose keys are the fields of `Gpu`; ``base: h100`` fills in the others.
+
+    Raises:
+        ConfigError: naming the nearest, or what a file lacks.
+    """
+    if name.lower() in GPUS:
+        return GPUS[name.lower()]
+    if name.endswith((".yaml", ".yml")):
+        return _read(Path(name))
+    near = difflib.get_close_matches(name.lower(), GPUS, 1, 0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    advice = f"{hint}there are {', '.join(GPUS)}; or give a YAML file with {', '.join(f.name for f in fields(Gpu))}"
+    raise ConfigError("--gpu", name, "is not known", advice)
+
+
+def _read(path: Path) -> Gpu:
+    from bellwether.trainer.config.load import parse_yaml
+
+    wanted = [f.name for f in fields(Gpu)]
+    try:
+        raw: Any = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("--gpu", str(path), f"cannot be read: {error}") from None
+    if not isinstance(raw, Mapping):
+        raise ConfigError("--gpu", str(path), "holds no mapping", f"write {', '.join(wanted)}")
+    base = find(str(raw["base"])).__dict__ if "base" in raw else {}
+    given: dict[str, Any] = {"name": path.stem, **base, **{key: raw[key] for key in raw if key != "base"}}
+    wrong = sorted({*wanted} ^ {*given})
+    if wrong:
+        problem = f"its keys differ in {', '.join(map(str, wrong))}"
+        raise ConfigError("--gpu", str(path), problem, f"write {', '.join(wanted)}, or base: h100 and what differs")
+    for key in wanted[1:]:
+        if isinstance(given[key], bool) or not isinstance(given[key], int | float) or given[key] < 0:
+            raise ConfigError(
+                "--gpu", str(path), f"{key}: {given[key]!r} is no number", "write one that is not below 0"
+            )
+    return Gpu(**{**given, "name": str(raw.get("name", path.stem))})

@@ -1,0 +1,289 @@
+"""The critical batch: found again where it is known, told where it cannot be, and read from others' files."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bellwether import cli
+from bellwether.experiments.analysis import convergence_points
+from bellwether.experiments.analysis.critical_batch import fit
+from bellwether.optimizers.recipes import RECIPES
+from bellwether.trainer.config import ConfigError
+
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "rcps_bert_4.1.0.json"
+
+
+def runs(
+    s_min: float, b_crit: float, sizes: list[int], seeds: int, noise: float, seed: int
+) -> tuple[list[float], list[float]]:
+    random = np.random.default_rng(seed)
+    batches = np.repeat(np.array(sizes, dtype=float), seeds)
+    samples = s_min * (1 + batches / b_crit) * np.exp(noise * random.standard_normal(batches.size))
+    return batches.tolist(), samples.tolist()
+
+
+def test_without_noise_the_curve_is_found_to_the_digit() -> None:
+    found = fit(*runs(3e5, 700.0, [16, 64, 256, 1024, 4096], 1, 0.0, 0))
+    assert found.s_min == pytest.approx(3e5, rel=1e-9)
+    assert found.b_crit == pytest.approx(700, rel=1e-9)
+    assert found.b_crit_low == pytest.approx(700, rel=1e-6)
+    assert found.b_crit_high == pytest.approx(700, rel=1e-6)
+    assert found.spread < 1e-9
+    assert found.warnings == []
+    assert found.samples(700) == pytest.approx(6e5)
+    assert found.steps(1400) == pytest.approx(9e5 / 1400)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_the_interval_holds_the_truth_as_often_as_it_says(noise: float) -> None:
+    sizes = [2**n for n in range(4, 13)]
+    held = 0
+    for seed in range(60):
+        found = fit(*runs(1e5, 500.0, sizes, 5, noise, seed), seed=seed, draws=300)
+        held += found.b_crit_low <= 500 <= found.b_crit_high
+    # 90 % of 60 is 54; 47 is three standard deviations below.
+    assert held >= 47
+
+
+def test_the_scale_of_the_samples_does_not_matter_and_the_same_seed_gives_the_same() -> None:
+    batches, samples = runs(1e5, 500.0, [16, 64, 256, 1024], 3, 0.1, 1)
+    one, other = fit(batches, samples), fit(batches, [1e6 * s for s in samples])
+    assert other.b_crit == pytest.approx(one.b_crit, rel=1e-9)
+    assert other.b_crit_high == pytest.approx(one.b_crit_high, rel=1e-6)
+    assert fit(batches, samples) == one
+
+
+@pytest.mark.parametrize(
+    ("sizes", "b_crit", "words"),
+    [
+        ([8, 16, 32, 64, 128], 1e9, "the critical batch lies beyond|set no upper bound"),
+        ([8, 16, 32, 64, 128], 400.0, "beyond all that was measured|set no upper bound|lies beyond"),
+        ([1024, 2048, 4096, 8192], 50.0, "below all that was measured"),
+        ([16, 4096], 500.0, "2 batches hold two parameters badly"),
+    ],
+)
+def test_it_says_when_the_data_cannot_tell(sizes: list[int], b_crit: float, words: str) -> None:
+    found = fit(*runs(1e5, b_crit, sizes, 4, 0.03, 3))
+    assert any(re.search(words, warning) for warning in found.warnings), found
+    assert json.loads(json.dumps(found.json(), allow_nan=False))["level"] == 0.9
+
+
+def test_samples_that_fall_with_the_batch_leave_it_without_bound() -> None:
+    found = fit([8, 16, 32, 64], [1000, 990, 985, 980])
+    assert math.isinf(found.b_crit)
+    assert found.json()["b_crit"] is None
+    assert found.s_min == pytest.approx(989, abs=3)
+    assert math.isinf(fit([1, 100], [1000, 1000]).b_crit)  # not what rounding makes of it
+
+
+@pytest.mark.parametrize(
+    ("batches", "samples", "words"),
+    [([8, 8], [1, 2], "one batch alone"), ([8], [1, 2], "one of each"), ([8, 0], [1, 2], "run 2: batch 0, 2 samples: both must be positive"), ([8, 9], [1, math.nan], "positive"), ([], [], "one batch alone")],
+)  # fmt: skip
+def test_what_holds_no_curve_is_refused(batches: list[float], samples: list[float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fit(batches, samples)
+
+
+def test_mlperfs_bert(capsys: pytest.CaptureFixture[str]) -> None:
+    if not REFERENCE.exists():
+        pytest.skip(f"no reference data at {REFERENCE}")
+    assert cli.main(["fit", str(REFERENCE), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    # A relative least-squares fit made apart from this one came to about 12,700.
+    assert said["b_crit"] == pytest.approx(12_700, rel=0.01)
+    assert said["b_crit_low"] < 12_700 < said["b_crit_high"]
+    assert said["b_crit_high"] / said["b_crit_low"] < 2
+    assert said["runs"] == 263
+    assert cli.main(["fit", str(REFERENCE)]) == 0
+    assert "13 batches" in capsys.readouterr().out
+    assert cli.main(["fit", str(REFERENCE), "--unit", "epochs", "--dataset-size", "3000000"]) == 2
+    assert "those are samples; write --unit samples and no --dataset-size" in capsys.readouterr().err
+
+
+def test_epochs_are_told_from_samples_and_need_the_dataset(tmp_path: Path) -> None:
+    file = tmp_path / "rcps_resnet.json"
+    file.write_text(json.dumps({f"r{b}": {"BS": b, "Epochs to converge": [37 + b / 512, 38]} for b in (512, 1024)}))
+    with pytest.raises(ConfigError, match="dataset-size"):
+        convergence_points.read(file)
+    found = convergence_points.read(file, dataset_size=1000)
+    assert found.samples == [38_000, 38_000, 39_000, 38_000]
+    with pytest.raises(ConfigError, match="those are epochs"):
+        convergence_points.read(file, unit="samples")
+    # Where the numbers leave it open, the unit that is given decides.
+    file.write_text(json.dumps({"r": {"BS": 512, "Epochs to converge": [1500]}}))
+    assert convergence_points.read(file).samples == [1500]
+    assert convergence_points.read(file, unit="epochs", dataset_size=1000).samples == [1_500_000]
+
+
+def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "runs.csv"
+    file.write_text("batch_size,steps,reached\n8,1000,true\n8,1100,Yes\n64,200,Y\n64,,false\n512,90,1\n4096,80,TRUE\n")
+    found = convergence_points.read(file)
+    assert found.batches == [8, 8, 64, 512, 4096]
+    assert found.samples == [8000, 8800, 12800, 46080, 327680]
+    assert found.missed == 1
+    assert cli.main(["fit", str(file)]) == 0
+    assert "5 runs at 4 batches; 1 that missed the target, left out" in capsys.readouterr().out
+    file.write_text("batch_size,samples,reached\n8,10,no\n8,11,n\n8,12,N\n8,13,0\n64,20,yes\n")
+    assert convergence_points.read(file) == convergence_points.Points([64], [20], 4)
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"batch_size": [8, 64], "samples": [10.0, 20.0], "reached": [True, False]})
+    pyarrow.parquet.write_table(table, tmp_path / "runs.parquet")
+    assert convergence_points.read(tmp_path / "runs.parquet") == convergence_points.Points([8], [10], 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "batch_size\n8\n", "its columns are batch_size; there must be"),
+        ("a.csv", "batch_size,samples\n8,\n", "line 2 has no batch, or nothing"),
+        ("a.csv", "batch_size;samples\n8;1\n", "its columns are batch_size;samples"),
+        ("a.csv", "", "its columns are none"),
+        ("a.csv", "batch_size,samples\n", "holds no run\n"),
+        ("a.csv", "batch_size,samples,reached\n8,,no\n", "holds no run that reached its target, and 1 that did not"),
+        ("a.csv", "batch_size,samples\n8,many\n", "line 2: samples: 'many' is no number above 0"),
+        ("a.csv", "batch_size,samples\n8,9\n16,-3\n", "line 3: samples: '-3' is no number above 0"),
+        ("a.csv", "batch_size,samples\n8,inf\n", "line 2: samples: 'inf' is no number above 0"),
+        ("a.csv", "batch_size,samples\n0,9\n", "line 2: batch_size: '0' is no number above 0"),
+        ("a.csv", "batch_size,samples\n32.5,9\n", "line 2: batch_size: '32.5' is no whole number"),
+        ("a.csv", "batch_size,samples,reached\n8,9,maybe\n", "line 2: reached: 'maybe' says neither yes nor no"),
+        ("a.csv", "batch_size,samples,reached\n8,9,yes\n8,9,\n", "line 3: reached is empty; write true or false"),
+        ("a.csv", "trial,batch_size,samples,val/loss\n0,8,9,1\n0,8,18,1\n", "and none named step; add step"),
+        ("a.csv", "trial,batch_size,step\n", "holds no run\n"),
+        ("a.csv", "batch_size,samples\n8,1\n", "one batch alone"),
+        ("a.json", "[]", "is no file of MLPerf's"),
+        ("a.json", '{"a": {"BS": "x", "Epochs to converge": [1]}}', "a: BS: 'x' is no number above 0"),
+        ("a.json", '{"a": {"BS": 8, "Epochs to converge": [4, 0]}}', "a: 'Epochs to converge': 0 is no number above 0"),
+        ("a.json", '{"a": {"BS": 8, "Epochs to converge": []}}', "holds no run\n"),
+        ("a.json", "{", "cannot be read"),
+        ("a.parquet", "no", "cannot be read"),
+        ("a.txt", "", "is of no kind known here"),
+        ("none.csv", None, "No such file"),
+    ],
+)
+def test_a_wrong_file_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str | None, words: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    assert cli.main(["fit", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+MEASURED = "trial,batch_size,step,samples,val/loss\n0,8,5,40,3\n0,8,10,80,2\n1,16,7,112,2\n2,32,6,192,2\n3,64,5,320,2\n"
+FILES = {
+    "runs.csv": "batch_size,samples\n8,10\n16,12\n",
+    "rcps_a.json": '{"a": {"BS": 8, "Epochs to converge": [8000]}, "b": {"BS": 16, "Epochs to converge": [9000]}}',
+    "measured.csv": MEASURED,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "words"),
+    [
+        ("runs.csv", "--unit", "epochs", "is for MLPerf's files, and {} has a row a run"),
+        ("runs.csv", "--dataset-size", "50", "is for files that count epochs, and {} counts samples"),
+        ("runs.csv", "--target", "val/loss <= 2", "is for a sweep's measurements, and {} has a row a run"),
+        ("runs.csv", "--optimizer", "lamb", "is for a sweep's measurements, and {} has a row a run"),
+        ("rcps_a.json", "--dataset-size", "50", "is for files that count epochs, and {} counts samples"),
+        ("rcps_a.json", "--target", "val/loss <= 2", "is for a sweep's measurements, and {} is a file of MLPerf's"),
+        ("rcps_a.json", "--optimizer", "lamb", "is for a sweep's measurements, and {} is a file of MLPerf's"),
+        ("measured.csv", "--unit", "epochs", "is for MLPerf's files, and {} holds a sweep's measurements"),
+        ("measured.csv", "--dataset-size", "50", "is for files that count epochs, and {} holds a sweep's"),
+    ],
+)
+def test_an_option_that_means_nothing_for_a_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, option: str, value: str, words: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(FILES[name])
+    aim = ["--target", "val/loss <= 2"] if name == "measured.csv" else []
+    assert cli.main(["fit", str(file), *aim]) == 0
+    assert cli.main(["fit", str(file), *aim, option, value]) == 2
+    error = capsys.readouterr().err
+    assert f"{option}: " in error
+    assert words.format(file) in error
+    assert "leave it out" in error
+
+
+@pytest.mark.parametrize("command", ["fit", "report"])
+def test_a_target_that_nothing_was_measured_of_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file = tmp_path / "measurements.csv"
+    file.write_text(MEASURED)
+    assert cli.main([command, str(file), "--target", "foo >= 1"]) == 2
+    assert "--target: 'val/foo >= 1': no run measured val/foo; they have val/loss" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_directory_without_measurements_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", str(tmp_path)]) == 2
+    assert "holds neither a measurements.csv nor a study.json" in capsys.readouterr().err
+
+
+def test_what_spreadsheets_do_to_a_table(tmp_path: Path) -> None:
+    (tmp_path / "runs.CSV").write_text("\ufeffbatch_size, steps\n8, 10\n16, 6\n", encoding="utf-8")
+    assert convergence_points.read(tmp_path / "runs.CSV") == convergence_points.Points([8, 16], [80, 96])
+
+
+def test_two_batches_leave_no_interval_and_no_rise_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "runs.csv"
+    file.write_text("batch_size,samples\n8,10\n16,12\n")
+    assert cli.main(["fit", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "confidence" not in out
+    assert "nothing to tell the error by" in out
+    assert json.dumps(fit([8, 16], [10, 12]).json()["b_crit_high"]) == "null"
+    file.write_text("batch_size,samples\n8,10\n16,10\n32,10\n")
+    assert cli.main(["fit", str(file)]) == 0
+    assert "B_crit  beyond 32" in capsys.readouterr().out
+
+
+def test_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipe", "lamb-bert", "--batch", "512,1024,65536", "--json"]) == 0
+    out, error = capsys.readouterr()
+    said = json.loads(out)
+    assert [row["batch"] for row in said] == [512, 1024, 65536]
+    assert said[0]["lr"] == pytest.approx(6.25e-4)
+    assert said[0]["warmup_fraction"] == pytest.approx(1 / 320)
+    assert "nobody has shown" in error
+    assert cli.main(["recipe", "lamb-resnet50", "--json"]) == 0
+    assert [row["warmup_epochs"] for row in json.loads(capsys.readouterr().out)] == [
+        0.3125,
+        0.625,
+        1.25,
+        2.5,
+        5,
+        10,
+        20,
+    ]
+    assert cli.main(["recipe", "nvidia-bert-large"]) == 0
+    assert "0.2843" in capsys.readouterr().out
+    assert cli.main(["recipe"]) == 0
+    assert "mlperf-bert" in capsys.readouterr().out
+    assert cli.main(["recipe", "--json"]) == 0
+    known = {each["recipe"]: each for each in json.loads(capsys.readouterr().out)}
+    assert list(known) == list(RECIPES)
+    assert known["lamb-bert"]["batches"] == [512, 1024, 2048, 4096, 8192, 16384, 32768]
+    assert "1904.00962" in known["lamb-bert"]["source"]
+    with pytest.raises(SystemExit):
+        cli.main(["recipe", "lamb-bert", "--batch", "4,096"])
+    assert "without commas in it" in capsys.readouterr().err
+    assert cli.main(["recipe", "--batch", "512"]) == 2
+    assert "of which recipe?" in capsys.readouterr().err
+    assert cli.main(["recipe", "lamb-brt"]) == 2
+    assert "did you mean lamb-bert?" in capsys.readouterr().err

@@ -1,0 +1,161 @@
+"""Who a process is, from what each launcher sets."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from bellwether.trainer import distributed, process_info, rendezvous
+from bellwether.trainer.config import ConfigError
+
+STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "123", "SLURM_STEP_NODELIST": "gpu[01-04]", "SLURM_JOB_NODELIST": "gpu[01-04]"}  # fmt: skip
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29400"}
+OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "OMPI_", "PMI", "TORCHELASTIC_", "BELLWETHER_")
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(OURS)]:
+        monkeypatch.delenv(name)
+
+
+def given(monkeypatch: pytest.MonkeyPatch, **environment: str) -> process_info.ProcessInfo:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return process_info.detect()
+
+
+def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert given(monkeypatch) == process_info.ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none")
+
+
+def test_torchrun_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Inside a task of srun or mpirun, torchrun's own processes are what counts.
+    outer = {**STEP, "OMPI_COMM_WORLD_RANK": "0"}
+    assert given(monkeypatch, **outer, **TORCHRUN) == process_info.ProcessInfo(3, 4, 1, "a", 29400, "environment")
+    assert process_info.rank() == 3
+
+
+def test_srun_where_the_script_has_said_where_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = given(monkeypatch, **STEP, MASTER_ADDR="10.0.0.1", MASTER_PORT="12345")
+    assert found == process_info.ProcessInfo(5, 8, 1, "10.0.0.1", 12345, "srun")
+    assert process_info.rank() == 5
+    assert not process_info.is_first_here()
+
+
+def test_srun_by_hand_meets_on_the_first_node_at_the_jobs_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = given(monkeypatch, **STEP)
+    assert (found.address, found.port) == ("gpu01", next(rendezvous.ports(123)))
+    other = given(monkeypatch, SLURM_STEP_ID="1")
+    assert other.port != found.port
+
+
+def test_a_batch_script_is_one_process_whatever_slurm_ntasks_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = given(monkeypatch, SLURM_PROCID="0", SLURM_NTASKS="8", SLURM_JOB_ID="1", SLURM_JOB_NODELIST="a[1-8]")
+    assert (found.rank, found.size) == (0, 1)
+
+
+def test_a_sites_default_pmi_does_not_need_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
+    pmi = {"PMI_RANK": "5", "PMI_SIZE": "8", "PMIX_RANK": "5"}
+    found = given(monkeypatch, **STEP, **pmi, MASTER_ADDR="a", MASTER_PORT="1")
+    assert found.launcher == "srun"
+    monkeypatch.setattr(process_info.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("MASTER_ADDR")
+    assert process_info.detect().launcher == "srun"
+
+
+def test_one_task_of_srun_is_alone_whatever_the_sites_pmi(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = given(
+        monkeypatch, **{**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, PMIX_RANK="0", PMI_SIZE="1"
+    )
+    assert (found.rank, found.size, found.launcher) == (0, 1, "none")
+
+
+def test_gpus_that_slurm_gives_and_torch_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
+    with pytest.raises(RuntimeError, match=r"SLURM_JOB_GPUS gives this process GPUs, but torch finds none"):
+        distributed.start("auto")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environment", "refused"),
+    [
+        ("mpirun", {"SLURM_STEP_NUM_TASKS": "1"}, False),  # mpirun within srun --pty bash
+        ("environment", {"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ("mpirun", {"OMPI_COMM_WORLD_SIZE": "4"}, True),  # an mpi4py of another MPI: each process is alone
+        ("srun", {"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ("none", {"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ("torchrun", {"BELLWETHER_WORLD_SIZE": "4"}, True),
+    ],
+)
+def test_the_number_that_counts_is_that_of_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, environment: dict[str, str], refused: bool
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    world = distributed.World(0, 2, 0, torch.device("cpu"), launcher)
+    if refused:
+        with pytest.raises(ConfigError, match="asked for 4 processes"):
+            distributed.check_world_size(world, None)
+        return
+    distributed.check_world_size(world, None)
+    with pytest.raises(ConfigError, match=r"engine\.world_size asked for 3"):
+        distributed.check_world_size(world, 3)
+
+
+def test_mpirun_without_mpi4py_needs_to_be_told_where_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    mpi = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
+    with pytest.raises(ConfigError, match=r"mpi4py cannot be imported.*bellwether\[mpi\]"):
+        given(monkeypatch, **mpi)
+    assert given(monkeypatch, MASTER_ADDR="a", MASTER_PORT="7") == process_info.ProcessInfo(2, 4, 0, "a", 7, "mpirun")
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({**TORCHRUN, "RANK": "one"}, "RANK: 'one': is no number"),
+        ({"WORLD_SIZE": "4"}, "RANK: is not set, but others are"),
+        ({"RANK": "0"}, "WORLD_SIZE: is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR: is not set"),
+    ],
+)
+def test_half_an_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        given(monkeypatch, **environment)
+
+
+def test_a_list_of_hosts_without_scontrol(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert rendezvous.hosts("rack[1-2]n[3-4],x7") == ["rack1n3", "rack1n4", "rack2n3", "rack2n4", "x7"]
+    for wrong in ("", "a[1-2", "a]1[", "a[x-y]", "a[2-1]", "a,,b"):
+        with pytest.raises(ValueError, match=r"no list of hosts|no range"):
+            rendezvous.hosts(wrong)
+
+
+def test_an_interface_that_is_not_there_is_told_with_those_that_are() -> None:
+    assert rendezvous.address("lo") == "127.0.0.1"
+    with pytest.raises(ValueError, match=r"ib9.*interfaces with one: .*lo"):
+        rendezvous.address("ib9")
+
+
+def test_what_the_batch_script_evaluates(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    monkeypatch.setenv("BELLWETHER_INTERFACE", "lo")
+    assert rendezvous.main() == 0
+    first = capsys.readouterr().out
+    assert (
+        first == f"export MASTER_ADDR=127.0.0.1 MASTER_PORT={next(filter(rendezvous.is_free, rendezvous.ports(123)))}\n"
+    )
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert rendezvous.main() == 0
+    assert capsys.readouterr().out != first
+    monkeypatch.setenv("BELLWETHER_INTERFACE", "ib9")
+    assert rendezvous.main() == 2
+    assert "BELLWETHER_INTERFACE: interface 'ib9'" in capsys.readouterr().err

@@ -1,0 +1,137 @@
+"""Writing: each rank what it owns, then one rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bellwether import __version__
+from bellwether.optimizers.shards.layout import ShardLayout
+from bellwether.trainer import run_paths
+from bellwether.trainer.checkpoint.format import Manifest, Position, checksum
+from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
+from bellwether.trainer.engine import Engine
+
+
+def save(
+    root: Path,
+    engine: Engine,
+    place: Position,
+    world: World,
+    keep: int,
+    data: list[str],
+    noise: dict[str, float] | None = None,
+) -> Path:
+    """Write a checkpoint at a step boundary, and delete all but the newest ``keep``. Collective.
+
+    Args:
+        data: fingerprint of each phase's data, to be compared on resume.
+        noise: `state` of the estimate of the gradient noise.
+
+    Raises:
+        OSError: on every rank, if any rank could not write; nothing is published then.
+    """
+    final = root / f"step-{place.step:08d}"
+    partial = root / f"{final.name}.partial"
+    run_on_rank0(world, lambda: _fresh(partial, final))
+    file = partial / f"rank-{world.rank:05d}.safetensors"
+    tensors = _owned(engine, world)
+    files = run_on_all_ranks(world, lambda: _write(file, tensors))
+    scalars = engine.optimizer.scalars()  # on all ranks: it may take a collective
+    manifest = _manifest(engine, place, world, dict(files), data, scalars, noise or {})
+    run_on_rank0(world, lambda: _publish(partial, final, manifest))
+    run_on_rank0(world, lambda: _prune(root, keep))
+    return final
+
+
+def states(engine: Engine, shard: ShardLayout) -> dict[str, Tensor]:
+    """The optimizer's state of a shard's tensor that has its layout."""
+    state = engine.optimizer.state.get(shard.tensor, {})
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and k != "step"}
+
+
+def _owned(engine: Engine, world: World) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+
+    def keep(kind: str, name: str, start: int, values: Tensor) -> None:
+        tensors[f"{kind}|{name}|{start}"] = values.detach().reshape(-1).to("cpu", copy=True)
+
+    for index, shard in enumerate(engine.optimizer.shards):
+        # What every rank holds whole is written once, the work shared out.
+        if shard.process_group is None and index % world.size != world.rank:
+            continue
+        for kind, tensor in {"weight": shard.tensor, **states(engine, shard)}.items():
+            for piece, view in shard.views(tensor.detach()):
+                keep(kind, shard.parameters[piece.index].name, piece.start, view)
+    for name, parameter in engine.frozen():
+        with engine.gathered(parameter):
+            if world.main:
+                keep("frozen", name, 0, parameter)
+    for name, buffer in engine.buffers():
+        keep("buffer", name, 0, buffer)
+    return tensors
+
+
+def _fresh(partial: Path, final: Path) -> None:
+    if final.exists():
+        raise FileExistsError(f"{final} is there already: another process writes to this run")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _write(file: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    pieces: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for key, tensor in tensors.items():
+        kind, name, start = key.split("|")
+        if kind in ("weight", "frozen"):
+            pieces[name].append((int(start), tensor.numel()))
+    # safetensors cannot hold a file without tensors.
+    save_file(tensors or {"nothing": torch.zeros(1)}, file)
+    _flush(file)
+    return file.name, {"bytes": file.stat().st_size, "xxh3_128": checksum(file), "pieces": dict(pieces)}
+
+
+def _manifest(
+    engine: Engine, place: Position, world: World, files: dict[str, Any], data: list[str], scalars: dict[str, float],
+    noise: dict[str, float],
+) -> Manifest:  # fmt: skip
+    parameters: dict[str, Any] = {}
+    kinds: set[str] = set()
+    for shard in engine.optimizer.shards:
+        step = engine.optimizer.state.get(shard.tensor, {}).get("step")
+        kinds |= set(states(engine, shard))
+        for parameter in shard.parameters:
+            parameters[parameter.name] = {"shape": parameter.shape, "step": None if step is None else float(step)}
+    return Manifest(
+        place, __version__, world.size, engine.name, data, sorted(kinds), parameters, files, engine.loss_scale(),
+        scalars, noise,
+    )  # fmt: skip
+
+
+def _publish(partial: Path, final: Path, manifest: Manifest) -> None:
+    manifest.write(partial)
+    _flush(partial / "manifest.json")
+    _flush(partial)
+    partial.rename(final)
+    _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _prune(root: Path, keep: int) -> None:
+    for old in run_paths.checkpoints(root)[:-keep]:
+        # Out of sight first: a process killed while it deletes must not leave half a checkpoint under a whole name.
+        old.rename(old.with_name(f"{old.name}.partial"))
+    for leftover in root.glob("step-*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
