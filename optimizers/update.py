@@ -16,7 +16,14 @@ from bellwether.optimizers.decay import NEED_PEAK, with_decay
 from bellwether.optimizers.kernels.tensor_list import STATE, Coefficients, Kernel, Layout, TensorList
 from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
 from bellwether.optimizers.shards import dtensor, zero_redundancy
-from bellwether.optimizers.shards.layout import ShardLayout, local, local_gradient, sum_by_process_group, sum_over_ranks
+from bellwether.optimizers.shards.layout import (
+    ShardLayout,
+    local,
+    local_gradient,
+    sqrt,
+    sum_by_process_group,
+    sum_over_ranks,
+)
 from bellwether.optimizers.validation import validate
 
 Rule = Callable[[Group, int], Coefficients]
@@ -234,7 +241,7 @@ class Composed(ShardedOptimizer):
         spread = self._attachment.spread_over if self._attachment else None
         if spread is not None:
             total = sum_over_ranks([total], spread)[0]
-        return float(total.sqrt()) or 1.0
+        return float(sqrt(total)) or 1.0
 
     def _norms(self, job: _Job) -> Tensor:
         norms = job.kernel.gradient_norms if self.adapts_gradient else job.kernel.advance
@@ -260,7 +267,7 @@ class Composed(ShardedOptimizer):
         self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
 
     def _descend(self, job: _Job, sums: Tensor) -> None:
-        weight, other = sums.sqrt()
+        weight, other = sqrt(sums)
         ratios = torch.where((weight == 0) | (other == 0), 1.0, self._ratio(weight, other, job.group))
         self._keep(job, ratios)
         layout = job.batch.layout

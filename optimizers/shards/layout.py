@@ -120,6 +120,18 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(sums).sum() if len(sums) > 1 else sums[0]
 
 
+def sqrt(squares: Tensor) -> Tensor:
+    """Square roots of a few float64 numbers, correctly rounded on every machine.
+
+    torch computes them with MKL on CPUs, which is off by one unit in the last place on some processors. Then a trust
+    ratio of two passes, with norms from here, would not be the one of a fused step, whose norms are from C++.
+    """
+    if squares.device.type != "cpu":
+        return squares.sqrt()
+    roots = [math.sqrt(square) for square in squares.reshape(-1).tolist()]
+    return torch.tensor(roots, dtype=torch.float64, device="cpu").view(squares.shape)
+
+
 def sum_over_ranks(sums: list[Tensor], process_group: dist.ProcessGroup) -> list[Tensor]:
     """Sums of any shapes over all ranks of a group, in one all-reduce. Each rank gives the same shapes."""
     packed = torch.cat([s.reshape(-1) for s in sums])

@@ -19,7 +19,7 @@ import torch
 from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, ShardedOptimizer, kernels
 from bellwether.optimizers.kernels import cpu, reference
 from bellwether.optimizers.kernels.tensor_list import Blocks, Coefficients, Formula, Kernel, Layout, TensorList
-from bellwether.optimizers.shards.layout import ShardLayout
+from bellwether.optimizers.shards.layout import ShardLayout, sqrt
 from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_batch, run, same_bits
 
 
@@ -244,7 +244,7 @@ def test_one_call_is_the_two_passes_to_the_bit(threads: int, bounds: tuple[float
             if at_once:
                 ratios = cpu.adapt(batch, c, 0.1, bounds)
             else:
-                weight, update = cpu.advance(batch, c).sqrt()
+                weight, update = sqrt(cpu.advance(batch, c))
                 ratios = torch.where((weight > 0) & (update > 0), (weight / update).clamp(*bounds), 1.0)
                 cpu.descend(batch, c, ratios * 0.1)
             made.append((ratios, [*w, *moments[0], *moments[1]]))

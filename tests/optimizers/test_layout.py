@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,19 @@ import torch
 from bellwether.optimizers import AdamW, Lamb, attach
 from bellwether.optimizers.kernels import reference
 from bellwether.optimizers.kernels.tensor_list import Coefficients, Layout, TensorList
-from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, cut
+from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, cut, sqrt
 from tests.optimizers import sharded
 from tests.ranks import Ranks
+
+
+def test_square_roots_are_correctly_rounded() -> None:
+    """MKL's, which torch takes on a CPU, are not on every processor."""
+    squares = torch.rand(2, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e5
+    squares[0, 0], squares[0, 1], squares[0, 2] = 0.0, torch.inf, torch.nan
+    expected = [math.sqrt(square) for square in squares.flatten().tolist()]
+    assert sqrt(squares).shape == (2, 500)
+    assert str(sqrt(squares).flatten().tolist()) == str(expected)
+    assert sqrt(squares[1].sum()).item() == math.sqrt(squares[1].sum().item())
 
 
 def test_fragments_of_one_tensor_add_up() -> None:
