@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from bellwether.experiments.sweep.measurements import Measurement, Status, Target, Trial, Value
 from bellwether.trainer.config import ConfigError, Duration
 
-Verdict = Literal["reached", "missed", "ended early", "complete", "beaten", "diverged", "failed", "unfinished"]
+Verdict = Literal["reached", "missed", "ended early", "complete", "pruned", "diverged", "failed", "unfinished"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LR = "optimizer.lr"
 
@@ -28,7 +28,7 @@ _KNOWN = (("val/accuracy", True), ("val/loss", False))
 
 
 @dataclass(frozen=True)
-class Ending:
+class EarlyStop:
     """Where a sweep ends its runs."""
 
     target: Target
@@ -70,12 +70,12 @@ class Outcome:
         return "ended early" if self.early else "missed"
 
     @property
-    def counts(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether it says something about its setting."""
         return self.verdict not in ("failed", "unfinished", "ended early")
 
     @property
-    def tried(self) -> float:
+    def last_step(self) -> float:
         """Steps after which it was last measured."""
         return self.trial.measurements[-1]["step"] if self.trial.measurements else 0
 
@@ -89,39 +89,39 @@ class Setting:
     at_least: bool  #: of the metric: more is better
 
     @cached_property
-    def counted(self) -> list[Outcome]:
+    def valid_runs(self) -> list[Outcome]:
         """The runs that say something, the best first."""
-        return sorted((run for run in self.runs if run.counts), key=lambda run: (run.steps, self._worse(run)))
+        return sorted((run for run in self.runs if run.is_valid), key=lambda run: (run.steps, self._worse(run)))
 
     @cached_property
     def reached(self) -> list[Outcome]:
-        return [run for run in self.counted if math.isfinite(run.steps)]
+        return [run for run in self.valid_runs if math.isfinite(run.steps)]
 
     @cached_property
     def steps(self) -> float:
         """Median over the seeds; inf where half of them or more missed, or none counts."""
-        return statistics.median(run.steps for run in self.counted) if self.counted else math.inf
+        return statistics.median(run.steps for run in self.valid_runs) if self.valid_runs else math.inf
 
     @cached_property
     def samples(self) -> float:
-        return statistics.median(run.samples for run in self.counted) if self.counted else math.inf
+        return statistics.median(run.samples for run in self.valid_runs) if self.valid_runs else math.inf
 
     @cached_property
-    def middle(self) -> Outcome:
+    def median_run(self) -> Outcome:
         """The run in the middle of the seeds, to show for all of them."""
-        return self.counted[(len(self.counted) - 1) // 2] if self.counted else self.runs[0]
+        return self.valid_runs[(len(self.valid_runs) - 1) // 2] if self.valid_runs else self.runs[0]
 
     @cached_property
     def values(self) -> list[float]:
         """The best value of the metric in each run that counts, where there is one."""
-        return [run.best for run in self.counted if run.best is not None]
+        return [run.best for run in self.valid_runs if run.best is not None]
 
     @cached_property
     def mean(self) -> float | None:
         return statistics.fmean(self.values) if self.values else None
 
     @cached_property
-    def deviation(self) -> float | None:
+    def std(self) -> float | None:
         """Standard deviation over the seeds, with n - 1; None for a single one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
@@ -142,14 +142,14 @@ class Setting:
         Searches often run every setting on one seed and repeat the best alone. Of many settings with one seed each some
         look good by luck, so that one of them would beat the very setting that was repeated.
         """
-        share = len(self.reached) / max(1, len(self.counted))
-        seeds = len({run.trial.seed for run in self.counted})
-        return (not self.reached, -seeds, self.steps, -share, self.far)
+        share = len(self.reached) / max(1, len(self.valid_runs))
+        seeds = len({run.trial.seed for run in self.valid_runs})
+        return (not self.reached, -seeds, self.steps, -share, self.distance)
 
     @property
-    def far(self) -> float:
+    def distance(self) -> float:
         """The mean of the metric, signed so that less is better; inf where a run has none."""
-        whole = self.mean is not None and len(self.values) == len(self.counted)
+        whole = self.mean is not None and len(self.values) == len(self.valid_runs)
         return self._sign * self.mean if whole and self.mean is not None else math.inf
 
     @property
@@ -181,7 +181,7 @@ class Cell:
     def missed(self) -> bool:
         """Whether the target lies beyond what was tried, as far as the runs that count can tell."""
         early = any(run.verdict == "ended early" for run in self.outcomes)
-        return bool(self.best.counted) and not self.reached and not early
+        return bool(self.best.valid_runs) and not self.reached and not early
 
     @property
     def shortfall(self) -> str:
@@ -193,12 +193,12 @@ class Cell:
         return [run for setting in self.settings for run in setting.runs]
 
     @property
-    def tried(self) -> float:
+    def most_steps(self) -> float:
         """The most steps that a run took."""
-        return max((run.tried for run in self.outcomes), default=0)
+        return max((run.last_step for run in self.outcomes), default=0)
 
     @property
-    def nearest(self) -> float | None:
+    def best_value(self) -> float | None:
         """The nearest to the target that any run came."""
         values = [setting.best for setting in self.settings if setting.best is not None]
         return (max if self.best.at_least else min)(values, default=None)
@@ -206,19 +206,19 @@ class Cell:
     @cached_property
     def lrs(self) -> list[float]:
         """The learning rates of the settings that were tried."""
-        found = {lr for setting in self.settings if setting.counted and (lr := rate(setting)) is not None}
+        found = {lr for setting in self.settings if setting.valid_runs and (lr := peak_lr(setting)) is not None}
         return sorted(found)
 
     @property
-    def edge(self) -> Literal["lowest", "highest"] | None:
+    def lr_edge(self) -> Literal["lowest", "highest"] | None:
         """Whether the best learning rate lies at an end of those that were tried: the best may lie beyond."""
-        lr = rate(self.best)
+        lr = peak_lr(self.best)
         if lr is None or len(self.lrs) < 2:
             return None
         return "lowest" if lr == self.lrs[0] else "highest" if lr == self.lrs[-1] else None
 
 
-def endings(runs: Iterable[Outcome], without: Sequence[str] = ()) -> str:
+def count_verdicts(runs: Iterable[Outcome], without: Sequence[str] = ()) -> str:
     """How many runs ended how, as in "2 reached, 1 diverged"."""
     found = Counter(run.verdict for run in runs)
     return ", ".join(
@@ -229,26 +229,26 @@ def endings(runs: Iterable[Outcome], without: Sequence[str] = ()) -> str:
 def _shortfall(setting: Setting, runs: Sequence[Outcome]) -> str:
     """Of a setting, in the light of all runs that might have done better."""
     open_, early = (any(run.verdict == verdict for run in runs) for verdict in ("unfinished", "ended early"))
-    if not setting.counted or (early and not setting.reached):
-        return f"no result{' yet' if open_ else ''}: {endings(runs)}"
-    some = f"{len(setting.reached)} of {len(setting.counted)} seeds reached" if setting.reached else "missed"
+    if not setting.valid_runs or (early and not setting.reached):
+        return f"no result{' yet' if open_ else ''}: {count_verdicts(runs)}"
+    some = f"{len(setting.reached)} of {len(setting.valid_runs)} seeds reached" if setting.reached else "missed"
     return f"{some} so far" if open_ else some
 
 
-def rate(setting: Setting) -> float | None:
+def peak_lr(setting: Setting) -> float | None:
     """The peak learning rate, where the sweep set one."""
     value = setting.parameters.get(LR)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
 
 
-def metric(trials: Iterable[Trial]) -> Target:
+def default_metric(trials: Iterable[Trial]) -> Target:
     """What to compare by without a target: accuracy, else loss, as a target that no value holds."""
     measured = {key for trial in trials for measurement in trial.measurements for key in measurement}
     name, at_least = next(((name, up) for name, up in _KNOWN if name in measured), _KNOWN[-1])
     return Target(name, math.nan, at_least)
 
 
-def cells(trials: Sequence[Trial], target: Target, own: Ending | None = None) -> list[Cell]:
+def group_trials(trials: Sequence[Trial], target: Target, own: EarlyStop | None = None) -> list[Cell]:
     """Every (optimizer, batch), by name and size.
 
     An optimizer is named with its workload where the table holds more than one: they are not to be mixed.
@@ -275,14 +275,14 @@ def cells(trials: Sequence[Trial], target: Target, own: Ending | None = None) ->
     return result
 
 
-def outcome(trial: Trial, target: Target, own: Ending | None = None) -> Outcome:
+def outcome(trial: Trial, target: Target, own: EarlyStop | None = None) -> Outcome:
     at: Measurement | None = target.reached(trial)
     steps, samples = (at["step"], at["samples"]) if at else (math.inf, math.inf)
     early = own is not None and own.early(trial)
     return Outcome(trial, steps, samples, target.best(trial), math.isfinite(target.value), early)
 
 
-def arrived(found: Iterable[Cell]) -> list[Outcome]:
+def reached_runs(found: Iterable[Cell]) -> list[Outcome]:
     """The seeds of each best setting that reached the target, where most did: what a curve is fitted to."""
     return [run for cell in found if cell.reached for run in cell.best.reached]
 

@@ -123,9 +123,9 @@ def _sweep(file: Path, target: str | None, optimizer: str | None) -> Points:
         raise ConfigError(io.TARGET, None, f"{file} holds a sweep's measurements: what were they to reach?", advice)
     if target is not None:
         io.check_measured(goal, trials)
-    found = aggregate.choose(aggregate.cells(trials, goal, io.ending(said)), optimizer, str(file))
-    runs = aggregate.arrived(found)
-    missed = sum(len(cell.best.counted) for cell in found) - len(runs)
+    found = aggregate.choose(aggregate.group_trials(trials, goal, io.early_stop(said)), optimizer, str(file))
+    runs = aggregate.reached_runs(found)
+    missed = sum(len(cell.best.valid_runs) for cell in found) - len(runs)
     if not runs:
         raise ConfigError("FILE", str(file), f"holds no batch at which the best setting reaches {goal}")
     return Points([run.trial.batch_size for run in runs], [run.samples for run in runs], missed)

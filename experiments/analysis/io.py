@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from bellwether.experiments.analysis import shallue
-from bellwether.experiments.analysis.aggregate import Ending
+from bellwether.experiments.analysis.aggregate import EarlyStop
 from bellwether.experiments.sweep import measurements, spec
 from bellwether.experiments.sweep.measurements import Target, Trial
 from bellwether.experiments.sweep.study import SWEEP, TABLE, open_study
@@ -55,7 +55,7 @@ def target(given: str | None, found: Mapping[str, Any]) -> Target | None:
     return parsed if "/" in parsed.metric else replace(parsed, metric=f"val/{parsed.metric}")
 
 
-def ending(found: Mapping[str, Any]) -> Ending | None:
+def early_stop(found: Mapping[str, Any]) -> EarlyStop | None:
     """Where the sweep ends its runs; None: at their budget alone."""
     own = target(None, found)
     if own is None:
@@ -66,7 +66,7 @@ def ending(found: Mapping[str, Any]) -> Ending | None:
         for name, variant in variants.items():
             with suppress(ValueError):
                 budgets[name] = Duration.parse((variant.get("set") or {}).get("duration", base.get("duration")))
-    return Ending(own, budgets)
+    return EarlyStop(own, budgets)
 
 
 def check_measured(goal: Target, trials: Sequence[Trial]) -> None:
@@ -85,7 +85,7 @@ def check_measured(goal: Target, trials: Sequence[Trial]) -> None:
         raise ConfigError(TARGET, str(goal), *goal.fault)
 
 
-def metric(found: Mapping[str, Any]) -> Target | None:
+def default_metric(found: Mapping[str, Any]) -> Target | None:
     """What the sweep compares runs by where it has no target, as a target that no value holds; None: it does not say."""
     base = found.get("base")
     data = base.get("data") if isinstance(base, dict) else None

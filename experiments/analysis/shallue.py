@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bellwether.experiments.sweep.measurements import Status, Trial, Value, measurement
+from bellwether.experiments.sweep.measurements import OLD_STATUSES, Status, Trial, Value, measurement
 from bellwether.trainer.config import ConfigError
 
 _STATUS: dict[Status, str] = {
-    "complete": "COMPLETE", "diverged": "INFEASIBLE", "beaten": "INCOMPLETE", "failed": "INCOMPLETE",
+    "complete": "COMPLETE", "diverged": "INFEASIBLE", "pruned": "INCOMPLETE", "failed": "INCOMPLETE",
     "unfinished": "INCOMPLETE",
 }  # fmt: skip
 _BACK: dict[str, Status] = {"COMPLETE": "complete", "INFEASIBLE": "diverged", "INCOMPLETE": "unfinished"}
@@ -48,7 +48,7 @@ def write(root: str | Path, trials: Sequence[Trial]) -> None:
         first = members[0]
         about = {
             "batch_size": first.batch_size, "dataset": first.dataset,
-            "early_stopping": any(trial.status == "beaten" for trial in members), "model": first.model,
+            "early_stopping": any(trial.status == "pruned" for trial in members), "model": first.model,
             "optimizer": first.optimizer, "parameter_configs": _searched([trial.parameters for trial in members]),
             "train_steps": min((int(t.measurements[-1]["step"]) for t in members if _whole(t)), default=0),
         }  # fmt: skip
@@ -96,6 +96,7 @@ def _read(folder: Path, study: Mapping[str, Any], number: int, key: str) -> Tria
     file = folder / "measurements.csv"
     try:
         status = ours.get("status") or _BACK[about["status"]]
+        status = OLD_STATUSES.get(status, status)
         batch = int(study["batch_size"])
         with open(file, newline="", encoding="utf-8") as stream:
             rows = [measurement(row, batch) for row in csv.DictReader(stream)]

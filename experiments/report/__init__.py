@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bellwether.experiments.analysis import fitting, io
-from bellwether.experiments.analysis.aggregate import rate
+from bellwether.experiments.analysis.aggregate import peak_lr
 from bellwether.experiments.report.facts import REPORT, Facts, Throughput, whole
 from bellwether.experiments.report.lr_scaling import power
 from bellwether.experiments.sweep.study import open_study
@@ -49,9 +49,9 @@ def load(
         if price is not None and (isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0):
             raise ConfigError(f"{io.SWEEP}: price", price, "must be a number from 0 up")
     name = str(found.get("name") or (root.resolve().name if path.is_dir() else path.stem))
-    goal, own = io.target(target, found), io.ending(found)
+    goal, own = io.target(target, found), io.early_stop(found)
     to_come = _to_come(path) if path.is_dir() and "batches" in found else 0
-    return Facts(name, root, trials, goal, price, Throughput(throughput), io.metric(found), own, to_come)
+    return Facts(name, root, trials, goal, price, Throughput(throughput), io.default_metric(found), own, to_come)
 
 
 def _to_come(path: Path) -> int:
@@ -175,12 +175,12 @@ def summary(facts: Facts, path: Path) -> str:
 
 def _best(facts: Facts, name: str) -> str:
     found = [cell for cell in facts.cells if cell.optimizer == name]
-    best = min(found, key=lambda cell: (cell.best.steps, not cell.best.reached, cell.best.far))
-    if not best.best.counted:
+    best = min(found, key=lambda cell: (cell.best.steps, not cell.best.reached, cell.best.distance))
+    if not best.best.valid_runs:
         return best.shortfall
-    lr = rate(best.best)
+    lr = peak_lr(best.best)
     at = f"at batch {best.batch:,}" + (f", lr {lr:.3g}" if lr is not None else "")
     if math.isfinite(best.best.steps):
         return f"{whole(best.best.steps)} steps, {whole(best.best.samples)} samples {at}"
-    near = "nothing measured" if best.nearest is None else f"best {facts.measure} {best.nearest:.4g} {at}"
+    near = "nothing measured" if best.best_value is None else f"best {facts.measure} {best.best_value:.4g} {at}"
     return near if facts.target is None else f"{best.shortfall}; {near}"

@@ -16,14 +16,14 @@ from bellwether.experiments.analysis.aggregate import (
     LR,
     VERDICTS,
     Cell,
-    Ending,
+    EarlyStop,
     Outcome,
     Setting,
     Verdict,
-    arrived,
-    cells,
-    metric,
-    rate,
+    default_metric,
+    group_trials,
+    peak_lr,
+    reached_runs,
 )
 from bellwether.experiments.report.lr_scaling import Law, law
 from bellwether.experiments.sweep.measurements import Target, Trial
@@ -116,14 +116,14 @@ class Facts:
     price: float | None = None
     throughput: Throughput = Throughput()
     compared: Target | None = None
-    own: Ending | None = None
+    own: EarlyStop | None = None
     to_come: int = 0
     _links: dict[int, str | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def metric(self) -> Target:
         """The metric and its direction, whether there is a target or not."""
-        return self.target or self.compared or metric(self.trials)
+        return self.target or self.compared or default_metric(self.trials)
 
     @property
     def measure(self) -> str:
@@ -132,7 +132,7 @@ class Facts:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        return cells(self.trials, self.metric, self.own)
+        return group_trials(self.trials, self.metric, self.own)
 
     @cached_property
     def series(self) -> list[Series]:
@@ -185,7 +185,7 @@ class Facts:
     def bill(self, cell: Cell) -> Bill | None:
         """None where no run of the best setting tells its throughput."""
         found = []
-        for run in cell.best.counted:
+        for run in cell.best.valid_runs:
             rate_ = self.throughput.of(run.trial)
             if rate_ is not None:
                 hours = run.samples / rate_ / 3600
@@ -206,7 +206,7 @@ class Facts:
             here = [cell for cell in self.cells if cell.batch == batch and (cell.reached or self.target is None)]
             here = [cell for cell in here if self.target is not None or cell.best.mean is not None]
             if here:
-                won[batch] = min(here, key=lambda cell: (cell.best.steps, cell.best.far))
+                won[batch] = min(here, key=lambda cell: (cell.best.steps, cell.best.distance))
         return won
 
     @cached_property
@@ -237,7 +237,7 @@ class Facts:
 
     @property
     def _has_lr(self) -> bool:
-        return any(rate(setting) is not None for cell in self.cells for setting in cell.settings)
+        return any(peak_lr(setting) is not None for cell in self.cells for setting in cell.settings)
 
     def _series(self, name: str, found: list[Cell]) -> Series:
         curve, notes = _curve(found) if self.target else (None, [])
@@ -255,7 +255,7 @@ class Facts:
 
 
 def _curve(found: list[Cell]) -> tuple[critical_batch.Fit | None, list[str]]:
-    runs = arrived(found)
+    runs = reached_runs(found)
     sizes = {run.trial.batch_size for run in runs}
     lost: dict[str, list[str]] = {}
     for cell in found:
@@ -269,7 +269,7 @@ def _curve(found: list[Cell]) -> tuple[critical_batch.Fit | None, list[str]]:
             f"at batch {where}: {what}" if known
             else f"the target was missed at batch {where}: nobody knows what it would take there"
         )  # fmt: skip
-    missed = sum(len(cell.best.counted) - len(cell.best.reached) for cell in found if cell.reached)
+    missed = sum(len(cell.best.valid_runs) - len(cell.best.reached) for cell in found if cell.reached)
     if missed:
         notes.append(f"{count(missed, 'seed')} of best settings missed and cannot be fitted: the truth is worse")
     if len(sizes) < 2:

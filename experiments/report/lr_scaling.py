@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from bellwether.experiments.analysis.aggregate import Cell, rate
+from bellwether.experiments.analysis.aggregate import Cell, peak_lr
 
 # Quantiles of Student's t at 0.95 for 1, 2, ... degrees of freedom; the last stands for all beyond.
 _T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
@@ -59,12 +59,12 @@ def law(found: Sequence[Cell]) -> Law | None:
     The error is the larger of what the points scatter by and of what the search leaves open: the best lr is known to its
     neighbours only, so that points which happen to lie on a line of grid values do not look certain.
     """
-    cells = [cell for cell in found if rate(cell.best) is not None]
+    cells = [cell for cell in found if peak_lr(cell.best) is not None]
     if not cells or max(len(cell.lrs) for cell in cells) < 2:
         return None
     batches = [cell.batch for cell in cells]
-    lrs = [rate(cell.best) or math.nan for cell in cells]
-    edges = [(cell.batch, cell.edge) for cell in cells if cell.edge is not None]
+    lrs = [peak_lr(cell.best) or math.nan for cell in cells]
+    edges = [(cell.batch, cell.lr_edge) for cell in cells if cell.lr_edge is not None]
     if len(batches) < 2:
         return Law(batches, lrs, None, None, None, lrs[0], edges)
     x, y = np.log(batches), np.log(lrs)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from bellwether.experiments.analysis import fitting
-from bellwether.experiments.analysis.aggregate import Cell, rate
+from bellwether.experiments.analysis.aggregate import Cell, peak_lr
 from bellwether.experiments.report import tables
 from bellwether.experiments.report.facts import Facts, whole
 from bellwether.trainer.report.canvas import Drawn
@@ -66,7 +66,7 @@ def _reading(facts: Facts) -> str:
 
 
 def _misses(facts: Facts) -> str:
-    missed = any(math.isinf(run.steps) for cell in facts.cells for run in cell.best.counted)
+    missed = any(math.isinf(run.steps) for cell in facts.cells for run in cell.best.valid_runs)
     return "A seed that missed the target counts as infinitely many steps. " if missed else ""
 
 
@@ -99,9 +99,9 @@ def _headlines(facts: Facts) -> str:
     rows: list[tuple[str, str, str, str]] = [("Runs", f"{len(facts.trials):,}", _of(facts), ended)]
     if facts.target is None:
         rows.append(("Compared by", facts.measure, "", "more is better" if facts.metric.at_least else "less is better"))
-        best = min(facts.cells, key=lambda cell: cell.best.far, default=None)
+        best = min(facts.cells, key=lambda cell: cell.best.distance, default=None)
         if best is not None and best.best.mean is not None:
-            run = tables.linked(facts, best.best.middle.trial, tables.small(best.best.mean))
+            run = tables.linked(facts, best.best.median_run.trial, tables.small(best.best.mean))
             rows.append((f"Best {facts.measure}", run, "", _where(best)))
     else:
         rows.append(("Target", f"{facts.target.value:g}", "", f"{facts.measure}, or {_beyond(facts)}"))
@@ -124,7 +124,7 @@ def _of(facts: Facts) -> str:
 
 
 def _headline(facts: Facts, cell: Cell, text: str) -> Html:
-    return tables.linked_small(facts, cell.best.middle.trial, text)
+    return tables.linked_small(facts, cell.best.median_run.trial, text)
 
 
 def _crits(facts: Facts) -> str:
@@ -147,5 +147,5 @@ def _beyond(facts: Facts) -> str:
 
 
 def _where(cell: Cell) -> str:
-    lr = rate(cell.best)
+    lr = peak_lr(cell.best)
     return f"{cell.optimizer}, batch {cell.batch:,}" + (f", lr {tables.short(lr)}" if lr is not None else "")

@@ -166,7 +166,7 @@ def _course(facts: Facts, series: Series, colour: str, size: Size) -> Figure | N
         depth = 1.0 if len(curves) == 1 else 0.4 + 0.6 * place / (len(curves) - 1)
         ax.plot(points[:, 0], points[:, 1], color=colour, alpha=depth, linewidth=1.5, label=f"{cell.batch:,}")
         (end,) = ax.plot(*points[-1], "o", color=colour, alpha=depth, markersize=4)
-        address(facts, end, cell.best.middle)
+        address(facts, end, cell.best.median_run)
     # One x axis for all optimizers, logarithmic where large batches go much further than small ones.
     shown = [points for cell in facts.cells if len(points := _curve(cell, name)) and points[-1, 0] > 0]
     ends = [points[-1, 0] for points in shown]
@@ -202,7 +202,7 @@ def _curves(series: Series, name: str) -> list[tuple[Cell, NDArray[np.float64]]]
 
 def _curve(cell: Cell, name: str) -> NDArray[np.float64]:
     """(samples, value) of the best setting's middle seed [points, 2]; at most 400, without what is not finite."""
-    rows = [(m["samples"], m[name]) for m in cell.best.middle.trial.measurements if name in m]
+    rows = [(m["samples"], m[name]) for m in cell.best.median_run.trial.measurements if name in m]
     points = np.array([row for row in rows if math.isfinite(row[1])], dtype=np.float64).reshape(-1, 2)
     return points[np.linspace(0, len(points) - 1, min(400, len(points))).astype(int)]
 

@@ -26,7 +26,7 @@ _FAINT = 600  # more dots of other settings hide what they stand behind
 def steps_note(facts: Facts) -> str:
     """The caption of `steps`: what is in it, and nothing else."""
     pale = ["pale dots: other settings"] if _pale(facts) else []
-    missed = any(cell.missed or len(cell.best.reached) < len(cell.best.counted) for cell in facts.cells)
+    missed = any(cell.missed or len(cell.best.reached) < len(cell.best.valid_runs) for cell in facts.cells)
     return "; ".join([
         "median and range over the seeds", *pale, *(["missed: more than the most that was tried"] if missed else [])
     ])  # fmt: skip
@@ -52,7 +52,7 @@ def steps(facts: Facts, size: Size) -> Figure | None:
                 x, first.best.steps * first.batch / x, color=colour_of(index), linewidth=0.9,
                 linestyle=(0, (5, 4)), alpha=0.75, zorder=1,
             )  # fmt: skip
-    if not _against(facts, ax, size, lambda run: run.steps, lambda cell: cell.tried, faint=True):
+    if not _against(facts, ax, size, lambda run: run.steps, lambda cell: cell.most_steps, faint=True):
         return None
     if any(cell.reached for cell in facts.cells):
         ax.plot([], [], color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), label="perfect scaling")
@@ -62,7 +62,7 @@ def steps(facts: Facts, size: Size) -> Figure | None:
 def samples(facts: Facts, size: Size) -> Figure | None:
     """Samples to the target against the batch: flat as long as the batch pays; the fit, its band, and B_crit."""
     figure, ax = board(facts, replace(size, height=size.height * 1.2), "Samples to the target")
-    drawn = _against(facts, ax, size, lambda run: run.samples, lambda cell: cell.tried * cell.batch, line=False)
+    drawn = _against(facts, ax, size, lambda run: run.samples, lambda cell: cell.most_steps * cell.batch, line=False)
     if not drawn:
         return None
     x = np.geomspace(facts.batches[0], facts.batches[-1], 120)
@@ -101,10 +101,10 @@ def metric(facts: Facts, size: Size) -> Figure | None:
         for cell, mean in held:
             values = cell.best.values
             ax.plot([cell.batch * shift] * 2, [min(values), max(values)], color=colour, linewidth=1.1)
-            for run in cell.best.counted:
+            for run in cell.best.valid_runs:
                 if run.best is not None:
                     dot(facts, ax, index, cell.batch * shift, run.best, run, small=True)
-            dot(facts, ax, index, cell.batch * shift, mean, cell.best.middle)
+            dot(facts, ax, index, cell.batch * shift, mean, cell.best.median_run)
         ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=series.name)
     if not ax.lines or not any(cell.best.mean is not None for cell in facts.cells):
         return None
@@ -127,7 +127,7 @@ def rates(facts: Facts, size: Size) -> Figure | None:
             cell = by_batch[batch]
             ax.plot([batch * shift] * 2, [cell.lrs[0], cell.lrs[-1]], color=colour, linewidth=0.8, alpha=0.35)
             ax.plot([batch * shift] * len(cell.lrs), cell.lrs, "_", color=colour, markersize=5, alpha=0.45)
-            dot(facts, ax, index, batch * shift, lr, cell.best.middle)
+            dot(facts, ax, index, batch * shift, lr, cell.best.median_run)
         if found.exponent is not None:
             ax.plot(x, [found(v) for v in x], color=colour, linewidth=1.5)
         grows = "" if found.exponent is None else f", B^{power(found.exponent)}"
@@ -170,7 +170,7 @@ def _billed(facts: Facts, size: Size, title: str, of: Callable[[Bill], float | N
         colour = colour_of(index)
         ax.plot([cell.batch * shift for cell, _ in points], [value for _, value in points], color=colour, linewidth=1.5)
         for cell, value in points:
-            dot(facts, ax, index, cell.batch * shift, value, cell.best.middle)
+            dot(facts, ax, index, cell.batch * shift, value, cell.best.median_run)
         ax.plot([], [], color=colour, marker=marker(index), linewidth=1.5, label=series.name)
     if not ax.lines:
         return None
@@ -196,12 +196,12 @@ def _against(
     for index, (series, shift) in enumerate(placed(facts)):
         colour = colour_of(index)
         held = [cell for cell in series.cells if cell.reached]
-        middle = {cell.batch: float(np.median([of(run) for run in cell.best.counted])) for cell in held}
+        middle = {cell.batch: float(np.median([of(run) for run in cell.best.valid_runs])) for cell in held}
         if line:
             ax.plot([cell.batch * shift for cell in held], list(middle.values()), color=colour, linewidth=1.7)
         if pale:
             dots = [
-                (cell.batch * shift, float(np.median([of(run) for run in setting.counted])))
+                (cell.batch * shift, float(np.median([of(run) for run in setting.valid_runs])))
                 for cell in series.cells for setting in _others(cell)
             ]  # fmt: skip
             ax.plot([x for x, _ in dots], [y for _, y in dots], ".", color=colour, markersize=5, alpha=0.3, zorder=1)
@@ -212,11 +212,11 @@ def _against(
             for run in cell.best.reached:
                 dot(facts, ax, index, cell.batch * shift, of(run), run, small=True)
             if cell.reached:
-                dot(facts, ax, index, cell.batch * shift, middle[cell.batch], cell.best.middle)
-                lost = [run for run in cell.best.counted if math.isinf(run.steps)]
+                dot(facts, ax, index, cell.batch * shift, middle[cell.batch], cell.best.median_run)
+                lost = [run for run in cell.best.valid_runs if math.isinf(run.steps)]
                 missed += [(cell.batch * shift, 0.0, index, run) for run in lost]
             elif cell.missed:
-                missed.append((cell.batch * shift, tried(cell), index, cell.best.middle))
+                missed.append((cell.batch * shift, tried(cell), index, cell.best.median_run))
         ax.plot([], [], color=colour, marker=marker(index), linewidth=1.7, label=series.name)
     if pale:
         ax.plot([], [], ".", color=LIGHT["muted"], markersize=5, alpha=0.5, label="other settings")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from bellwether.experiments.analysis import fitting
-from bellwether.experiments.analysis.aggregate import Cell, Outcome, Setting, endings, rate
+from bellwether.experiments.analysis.aggregate import Cell, Outcome, Setting, count_verdicts, peak_lr
 from bellwether.experiments.report.facts import Facts, Series, time_unit, whole
 from bellwether.experiments.report.lr_scaling import power
 from bellwether.experiments.report.panels import key_name
@@ -45,7 +45,7 @@ def value(setting: Setting) -> str:
     """Mean and deviation of the metric over the seeds."""
     if setting.mean is None:
         return ABSENT
-    return small(setting.mean) + (f" ± {setting.deviation:.2g}" if setting.deviation is not None else "")
+    return small(setting.mean) + (f" ± {setting.std:.2g}" if setting.std is not None else "")
 
 
 def fits(facts: Facts) -> str:
@@ -87,7 +87,7 @@ def laws(facts: Facts) -> str:
         cells = {cell.batch: cell for cell in series.cells}
         best = Html(
             ", ".join(
-                f"{batch:,}: {linked(facts, cells[batch].best.middle.trial, short(lr))}"
+                f"{batch:,}: {linked(facts, cells[batch].best.median_run.trial, short(lr))}"
                 for batch, lr in zip(law.batches, law.lrs, strict=True)
             )
         )
@@ -112,7 +112,7 @@ def bills(facts: Facts) -> str:
 
 
 def _bill(facts: Facts, cell: Cell) -> Html:
-    bill, trial = facts.bill(cell), cell.best.middle.trial
+    bill, trial = facts.bill(cell), cell.best.median_run.trial
     if bill is None or math.isinf(bill.hours):
         return linked(facts, trial, "no throughput known" if cell.reached else missed(facts, cell))
     lines = [f"{bill.process_hours:,.3g} process-hours"] if bill.process_hours != bill.hours else []
@@ -141,8 +141,8 @@ def _matrix(facts: Facts, show: Callable[[Facts, Cell], Html]) -> str:
 
 
 def _side(facts: Facts, cell: Cell) -> Html:
-    best, trial = cell.best, cell.best.middle.trial
-    lr = rate(best)
+    best, trial = cell.best, cell.best.median_run.trial
+    lr = peak_lr(best)
     lines = [f"lr {short(lr)}"] if lr is not None else []
     if facts.target is None:
         first = linked(facts, trial, value(best))
@@ -153,8 +153,8 @@ def _side(facts: Facts, cell: Cell) -> Html:
         first = linked(facts, trial, missed(facts, cell))
     lines = [" · ".join(lines)] if lines else []
     if facts.target is not None:
-        lines.append(f"{len(best.reached)} of {count(len(best.counted), 'seed')}")
-    rest = endings(cell.outcomes, ("reached", "complete"))
+        lines.append(f"{len(best.reached)} of {count(len(best.valid_runs), 'seed')}")
+    rest = count_verdicts(cell.outcomes, ("reached", "complete"))
     if rest:
         lines.append(f"{count(len(cell.outcomes), 'run')}: {rest}")
     won = _won(facts, cell)
@@ -174,9 +174,9 @@ def linked_small(facts: Facts, trial: Trial, text: str) -> Html:
 
 def missed(facts: Facts, cell: Cell) -> str:
     """What stands in the place of a number that there is not."""
-    if not cell.best.counted:
+    if not cell.best.valid_runs:
         return cell.shortfall
-    best = small(cell.nearest) if cell.nearest is not None else "not measured"
+    best = small(cell.best_value) if cell.best_value is not None else "not measured"
     return f"{cell.shortfall} (best {facts.measure} {best})"
 
 
@@ -195,7 +195,7 @@ def _won(facts: Facts, cell: Cell) -> str:
 def _span(facts: Facts, cell: Cell) -> tuple[float, float] | None:
     """The least and the most over the seeds of the best setting; less is better."""
     if facts.target is not None:
-        values = [run.steps for run in cell.best.counted] if cell.reached else []
+        values = [run.steps for run in cell.best.valid_runs] if cell.reached else []
     else:
         values = [-v if facts.metric.at_least else v for v in cell.best.values]
     return (min(values), max(values)) if values else None
@@ -206,7 +206,7 @@ def settings(facts: Facts) -> str:
     rows = []
     for cell in facts.cells:
         for setting in cell.settings:
-            trial = setting.middle.trial
+            trial = setting.median_run.trial
             row: list[str] = [cell.optimizer, f"{cell.batch:,}", *_parameters(facts, setting)]
             if facts.target is not None:
                 steps = [run.steps for run in setting.reached]
@@ -214,7 +214,7 @@ def settings(facts: Facts) -> str:
                     linked(facts, trial, whole(setting.steps) if math.isfinite(setting.steps) else setting.shortfall)
                 )
                 row.append(f"{whole(min(steps))} – {whole(max(steps))}" if len(steps) > 1 else ABSENT)
-            row += [linked(facts, trial, value(setting)), endings(setting.runs)]
+            row += [linked(facts, trial, value(setting)), count_verdicts(setting.runs)]
             row.append(Html(" ".join(_number(facts, run) for run in setting.runs)))
             rows.append(row)
     aimed = [("steps, median", "n"), ("over the seeds", "n")] if facts.target is not None else []
@@ -241,7 +241,7 @@ def trials(facts: Facts) -> str:
                     ]
                     row[-2:] = [Html(text) for text in row[-2:]]
                 row.append(Html(linked_small(facts, trial, small(run.best))))
-                row += [whole(run.tried), duration(trial.seconds) if trial.seconds else ABSENT]
+                row += [whole(run.last_step), duration(trial.seconds) if trial.seconds else ABSENT]
                 rows.append(row)
     aimed = [("steps to target", "n"), ("samples", "n")] if facts.target is not None else []
     head = [

@@ -225,7 +225,7 @@ class _Packer:
     def _close(self) -> int:
         trials = self.study.collect()
         counts = {
-            status: sum(t.status == status for t in trials) for status in ("complete", "beaten", "diverged", "failed")
+            status: sum(t.status == status for t in trials) for status in ("complete", "pruned", "diverged", "failed")
         }
         _say(
             "sweep " + ("stopped: " if self.told else "done: ") + ", ".join(f"{n} {s}" for s, n in counts.items() if n)

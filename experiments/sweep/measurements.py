@@ -8,7 +8,7 @@ What says which run it was, all but the last two lines here, is the same in all 
 ``optimizer``
 ``batch_size``                 global batch, in samples
 ``seed``                       of the run
-``status``                     complete (its budget is spent, or its target reached), diverged, beaten (stopped because
+``status``                     complete (its budget is spent, or its target reached), diverged, pruned (stopped because
                                others were far ahead), failed (with an error), unfinished
 ``epoch``                      samples an epoch; empty where it is not known
 ``processes``                  that the run was shared by
@@ -33,7 +33,8 @@ from typing import Any, Literal, get_args
 from bellwether.trainer import run_paths
 from bellwether.trainer.config import ConfigError, units
 
-Status = Literal["complete", "diverged", "beaten", "failed", "unfinished"]
+Status = Literal["complete", "diverged", "pruned", "failed", "unfinished"]
+OLD_STATUSES: dict[Any, Status] = {"beaten": "pruned"}  #: as older versions wrote them
 Value = float | int | str | bool | list[Any] | None  #: a list is text in the file, as in [0.9, 0.99]
 Measurement = Mapping[str, float]  #: ``step``, ``samples``, and what was measured: ``val/loss``, ...
 
@@ -168,6 +169,7 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
     head = rows[0]
     _check_head(number, rows, path, key)
     status: Any = head.get("status") or "complete"
+    status = OLD_STATUSES.get(status, status)
     batch = head["batch_size"]
     if status not in get_args(Status):
         advice = f"write one of {', '.join(get_args(Status))}"

@@ -44,7 +44,7 @@ def _combinations(space: Space, ratio: float) -> Iterator[dict[str, Value]]:
 
 def best(trials: Iterable[Trial], target: Target | None, metric: str, at_least: bool) -> Trial | None:
     """The trial that reached the target in the fewest steps, else the one that came nearest to it."""
-    whole = [trial for trial in trials if trial.status in ("complete", "beaten")]
+    whole = [trial for trial in trials if trial.status in ("complete", "pruned")]
     return min(whole, key=lambda trial: (steps(trial, target), -score(trial, metric, at_least)), default=None)
 
 

@@ -274,7 +274,7 @@ class Study:
         # A signal stops a run too, and that one goes on.
         bound = record.stop_after
         beaten = history.state == "stopped" and bound is not None and history.end[-1]["step"] >= bound
-        return "beaten" if beaten else "unfinished"
+        return "pruned" if beaten else "unfinished"
 
 
 def open_study(directory: Path) -> Study:

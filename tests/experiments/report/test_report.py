@@ -15,7 +15,7 @@ import pytest
 
 from bellwether import cli
 from bellwether.experiments import report
-from bellwether.experiments.analysis.aggregate import Cell, Ending, cells, metric
+from bellwether.experiments.analysis.aggregate import Cell, EarlyStop, default_metric, group_trials
 from bellwether.experiments.report import panels, pictures
 from bellwether.experiments.report.facts import Facts, Throughput
 from bellwether.experiments.report.lr_scaling import law
@@ -73,47 +73,47 @@ MEDIANS = [
 
 @pytest.mark.parametrize(("steps", "median"), MEDIANS)
 def test_the_median_counts_a_miss_as_infinite(steps: list[float], median: float) -> None:
-    [cell] = cells([trial(i, steps=s, seed=i) for i, s in enumerate(steps)], TARGET)
+    [cell] = group_trials([trial(i, steps=s, seed=i) for i, s in enumerate(steps)], TARGET)
     assert cell.best.steps == median
     assert cell.best.samples == 64 * median
     assert cell.reached == math.isfinite(median)
 
 
 def test_runs_that_failed_or_go_on_say_nothing_and_others_that_end_early_missed() -> None:
-    states = ["failed", "unfinished", "diverged", "beaten", "complete"]
+    states = ["failed", "unfinished", "diverged", "pruned", "complete"]
     runs = [trial(i, steps=math.inf, seed=i, status=state) for i, state in enumerate(states)]
-    [cell] = cells([*runs, trial(9, steps=40, seed=9, status="failed")], TARGET)
+    [cell] = group_trials([*runs, trial(9, steps=40, seed=9, status="failed")], TARGET)
     assert [run.verdict for run in cell.best.runs] == [
         "failed",
         "unfinished",
         "diverged",
-        "beaten",
+        "pruned",
         "missed",
         "reached",
     ]
-    assert len(cell.best.counted) == 4
-    [cell] = cells(runs[:2], TARGET)
-    assert (cell.best.counted, cell.reached) == ([], False)
-    assert facts(runs).verdicts == {"missed": 1, "beaten": 1, "diverged": 1, "failed": 1, "unfinished": 1}
+    assert len(cell.best.valid_runs) == 4
+    [cell] = group_trials(runs[:2], TARGET)
+    assert (cell.best.valid_runs, cell.reached) == ([], False)
+    assert facts(runs).verdicts == {"missed": 1, "pruned": 1, "diverged": 1, "failed": 1, "unfinished": 1}
 
 
 def test_a_run_that_the_sweep_ended_at_its_own_target_does_not_miss_a_stricter_one() -> None:
     strict = Target("val/accuracy", 0.95, True)
-    missed, beaten = trial(0, 128, math.inf), trial(0, 128, math.inf, lr=0.2, status="beaten")
-    made = facts([trial(0), trial(0, 128, 20, lr=0.3), missed, beaten], strict, own=Ending(TARGET, {}))
-    assert made.verdicts == {"missed": 1, "ended early": 2, "beaten": 1}
+    missed, beaten = trial(0, 128, math.inf), trial(0, 128, math.inf, lr=0.2, status="pruned")
+    made = facts([trial(0), trial(0, 128, 20, lr=0.3), missed, beaten], strict, own=EarlyStop(TARGET, {}))
+    assert made.verdicts == {"missed": 1, "ended early": 2, "pruned": 1}
     assert [cell.missed for cell in made.cells] == [False, False]  # what was best at 128 was not let go on
     said = report.summary(made, Path("report.html"))
     assert "ended at the sweep's own target, val/accuracy >= 0.9, and do not count" in said
-    assert "at batch 128: no result: 1 missed, 1 ended early, 1 beaten" in said
+    assert "at batch 128: no result: 1 missed, 1 ended early, 1 pruned" in said
     assert "missed at batch" not in said
     # Without a target of its own nothing ended them.
     assert facts([trial(0)], strict).verdicts == {"missed": 1}
     # One that got further than it had to counts.
-    assert facts([trial(0)], TARGET, own=Ending(TARGET, {})).verdicts == {"reached": 1}
+    assert facts([trial(0)], TARGET, own=EarlyStop(TARGET, {})).verdicts == {"reached": 1}
     # One that came to the sweep's target with the last step of its budget was not ended by it.
     for steps, verdict in [(10, "missed"), (11, "ended early")]:
-        own = Ending(TARGET, {"lamb": Duration(64 * steps, "samples")})
+        own = EarlyStop(TARGET, {"lamb": Duration(64 * steps, "samples")})
         assert facts([trial(0, steps=10)], strict, own=own).verdicts == {verdict: 1}
 
 
@@ -159,7 +159,7 @@ def test_a_report_while_a_sweep_runs_says_how_many_runs_are_to_come(tmp_path: Pa
 
 
 def best(*runs: Trial) -> Any:
-    [cell] = cells(runs, TARGET)
+    [cell] = group_trials(runs, TARGET)
     return cell.best.parameters["optimizer.lr"]
 
 
@@ -220,13 +220,13 @@ def test_an_exponent_of_nothing_has_no_sign() -> None:
 
 def test_a_diverged_lr_bounds_the_search_and_one_lr_is_none() -> None:
     tried = [trial(0, lr=0.1), trial(1, lr=0.05, steps=30)]
-    [cell] = cells(tried, TARGET)
-    assert cell.edge == "highest"
-    [cell] = cells([*tried, trial(2, lr=0.2, steps=math.inf, status="diverged")], TARGET)
-    assert cell.edge is None
-    [cell] = cells([*tried, trial(2, lr=0.2, steps=math.inf, status="failed")], TARGET)
-    assert cell.edge == "highest"
-    assert law(cells([trial(0), trial(1, batch=128)], TARGET)) is None
+    [cell] = group_trials(tried, TARGET)
+    assert cell.lr_edge == "highest"
+    [cell] = group_trials([*tried, trial(2, lr=0.2, steps=math.inf, status="diverged")], TARGET)
+    assert cell.lr_edge is None
+    [cell] = group_trials([*tried, trial(2, lr=0.2, steps=math.inf, status="failed")], TARGET)
+    assert cell.lr_edge == "highest"
+    assert law(group_trials([trial(0), trial(1, batch=128)], TARGET)) is None
 
 
 def test_time_and_cost() -> None:
@@ -277,17 +277,17 @@ def test_without_a_target_settings_are_compared_by_what_was_measured() -> None:
     assert made.cells[0].best.parameters == {"optimizer.lr": 0.1, "optimizer.weight_decay": 0.01}
     assert made.verdicts == {"complete": 9}
     losses = [replace(t, measurements=[{"step": 1, "samples": 64, "val/loss": float(i)}]) for i, t in enumerate(runs)]
-    assert metric(losses).metric == "val/loss"
+    assert default_metric(losses).metric == "val/loss"
     assert facts(losses, None).cells[0].best.mean == 0
 
 
 def test_mean_and_deviation_over_the_seeds() -> None:
     values = (0.7, 0.8, 0.6)
-    [cell] = cells([trial(i, steps=math.inf, seed=i, best=v) for i, v in enumerate(values)], TARGET)
+    [cell] = group_trials([trial(i, steps=math.inf, seed=i, best=v) for i, v in enumerate(values)], TARGET)
     assert cell.best.mean == pytest.approx(0.7)
-    assert cell.best.deviation == pytest.approx(0.1)
-    assert cell.best.middle.best == 0.7
-    assert cell.nearest == 0.8
+    assert cell.best.std == pytest.approx(0.1)
+    assert cell.best.median_run.best == 0.7
+    assert cell.best_value == 0.8
 
 
 def test_captions_tell_of_what_is_there_alone() -> None:

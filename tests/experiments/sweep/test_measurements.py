@@ -26,7 +26,7 @@ TRIALS = [
         ],
         epoch=1000, processes=2, seconds=12.5, run="trials/a",
     ),
-    Trial(1, "digits", "cifar-resnet-8", "lamb", 64, 2, "beaten", {"optimizer.lr": 1e-2}, [], run="trials/b"),
+    Trial(1, "digits", "cifar-resnet-8", "lamb", 64, 2, "pruned", {"optimizer.lr": 1e-2}, [], run="trials/b"),
     Trial(
         2, "digits", "cifar-resnet-8", "sgd", 128, 1, "diverged", {"optimizer.nesterov": True, "optimizer.momentum": 0.9},
         [{"step": 1, "samples": 128, "train/loss": math.inf}],
@@ -92,6 +92,13 @@ def test_what_is_written_is_laid_out_as_published(tmp_path: Path) -> None:
     assert json.loads(infeasible.read_text())["status"] == "INFEASIBLE"
 
 
+def test_status_of_older_versions_is_read(tmp_path: Path) -> None:
+    """Pruned trials were called beaten."""
+    file = tmp_path / "old.csv"
+    file.write_text("trial,batch_size,step,status\n0,64,1,beaten\n")
+    assert [trial.status for trial in measurements.read(file)] == ["pruned"]
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
@@ -113,7 +120,7 @@ def test_a_table_that_is_wrong_is_told_where(tmp_path: Path, text: str, said: st
 
 
 OTHER = {
-    "dataset": "mnist", "model": "lenet", "optimizer": "sgd", "batch_size": 128, "seed": 2, "status": "beaten", "epoch": None,
+    "dataset": "mnist", "model": "lenet", "optimizer": "sgd", "batch_size": 128, "seed": 2, "status": "pruned", "epoch": None,
     "processes": 4, "seconds": 25.0, "run": "trials/c", "parameters": {"optimizer.lr": 0.1, "schedule.kind": "cosine"},
 }  # fmt: skip
 

@@ -130,7 +130,7 @@ def test_what_reached_diverged_failed_or_was_beaten(tmp_path: Path) -> None:
         "fast-64-000-1": "complete",
         "slow-64-000-1": "complete",
         "slow-64-000-0": "complete",
-        "slow-64-001-0": "beaten",
+        "slow-64-001-0": "pruned",
         "wild-64-000-0": "diverged",
         "wrong-64-000-0": "failed",
     }
@@ -226,7 +226,7 @@ def test_a_signal_is_no_defeat(tmp_path: Path) -> None:
     (study.trials / f"{slot.name}.json").write_text(
         '{"optimizer": "lamb", "batch": 32, "seed": 1, "setting": 0, "parameters": {}, "stop_after": 6}'
     )
-    for step, status in [(2, "unfinished"), (6, "beaten")]:
+    for step, status in [(2, "unfinished"), (6, "pruned")]:
         log = metrics.Metrics(study.trials / slot.name)
         log.write("start", step=0, samples=0)
         log.write("train", step=step, samples=32 * step, loss=1.0, lr=0.1)
