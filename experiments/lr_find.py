@@ -107,7 +107,7 @@ def prepared(config: str, overrides: Sequence[str], low: float, high: float, ste
         number += 1
     raw |= {
         "name": run.name, "resume": "never", "duration": f"{steps} steps", "stop_after": None, "divergence": DIVERGED,
-        "phases": [], "averaging": {}, "scaling": {}, "diagnose": {}, "checkpoint": {"keep": 1},
+        "phases": [], "averaging": {}, "scaling": {}, "trajectory": {}, "checkpoint": {"keep": 1},
         "schedule": {"kind": "exponential", "start": low / high, "final": 1.0},
         "evaluate": {"limit": raw["batch"]["global"]},
     }  # fmt: skip

@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not given.isdigit():
             raise ConfigError("BELLWETHER_RESTARTS", given, "is no number", f"write one such as {RESTARTS}")
-        run = run_paths.directory(load(arguments.config, arguments.overrides))
+        run = run_paths.directory(load(arguments.config, arguments.overrides, quiet=True))
         if arguments.when == "begin":
             return begin(run, int(given))
         return end(run, arguments.status, arguments.job, int(given))

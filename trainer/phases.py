@@ -216,7 +216,7 @@ def _averaging(phase: Phase) -> str:
 
 
 def _optimizer(optimizer: Optimizer) -> str:
-    form = f" ({optimizer.decay})" if optimizer.decay else ""
+    form = f" ({optimizer.weight_decay_mode})" if optimizer.weight_decay_mode else ""
     extras = [
         key.replace("_", " ")
         for key in ("nesterov", "amsgrad", "trust_ratio", "trust_bounds", "prenormalize")

@@ -17,6 +17,7 @@ import yaml
 from bellwether import __version__
 from bellwether.trainer import checkpoint, run_paths
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, Target, dump, to_yaml, validate
+from bellwether.trainer.config.renamed import convert
 
 LOCK = ".lock"
 _HEAD = "# bellwether "
@@ -32,7 +33,7 @@ FREE = (
     "checkpoint",
     "evaluate",
     "log",
-    "diagnose",
+    "trajectory",
     "batch.micro",
     "data.workers",
     "data.cache",
@@ -197,7 +198,7 @@ def _as_now(raw: dict[str, Any]) -> dict[str, Any]:
     try:
         return dump(validate(raw))
     except ConfigErrors:
-        return raw  # what no longer fits is told key by key
+        return convert(raw)  # what no longer fits is told key by key
 
 
 def _flat(value: Any, place: str = "") -> dict[str, Any]:

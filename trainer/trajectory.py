@@ -1,4 +1,4 @@
-"""A walk over the loss, measured while a phase runs: `bellwether.optimizers.trajectory`, at the steps that the config's `diagnose` names."""
+"""A walk over the loss, measured while a phase runs: `bellwether.optimizers.trajectory`, at the steps that the config's `trajectory` names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrajectoryProbe:
 
     def __init__(self, engine: Engine, phase: Phase, world: World) -> None:
         self.engine, self.phase, self.world = engine, phase, world
-        self.wanted = phase.config.diagnose
+        self.wanted = phase.config.trajectory
         between = self.wanted.interpolate
         watches = self.wanted.every is not None or between.every is not None or bool(between.steps)
         self.walk = Trajectory(engine.optimizer) if watches else None

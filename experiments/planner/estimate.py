@@ -174,7 +174,7 @@ def states(config: Config) -> int:
     rule = wanted.model_copy(update={"name": "adamw", "tolerance": None}) if swats else wanted
     optimizer = make_optimizer(nn.Linear(1, 1), rule, wanted.lr)
     kept = len(STATE[optimizer.rule(optimizer.param_groups[0], 1).formula])  # type: ignore[attr-defined]
-    walked = 3 if config.diagnose.every is not None else 0
+    walked = 3 if config.trajectory.every is not None else 0
     return kept + swats + (config.averaging.kind != "none") + walked
 
 

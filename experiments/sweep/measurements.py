@@ -32,6 +32,7 @@ from typing import Any, Literal, get_args
 
 from bellwether.trainer import run_paths
 from bellwether.trainer.config import ConfigError, units
+from bellwether.trainer.config.renamed import convert_paths
 
 Status = Literal["complete", "diverged", "pruned", "failed", "unfinished"]
 OLD_STATUSES: dict[Any, Status] = {"beaten": "pruned"}  #: as older versions wrote them
@@ -186,7 +187,7 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
     return Trial(
         number, str(head.get("dataset") or ""), str(head.get("model") or ""), str(head.get("optimizer") or ""),
         int(batch), int(head.get("seed") or 0), status,
-        {k[len(_PARAMETER) :]: v for k, v in head.items() if k.startswith(_PARAMETER) and v is not None},
+        convert_paths({k[len(_PARAMETER) :]: v for k, v in head.items() if k.startswith(_PARAMETER) and v is not None}),
         sorted(measurements, key=lambda m: m["step"]), epoch=head.get("epoch"), processes=int(head.get("processes") or 1),
         seconds=float(head.get("seconds") or 0.0), run=str(head.get("run") or ""),
     )  # fmt: skip

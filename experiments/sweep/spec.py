@@ -15,6 +15,7 @@ from bellwether.experiments.sweep.measurements import Target, Value
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, load
 from bellwether.trainer.config.error_messages import explain
 from bellwether.trainer.config.load import parse_yaml, yaml_problem
+from bellwether.trainer.config.renamed import Renaming, convert, convert_paths, report
 from bellwether.trainer.config.schema import Count, Section
 from bellwether.trainer.config.units import TargetField
 
@@ -207,12 +208,40 @@ def read(path: str | Path) -> Sweep:
     return validate(raw, source)
 
 
-def validate(raw: dict[str, Any], source: str) -> Sweep:
+def validate(raw: dict[str, Any], source: str, *, quiet: bool = False) -> Sweep:
+    """Checks a mapping as YAML gives it. Renamed keys of a run's config are accepted.
+
+    Args:
+        quiet: do not log that a key has been renamed; for files that Bellwether wrote itself.
+
+    Raises:
+        ConfigErrors: with one `ConfigError` for each thing that is wrong.
+    """
+    renamings: list[Renaming] = []
+    raw = with_new_names(raw, source, renamings)
+    if not quiet:
+        report(renamings)
     try:
         return Sweep.model_validate(raw)
     except ValidationError as error:
         found = [_explained(e, raw, source) for e in error.errors(include_url=False)]
         raise ConfigErrors(list({str(e): e for e in found}.values())) from None
+
+
+def with_new_names(raw: dict[str, Any], source: str = "", found: list[Renaming] | None = None) -> dict[str, Any]:
+    """The mapping of a SWEEP.yaml or of a stored sweep.yaml, with the new names of renamed keys of a run's config."""
+
+    def converted(part: Any) -> Any:
+        keys = [key for key in ("set", "space") if isinstance(part, dict) and isinstance(part.get(key), dict)]
+        new = {key: convert_paths(part[key], source=source, found=found) for key in keys}
+        return {**part, **new} if new else part
+
+    raw = converted(raw)
+    if isinstance(raw.get("optimizers"), dict):
+        raw = {**raw, "optimizers": {name: converted(variant) for name, variant in raw["optimizers"].items()}}
+    if isinstance(raw.get("base"), dict):
+        raw = {**raw, "base": convert(raw["base"])}
+    return raw
 
 
 def base(sweep: Sweep) -> Config:

@@ -32,6 +32,7 @@ from bellwether.experiments.sweep.spec import Sweep
 from bellwether.trainer import metrics, run_paths
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml
 from bellwether.trainer.config.load import parse_yaml
+from bellwether.trainer.config.renamed import convert_paths
 from bellwether.trainer.config.schema import BertModel, ResNetModel
 
 SWEEP = "sweep.yaml"
@@ -108,7 +109,7 @@ class Study:
         ):
             new["first_batch"] = self.sweep.batches[0]  # which such ranges move from
         if file.exists():
-            _check_same(parse_yaml(file.read_text()), new, self.directory)
+            _check_same(spec.with_new_names(parse_yaml(file.read_text())), new, self.directory)
         run_paths.publish(file, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
 
     def pending(self) -> list[Slot]:
@@ -249,10 +250,10 @@ class Study:
     def _read(self, name: str) -> Trial | None:
         try:
             raw = json.loads((self.trials / f"{name}.json").read_text())
-            config = spec.load(self.trials / f"{name}.yaml")
+            config = spec.load(self.trials / f"{name}.yaml", quiet=True)
         except (OSError, ConfigErrors):  # between the two files of a run that is about to begin
             return None
-        record = Record(**raw)
+        record = Record(**{**raw, "parameters": convert_paths(raw["parameters"])})
         history = metrics.read(self.trials / name)
         rows = _measurements(history)
         epochs = [line for line in history.train if line.get("epoch") and line["samples"]]
@@ -279,12 +280,12 @@ class Study:
 
 def open_study(directory: Path) -> Study:
     """The study in a directory, as its own sweep.yaml has it."""
-    raw = parse_yaml((directory / SWEEP).read_text())
+    raw = spec.with_new_names(parse_yaml((directory / SWEEP).read_text()))
     base = raw.pop("base", None)
     raw.pop("first_batch", None)
     # Where it lies now, which may be a copy.
     where = {"runs": str(directory.parent), "name": directory.resolve().name}
-    return Study(spec.validate({**raw, **where}, str(directory / SWEEP)), base)
+    return Study(spec.validate({**raw, **where}, str(directory / SWEEP), quiet=True), base)
 
 
 def _measurements(history: metrics.History) -> list[dict[str, float]]:

@@ -102,10 +102,10 @@ ERRORS = {
     "model={size: tiny}": ["model.kind", "this key is needed", "bert, resnet"],
     "optimizer.name=lam": ["optimizer.name", "'lam'", "'adamw'", "did you mean 'lamb'"],
     "optimizer.momentum=0.9": ["optimizer.momentum", "0.9", "lamb has none", "lars or sgd"],
-    "optimizer={name: lars, lr: 1, decay: l2}": ["optimizer.decay", "'l2'", "lars has none"],
+    "optimizer={name: lars, lr: 1, weight_decay_mode: l2}": ["optimizer.weight_decay_mode", "'l2'", "lars has none"],
     "optimizer={name: adamw, lr: 1, trust_bounds: [0.1, 1]}": ["optimizer.trust_bounds", "trust_ratio: true"],
     "optimizer.trust_bounds=[1, 0.1]": ["optimizer.trust_bounds", "the lowest first"],
-    "optimizer.decay=prox-metric": ["optimizer.decay", "prox-metric", "write prox"],
+    "optimizer.weight_decay_mode=prox-metric": ["optimizer.weight_decay_mode", "prox-metric", "write prox"],
     "optimizer={name: sgd, lr: 1, momentum: 0, nesterov: true}": ["optimizer.nesterov", "momentum: 0.9"],
     "schedule.momentum=[0.85, 0.95]": ["schedule.momentum", "the highest first"],
     "scaling.rule=sqrt": ["scaling.base_batch", "rule: sqrt"],
@@ -203,7 +203,7 @@ def test_a_default_that_does_not_fit_is_shown(base: Path) -> None:
 
 @pytest.mark.parametrize("decay", ["independent", "prox"])
 def test_a_decay_that_follows_the_rate_is_not_scaled_again(base: Path, decay: str) -> None:
-    overrides = ["optimizer.name=adamw", f"optimizer.decay={decay}"]
+    overrides = ["optimizer.name=adamw", f"optimizer.weight_decay_mode={decay}"]
     c.load(base, overrides)
     with pytest.raises(ConfigErrors, match=rf"schedule\.scale_decay: True: .*{decay} follows the rate by itself"):
         c.load(base, [*overrides, "schedule.scale_decay=true"])

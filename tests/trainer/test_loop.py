@@ -121,7 +121,7 @@ def test_resumed_to_the_bit(ranks: Ranks, workspace: Path, kind: str, stage: int
     assert noise[0] == noise[1]
 
 
-DIAGNOSE = {"every": "1 steps", "interpolate": {"steps": [1, 6], "every": "4 steps", "points": 3}}
+TRAJECTORY = {"every": "1 steps", "interpolate": {"steps": [1, 6], "every": "4 steps", "points": 3}}
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
@@ -131,8 +131,8 @@ def test_diagnosis_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stag
     """And the loss where the way begins is the one that training saw."""
     make = {"text": text, "images": images}[kind]
     plain, watched = (
-        make(workspace, f"walk-{kind}-{stage}-{name}", engine={"stage": stage}, diagnose=diagnose)
-        for name, diagnose in (("off", {}), ("on", DIAGNOSE))
+        make(workspace, f"walk-{kind}-{stage}-{name}", engine={"stage": stage}, trajectory=trajectory)
+        for name, trajectory in (("off", {}), ("on", TRAJECTORY))
     )
     ranks.run(_run, plain)
     ranks.run(_run, {**watched, "stop_after": "5 steps"})
@@ -274,10 +274,10 @@ def test_fp16_with_dynamic_loss_scale(ranks: Ranks, workspace: Path, stage: int)
 
 RULES = {
     "lars": {"name": "lars", "lr": 20, "weight_decay": 1e-4, "nesterov": True, "trust_bounds": [0, 0.01]},
-    "sgd": {"name": "sgd", "lr": 0.3, "decay": "independent", "weight_decay": 1e-4},
+    "sgd": {"name": "sgd", "lr": 0.3, "weight_decay_mode": "independent", "weight_decay": 1e-4},
     "adam": {"name": "adam", "lr": 1e-3, "amsgrad": True},
-    "radam": {"name": "radam", "lr": 1e-2, "trust_ratio": True, "decay": "prox", "weight_decay": 1e-4},
-    "adamw": {"name": "adamw", "lr": 1e-3, "decay": "prox-metric", "kernel": "reference"},
+    "radam": {"name": "radam", "lr": 1e-2, "trust_ratio": True, "weight_decay_mode": "prox", "weight_decay": 1e-4},
+    "adamw": {"name": "adamw", "lr": 1e-3, "weight_decay_mode": "prox-metric", "kernel": "reference"},
     "lamb": {"name": "lamb", "lr": 1e-2, "prenormalize": True, "bias_correction": False, "trust_bounds": [0.01, 10]},
 }
 
@@ -285,7 +285,7 @@ RULES = {
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_trains_and_resumes_to_the_bit(ranks: Ranks, workspace: Path, rule: str) -> None:
-    by_itself = RULES[rule].get("decay") in ("independent", "prox")
+    by_itself = RULES[rule].get("weight_decay_mode") in ("independent", "prox")
     raw = text(
         workspace, f"rule-{rule}", optimizer=RULES[rule], duration="12 steps",
         schedule={"momentum": [0.95, 0.85], "scale_decay": not by_itself},
@@ -311,7 +311,7 @@ def test_a_factor_of_the_loss_is_seen_by_rules_that_mind(
         raw = images(
             workspace, f"factor-{rule}-{factor}", duration="4 steps",
             model={"norm": "none"}, schedule={"warmup": 0, "kind": "constant"},
-            optimizer={"name": rule, "decay": decay, "lr": 1e-3, "weight_decay": 0.1, "loss_factor": factor, "clip": 0}
+            optimizer={"name": rule, "weight_decay_mode": decay, "lr": 1e-3, "weight_decay": 0.1, "loss_factor": factor, "clip": 0}
             | ({"eps": 1e-30} if rule != "sgd" else {}),
         )  # fmt: skip
         ranks.run(_run, raw)

@@ -28,6 +28,7 @@ from bellwether.trainer.config.error_messages import (
 )
 from bellwether.trainer.config.errors import ConfigError, ConfigErrors
 from bellwether.trainer.config.recipes import expanded
+from bellwether.trainer.config.renamed import Renaming, convert, convert_setting, report
 from bellwether.trainer.config.schema import Config
 from bellwether.trainer.config.units import DIGITS
 
@@ -85,23 +86,34 @@ def yaml_problem(error: Exception) -> str:
     return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config in a file, with ``key.path=value`` overrides.
+def load(path: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Config:
+    """Reads and validates a config file, with ``key.path=value`` overrides applied.
+
+    Args:
+        quiet: do not log that a key has been renamed; for files that Bellwether wrote itself.
 
     Raises:
         ConfigErrors: with one `ConfigError` for each thing that is wrong.
     """
-    raw, origins = _read(Path(path), ())
+    found: list[Renaming] = []
+    raw, origins = _read(Path(path), (), found)
     for override in overrides:
-        _override(raw, origins, override)
+        _override(raw, origins, override, found)
+    if not quiet:
+        report(found)
     if errors := _unheard(raw, origins):
         raise ConfigErrors(errors)
     return validate(raw, origins, str(path))
 
 
 def validate(raw: dict[str, Any], origins: Origins | None = None, source: str = "") -> Config:
-    """A mapping as YAML gives it, checked as a whole and once for each phase."""
+    """Validates a mapping as YAML gives it: as a whole, and once for each phase. Renamed keys are accepted.
+
+    Raises:
+        ConfigErrors: with one `ConfigError` for each thing that is wrong.
+    """
     origins = origins or {}
+    raw = convert(raw, source=source)
     try:
         raw = expanded(raw, origins, source)
     except ConfigError as error:
@@ -131,7 +143,7 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(dump(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
+def _read(path: Path, below: tuple[Path, ...], found: list[Renaming]) -> tuple[dict[str, Any], Origins]:
     key = "extends" if below else "CONFIG"
     source = str(below[-1]) if below else ""
     try:
@@ -158,13 +170,14 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]
         parent = raw.pop("extends")
         if not isinstance(parent, str):
             raise ConfigErrors([ConfigError("extends", parent, "not a path", "name one YAML file", str(path))])
-        base, origins = _read(Path(parent), (*below, path))
+        base, origins = _read(Path(parent), (*below, path), found)
+    raw = convert(raw, source=str(path), found=found)
     for leaf in _leaves(raw):
         origins[leaf] = str(path)
     return _merged(base, raw), origins
 
 
-def _override(raw: dict[str, Any], origins: Origins, text: str) -> None:
+def _override(raw: dict[str, Any], origins: Origins, text: str, found: list[Renaming]) -> None:
     where = COMMAND_LINE
     name, equals, value = text.partition("=")
     parts = re.sub(r"\[(\d+)\]", r".\1", name.strip()).split(".")
@@ -177,6 +190,7 @@ def _override(raw: dict[str, Any], origins: Origins, text: str) -> None:
     except (yaml.YAMLError, ValueError):
         parsed = value
     keys: Key = tuple(int(part) if part.isdecimal() else part for part in parts)
+    keys, parsed = convert_setting(keys, parsed, source=where, found=found)
     if keys[0] == "schedule" and len(keys) > 1 and isinstance(raw.get("schedule"), str):
         # A recipe by its name alone: the key goes beside it.
         raw["schedule"] = {"recipe": raw["schedule"]}

@@ -1,4 +1,4 @@
-"""Where the weights went: angle, distance, and the loss between two iterates. Drawn where the config's `diagnose` asked."""
+"""Where the weights went: angle, distance, and the loss between two iterates. Drawn where the config's `trajectory` asked."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from bellwether.trainer.config.schema.data import Data, ImageData, TextData
 from bellwether.trainer.config.schema.engine import Batch, Engine
-from bellwether.trainer.config.schema.evaluation import Checkpoint, Diagnose, Evaluate, Log
+from bellwether.trainer.config.schema.evaluation import Checkpoint, Evaluate, Log, Trajectory
 from bellwether.trainer.config.schema.models import BertModel, CifarResNetModel, Model, ResNetModel, WideResNetModel
 from bellwether.trainer.config.schema.optimization import Averaging, Optimizer, Scaling, Schedule
 from bellwether.trainer.config.schema.section import Count, Section
@@ -54,7 +54,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
-    diagnose: Diagnose = Diagnose()
+    trajectory: Trajectory = Trajectory()
     engine: Engine = Engine()
     phases: list[dict[str, Any]] = Field(
         default_factory=list,
@@ -82,8 +82,8 @@ class Config(Section):
             raise ValueError(
                 f"evaluate.augment: {self.evaluate.augment} views need images with data.crop or data.flip; take it out"
             )
-        if self.schedule.scale_decay and self.optimizer.decay in ("independent", "prox"):
+        if self.schedule.scale_decay and self.optimizer.weight_decay_mode in ("independent", "prox"):
             raise ValueError(
-                f"schedule.scale_decay: optimizer.decay: {self.optimizer.decay} follows the rate by itself; take it out"
+                f"schedule.scale_decay: optimizer.weight_decay_mode: {self.optimizer.weight_decay_mode} follows the rate by itself; take it out"
             )
         return self

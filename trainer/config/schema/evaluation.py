@@ -1,4 +1,4 @@
-"""``evaluate``, ``checkpoint``, ``log``, ``diagnose``: what is measured and kept; none of it changes the training."""
+"""``evaluate``, ``checkpoint``, ``log``, ``trajectory``: what is measured and kept; none of it changes the training."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Interpolate(Section):
     )
 
 
-class Diagnose(Section):
+class Trajectory(Section):
     """Where the weights go (Xing et al. 2018, A Walk with SGD). Changes nothing of the training."""
 
     every: IntervalField | None = Field(

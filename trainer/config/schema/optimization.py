@@ -9,15 +9,15 @@ from pydantic import Field, model_validator
 from bellwether.trainer.config.schema.section import Count, Section, Share
 from bellwether.trainer.config.units import Duration, IntervalField, Span, SpanField
 
-_ADAM = {"betas", "eps", "decay", "trust_ratio", "trust_bounds"}
+_ADAM = {"betas", "eps", "weight_decay_mode", "trust_ratio", "trust_bounds"}
 _RULES: dict[str, set[str]] = {
     "lamb": {*_ADAM, "amsgrad", "bias_correction", "prenormalize"},
     "lars": {"momentum", "nesterov", "trust_coefficient", "trust_bounds", "eps"},
     "adamw": {*_ADAM, "amsgrad"},
     "adam": {*_ADAM, "amsgrad"},
     "radam": _ADAM,
-    "sgd": {"momentum", "nesterov", "decay", "trust_ratio", "trust_bounds"},
-    "swats": {"betas", "eps", "decay", "amsgrad", "tolerance"},
+    "sgd": {"momentum", "nesterov", "weight_decay_mode", "trust_ratio", "trust_bounds"},
+    "swats": {"betas", "eps", "weight_decay_mode", "amsgrad", "tolerance"},
 }
 
 
@@ -37,9 +37,9 @@ class Optimizer(Section):
         None, description="added to the denominator; null: the rule's own default"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="not applied to biases and normalisation; its unit depends on `decay`"
+        0.01, description="not applied to biases and normalisation; its unit depends on `weight_decay_mode`"
     )
-    decay: Literal["l2", "decoupled", "independent", "prox", "prox-metric"] | None = Field(
+    weight_decay_mode: Literal["l2", "decoupled", "independent", "prox", "prox-metric"] | None = Field(
         None, description="form of the weight decay; null: decoupled, or l2 for adam and sgd (lars has l2 alone)"
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="of lars and sgd; null: 0.9")
@@ -72,6 +72,8 @@ class Optimizer(Section):
     def options(self) -> dict[str, Any]:
         """What the rule's constructor is to be given, lr included: what the config leaves out is the rule's default."""
         given = self.model_dump(exclude_none=True, include={*_RULES[self.name], "lr", "weight_decay", "kernel"})
+        if "weight_decay_mode" in given:
+            given["decay"] = given.pop("weight_decay_mode")
         if self.name == "radam":
             given.setdefault("decay", "decoupled")
         if self.name == "sgd":
@@ -81,8 +83,11 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _options(self) -> Optimizer:
         self.refuse_others("name", _RULES)
-        if self.decay == "prox-metric" and (self.name in ("sgd", "swats") or self.trust_ratio or self.name == "lamb"):
-            raise ValueError("decay: prox-metric is for adamw, adam and radam without a trust ratio; write prox")
+        no_metric = self.name in ("lamb", "sgd", "swats") or self.trust_ratio
+        if self.weight_decay_mode == "prox-metric" and no_metric:
+            raise ValueError(
+                "weight_decay_mode: prox-metric is for adamw, adam and radam without a trust ratio; write prox"
+            )
         if self.trust_bounds is not None:
             if self.trust_bounds[0] > self.trust_bounds[1]:
                 raise ValueError("trust_bounds: the lowest first, then the highest")
