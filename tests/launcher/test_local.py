@@ -17,7 +17,6 @@ from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from bellwether.launcher.local import _explain
-from tests.precision import subprocess_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +48,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def start(space: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    path = subprocess_path(*filter(None, [environment.pop("PYTHONPATH", "")]), ROOT)
+    path = os.pathsep.join([*filter(None, [environment.pop("PYTHONPATH", "")]), str(ROOT)])
     return subprocess.Popen(
         command(*arguments), cwd=space, env={**os.environ, **environment, "PYTHONPATH": path},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
