@@ -1,14 +1,14 @@
-"""Which of this machine's variables a process on another one is given, where no scheduler hands them on."""
+"""Selects the environment variables that processes on other machines get, where no scheduler forwards them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-_FAMILIES = ("BELLWETHER_", "DS_", "FI_", "GLOO_", "HF_", "NCCL_", "OMP_", "TORCH_", "UCX_")
-_ALSO = ("CXX", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "XDG_CACHE_HOME")
+_PREFIXES = ("BELLWETHER_", "DS_", "FI_", "GLOO_", "HF_", "NCCL_", "OMP_", "TORCH_", "UCX_")
+_NAMES = ("CXX", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "XDG_CACHE_HOME")
 
 
 def forwarded_env(environment: Mapping[str, str]) -> dict[str, str]:
-    """Those that the nodes need. No tokens: on a command line everybody could read them."""
-    wanted = {k: v for k, v in sorted(environment.items()) if k in _ALSO or k.startswith(_FAMILIES)}
-    return {key: value for key, value in wanted.items() if "TOKEN" not in key}
+    """The variables to forward, sorted by name. No tokens: command lines are readable by every user."""
+    selected = {k: v for k, v in sorted(environment.items()) if k in _NAMES or k.startswith(_PREFIXES)}
+    return {name: value for name, value in selected.items() if "TOKEN" not in name}

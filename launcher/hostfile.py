@@ -1,4 +1,4 @@
-"""The machines of a run in a file, as OpenMPI and MPICH write them: one a line, with how many processes it takes."""
+"""Reads host files in the syntax of OpenMPI and MPICH: one host a line, with its number of processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bellwether.trainer.config import ConfigError
 
-# A name begins with a letter or digit: ssh would take one with a dash for an option. ``user@host`` is ssh's own.
+# A name begins with a letter or digit: ssh would parse one with a dash as an option. ``user@host`` is passed to ssh as it is.
 _LINE = re.compile(
     r"(?P<host>[A-Za-z0-9_][A-Za-z0-9_.@-]*)"
     r"(?::(?P<mpich>[0-9]+)|\s+slots\s*=\s*(?P<openmpi>[0-9]+)(?:\s+max[-_]slots\s*=\s*[0-9]+)?)?"
@@ -15,7 +15,7 @@ _LINE = re.compile(
 
 
 def hosts(path: str | Path) -> list[tuple[str, int | None]]:
-    """The hosts of a file in its order, each with its number of processes, or None where the file says none.
+    """The hosts of a file in its order, each with its number of processes, or None where the line has none.
 
     A line is ``node1``, ``node1 slots=8`` or ``node1:8``; ``#`` begins a comment.
 
@@ -25,7 +25,7 @@ def hosts(path: str | Path) -> list[tuple[str, int | None]]:
     try:
         lines = Path(path).expanduser().read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        problem = f"cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
+        problem = f"cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}"
         raise ConfigError("--hostfile", str(path), problem, "name a file with one host a line") from None
     found: dict[str, int | None] = {}
     for number, line in enumerate(lines, 1):
@@ -38,11 +38,12 @@ def hosts(path: str | Path) -> list[tuple[str, int | None]]:
             raise ConfigError("host", text, "cannot be read", "write node1, node1 slots=8 or node1:8", source)
         slots = match["mpich"] or match["openmpi"]
         if slots is not None and int(slots) == 0:
-            raise ConfigError("host", text, "has no process", "write a number from 1 up, or leave the line out", source)
+            raise ConfigError("host", text, "has no processes", "write a number from 1 up, or remove the line", source)
         if match["host"] in found:
-            advice = "write it once, with slots=N for several processes"
-            raise ConfigError("host", text, "was named before", advice, source)
+            raise ConfigError(
+                "host", text, "appears twice", "write it once, with slots=N for several processes", source
+            )
         found[match["host"]] = None if slots is None else int(slots)
     if not found:
-        raise ConfigError("--hostfile", str(path), "names no host", "write one a line")
+        raise ConfigError("--hostfile", str(path), "has no hosts", "write one host a line")
     return list(found.items())

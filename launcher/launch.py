@@ -64,7 +64,7 @@ def launch(request: Request) -> int:
     config = load(request.config, request.overrides)
     _refuse_unfit(request)
     if not request.dry_run:
-        rows = doctor.cheap(request.on, config.runs)
+        rows = doctor.quick_checks(request.on, config.runs)
         worth = [row for row in rows if row.state != GREEN]
         if worth:
             print(table.render(worth), end="", file=sys.stderr)

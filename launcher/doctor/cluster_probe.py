@@ -1,11 +1,10 @@
-"""What only several nodes together can tell: whether they meet, and their names, shared directory, clocks and bandwidth."""
+"""Facts about all nodes together: rendezvous, name resolution, shared directory, clocks and bandwidth."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -17,85 +16,89 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bellwether.launcher.doctor.node import Facts, Watch, addresses, existing
-from bellwether.trainer import process_info, rendezvous
+from bellwether.launcher.doctor import bandwidth
+from bellwether.launcher.doctor.protocol import Facts, Reporter
+from bellwether.launcher.doctor.system_probe import addresses, existing
+from bellwether.trainer import process_info
+from bellwether.trainer import rendezvous as rendezvous_address
+from bellwether.trainer.process_info import ProcessInfo
 
-_MB = 10**6
-_WARM_UP, _SIZE, _SIZE_GPU = 4 * _MB, 64 * _MB, 256 * _MB  # bytes of an all-reduce
-_ROUNDS = 3
-_PINGS = 10  # of the clocks' questions; the quickest counts
-_APPEARS = 10.0  # seconds in which a file must be seen by all; NFS may be some behind
-_TOLD = 20  # names that could not be resolved; more of them say nothing new
+_PINGS = 10  # clock readings of each node; the one with the shortest round trip counts
+_APPEARS = 10.0  # seconds within which all nodes must see a new file; NFS may lag by a few
+_SHOWN = 20  # unresolved names in the report
 
 
-def run(watch: Watch, shared: str, nonce: str, size: int | None, limit: float) -> None:
-    """Meet the other nodes and measure; rank 0 puts what was found into ``watch.report``. Collective.
+def run(reporter: Reporter, shared: str, nonce: str, size: int | None, limit: float) -> None:
+    """Connect to the other nodes and measure. Rank 0 puts the facts into ``reporter.cluster``. Collective.
 
     Args:
-        shared: directory that all should share; rank 0's counts.
-        nonce: what the file is called, and says.
-        size: how many nodes were asked; None: as many as the launcher says.
-        limit: seconds for meeting, and again for measuring.
+        shared: directory that all nodes should share; rank 0's value is used.
+        nonce: name and content of the file that is written there.
+        size: number of nodes that were started; None: the launcher's number.
+        limit: seconds to connect, and again to measure.
 
     Raises:
-        ValueError: if what the launcher set makes no sense.
+        ValueError: if the launcher's variables contradict one another.
         RuntimeError: if torch could not connect the nodes.
     """
-    if (interface := os.environ.get("BELLWETHER_INTERFACE")) and _exists(interface):
-        for library in ("GLOO", "NCCL"):
-            os.environ.setdefault(f"{library}_SOCKET_IFNAME", interface)
-    place = process_info.detect()
-    if size is not None and place.size != size:
-        problem = f"{size} nodes were started, but this one was told ({place.launcher}) of {place.size}"
-        raise ValueError(f"{problem}: is mpi4py built for this mpirun?" if place.launcher == "mpirun" else problem)
-    if place.size == 1:
+    _use_interface()
+    info = process_info.detect()
+    if size is not None and info.size != size:
+        problem = f"{size} nodes were started, but {info.launcher} gave this one a world size of {info.size}"
+        raise ValueError(f"{problem}: is mpi4py built for this mpirun?" if info.launcher == "mpirun" else problem)
+    if info.size == 1:
         return
-    report: Facts = {"kind": "group", "size": place.size, "meeting": f"{place.address}:{place.port}"}
-    report["interface"] = os.environ.get("GLOO_SOCKET_IFNAME")
-    if place.rank == 0:
-        watch.report = report
-    watch.stage(f"meeting at {report['meeting']}", 2 * limit + 10)
-    store, report["missing"] = _meet(place, limit)
-    if report["missing"]:
+    facts: Facts = {"kind": "cluster", "size": info.size, "rendezvous": f"{info.address}:{info.port}"}
+    facts["interface"] = os.environ.get("GLOO_SOCKET_IFNAME")
+    if info.rank == 0:
+        reporter.cluster = facts
+    reporter.begin(f"connecting to {facts['rendezvous']}", 2 * limit + 10)
+    store, facts["missing"] = _rendezvous(info, limit)
+    if facts["missing"]:
         return
-    watch.stage("connecting through gloo", limit)
+    reporter.begin("connecting through gloo", limit)
     dist.init_process_group(
-        "gloo", store=dist.PrefixStore("gloo", store), rank=place.rank, world_size=place.size,
+        "gloo", store=dist.PrefixStore("gloo", store), rank=info.rank, world_size=info.size,
         timeout=timedelta(seconds=limit),
     )  # fmt: skip
     deadline = time.monotonic() + limit
-    steps: dict[str, Callable[[], Any]] = {
-        "hosts": lambda: _gathered(socket.gethostname()),
-        "names": lambda: _names(place.rank),
-        "shared": lambda: _share(place.rank, shared, nonce),
-        "clocks": lambda: _clocks(place),
-        "gloo": lambda: _bandwidth(torch.device("cpu"), None, _SIZE, limit),
-        "nccl": lambda: _nccl(limit),
+    probes: dict[str, Callable[[], Any]] = {
+        "hosts": lambda: _all_gather(socket.gethostname()),
+        "names": lambda: _names(info.rank),
+        "shared": lambda: _shared_directory(info.rank, shared, nonce),
+        "clocks": lambda: _clocks(info),
+        "gloo": lambda: bandwidth.gloo(limit),
+        "nccl": lambda: bandwidth.nccl(limit),
     }
-    for key, measure in steps.items():
-        watch.stage(f"measuring ({key})", max(1.0, deadline - time.monotonic()))
-        report[key] = measure()
-    watch.stage("leaving", 10)
-    watch.tell_report()
-    _leave(place, store)
+    for key, probe in probes.items():
+        reporter.begin(f"measuring ({key})", max(1.0, deadline - time.monotonic()))
+        facts[key] = probe()
+    reporter.begin("disconnecting", 10)
+    reporter.send_cluster()
+    _disconnect(info, store)
 
 
-def _exists(interface: str) -> bool:
+def _use_interface() -> None:
+    """Let gloo and NCCL use BELLWETHER_INTERFACE, if this node has it."""
+    interface = os.environ.get("BELLWETHER_INTERFACE")
+    if not interface:
+        return
     try:
-        rendezvous.address(interface)
+        rendezvous_address.address(interface)
     except (ImportError, ValueError):
-        return False
-    return True
+        return
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", interface)
 
 
-def _meet(place: process_info.ProcessInfo, limit: float) -> tuple[dist.Store, list[int]]:
-    """The store at which all meet, and the ranks that have not come within the limit."""
+def _rendezvous(info: ProcessInfo, limit: float) -> tuple[dist.Store, list[int]]:
+    """The store that all ranks connect to, and the ranks that did not connect within the limit."""
     store = dist.TCPStore(
-        place.address, place.port, place.size, place.rank == 0, timedelta(seconds=limit), wait_for_workers=False
+        info.address, info.port, info.size, info.rank == 0, timedelta(seconds=limit), wait_for_workers=False
     )
-    store.set(f"here/{place.rank}", socket.gethostname())
-    if place.rank == 0:
-        missing = list(range(1, place.size))
+    store.set(f"here/{info.rank}", socket.gethostname())
+    if info.rank == 0:
+        missing = list(range(1, info.size))
         deadline = time.monotonic() + limit
         while missing and time.monotonic() < deadline:
             missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
@@ -105,36 +108,36 @@ def _meet(place: process_info.ProcessInfo, limit: float) -> tuple[dist.Store, li
         store.wait(["missing"], timedelta(seconds=limit + 5))
         missing = json.loads(store.get("missing"))
     if missing:
-        _leave(place, store)
+        _disconnect(info, store)
     return store, missing
 
 
-def _leave(place: process_info.ProcessInfo, store: dist.Store) -> None:
-    """Rank 0 last, because the store is its."""
+def _disconnect(info: ProcessInfo, store: dist.Store) -> None:
+    """Leave the process group. Rank 0 leaves last, because it serves the store."""
     if dist.is_initialized():
         dist.destroy_process_group()
-    store.set(f"bye/{place.rank}", "")
-    if place.rank == 0:
+    store.set(f"bye/{info.rank}", "")
+    if info.rank == 0:
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
-            if all(store.check([f"bye/{rank}"]) or not store.check([f"here/{rank}"]) for rank in range(place.size)):
+            if all(store.check([f"bye/{rank}"]) or not store.check([f"here/{rank}"]) for rank in range(info.size)):
                 break
             time.sleep(0.02)
     if "mpi4py.MPI" in sys.modules:
-        sys.modules["mpi4py.MPI"].Finalize()  # or mpirun takes this process's end for a crash
+        sys.modules["mpi4py.MPI"].Finalize()  # otherwise mpirun treats this process's exit as a crash
 
 
-def _gathered(value: Any) -> list[Any]:
+def _all_gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def _names(rank: int) -> Facts:
-    """Which names do not resolve where: as (on this node, that one's name, what came instead)."""
-    own, hosts = socket.gethostname(), _gathered(socket.gethostname())
+    """Host names that do not resolve, as (on this node, that node's name, the error or the loopback address)."""
+    own, hosts = socket.gethostname(), _all_gather(socket.gethostname())
 
-    def look(name: str) -> str | None:
+    def problem_of(name: str) -> str | None:
         try:
             found = addresses(name)
         except OSError as error:
@@ -143,102 +146,68 @@ def _names(rank: int) -> Facts:
 
     others = sorted(set(hosts) - {own})
     with ThreadPoolExecutor(16) as pool:
-        wrong = [(own, name, problem) for name, problem in zip(others, pool.map(look, others), strict=True) if problem]
-    found = [failure for failures in _gathered(wrong) for failure in failures]
-    return {"asked": len(set(hosts)), "wrong": found[:_TOLD], "count": len(found)} if rank == 0 else {}
+        problems = zip(others, pool.map(problem_of, others), strict=True)
+        wrong = [(own, name, problem) for name, problem in problems if problem]
+    found = [failure for failures in _all_gather(wrong) for failure in failures]
+    return {"resolved": len(set(hosts)), "wrong": found[:_SHOWN], "count": len(found)} if rank == 0 else {}
 
 
-def _share(rank: int, shared: str, nonce: str) -> Facts:
-    """Whether a file that rank 0 writes is there for all."""
-    told: list[Any] = [None, None]
+def _shared_directory(rank: int, shared: str, nonce: str) -> Facts:
+    """Whether all nodes see a file that rank 0 writes, and after how many seconds."""
+    message: list[Any] = [None, None]  # path, error
     file = Path(existing(os.path.expanduser(shared)), f".bellwether-doctor-{nonce}")
     if rank == 0:
-        told[0] = str(file)
+        message[0] = str(file)
         try:
             file.write_text(nonce)
         except OSError as error:
-            told[1] = error.strerror or str(error)
+            message[1] = error.strerror or str(error)
     try:
-        dist.broadcast_object_list(told)
-        if told[1]:
-            return {"dir": str(file.parent), "error": told[1]}
+        dist.broadcast_object_list(message)
+        if message[1]:
+            return {"dir": str(file.parent), "error": message[1]}
         start = time.monotonic()
-        seen = _reads(Path(told[0]), nonce)
+        seen = _contains(Path(message[0]), nonce)
         while not seen and time.monotonic() < start + _APPEARS:
             time.sleep(0.1)
-            seen = _reads(Path(told[0]), nonce)
-        looks = _gathered((socket.gethostname(), seen, round(time.monotonic() - start, 1)))
+            seen = _contains(Path(message[0]), nonce)
+        results = _all_gather((socket.gethostname(), seen, round(time.monotonic() - start, 1)))
     finally:
         if rank == 0:
             file.unlink(missing_ok=True)
-    unseen = [host for host, seen, _ in looks if not seen]
-    return {"dir": str(file.parent), "unseen": unseen, "seconds": max(seconds for _, _, seconds in looks)}
+    unseen = [host for host, seen, _ in results if not seen]
+    return {"dir": str(file.parent), "unseen": unseen, "seconds": max(seconds for _, _, seconds in results)}
 
 
-def _reads(file: Path, text: str) -> bool:
+def _contains(file: Path, text: str) -> bool:
     try:
         return file.read_text() == text
     except OSError:
         return False
 
 
-def _clocks(place: process_info.ProcessInfo) -> list[tuple[str, float, float]]:
-    """Of each node: its name, the seconds that its clock is ahead of rank 0's, and how far off that may be.
+def _clocks(info: ProcessInfo) -> list[tuple[str, float, float]]:
+    """For each node: its host name, by how many seconds its clock is ahead of rank 0's, and the error bound of that.
 
-    Rank 0 asks for the time and takes it for that of the middle between question and answer (Cristian's algorithm); the
-    error is at most half of the way there and back.
+    Cristian's algorithm: rank 0 requests the time and assumes that it was read midway between request and reply. The error
+    is at most half of the round trip.
     """
     answers: list[tuple[float, float]] = [(0.0, 0.0)]
     now = torch.zeros(1, dtype=torch.float64)
-    for other in range(1, place.size):
-        if place.rank == other:
+    for other in range(1, info.size):
+        if info.rank == other:
             for _ in range(_PINGS):
                 dist.recv(now, 0)
                 dist.send(now.fill_(time.time()), 0)
-        elif place.rank == 0:
-            tries = []
+        elif info.rank == 0:
+            readings = []
             for _ in range(_PINGS):
-                asked, begun = time.time(), time.perf_counter()
+                sent, start = time.time(), time.perf_counter()
                 dist.send(now, other)
                 dist.recv(now, other)
-                way = time.perf_counter() - begun
-                tries.append((way / 2, float(now) - asked - way / 2))
-            precision, ahead = min(tries)
+                round_trip = time.perf_counter() - start
+                readings.append((round_trip / 2, float(now) - sent - round_trip / 2))
+            precision, ahead = min(readings)
             answers.append((ahead, precision))
-    hosts = _gathered(socket.gethostname())
+    hosts = _all_gather(socket.gethostname())
     return [(host, *answer) for host, answer in zip(hosts, answers, strict=False)]
-
-
-def _bandwidth(device: torch.device, group: dist.ProcessGroup | None, size: int, limit: float) -> Facts:
-    """An all-reduce of fp32, timed. Bus bandwidth = bytes x 2 (n - 1) / n / seconds: what each node sends in a ring."""
-
-    def seconds(count: int) -> float:
-        values = torch.ones(count // 4, device=device)
-        dist.barrier(group) if device.type == "cpu" else torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        dist.all_reduce(values, group=group)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    seconds(_WARM_UP)
-    small = seconds(_WARM_UP)
-    # All must come to the same: on a slow network the small one has to do.
-    taken: list[Any] = [_WARM_UP if small * size / _WARM_UP * (_ROUNDS + 1) > limit / 4 else size]
-    dist.broadcast_object_list(taken)
-    took = statistics.median(seconds(taken[0]) for _ in range(_ROUNDS))
-    n = dist.get_world_size()
-    return {"bytes": taken[0], "seconds": round(took, 6), "gb_s": round(taken[0] * 2 * (n - 1) / n / took / 1e9, 4)}
-
-
-def _nccl(limit: float) -> Facts | None:
-    """The same from GPU to GPU, one a node; None where some node has none."""
-    if not all(_gathered(torch.cuda.is_available() and dist.is_nccl_available())):
-        return None
-    device = torch.device("cuda", 0)
-    torch.cuda.set_device(device)
-    try:
-        group = dist.new_group(backend="nccl", timeout=timedelta(seconds=limit))
-        return _bandwidth(device, group, _SIZE_GPU, limit)
-    except Exception as error:
-        return {"error": " ".join(str(error).split())[-300:]}

@@ -1,4 +1,4 @@
-"""A row of the doctor's table, what it is held against, and the words that all checks share."""
+"""A row of the doctor's table, what the answers are checked against, and helpers to format lists of hosts."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ GREEN, YELLOW, RED = "green", "yellow", "red"
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """One line of the table."""
 
     check: str
     state: str  # green, yellow, red
     seen: str
-    do: str = ""  # what to do about it
+    do: str = ""  # the fix, where the state is not green
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked of whom, to hold the answers against."""
+class Expected:
+    """What the answers are checked against, and what the launchers printed."""
 
-    size: int = 1
+    size: int = 1  # nodes
     on: str = "local"
     names: Sequence[str] = ()  # of the nodes by rank, as far as they are known beforehand
     gpus: int | None = None  # a node
-    bounds: Mapping[str, str] = field(default_factory=dict)  # least versions: {"torch": "2.6"}
-    noise: Sequence[tuple[str, str]] = ()  # (who, last words) of launchers and hosts
+    bounds: Mapping[str, str] = field(default_factory=dict)  # minimum versions: {"torch": "2.6"}
+    launcher_errors: Sequence[tuple[str, str]] = ()  # (launcher or host, end of its standard error)
 
 
 def few(items: Iterable[str]) -> str:
-    """Up to four of them, and how many more.
+    """Up to four items, and how many more there are.
 
     >>> few(["a", "b"]), few("abcdefg")
     ('a, b', 'a, b, c, d and 3 more')
@@ -47,13 +47,13 @@ def hosts_of(nodes: Sequence[Facts]) -> list[str]:
     return [node["host"] for node in nodes]
 
 
-def names_by_rank(nodes: Sequence[Facts], asked: Asked) -> dict[int, str]:
-    """Each rank's node: what it calls itself, or else what it was called beforehand."""
-    return {**dict(enumerate(asked.names)), **{node["rank"]: node["host"] for node in nodes}}
+def names_by_rank(nodes: Sequence[Facts], expected: Expected) -> dict[int, str]:
+    """Each rank's host name: the one it reported, otherwise the one known beforehand."""
+    return {**dict(enumerate(expected.names)), **{node["rank"]: node["host"] for node in nodes}}
 
 
-def by(nodes: Iterable[Facts], key: Callable[[Any], Any]) -> dict[Any, list[str]]:
-    """Hosts by what they have in common."""
+def hosts_by(nodes: Iterable[Facts], key: Callable[[Any], Any]) -> dict[Any, list[str]]:
+    """Hosts grouped by the value of ``key``."""
     groups: dict[Any, list[str]] = {}
     for node in nodes:
         groups.setdefault(key(node), []).append(node["host"])
@@ -61,7 +61,7 @@ def by(nodes: Iterable[Facts], key: Callable[[Any], Any]) -> dict[Any, list[str]
 
 
 def listed(groups: Mapping[Any, list[str]], all_of: int = 0) -> str:
-    """``2.7.0 on node1; 2.6.0 on node2``; without the names where all have the same."""
+    """``2.7.0 on node1; 2.6.0 on node2``; without the names where all ``all_of`` hosts have the same value."""
     if len(groups) == 1 and len(next(iter(groups.values()))) == all_of:
         return str(next(iter(groups)))
     return "; ".join(f"{value} on {few(hosts)}" for value, hosts in list(groups.items())[:4])

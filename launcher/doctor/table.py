@@ -1,4 +1,4 @@
-"""The doctor's table: plain text in 80 columns or more, colours on a terminal alone."""
+"""Prints the doctor's table: plain text from 80 columns up, colours on a terminal only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STATE, _CHECK = 8, 12  # widths of the first two columns
 
 
 def render(rows: Sequence[Row], width: int = 80, colour: bool = False) -> str:
-    """A line a row; below one that is not green, what to do."""
+    """One line a row, and below each row that is not green its fix."""
     lines = []
     for row in rows:
         state = f"{row.state:<{_STATE}}"
@@ -27,11 +27,11 @@ def render(rows: Sequence[Row], width: int = 80, colour: bool = False) -> str:
 
 
 def status(rows: Sequence[Row]) -> int:
-    """For the shell: 1 when a row is red, else 0."""
+    """The exit status for the shell: 1 when a row is red, else 0."""
     return int(any(row.state == RED for row in rows))
 
 
 def _wrap(text: str, width: int, indent: str = "") -> list[str]:
-    # Paths are kept whole where they fit: people copy them.
-    room = max(20, width - _STATE - _CHECK)
-    return textwrap.wrap(text, room, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    # Paths are not broken where they fit: people copy them.
+    available = max(20, width - _STATE - _CHECK)
+    return textwrap.wrap(text, available, subsequent_indent=indent, break_on_hyphens=False) or [""]
