@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import socket
-import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import IO, Any
 
 import yaml
 
-from bellwether import __version__
 from bellwether.trainer import checkpoint, run_paths
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, Target, dump, to_yaml, validate
 from bellwether.trainer.config.renamed import convert
+from bellwether.version import code_version
 
 LOCK = ".lock"
 _HEAD = "# bellwether "
@@ -154,23 +153,6 @@ def _lock(run: Path) -> IO[str] | None:
     file.write(", ".join(filter(None, [f"process {os.getpid()} on {socket.gethostname()}", job])) + "\n")
     file.flush()
     return file
-
-
-def code_version() -> str:
-    """The package's version, with the commit where it runs from a git checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return __version__
-    return f"{__version__} ({commit})"
 
 
 def _same_run(config: Config, run: Path, text: str) -> None:

@@ -1,1 +1,1 @@
-"""The subcommands of ``bellwether``."""
+"""The subcommands of ``bellwether``, one module each: ``add(commands)`` declares the arguments, ``run(arguments)`` acts."""

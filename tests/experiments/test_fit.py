@@ -282,7 +282,7 @@ def test_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1904.00962" in known["lamb-bert"]["source"]
     with pytest.raises(SystemExit):
         cli.main(["recipe", "lamb-bert", "--batch", "4,096"])
-    assert "without commas in it" in capsys.readouterr().err
+    assert "without thousands separators" in capsys.readouterr().err
     assert cli.main(["recipe", "--batch", "512"]) == 2
     assert "of which recipe?" in capsys.readouterr().err
     assert cli.main(["recipe", "lamb-brt"]) == 2

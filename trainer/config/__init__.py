@@ -3,6 +3,7 @@
 from bellwether.trainer.config.errors import ConfigError, ConfigErrors
 from bellwether.trainer.config.load import dump, load, phases, to_yaml, validate
 from bellwether.trainer.config.schema import Config
+from bellwether.trainer.config.shipped import shipped_recipes
 from bellwether.trainer.config.units import Duration, Span, Target
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "dump",
     "load",
     "phases",
+    "shipped_recipes",
     "to_yaml",
     "validate",
 ]

@@ -30,6 +30,7 @@ from bellwether.trainer.config.errors import ConfigError, ConfigErrors
 from bellwether.trainer.config.recipes import expanded
 from bellwether.trainer.config.renamed import Renaming, convert, convert_setting, report
 from bellwether.trainer.config.schema import Config
+from bellwether.trainer.config.shipped import find, is_name, shipped_recipes
 from bellwether.trainer.config.units import DIGITS
 
 PHASE_KEYS = ("duration", "batch", "data", "optimizer", "scaling", "schedule")
@@ -87,7 +88,7 @@ def yaml_problem(error: Exception) -> str:
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Config:
-    """Reads and validates a config file, with ``key.path=value`` overrides applied.
+    """Reads and validates a config file, or the shipped recipe of that name, with ``key.path=value`` overrides applied.
 
     Args:
         quiet: do not log that a key has been renamed; for files that Bellwether wrote itself.
@@ -146,14 +147,15 @@ def to_yaml(config: Config) -> str:
 def _read(path: Path, below: tuple[Path, ...], found: list[Renaming]) -> tuple[dict[str, Any], Origins]:
     key = "extends" if below else "CONFIG"
     source = str(below[-1]) if below else ""
+    named = path
     try:
         path = (below[-1].parent if below else Path()) / path.expanduser()
+        if is_name(named) and not path.is_file():
+            path = find(named) or path
         circle = path.resolve() in [p.resolve() for p in below]
         raw = {} if circle else parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1, 0.5)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, as in configs/"
-        raise ConfigErrors([ConfigError(key, str(path), "no such file", hint, source)]) from None
+        raise ConfigErrors([_not_found(named, path, key, source)]) from None
     except (OSError, ValueError, RuntimeError) as error:  # no text, a NUL in the path, an unknown ~user
         raise ConfigErrors([ConfigError(key, str(path), f"cannot be read: {error}", "", source)]) from None
     except yaml.YAMLError as error:
@@ -175,6 +177,16 @@ def _read(path: Path, below: tuple[Path, ...], found: list[Renaming]) -> tuple[d
     for leaf in _leaves(raw):
         origins[leaf] = str(path)
     return _merged(base, raw), origins
+
+
+def _not_found(named: Path, path: Path, key: str, source: str) -> ConfigError:
+    if is_name(named):
+        near = difflib.get_close_matches(named.name, shipped_recipes(), 3, 0.5) or shipped_recipes()
+        hint = f"give the path of a YAML file, or one of {', '.join(near)}"
+        return ConfigError(key, str(named), "no such file or shipped recipe", hint, source)
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1, 0.5)
+    hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, as in configs/"
+    return ConfigError(key, str(path), "no such file", hint, source)
 
 
 def _override(raw: dict[str, Any], origins: Origins, text: str, found: list[Renaming]) -> None:
