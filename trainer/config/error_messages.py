@@ -116,7 +116,7 @@ def meaning(place: Key, raw: Any, top: type[BaseModel] = Config) -> str:
 def _kinds(place: Key, top: type[BaseModel]) -> str:
     field = top.model_fields[str(place[-1])]
     return ", ".join(
-        kind for model in _models(field.annotation) for kind in typing.get_args(model.model_fields["kind"].annotation)
+        kind for model in models_of(field.annotation) for kind in typing.get_args(model.model_fields["kind"].annotation)
     )
 
 
@@ -163,7 +163,7 @@ def _fields(place: Key, raw: Any, top: type[BaseModel]) -> dict[str, Any]:
             model, inner = BaseModel, typing.get_args(annotation)[1]
             continue
         inner = None
-        choices = _models(annotation)
+        choices = models_of(annotation)
         if len(choices) > 1:
             kind = node.get("kind") if isinstance(node, dict) else None
             choices = [m for m in choices if kind in typing.get_args(m.model_fields["kind"].annotation)]
@@ -173,11 +173,11 @@ def _fields(place: Key, raw: Any, top: type[BaseModel]) -> dict[str, Any]:
     return {f.alias or n: f for n, f in model.model_fields.items()}
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_of(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [m for arg in typing.get_args(annotation) for m in _models(arg)]
+        return [m for arg in typing.get_args(annotation) for m in models_of(arg)]
     return []
 
 

@@ -1,7 +1,7 @@
-"""The keys of a config: each with its type, its unit, its default and what it is for.
+"""The keys of a config: pydantic models with type, default, description and unit of each key.
 
-`Config` is the whole of a run. `bellwether.trainer.config.load` reads one from YAML and from the command line
-and turns pydantic's complaints into messages that name file, key and value.
+`Config` is the config of one run. `bellwether.trainer.config.load` reads it from YAML and the command line and converts
+pydantic's errors into messages that name file, key and value. `bellwether.trainer.config.reference` lists all keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bellwether.trainer.config.schema.engine import Batch, Engine
 from bellwether.trainer.config.schema.evaluation import Checkpoint, Evaluate, Log, Trajectory
 from bellwether.trainer.config.schema.models import BertModel, CifarResNetModel, Model, ResNetModel, WideResNetModel
 from bellwether.trainer.config.schema.optimization import Averaging, Optimizer, Scaling, Schedule
-from bellwether.trainer.config.schema.section import Count, Section
+from bellwether.trainer.config.schema.section import Count, Section, unit
 from bellwether.trainer.config.units import DurationField
 
 __all__ = [
@@ -25,27 +25,34 @@ __all__ = [
 
 
 class Config(Section):
-    """One run, whole."""
+    """The config of one run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        description="the run's directory under `runs`"
+        description="name of the run and of its directory under `runs`"
     )
-    runs: str = Field("runs", description="directory that holds the run directories")
+    runs: str = Field("runs", description="directory that contains the run directories")
     resume: str = Field(
-        "auto", description="auto (go on where the run directory stands), never, or a checkpoint's path"
+        "auto",
+        description="auto: continue from the newest checkpoint of the run directory, if there is one; never: refuse a run directory "
+        "in which training has begun; or the path of a checkpoint to start from",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         1,
-        description="of weights, sample order, masking and augmentation, whatever the number of processes; and of dropout, which each process draws for itself",
+        description="seed of initial weights, sample order, masking and augmentation, independent of the number of processes; "
+        "and of dropout, which differs between processes",
     )
-    duration: DurationField = Field(description="length of the run, or of each phase")
-    stop_after: DurationField | None = Field(None, description="stop early, with a checkpoint, this far into the run")
+    duration: DurationField = Field(description="length of the run, or of each phase that does not set its own")
+    stop_after: DurationField | None = Field(
+        None, description="save a checkpoint and stop at this point of the run; null: train to the end"
+    )
     divergence: Annotated[float, Field(gt=1)] | None = Field(
         None,
-        description="stop once the smoothed loss is this many times its lowest, or no number; what was saved before stays. null: never",
+        description="the run stops as diverged when the smoothed loss exceeds this many times its minimum, or is not finite; "
+        "earlier checkpoints are kept; null: never",
+        json_schema_extra=unit("factor"),
     )
-    model: Model
-    data: Data
+    model: Model = Field(description="The model architecture.")
+    data: Data = Field(description="The dataset.")
     batch: Batch
     optimizer: Optimizer
     averaging: Averaging = Averaging()
@@ -58,8 +65,8 @@ class Config(Section):
     engine: Engine = Engine()
     phases: list[dict[str, Any]] = Field(
         default_factory=list,
-        description="parts of the run, one after the other; each says what differs from the keys above "
-        "(duration, batch, data, optimizer, scaling, schedule)",
+        description="parts of the run, trained one after the other; each says what differs from the other keys, in the sections "
+        "duration, batch, data, optimizer, scaling and schedule",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""``batch`` and ``engine``: the unit of training, and how the work on it is split."""
+"""``batch`` and ``engine``: the global batch, and how its work is split over processes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bellwether.trainer.config.schema.section import Count, Section
+from bellwether.trainer.config.schema.section import SAMPLES, SECONDS, Count, Section, unit
 
 
 class Batch(Section):
-    """The unit of training. What a rank does at a time is solved from it and the world size."""
+    """The global batch. Micro-batch and gradient accumulation steps are derived from it and the world size."""
 
-    global_: Count = Field(alias="global", description="samples a weight update, over all ranks")
-    micro: Count = Field(32, description="most samples one rank takes through the model at a time (memory decides)")
+    global_: Count = Field(
+        alias="global", description="samples per weight update, over all ranks", json_schema_extra=SAMPLES
+    )
+    micro: Count = Field(
+        32,
+        description="upper bound of the micro-batch: samples that one rank passes through the model at a time; "
+        "limited by memory",
+        json_schema_extra=SAMPLES,
+    )
 
 
-# What Bellwether solves itself; a second opinion in engine.deepspeed would win silently.
+# Keys of DeepSpeed that Bellwether sets itself. A value in engine.deepspeed would silently override another key.
 _OURS = {
     "train_batch_size": "batch.global",
     "train_micro_batch_size_per_gpu": "batch.micro",
@@ -34,37 +41,45 @@ _OURS = {
 
 
 class Engine(Section):
-    """How the work is split and in what precision. Nothing here changes which samples make up a step."""
+    """Sharding, precision and device. No key of this section changes which samples make up a step."""
 
     stage: Literal[0, 1, 2, 3] = Field(
-        2, description="ZeRO: shard nothing, optimizer state, and gradients, and parameters"
+        2,
+        description="ZeRO stage. 0 shards nothing, 1 the optimizer state, 2 the gradients as well, 3 the parameters as well",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of weights and activations in the model; masters stay fp32"
+        "fp32", description="data type of weights and activations in the model; master weights stay fp32"
     )
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass to save memory"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="cuda with NCCL or cpu with gloo; auto: cuda where there is one"
+        "auto", description="cuda uses NCCL, cpu uses gloo; auto: cuda if there is a GPU"
     )
-    world_size: Count | None = Field(None, description="refuse to run on another number of processes; null: any")
+    world_size: Count | None = Field(
+        None,
+        description="number of processes that the run requires; null: any number",
+        json_schema_extra=unit("processes"),
+    )
     collective_timeout: Annotated[float, Field(gt=0)] = Field(
         1800,
-        description="seconds that a collective may take, and that the processes may take to meet, before the run ends",
+        description="time limit of a collective, and of the rendezvous at the start; the run ends when it is exceeded",
+        json_schema_extra=SECONDS,
     )
     heartbeat: Annotated[float, Field(ge=0)] = Field(
-        60, description="seconds of silence of a process, or of its link, after which the run ends; 0: it never does"
+        60,
+        description="the run ends when a process, or its network connection, has been silent for this long; 0: no limit",
+        json_schema_extra=SECONDS,
     )
     deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="keys passed on to DeepSpeed's config as they are"
+        default_factory=dict, description="additional keys of DeepSpeed's config, passed on unchanged"
     )
 
     @model_validator(mode="after")
     def _ours(self) -> Engine:
-        for key, place in _OURS.items():
+        for key, own in _OURS.items():
             section, _, inner = key.partition(".")
             given = self.deepspeed.get(section)
             if section in self.deepspeed and (not inner or (isinstance(given, dict) and inner in given)):
-                raise ValueError(f"deepspeed.{key}: has a place of its own: set {place} instead")
+                raise ValueError(f"deepspeed.{key}: is set by another key: set {own} instead")
         return self

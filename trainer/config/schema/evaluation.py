@@ -1,4 +1,4 @@
-"""``evaluate``, ``checkpoint``, ``log``, ``trajectory``: what is measured and kept; none of it changes the training."""
+"""``evaluate``, ``checkpoint``, ``log``, ``trajectory``: evaluation, saving and logging. None of these keys changes the training."""
 
 from __future__ import annotations
 
@@ -6,61 +6,77 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bellwether.trainer.config.schema.section import Count, Section
+from bellwether.trainer.config.schema.section import SAMPLES, STEPS, Count, Section, unit
 from bellwether.trainer.config.units import Duration, IntervalField, TargetField
 
 
 class Evaluate(Section):
-    """Held-out loss and accuracy."""
+    """Evaluation on held-out data: loss and accuracy."""
 
-    every: IntervalField | None = Field(None, description="how often; null: only at the end of each phase")
-    limit: Count | None = Field(None, description="most held-out samples to use; null: all")
+    every: IntervalField | None = Field(
+        None, description="interval between evaluations; null: only at the end of each phase"
+    )
+    limit: Count | None = Field(
+        None, description="largest number of held-out samples to use; null: all", json_schema_extra=SAMPLES
+    )
     target: TargetField | None = Field(
-        None, description="end the run at the first evaluation that shows it, as in accuracy >= 0.9 or loss <= 2.5"
+        None, description="the run ends at the first evaluation that reaches this target; null: no target"
     )
     augment: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
-        description="of images: views, cropped and mirrored as in training, whose predictions are averaged with the original's, "
-        "for loss_augmented and accuracy_augmented beside the plain ones; 0: none",
+        description="test-time augmentation for images: number of cropped and mirrored views whose predictions are averaged with "
+        "those of the original, reported as loss_augmented and accuracy_augmented in addition to the plain values; 0: none",
+        json_schema_extra=unit("views"),
     )
 
 
 class Checkpoint(Section):
-    """Saving, always at a step boundary and always at the end of each phase."""
+    """Checkpoints. They are saved at step boundaries, and always at the end of each phase."""
 
-    every: IntervalField | None = Field(None, description="how often; null: only at the end of each phase")
-    keep: Count = Field(3, description="how many of the newest checkpoints stay")
-    export: bool = Field(True, description="write the finished model to export/, as save_pretrained does")
+    every: IntervalField | None = Field(
+        None, description="interval between checkpoints; null: only at the end of each phase"
+    )
+    keep: Count = Field(3, description="number of newest checkpoints to keep", json_schema_extra=unit("checkpoints"))
+    export: bool = Field(True, description="export the finished model to export/ in save_pretrained format")
 
 
 class Log(Section):
     """Metrics on the terminal, in metrics.jsonl and in TensorBoard."""
 
-    every: IntervalField = Field(Duration(10, "steps"), description="how often")
+    every: IntervalField = Field(Duration(10, "steps"), description="interval between logged training steps")
     tensorboard: bool = Field(True, description="write TensorBoard event files to logs/")
-    report: bool = Field(True, description="write report.html at the end; bellwether report does it at any time")
+    report: bool = Field(
+        True, description="write report.html at the end of the run; `bellwether report` writes it at any time"
+    )
     noise_scale: bool = Field(
         True,
-        description="estimate the critical batch from gradient norms; costs a norm of each micro-batch's gradients",
+        description="estimate the gradient noise scale, and from it the critical batch size; costs one norm of the gradients "
+        "per micro-batch",
     )
 
 
 class Interpolate(Section):
-    """The loss of a step's batch on the way from the weights before it to those after it."""
+    """The loss of a step's batch on the straight line from the weights before the step to those after it."""
 
-    every: IntervalField | None = Field(None, description="how often; null: at `steps` alone")
-    steps: list[Count] = Field([], description="steps of the run, counted from 1")
+    every: IntervalField | None = Field(
+        None, description="interval between interpolated steps; null: only the steps listed in `steps`"
+    )
+    steps: list[Count] = Field(
+        [], description="steps to interpolate, counted from 1 at the start of the run", json_schema_extra=STEPS
+    )
     points: Annotated[int, Field(ge=2, le=1000)] = Field(
-        11, description="evenly from the weights before the step to those after; each costs a forward pass of its batch"
+        11,
+        description="evenly spaced points on the line, both ends included; each costs one forward pass of the batch",
+        json_schema_extra=unit("points"),
     )
 
 
 class Trajectory(Section):
-    """Where the weights go (Xing et al. 2018, A Walk with SGD). Changes nothing of the training."""
+    """Measurements of the update and weight trajectory (Xing et al. 2018, A Walk with SGD)."""
 
     every: IntervalField | None = Field(
         None,
-        description="how often to measure the cosine between two updates, the distance from the start, and norms; null: "
-        "never. Keeps three copies of the shards' weights",
+        description="interval between measurements of the cosine between successive updates, the distance from the initial "
+        "weights, and norms; null: never. Keeps three copies of the sharded weights",
     )
     interpolate: Interpolate = Interpolate()

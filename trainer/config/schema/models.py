@@ -1,4 +1,4 @@
-"""``model``: what is trained."""
+"""``model``: the model architecture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bellwether.trainer.config.schema.section import Count, Section, Share
+from bellwether.trainer.config.schema.section import FRACTION, TOKENS, Count, Section, Share
 
 
 class BertModel(Section):
@@ -15,10 +15,14 @@ class BertModel(Section):
     kind: Literal["bert"]
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = Field(
         "base",
-        description="layers/hidden: tiny 2/128, mini 4/256, small 4/512, medium 8/512, base 12/768, large 24/1024",
+        description="layers/hidden size: tiny 2/128, mini 4/256, small 4/512, medium 8/512, base 12/768, large 24/1024",
     )
-    dropout: Share = Field(0.1, description="probability, for hidden states and attention alike")
-    max_positions: Count = Field(512, description="longest sequence the position table can hold, in tokens")
+    dropout: Share = Field(
+        0.1, description="dropout probability of hidden states and attention weights", json_schema_extra=FRACTION
+    )
+    max_positions: Count = Field(
+        512, description="longest sequence that the position embeddings allow", json_schema_extra=TOKENS
+    )
 
 
 class ResNetModel(Section):
@@ -27,7 +31,7 @@ class ResNetModel(Section):
     kind: Literal["resnet"]
     depth: Literal[18, 34, 50, 101, 152] = Field(50, description="number of layers")
     zero_init_last: bool = Field(
-        True, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
+        True, description="initialize the last BatchNorm weight of each block to 0 (Goyal et al. 2017)"
     )
 
 
@@ -37,10 +41,10 @@ class CifarResNetModel(Section):
     kind: Literal["cifar-resnet"]
     depth: Count = Field(20, description="number of layers, 6n + 2: 20, 32, 44, 56, 110")
     zero_init_last: bool = Field(
-        False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
+        False, description="initialize the last BatchNorm weight of each block to 0 (Goyal et al. 2017)"
     )
     norm: Literal["batch", "none"] = Field(
-        "batch", description="none: no BatchNorm; Fixup's initialisation and scalars instead (Zhang et al. 2019)"
+        "batch", description="batch: BatchNorm; none: Fixup initialization and scalars instead (Zhang et al. 2019)"
     )
 
     @model_validator(mode="after")
@@ -57,12 +61,12 @@ class WideResNetModel(Section):
 
     kind: Literal["wide-resnet"]
     depth: Count = Field(22, description="number of layers, 6n + 4: 10, 16, 22, 28, 40")
-    width: Count = Field(6, description="widening factor k; channels are 16k, 32k, 64k")
+    width: Count = Field(6, description="widening factor k; the stages have 16k, 32k and 64k channels")
     zero_init_last: bool = Field(
-        False, description="start the last BatchNorm weight of each block at 0 (Goyal et al. 2017)"
+        False, description="initialize the last BatchNorm weight of each block to 0 (Goyal et al. 2017)"
     )
     norm: Literal["batch", "none"] = Field(
-        "batch", description="none: no BatchNorm; Fixup's initialisation and scalars instead (Zhang et al. 2019)"
+        "batch", description="batch: BatchNorm; none: Fixup initialization and scalars instead (Zhang et al. 2019)"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""``optimizer``, ``averaging``, ``scaling``, ``schedule``: how the weights move."""
+"""``optimizer``, ``averaging``, ``scaling``, ``schedule``: how the weights are updated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bellwether.trainer.config.schema.section import Count, Section, Share
+from bellwether.trainer.config.schema.section import FRACTION, SAMPLES, STEPS, Count, Section, Share, unit
 from bellwether.trainer.config.units import Duration, IntervalField, Span, SpanField
 
 _ADAM = {"betas", "eps", "weight_decay_mode", "trust_ratio", "trust_bounds"}
@@ -22,55 +22,69 @@ _RULES: dict[str, set[str]] = {
 
 
 class Optimizer(Section):
-    """How weights move. See the package `optimizers`, and docs/optimizers.md for which to take."""
+    """The optimizer. docs/optimizers.md describes when to use which."""
 
     name: Literal["lamb", "lars", "adamw", "adam", "radam", "sgd", "swats"] = Field(
-        "lamb", description="the update rule; swats: AdamW, then SGD"
+        "lamb", description="the update rule; swats starts as AdamW and switches to SGD"
     )
     lr: Annotated[float, Field(gt=0)] = Field(
-        description="peak learning rate, at the batch `scaling.base_batch` if that is given"
+        description="peak learning rate; if `scaling.base_batch` is set, the rate at that batch size"
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), description="decay of the first and of the second moment"
+        (0.9, 0.999), description="exponential decay rates of the first and the second moment"
     )
     eps: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="added to the denominator; null: the rule's own default"
+        None, description="added to the denominator for numerical stability; null: the default of the optimizer"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="not applied to biases and normalisation; its unit depends on `weight_decay_mode`"
+        0.01,
+        description="weight decay coefficient, not applied to biases and normalisation layers; its scale depends on `weight_decay_mode`",
     )
     weight_decay_mode: Literal["l2", "decoupled", "independent", "prox", "prox-metric"] | None = Field(
-        None, description="form of the weight decay; null: decoupled, or l2 for adam and sgd (lars has l2 alone)"
+        None, description="form of the weight decay; null: decoupled, or l2 for adam and sgd (lars supports l2 only)"
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="of lars and sgd; null: 0.9")
-    nesterov: bool | None = Field(None, description="of lars and sgd; null: false")
-    amsgrad: bool | None = Field(None, description="divide by the largest second moment so far; null: false")
-    bias_correction: bool | None = Field(None, description="of lamb's moments; null: true")
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="momentum of lars and sgd; null: 0.9"
+    )
+    nesterov: bool | None = Field(None, description="Nesterov momentum for lars and sgd; null: false")
+    amsgrad: bool | None = Field(None, description="AMSGrad: divide by the largest second moment so far; null: false")
+    bias_correction: bool | None = Field(None, description="bias correction of lamb's moments; null: true")
     trust_ratio: bool | None = Field(
-        None, description="scale each layer's update to its weights; null: true for lamb, false for the others"
+        None,
+        description="scale the update of each layer by the ratio of its weight norm to its update norm; null: true for lamb, "
+        "false for the others",
     )
     trust_bounds: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] | None = Field(
-        None, description="lowest and highest trust ratio; null: no bounds"
+        None, description="lower and upper bound of the trust ratio; null: no bounds"
     )
-    trust_coefficient: Annotated[float, Field(gt=0)] | None = Field(None, description="of lars; null: 0.001")
+    trust_coefficient: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="trust coefficient of lars; null: 0.001"
+    )
     prenormalize: bool | None = Field(
-        None, description="lamb on gradients divided by their global norm, as NVIDIA's; null: false"
+        None,
+        description="lamb only: divide all gradients by their global norm first, as NVIDIA's LAMB does; null: false",
     )
     tolerance: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="of swats, in units of a learning rate of SGD: how well it has settled; null: 1e-9"
+        None,
+        description="swats only: switch to SGD when the estimate of its learning rate differs from its running average by less than this; null: 1e-9",
+        json_schema_extra=unit("learning rate"),
     )
     loss_factor: Annotated[float, Field(gt=0)] = Field(
         1.0,
-        description="multiplies the loss before the backward pass, to see whether a rule minds; reported losses are without "
-        "it, gradient norms with it",
+        description="the loss is multiplied by this factor before the backward pass, to test an optimizer's scale invariance; "
+        "logged losses exclude the factor, logged gradient norms include it",
+        json_schema_extra=unit("factor"),
     )
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest global gradient norm; 0: no clipping")
+    clip: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="gradient clipping: upper bound of the global gradient norm; 0: no clipping"
+    )
     kernel: Literal["auto", "reference", "cpu", "triton"] = Field(
-        "auto", description="what computes the update; auto: compiled code where it can be had, else torch"
+        "auto",
+        description="implementation of the update; auto: the compiled kernel of the device if it can be built, else torch",
     )
 
     def options(self) -> dict[str, Any]:
-        """What the rule's constructor is to be given, lr included: what the config leaves out is the rule's default."""
+        """Keyword arguments for the optimizer's constructor, lr included. Unset keys are left to its defaults."""
         given = self.model_dump(exclude_none=True, include={*_RULES[self.name], "lr", "weight_decay", "kernel"})
         if "weight_decay_mode" in given:
             given["decay"] = given.pop("weight_decay_mode")
@@ -107,23 +121,25 @@ _AVERAGES: dict[str, set[str]] = {
 
 
 class Averaging(Section):
-    """Averages of the weights around the optimizer. Those of swa and ema are evaluated beside the weights, and exported."""
+    """Averages of the weights. Those of swa and ema are evaluated in addition to the weights, and exported."""
 
     kind: Literal["none", "swa", "ema", "lookahead"] = Field(
         "none",
-        description="swa: their mean (Izmailov et al. 2018); ema: with a fading memory; lookahead: slow weights that the fast "
-        "ones go back to (Zhang et al. 2019)",
+        description="swa: mean of the weights (Izmailov et al. 2018); ema: exponential moving average; lookahead: slow weights "
+        "to which the weights are reset every `k` steps (Zhang et al. 2019)",
     )
-    start: SpanField = Field(
-        Span(share=0.75), description="where swa and ema begin: a share of the last phase, or a duration into it"
-    )
-    every: IntervalField = Field(Duration(1, "steps"), description="how often swa and ema take the weights")
-    decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of ema: what the average keeps of itself")
+    start: SpanField = Field(Span(share=0.75), description="where in the last phase swa and ema begin")
+    every: IntervalField = Field(Duration(1, "steps"), description="interval at which swa and ema include the weights")
+    decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="decay rate of ema per update of the average")
     batch_norm: Count = Field(
-        4096, description="training samples from which swa and ema compute BatchNorm's statistics; at most an epoch"
+        4096,
+        description="number of training samples from which swa and ema recompute the BatchNorm statistics; at most one epoch is used",
+        json_schema_extra=SAMPLES,
     )
-    k: Count = Field(5, description="of lookahead: steps between two returns to the slow weights")
-    alpha: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="of lookahead: how far the slow weights go")
+    k: Count = Field(5, description="lookahead: interval between updates of the slow weights", json_schema_extra=STEPS)
+    alpha: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="lookahead: step size of the slow weights", json_schema_extra=FRACTION
+    )
 
     @model_validator(mode="after")
     def _keys(self) -> Averaging:
@@ -132,15 +148,17 @@ class Averaging(Section):
 
 
 class Scaling(Section):
-    """Learning rate and warm-up from the batch (Goyal et al. 2017; You et al. 2019, tables 4 and 5)."""
+    """Scaling of learning rate and warm-up with the batch (Goyal et al. 2017; You et al. 2019, tables 4 and 5)."""
 
     rule: Literal["none", "linear", "sqrt"] = Field(
-        "none", description="lr = optimizer.lr x (batch.global / base_batch) to the power 0, 1 or 1/2"
+        "none", description="learning rate = optimizer.lr x (batch.global / base_batch)^p, where p is 0, 1 or 1/2"
     )
     base_batch: Count | None = Field(
-        None, description="the global batch at which optimizer.lr and schedule.warmup were chosen, in samples"
+        None,
+        description="global batch at which optimizer.lr and schedule.warmup were chosen",
+        json_schema_extra=SAMPLES,
     )
-    warmup: bool = Field(True, description="lengthen the warm-up, in samples, in proportion to the batch")
+    warmup: bool = Field(True, description="lengthen the warm-up, counted in samples, in proportion to the batch")
 
     @model_validator(mode="after")
     def _base(self) -> Scaling:
@@ -150,32 +168,37 @@ class Scaling(Section):
 
 
 class Schedule(Section):
-    """The learning rate over a phase, counted in samples."""
+    """The learning rate over a phase, as a function of the samples seen."""
 
     recipe: str | None = Field(
         None,
-        description="the published recipe that these keys come from; schedule: NAME fills them in, and the optimizer's",
+        description="a published recipe; `schedule: NAME` fills in the keys of this section and of `optimizer`",
     )
     kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid", "step", "exponential"] = Field(
-        "linear", description="shape after the warm-up; exponential: from `start` to `final`, without one"
+        "linear", description="shape after the warm-up; exponential goes from `start` to `final` without a warm-up"
     )
-    warmup: SpanField = Field(
-        Span(share=0.0), description="linear rise from `start`: a share of the phase, or a duration"
+    warmup: SpanField = Field(Span(share=0.0), description="length of the linear warm-up from `start` to the peak")
+    start: Share = Field(
+        0.0,
+        description="learning rate at the beginning of the warm-up, as a fraction of the peak",
+        json_schema_extra=FRACTION,
     )
-    start: Share = Field(0.0, description="learning rate at the beginning of the warm-up, as a share of the peak")
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="exponent of the polynomial decay")
-    cooldown: SpanField = Field(
-        Span(share=0.2), description="linear fall at the end of a trapezoid: a share, or a duration"
-    )
+    cooldown: SpanField = Field(Span(share=0.2), description="length of the linear decay at the end of a trapezoid")
     milestones: list[SpanField] = Field(
-        [], description="where kind: step falls, from the phase's beginning: shares of it, or durations"
+        [], description="points of the phase at which `kind: step` multiplies the learning rate by `drop`"
     )
-    drop: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="what each fall of kind: step multiplies by")
-    final: Share = Field(0.0, description="learning rate at the end, as a share of the peak")
+    drop: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="factor at each milestone of `kind: step`", json_schema_extra=unit("factor")
+    )
+    final: Share = Field(
+        0.0, description="learning rate at the end, as a fraction of the peak", json_schema_extra=FRACTION
+    )
     momentum: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = Field(
-        None, description="highest and lowest momentum (beta1), lowest where the rate is highest, as in 1cycle"
+        None,
+        description="highest and lowest momentum (beta1), cycled inversely to the learning rate as in 1cycle; null: constant",
     )
-    scale_decay: bool = Field(False, description="let the weight decay follow the rate")
+    scale_decay: bool = Field(False, description="scale the weight decay with the learning rate")
 
     @model_validator(mode="after")
     def _momentum(self) -> Schedule:
