@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import precision
 from tests.ranks import Ranks
+
+# BELLWETHER_TEST_ABSENT: here, and through the environment in the ranks and in subprocesses.
+precision.report_absent()
+if precision.absent():
+    os.environ["PYTHONPATH"] = precision.subprocess_path(*filter(None, [os.environ.get("PYTHONPATH")]))
 
 # Triton reads this when it is first imported, by whichever test: without a GPU, its kernels run in its interpreter.
 if not torch.cuda.is_available():

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from bellwether import optimizers
 from bellwether.optimizers import ShardedOptimizer, WarmupConstant
 from bellwether.optimizers.param_groups import named
 from bellwether.trainer import buffers
-from bellwether.trainer.config import ConfigError
+from bellwether.trainer.config import Config, ConfigError
 from bellwether.trainer.config.schema import Optimizer
-from bellwether.trainer.distributed import World, import_deepspeed
+from bellwether.trainer.distributed import World, import_deepspeed, run_on_all_ranks
 from bellwether.trainer.phases import Phase
+
+# Failures of `deepspeed.initialize` that no key of engine.deepspeed is to blame for.
+_NOT_FROM_THE_CONFIG = (torch.OutOfMemoryError, dist.DistError)
 
 _SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -114,26 +119,52 @@ class Engine:
 
 
 def build(task: nn.Module, phase: Phase, world: World) -> Engine:
-    """Wrap a model for one phase. Collective."""
-    deepspeed = import_deepspeed()
+    """Build the engine of one phase around a model. Collective.
+
+    Raises:
+        ConfigError: if a device lacks the precision, or DeepSpeed rejects a key of ``engine.deepspeed``.
+    """
+    check_precision(phase.config, world)
+    task.to(world.device)
     optimizer = _averaged(make_optimizer(task, phase.config.optimizer, phase.lr), phase)
     schedule = _schedule(optimizer, phase)
-    given = phase.config.engine.deepspeed
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     try:
-        engine, *_ = deepspeed.initialize(
-            model=task.to(world.device), optimizer=optimizer, config=deepspeed_config(phase, trained)
+        engine, *_ = import_deepspeed().initialize(
+            model=task, optimizer=optimizer, config=deepspeed_config(phase, trained)
         )
         optimizers.attach(engine)
+    except _NOT_FROM_THE_CONFIG:
+        raise
     except Exception as error:
-        if not given:
+        keys = phase.config.engine.deepspeed
+        if not keys:
             raise
-        # What DeepSpeed says of a key it does not like ranges from a sentence to an AttributeError deep inside.
-        problem = f"DeepSpeed refuses it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ConfigError(
-            "engine.deepspeed", given, problem, "take the key out, or see DeepSpeed's documentation"
-        ) from error
+        # DeepSpeed's reaction to a key that it rejects ranges from a sentence to an AttributeError deep inside.
+        problem = f"DeepSpeed rejects it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        advice = "remove the key, or see DeepSpeed's documentation"
+        raise ConfigError("engine.deepspeed", keys, problem, advice) from error
     return Engine(engine, optimizer, schedule, phase.config.engine.precision)
+
+
+def check_precision(config: Config, world: World) -> None:
+    """Check that every rank's device supports ``engine.precision``. Collective.
+
+    Raises:
+        ConfigError: on all ranks alike, naming the first machine whose device does not and what works there.
+    """
+    run_on_all_ranks(world, lambda: _check_precision_here(config.engine.precision, world.device))
+
+
+def _check_precision_here(precision: str, device: torch.device) -> None:
+    accelerator = import_deepspeed().accelerator.get_accelerator()
+    supported = ["fp32"]
+    supported += ["bf16"] if accelerator.is_bf16_supported() else []
+    supported += ["fp16"] if accelerator.is_fp16_supported() else []
+    if precision not in supported:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        problem = f"the {name} of {socket.gethostname()} does not support it"
+        raise ConfigError("engine.precision", precision, problem, f"supported there: {', '.join(supported)}")
 
 
 def reduce_bucket(elements: int) -> int:

@@ -24,7 +24,7 @@ from bellwether.trainer.data.loader import evaluation_batches, train_batches
 from bellwether.trainer.data.sampling import key
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.divergence import DivergenceDetector
-from bellwether.trainer.engine import Engine, build
+from bellwether.trainer.engine import Engine, build, check_precision
 from bellwether.trainer.evaluate import evaluate, evaluate_average
 from bellwether.trainer.export import export
 from bellwether.trainer.heartbeat import Heartbeat
@@ -90,6 +90,7 @@ def train(config: Config, world: World) -> int:
     """All of a run but its processes; returns as `run` does. Collective."""
     for line in run_on_all_ranks(world, lambda: build_locks.mend_stale_locks() if world.local_rank == 0 else [])[0]:
         _say(world, line)
+    check_precision(config, world)
     held: list[IO[str] | None] = []
 
     def take() -> Path:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from tests.cluster import machine
 from tests.cluster.machine import Cluster
+from tests.precision import subprocess_path
 
 ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "slurm" / "train.sbatch")
@@ -56,7 +56,7 @@ class Space:
     folder: Path
 
     def environment(self, **more: str) -> dict[str, str]:
-        path = os.pathsep.join([str(self.folder), str(ROOT)])
+        path = subprocess_path(self.folder, ROOT)
         return {"PYTHONPATH": path, "BELLWETHER_VENV": sys.prefix, "OMP_NUM_THREADS": "1", **more}
 
     def run(self, name: str) -> Path:

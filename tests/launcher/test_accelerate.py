@@ -20,6 +20,7 @@ from bellwether.trainer.accelerated.contradictions import check, contradictions
 from bellwether.trainer.accelerated.launch import Launch, Wish, find, processes, read
 from bellwether.trainer.distributed import World
 from tests.launcher.test_local import ROOT, finish, start, steps
+from tests.precision import skip_without
 
 FILES = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 
@@ -99,6 +100,7 @@ def test_two_asked_for_and_one_started_is_refused_once(space: Path) -> None:
 
 
 def test_one_process_in_bf16_although_the_default_file_says_no(space: Path, tmp_path: Path) -> None:
+    skip_without("bf16")
     default = tmp_path / "accelerate/default_config.yaml"
     default.parent.mkdir()
     default.write_text("{distributed_type: 'NO', mixed_precision: 'no', num_processes: 1, use_cpu: false}")

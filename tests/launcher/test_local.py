@@ -17,6 +17,7 @@ from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from bellwether.launcher.local import _explain
+from tests.precision import subprocess_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +49,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def start(space: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join([*filter(None, [environment.pop("PYTHONPATH", "")]), str(ROOT)])
+    path = subprocess_path(*filter(None, [environment.pop("PYTHONPATH", "")]), ROOT)
     return subprocess.Popen(
         command(*arguments), cwd=space, env={**os.environ, **environment, "PYTHONPATH": path},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.precision import subprocess_path
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "docs/examples").glob("*.py"))
 PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}
@@ -34,7 +36,7 @@ def test_every_example_says_how_to_run_it() -> None:
 def test_the_loss_falls(command: str, tmp_path: Path) -> None:
     program, *arguments = command.split()
     # One thread a process, as torchrun sets it for several: the models are tiny.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": subprocess_path(ROOT), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
         [sys.executable, *PROGRAMS[program], *arguments], cwd=ROOT, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -16,6 +16,7 @@ from bellwether.optimizers.kernels import reference
 from bellwether.optimizers.kernels.tensor_list import Coefficients, Layout, TensorList
 from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, cut, sqrt
 from tests.optimizers import sharded
+from tests.precision import skip_without
 from tests.ranks import Ranks
 
 
@@ -160,6 +161,7 @@ def _through_deepspeeds_checkpoint(folder: str, stage: int, bf16: bool) -> list[
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize(("stage", "bf16"), [(1, False), (1, True), (2, False), (3, False)])
 def test_shards_survive_deepspeeds_load_checkpoint(ranks: Ranks, tmp_path: Path, stage: int, bf16: bool) -> None:
+    skip_without("bf16" if bf16 else "fp32", ranks)
     for first, again in ranks.run(_through_deepspeeds_checkpoint, str(tmp_path), stage, bf16):
         assert again["ratios"] == first["ratios"]
         assert "odd.weight" in first["ratios"]

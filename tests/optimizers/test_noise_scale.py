@@ -11,6 +11,7 @@ from torch import nn
 
 from bellwether.optimizers import NoiseScale
 from bellwether.optimizers.noise_scale import HORIZON, Estimate
+from tests.precision import skip_without
 from tests.ranks import Ranks
 
 SIZE, DISTANCE, MICRO, ACCUMULATION = 50, 1.0, 4, 2
@@ -158,13 +159,6 @@ def test_under_ddp_it_is_the_known_one(ranks: Ranks) -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_in_16_bit_too(ranks: Ranks, precision: str, stage: int) -> None:
     """fp16 with a loss scale that overflows at first and then grows now and then."""
-    if precision == "fp16" and not all(ranks.run(_supports_fp16)):
-        pytest.skip("this CPU has no fp16")
+    skip_without(precision, ranks)
     # Gradients of 8 bits, summed in 8 bits without ZeRO.
     check(ranks.run(_deepspeed, stage, precision, 1.0, 3 * HORIZON), rounding=2**-7)
-
-
-def _supports_fp16() -> bool:
-    import deepspeed
-
-    return bool(deepspeed.accelerator.get_accelerator().is_fp16_supported())

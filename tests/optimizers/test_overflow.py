@@ -12,15 +12,10 @@ from torch.distributed.fsdp import fully_shard
 
 from bellwether.optimizers import Lamb
 from tests.optimizers import sharded
+from tests.precision import skip_without
 from tests.ranks import Ranks
 
 SCALE = 2.0**10
-
-
-def _fp16_here() -> bool:
-    import deepspeed
-
-    return bool(deepspeed.accelerator.get_accelerator().is_fp16_supported())
 
 
 def _deepspeed(rule: str, stage: int) -> dict[str, Any]:
@@ -62,8 +57,7 @@ def _scale(made: Any) -> float:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("rule", ["lamb", "lars", "adamw"])
 def test_deepspeed(ranks: Ranks, rule: str, stage: int) -> None:
-    if not ranks.run(_fp16_here)[0]:
-        pytest.skip("this CPU has no fp16")
+    skip_without("fp16", ranks)
     for result in ranks.run(_deepspeed, rule, stage):
         assert result == {"skipped": True, "scale": SCALE / 2, "went on": True}
 

@@ -12,6 +12,7 @@ import torch
 from tests.optimizers import sharded
 from tests.optimizers.family import FAMILY
 from tests.optimizers.reference import Result, minimise
+from tests.precision import skip_without
 from tests.ranks import Ranks
 
 BAR = 1e-6
@@ -150,6 +151,7 @@ WRAPPERS = {
 )
 def test_bf16_keeps_fp32_masters(ranks: Ranks, rule: str, stage: int) -> None:
     """Gradients carry 8 bits here: 2^-9 of each at most, which is the bar for a weight that starts at 0."""
+    skip_without("bf16", ranks)
     results = ranks.run(_bf16, rule, stage, 2 if stage and ranks.world_size == 2 else 1)
     assert {r["wrapper"] for r in results} == {WRAPPERS[stage]}
     wanted = expected(rule, 0.0, "bf16")

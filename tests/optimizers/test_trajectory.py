@@ -12,6 +12,7 @@ from torch import nn
 
 from bellwether.optimizers import SGD, Trajectory
 from tests.optimizers import sharded
+from tests.precision import skip_without
 from tests.ranks import Ranks
 
 STEPS = 4
@@ -65,6 +66,7 @@ def loss(weights: dict[str, np.ndarray]) -> float:
     (0, {}), (1, {}), (2, {}), (3, {}), (1, {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}),
 ])  # fmt: skip
 def test_every_stage_is_the_whole(ranks: Ranks, stage: int, config: dict[str, Any]) -> None:
+    skip_without("bf16" if config else "fp32", ranks)
     results = ranks.run(_walk, "lookahead-lamb", {"stage": stage, "sub_group_size": 500}, config)
     flat = [np.concatenate([v for _, v in sorted(whole(results, step).items())]) for step in range(STEPS + 1)]
     updates = [after - before for before, after in itertools.pairwise(flat)]

@@ -13,6 +13,7 @@ from bellwether.experiments.planner.network import collectives
 from bellwether.trainer import models
 from bellwether.trainer.config import ConfigError, validate
 from tests.experiments.planner.truth import data_of, train
+from tests.precision import skip_without
 from tests.ranks import Ranks
 
 BERT = {
@@ -48,6 +49,7 @@ def test_memory_is_within_a_tenth_of_what_a_run_holds(
 ) -> None:
     if ranks.world_size > 2:
         pytest.skip("two ranks show all that sharding does to memory")
+    skip_without(engine["precision"], ranks)
     raw = config_of(subject, **engine)
     config = validate(raw)
     profile = activations.measure(config, data_of(config), on_gpu=False)
