@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import precision
+from tests import precision, tiers
 from tests.ranks import Ranks
 
 # BELLWETHER_TEST_ABSENT: here, and through the environment in the ranks and in subprocesses.
@@ -18,6 +18,25 @@ if precision.absent():
 # Triton reads this when it is first imported, by whichever test: without a GPU, its kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tier", choices=tiers.TIERS, default="all", help="which tests to run (tests/tiers.py); default: all"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    tiers.arrange(items)
+    chosen = [item for item in items if tiers.selected(item, config.getoption("--tier"))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
+
+@pytest.fixture(autouse=True)
+def _no_process_without_its_marker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("process") is None:
+        tiers.forbid_processes(monkeypatch, request.node.nodeid)
 
 
 @pytest.fixture(scope="session", params=[1, 2, 4])

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bellwether.optimizers.kernels import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.process
 def test_the_benchmark_of_optimizers_fills_its_table(tmp_path: Path) -> None:
     files = {"--json": tmp_path / "times.json", "--markdown": tmp_path / "table.md"}
     options = ["--device", "cpu", "--size", "tiny", "--rounds", "2", "--no-peers"]

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/optimizers.md"
 
 
+@pytest.mark.process
 def test_the_script_draws_all_pictures(tmp_path: Path) -> None:
     arguments = [sys.executable, str(ROOT / "scripts/draw_optimizers.py"), "--quick", "--out", str(tmp_path)]
     done = subprocess.run(

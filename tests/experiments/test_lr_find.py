@@ -60,6 +60,7 @@ def test_divergence(loss: float, times: float | None, diverged: bool) -> None:
     assert course.diverged(loss) == diverged
 
 
+@pytest.mark.process
 def test_a_real_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(

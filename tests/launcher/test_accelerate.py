@@ -82,6 +82,7 @@ def told(error: str) -> list[str]:
     return [line for line in error.splitlines() if line.startswith("bellwether: ")]
 
 
+@pytest.mark.process
 def test_two_cpu_processes_train_as_two(space: Path) -> None:
     status, error = launch(space, "--config_file", f"{ROOT}/configs/accelerate/cpu-2.yaml", name="two")
     assert status == 0, error
@@ -89,6 +90,7 @@ def test_two_cpu_processes_train_as_two(space: Path) -> None:
     assert steps(space, "two") == [1, 2, 3, 4]
 
 
+@pytest.mark.process
 def test_two_asked_for_and_one_started_is_refused_once(space: Path) -> None:
     # The port is any that is free, or another accelerate on this machine would end the run before it can say so.
     status, error = launch(space, "--cpu", "--num_processes", "2", "--main_process_port", "0", name="one-of-two")
@@ -99,6 +101,7 @@ def test_two_asked_for_and_one_started_is_refused_once(space: Path) -> None:
     assert not (space / "runs/one-of-two").exists()
 
 
+@pytest.mark.process
 def test_one_process_in_bf16_although_the_default_file_says_no(space: Path, tmp_path: Path) -> None:
     skip_without("bf16")
     default = tmp_path / "accelerate/default_config.yaml"
@@ -111,6 +114,7 @@ def test_one_process_in_bf16_although_the_default_file_says_no(space: Path, tmp_
     assert steps(space, "one") == [1, 2, 3, 4]
 
 
+@pytest.mark.process
 def test_contradictions_of_a_real_launch_are_told_once_with_both_names(space: Path) -> None:
     file = space / "other.yaml"
     file.write_text(

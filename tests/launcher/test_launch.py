@@ -140,6 +140,7 @@ def test_what_the_doctor_sees_at_a_glance_stops_a_launch(
     assert "not launched; bellwether doctor tells more" in error
 
 
+@pytest.mark.process
 def test_the_guard_at_the_other_end_stops_when_nobody_is_left(tmp_path: Path) -> None:
     import subprocess
     import sys
@@ -181,6 +182,7 @@ def test_status_of_a_run_without_a_scheduler(tmp_path: Path, capsys: pytest.Capt
         logs(tmp_path, follow=False)
 
 
+@pytest.mark.process
 def test_one_host_that_fails_ends_the_others_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     import signal
     import subprocess

@@ -84,6 +84,7 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
     return found
 
 
+@pytest.mark.process
 def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
     arguments = ("bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3")
     status, out, error = finish(start(space, *arguments, SLURM_STEP_NUM_TASKS="1"))
@@ -108,6 +109,7 @@ def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("recipe", ["bert-tiny", "resnet-digits"])
 def test_the_small_recipes_run(space: Path, recipe: str) -> None:
     arguments = (f"data.cache={space}/cache", "stop_after=3 steps", "evaluate.limit=64")
@@ -119,6 +121,7 @@ def test_the_small_recipes_run(space: Path, recipe: str) -> None:
     assert f"{recipe}: stopped" in out
 
 
+@pytest.mark.process
 def test_a_killed_launcher_takes_its_ranks_along_and_a_second_run_is_kept_out(space: Path) -> None:
     process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=orphans")
     wait_for_step(process, space, "orphans", 3)
@@ -132,6 +135,7 @@ def test_a_killed_launcher_takes_its_ranks_along_and_a_second_run_is_kept_out(sp
     assert len(gone) == 2, alive
 
 
+@pytest.mark.process
 def test_torchrun_by_hand_also_within_a_step_of_srun(space: Path) -> None:
     status, _, error = finish(
         start(space, "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint",
@@ -141,6 +145,7 @@ def test_torchrun_by_hand_also_within_a_step_of_srun(space: Path) -> None:
     assert steps(space, "torchrun") == [1, 2, 3, 4]
 
 
+@pytest.mark.process
 def test_another_number_of_processes_than_asked_for_is_refused(space: Path) -> None:
     for arguments, environment, who in (
         (["engine.world_size=2"], {}, "engine.world_size asked for 2"),
@@ -157,6 +162,7 @@ def test_another_number_of_processes_than_asked_for_is_refused(space: Path) -> N
     assert not (space / "runs/alone").exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -190,6 +196,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
+@pytest.mark.process
 def test_one_ranks_failure_ends_the_run_with_its_error_first(space: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(FAILING)
     status, _, error = finish(
@@ -213,6 +220,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
+@pytest.mark.process
 def test_a_users_error_that_one_rank_alone_meets_is_told(space: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(UNREADABLE)
     status, _, error = finish(
@@ -234,6 +242,7 @@ def test_of_two_failures_within_a_second_the_first_is_told(tmp_path: Path, capsy
     assert capsys.readouterr().err == "bellwether: rank 1: no such file\n"
 
 
+@pytest.mark.process
 def test_a_killed_rank_ends_the_run(space: Path) -> None:
     process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=killed")
     wait_for_step(process, space, "killed", 3)
@@ -245,6 +254,7 @@ def test_a_killed_rank_ends_the_run(space: Path) -> None:
     assert not any(child.is_running() for child in children.values())
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_all_ranks_and_the_same_command_goes_on(space: Path) -> None:
     process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=interrupted")
     wait_for_step(process, space, "interrupted", 7)
@@ -273,6 +283,7 @@ def test_ctrl_c_ends_all_ranks_and_the_same_command_goes_on(space: Path) -> None
     assert max(steps(space, "interrupted")) == before + 3
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("to", ["launcher", "rank"])
 def test_a_notice_saves_at_the_next_step_and_the_end_is_the_same_to_the_bit(space: Path, to: str) -> None:
     config = ("bellwether", "train", "quick.yaml", "--nproc", "2", "duration=60 steps", "log.every=1000 steps")
@@ -299,6 +310,7 @@ def test_a_notice_saves_at_the_next_step_and_the_end_is_the_same_to_the_bit(spac
     assert exports[0].read_bytes() == exports[1].read_bytes()
 
 
+@pytest.mark.process
 def test_a_process_of_a_run_may_open_as_many_files_as_the_system_lets_it() -> None:
     program = (
         "import resource\n"
@@ -325,6 +337,7 @@ if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "bellwether.t
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("silent", [0, 1])
 def test_a_rank_that_falls_silent_ends_the_run_and_is_named(space: Path, tmp_path: Path, silent: int) -> None:
     (tmp_path / "sitecustomize.py").write_text(HANGING)
@@ -351,6 +364,7 @@ def test_a_rank_that_falls_silent_ends_the_run_and_is_named(space: Path, tmp_pat
         assert max(beat["furthest_behind"], key=lambda row: row["silent_s"])["rank"] == 1
 
 
+@pytest.mark.process
 def test_report_of_a_run_and_of_nothing(space: Path) -> None:
     finish(start(space, "bellwether", "train", "quick.yaml", "name=reported"))
     (space / "runs/reported/report.html").unlink()

@@ -161,6 +161,7 @@ def test_a_wrong_budget_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "BELLWETHER_RESTARTS: 'many'" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_nothing_heavy_is_imported_by_what_a_batch_script_asks_twice_an_attempt() -> None:
     program = (
         "import sys, bellwether.launcher.requeue, bellwether.launcher.status, bellwether.trainer.rendezvous\n"

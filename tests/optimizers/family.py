@@ -71,3 +71,6 @@ FAMILY = {
         Spec(lookahead=(5, 0.5), average=("ema", 1, 1, 0.8)),
     ),
 }  # fmt: skip
+
+# One rule for each kind of communication: norms by layer, the norm of all gradients, none, and a wrapper's state.
+REPRESENTATIVES = ("lamb", "nvlamb", "adamw", "ema-lookahead-adamw")

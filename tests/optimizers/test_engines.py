@@ -22,9 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bellwether.optimizers import attach
 from tests.optimizers import sharded
-from tests.optimizers.family import FAMILY
+from tests.optimizers.family import FAMILY, REPRESENTATIVES
 from tests.optimizers.test_sharded import check, expected, groups_with_ratio
 from tests.ranks import Ranks
+from tests.tiers import covering
 
 COLUMNS = ("big", "odd")  # cut along their second dimension where tensor parallelism is tried
 
@@ -117,6 +118,7 @@ def _weights(optimizer: Any, model: nn.Module, names: dict[Any, str]) -> dict[st
     return {"owned": owned, "model": {n: p.double().numpy().copy() for n, p in whole.items()}}
 
 
+@covering(lambda rule, engine, ranks: rule in REPRESENTATIVES or (engine == "fsdp2" and ranks == 2))
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "hsdp", "fsdp2-tp", "zero-redundancy"])
 @pytest.mark.parametrize("rule", FAMILY)
 def test_torch_engines(ranks: Ranks, rule: str, engine: str) -> None:

@@ -32,6 +32,7 @@ def test_every_example_says_how_to_run_it() -> None:
         assert all(example.name in command for command in commands(example)), example
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", [command for example in EXAMPLES for command in commands(example)])
 def test_the_loss_falls(command: str, tmp_path: Path) -> None:
     program, *arguments = command.split()

@@ -63,6 +63,7 @@ def test_a_broken_library_is_built_again(cache: Path, source: Path) -> None:
     assert build.load(source).answer() == 42
 
 
+@pytest.mark.process
 def test_four_processes_at_once(cache: Path, source: Path) -> None:
     # By its path, without the package and thus without torch, they are at it in the same moment.
     script = f"import runpy, pathlib; print(runpy.run_path({build.__file__!r})['load'](pathlib.Path({str(source)!r})).answer())"  # fmt: skip
@@ -88,6 +89,7 @@ def test_compiler_that_fails(cache: Path, source: Path) -> None:
     assert not list(cache.glob(".build-*"))
 
 
+@pytest.mark.process
 def test_no_compiler(tmp_path: Path) -> None:
     script = """
         import logging, sys, torch

@@ -176,6 +176,7 @@ def _python(script: str, **environment: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
 def test_triton_is_imported_late_and_says_what_it_lacks() -> None:
     pytest.importorskip("triton", reason="Triton is for Linux")
@@ -195,6 +196,7 @@ def test_triton_is_imported_late_and_says_what_it_lacks() -> None:
     assert said.startswith("False\nkernel='triton' cannot run here: there is no GPU; with TRITON_INTERPRET=1")
 
 
+@pytest.mark.process
 def test_what_triton_compiles_to(tmp_path: Path) -> None:
     """For a GPU that need not be there: nothing contracted, IEEE division and root, subnormal numbers kept."""
     pytest.importorskip("triton", reason="Triton is for Linux")

@@ -14,6 +14,7 @@ from bellwether.optimizers import Lamb
 from tests.optimizers import sharded
 from tests.precision import skip_without
 from tests.ranks import Ranks
+from tests.tiers import covering
 
 SCALE = 2.0**10
 
@@ -53,6 +54,7 @@ def _scale(made: Any) -> float:
     return wrapper.loss_scale_config.cur_scale if hasattr(wrapper, "loss_scale_config") else wrapper.loss_scale
 
 
+@covering(lambda rule, ranks: rule == "lamb" and ranks == 2)
 @pytest.mark.parametrize("ranks", [2, 4], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("rule", ["lamb", "lars", "adamw"])

@@ -90,6 +90,7 @@ def test_an_empty_group_is_left_out() -> None:
     assert len(groups(nn.LayerNorm(2))) == 1
 
 
+@pytest.mark.process
 def test_the_package_needs_torch_alone() -> None:
     """Nothing of DeepSpeed, transformers or the trainer is imported by `import bellwether.optimizers`."""
     program = (

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tests.optimizers import sharded
-from tests.optimizers.family import FAMILY
+from tests.optimizers.family import FAMILY, REPRESENTATIVES
 from tests.optimizers.reference import Result, minimise
 from tests.precision import skip_without
 from tests.ranks import Ranks
+from tests.tiers import covering
 
 BAR = 1e-6
 _expected: dict = {}
@@ -77,6 +78,7 @@ def groups_with_ratio() -> int:
     return sum(adapted for _, adapted in sharded.kinds())
 
 
+@covering(lambda rule, stage, ranks: rule in REPRESENTATIVES or (stage == 2 and ranks == 2))
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("rule", FAMILY)
 def test_sharded_equals_unsharded(ranks: Ranks, rule: str, stage: int) -> None:
@@ -96,6 +98,7 @@ def test_sharded_equals_unsharded(ranks: Ranks, rule: str, stage: int) -> None:
 OFFLOAD = {"device": "cpu", "pin_memory": False}
 
 
+@covering(lambda rule, ranks: rule == "lamb" or (rule in REPRESENTATIVES and ranks == 2))
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("rule", FAMILY)
 def test_optimizer_offloaded_to_the_cpu(ranks: Ranks, rule: str, stage: int) -> None:
@@ -118,6 +121,7 @@ CASES = {
 }
 
 
+@covering(lambda rule, case, ranks: ranks == 2 and rule == ("nvlamb" if "clip" in case else "lamb"))
 @pytest.mark.parametrize("ranks", [2, 4], indirect=True)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("rule", ["lamb", "nvlamb", "radam"])
@@ -145,6 +149,7 @@ WRAPPERS = {
 }
 
 
+@covering(lambda rule, ranks: rule in REPRESENTATIVES and ranks == 2)
 @pytest.mark.parametrize("ranks", [2, 4], indirect=True)
 @pytest.mark.parametrize(
     ("stage", "rule"), [(1, rule) for rule in FAMILY] + [(s, r) for s in (0, 2, 3) for r in ("lamb", "adamw", "swats")]

@@ -18,6 +18,7 @@ from tests.optimizers import sharded
 from tests.optimizers.family import FAMILY
 from tests.optimizers.test_sharded import check
 from tests.ranks import Ranks
+from tests.tiers import covering
 
 HALF = sharded.STEPS // 2
 
@@ -104,6 +105,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pair.close()
 
 
+@covering(lambda rule, ranks: ranks == 2)
 @pytest.mark.parametrize("ranks", [2, 4], indirect=True)
 @pytest.mark.parametrize("rule", CARRIED)
 def test_fsdp2_through_torchs_distributed_checkpoint(ranks: Ranks, halves: str, rule: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tests.optimizers import sharded
 from tests.optimizers.test_sharded import check
 from tests.ranks import Ranks
+from tests.tiers import covering
 
 STAGES = [1, 2, 3]
 HALF = sharded.STEPS // 2
@@ -68,6 +69,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     one.close()
 
 
+@covering(lambda ranks: ranks == 2)
 @pytest.mark.parametrize("ranks", [1, 2], indirect=True)
 @pytest.mark.parametrize("stage", STAGES)
 def test_to_another_world_size(ranks: Ranks, halves: str, stage: int) -> None:

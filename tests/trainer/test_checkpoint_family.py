@@ -15,9 +15,10 @@ import torch
 from bellwether.trainer import checkpoint
 from bellwether.trainer.checkpoint import Position
 from tests.optimizers import sharded
-from tests.optimizers.family import FAMILY
+from tests.optimizers.family import FAMILY, REPRESENTATIVES
 from tests.optimizers.test_sharded import check
 from tests.ranks import Ranks
+from tests.tiers import covering
 
 HALF = sharded.STEPS // 2
 
@@ -61,6 +62,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pair.close()
 
 
+@covering(lambda rule: rule in REPRESENTATIVES)
 @pytest.mark.parametrize("ranks", [1, 4], indirect=True)
 @pytest.mark.parametrize("rule", FAMILY)
 def test_goes_on_elsewhere(ranks: Ranks, written: str, rule: str) -> None:

@@ -17,6 +17,7 @@ from bellwether.trainer.checkpoint import Manifest
 from bellwether.trainer.metrics import read
 from tests.precision import is_supported, skip_without
 from tests.ranks import Ranks
+from tests.tiers import covering
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +100,7 @@ def weights(path: Path, wanted: str = "weight") -> dict[str, np.ndarray]:
     return {name: np.concatenate([v for _, v in sorted(parts, key=lambda p: p[0])]) for name, parts in pieces.items()}
 
 
+@covering(lambda kind, stage: (kind == "images") == (stage % 2))
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["text", "images"])
@@ -125,6 +127,7 @@ def test_resumed_to_the_bit(ranks: Ranks, workspace: Path, kind: str, stage: int
 TRAJECTORY = {"every": "1 steps", "interpolate": {"steps": [1, 6], "every": "4 steps", "points": 3}}
 
 
+@covering(lambda kind, stage: (kind, stage) in {("text", 2), ("images", 3)})
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["text", "images"])
@@ -162,6 +165,7 @@ def test_diagnosis_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stag
     assert sum(v**2 for v in names.values()) ** 0.5 == pytest.approx(history.walk[-1]["update_norm"], rel=1e-4)
 
 
+@covering(lambda kind, stage: (kind, stage) in {("text", 3), ("images", 1)})
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["text", "images"])
@@ -193,6 +197,7 @@ def alone(workspace: Path) -> dict[str, Any]:
     return raw
 
 
+@covering(lambda stage, ranks: stage == 2 or (stage == 3 and ranks == 2))
 @pytest.mark.parametrize("ranks", [2, 4], indirect=True)
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_the_same_at_any_world_size(ranks: Ranks, workspace: Path, alone: dict[str, Any], stage: int) -> None:
@@ -239,6 +244,7 @@ def test_phases_change_batch_length_and_schedule(ranks: Ranks, workspace: Path) 
     assert [line["step"] for line in read(Path(raw["runs"]) / "phases-stopped").end] == [3, 5, 8]
 
 
+@covering(lambda stage: stage in (1, 3))
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16(ranks: Ranks, workspace: Path, stage: int) -> None:
@@ -252,6 +258,7 @@ def test_bf16(ranks: Ranks, workspace: Path, stage: int) -> None:
     assert all(v.dtype == torch.float32 for k, v in tensors(last(raw)).items() if "|weight" in f"|{k.split(':')[1]}")
 
 
+@covering(lambda stage: stage in (0, 3))
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_fp16_with_dynamic_loss_scale(ranks: Ranks, workspace: Path, stage: int) -> None:
@@ -279,6 +286,7 @@ RULES = {
 }
 
 
+@covering(lambda rule: rule in ("lars", "swats"))
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_trains_and_resumes_to_the_bit(ranks: Ranks, workspace: Path, rule: str) -> None:
@@ -325,6 +333,7 @@ AVERAGES = {
 }
 
 
+@covering(lambda kind, stage: stage == (3 if kind == "swa" else 2))
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("kind", AVERAGES)

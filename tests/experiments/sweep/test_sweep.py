@@ -65,6 +65,7 @@ def steps(folder: Path) -> dict[str, list[int]]:
     return found
 
 
+@pytest.mark.process
 def test_interrupted_and_gone_on_with_no_run_is_lost_or_repeated(tmp_path: Path) -> None:
     file = write(tmp_path)
     command = [sys.executable, "-m", "bellwether", "sweep", str(file)]
@@ -111,6 +112,7 @@ def test_interrupted_and_gone_on_with_no_run_is_lost_or_repeated(tmp_path: Path)
     assert len(steps(tmp_path)) == 8
 
 
+@pytest.mark.process
 def test_what_reached_diverged_failed_or_was_beaten(tmp_path: Path) -> None:
     optimizers = {
         "fast": {"set": {"optimizer.name": "sgd"}, "space": {"optimizer.lr": [0.05]}},

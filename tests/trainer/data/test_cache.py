@@ -20,6 +20,7 @@ def start(*args: object) -> multiprocessing.process.BaseProcess:
     return process
 
 
+@pytest.mark.process
 def test_two_processes_at_once_build_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     processes = [start(str(tmp_path / "cache"), str(tmp_path / "log")) for _ in range(2)]
     for process in processes:
@@ -29,6 +30,7 @@ def test_two_processes_at_once_build_once(tmp_path: Path, capfd: pytest.CaptureF
     assert capfd.readouterr().err.count("waiting for another process that prepares") == 1
 
 
+@pytest.mark.process
 def test_what_a_killed_builder_left_is_mended(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     killed = start(str(root), str(tmp_path / "log"), True)

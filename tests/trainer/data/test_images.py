@@ -136,6 +136,7 @@ def test_what_is_too_large_to_keep_is_decoded_when_drawn(
     assert torch.equal(copy.batch(rows, rows)["pixel_values"], kept.train.batch(rows, rows)["pixel_values"])
 
 
+@pytest.mark.process
 def test_encoded_images_reach_the_same_batches_through_workers(
     pictures: Path, config: Callable[..., ImageData]
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_row_looks_different_each_epoch_and_with_each_seed() -> None:
     assert not same(global_batches(Plain(8), 1, 16, seed=8), global_batches(Plain(8), 1, 16))
 
 
+@pytest.mark.process
 def test_workers_change_nothing_and_use_one_thread(text_config: Callable[..., TextData]) -> None:
     samples = load(text_config()).train
     state = torch.get_rng_state()
@@ -142,6 +143,7 @@ def train(samples: Samples, workers: int, steps: int = 50):
     return train_batches(samples, seed=1, start=0, steps=steps, global_batch=4, micro=4, accumulation=1, rank=0, world_size=1, workers=workers)  # fmt: skip
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("samples, error, message", [
     (Plain(20, broken=5), ConfigError, "^data.source: 'cat.png': cannot be decoded: truncated; mend it or take it out$"),
@@ -154,11 +156,13 @@ def test_an_error_of_the_data_is_told_from_a_bug(
         list(train(samples, workers))
 
 
+@pytest.mark.process
 def test_a_dead_worker_says_what_to_change() -> None:
     with pytest.raises(WorkerError, match=r"data worker died.*data.workers"):
         list(train(Plain(20, deadly=5), workers=1))
 
 
+@pytest.mark.process
 def test_an_abandoned_iterator_leaves_no_worker() -> None:
     batches = train(Plain(20), workers=2)
     workers = {int(next(batches)["process"][0]) for _ in range(4)}
@@ -180,6 +184,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("end, signum", [
     ("time.sleep(60)", signal.SIGKILL), ("time.sleep(60)", signal.SIGINT), ("raise KeyError('a bug')", None),
     ("for name in ('batches',): sys.modules['kept'] = batches; sys.exit(3)", None),
@@ -219,6 +224,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.process
 def test_workers_survive_the_signals_of_a_preemption() -> None:
     batches = train(Plain(20), workers=1)
     worker = int(next(batches)["process"][0])
@@ -228,6 +234,7 @@ def test_workers_survive_the_signals_of_a_preemption() -> None:
     batches.close()
 
 
+@pytest.mark.process
 def test_the_fork_server_outlives_the_notice_that_its_workers_ignore() -> None:
     program = (
         "import os, signal, time\n"

@@ -50,6 +50,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.process
 def test_exports_load_where_bellwether_is_not_installed(make: Callable[..., Task], tmp_path: Path) -> None:
     expected = {}
     for keys in OWN:

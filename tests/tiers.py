@@ -1,0 +1,90 @@
+"""Test tiers: ``check`` starts no process, ``test`` runs each feature once, ``all`` runs the full matrix.
+
+``pytest --tier=check|test|all`` selects one; plain ``pytest`` runs all that it is given.
+
+- A test that starts Python processes, or uses a process group (`ranks`), carries the marker ``process``. A test without
+  the marker that starts one fails (`forbid_processes`), so ``check`` stays quick.
+- ``@covering(predicate)`` above a parametrized test names the cases that represent the others: ``test`` runs these, ``all``
+  runs every case. The predicate takes the parameters that it needs by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing.process
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+TIERS = ("check", "test", "all")
+
+# Tests of a group share expensive fixtures, so pytest-xdist gives all of them to one worker. The longest group comes first.
+GROUPS = ("cluster", "ranks-4", "ranks-2", "ranks-1")
+
+
+def covering(predicate: Callable[..., bool]) -> pytest.MarkDecorator:
+    """Of a parametrized test, select the cases for the tier ``test``; the others belong to the full matrix alone."""
+    return pytest.mark.covering(predicate)
+
+
+def arrange(items: list[pytest.Item]) -> None:
+    """Add the markers that follow from fixtures and folders, and sort by group."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if "ranks" in params:
+            size = params["ranks"]
+            item.add_marker("process")
+            item.add_marker(pytest.mark.xdist_group(f"ranks-{size}"))
+        elif "cluster" in item.path.parts:
+            item.add_marker("process")
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+        for marker in item.iter_markers("covering"):
+            if not _holds(marker.args[0], params):
+                item.add_marker("full")
+    items.sort(key=_order)
+
+
+def selected(item: pytest.Item, tier: str) -> bool:
+    if tier == "all":
+        return True
+    full = item.get_closest_marker("full") is not None
+    return not full and (tier == "test" or item.get_closest_marker("process") is None)
+
+
+def _order(item: pytest.Item) -> int:
+    """A stable sort key: pytest's own order holds within a group."""
+    marker = item.get_closest_marker("xdist_group")
+    if marker is not None:
+        return GROUPS.index(marker.args[0])
+    return len(GROUPS) if item.get_closest_marker("process") else len(GROUPS) + 1
+
+
+def _holds(predicate: Callable[..., bool], params: dict[str, Any]) -> bool:
+    names = inspect.signature(predicate).parameters
+    return bool(predicate(**{name: params[name] for name in names}))
+
+
+def forbid_processes(monkeypatch: pytest.MonkeyPatch, test: str) -> None:
+    """Make the start of a Python process fail, with the marker to add in the message."""
+    start, popen = multiprocessing.process.BaseProcess.start, subprocess.Popen.__init__
+
+    def refuse(what: object) -> None:
+        pytest.fail(f"{test} starts a process ({what}): mark it with @pytest.mark.process", pytrace=False)
+
+    def no_start(self: Any) -> None:
+        refuse(self)
+        start(self)
+
+    def no_popen(self: Any, args: Any, *rest: Any, **options: Any) -> None:
+        words = [args] if isinstance(args, str | bytes | os.PathLike) else list(args)
+        program = os.path.basename(os.fspath(words[0]) if words else "")
+        if program == os.path.basename(sys.executable) or str(program).startswith("python"):
+            refuse(words[:4])
+        popen(self, args, *rest, **options)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", no_start)
+    monkeypatch.setattr(subprocess.Popen, "__init__", no_popen)
