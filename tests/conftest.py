@@ -15,6 +15,10 @@ precision.report_absent()
 if precision.absent():
     os.environ["PYTHONPATH"] = precision.subprocess_path(*filter(None, [os.environ.get("PYTHONPATH")]))
 
+# Side by side, tests with a thread pool each would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
 # Triton reads this when it is first imported, by whichever test: without a GPU, its kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -354,6 +354,7 @@ def test_locks_compiler_and_cache_are_those_that_the_trainer_uses(
     assert TextData.model_fields["cache"].default == system_probe.CACHE
 
 
+@pytest.mark.process
 def test_hanging_calls_and_commands_are_abandoned() -> None:
     with pytest.raises(TimeoutError, match="no answer in 0 s"):
         timeout.run_with_timeout(0.05, lambda: time.sleep(5))
@@ -370,6 +371,7 @@ def test_hanging_calls_and_commands_are_abandoned() -> None:
     assert (failure["rank"], failure["stage"], failure["error"]) == (1, "thinking", "not done in 0 s")
 
 
+@pytest.mark.process
 def test_quick_checks_import_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import json, sys\nfrom dataclasses import asdict\nfrom bellwether.launcher.doctor import quick_checks\n"
@@ -410,6 +412,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, st
     return ended.returncode, ended.stdout, ended.stderr
 
 
+@pytest.mark.process
 def test_this_machine_has_no_red_row(tmp_path: Path) -> None:
     status, out, error = run(tmp_path, RANK="3", WORLD_SIZE="4")  # as inside a run: the probes must not inherit them
     assert status == 0, out + error
@@ -430,6 +433,7 @@ sys.meta_path.insert(0, Broken())
 """
 
 
+@pytest.mark.process
 def test_broken_machine_gives_red_rows_as_json(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(BROKEN)
     (tmp_path / "bin").mkdir()
@@ -475,6 +479,7 @@ def ssh(tmp_path: Path) -> dict[str, str]:
     return {"BELLWETHER_SSH": f"{tmp_path}/ssh -o Port=22"}
 
 
+@pytest.mark.process
 def test_two_processes_measure_clocks_names_and_bandwidth(tmp_path: Path, ssh: dict[str, str]) -> None:
     (tmp_path / "sitecustomize.py").write_text(ANOTHER)
     (tmp_path / "hosts").write_text("127.0.0.1 slots=1\nlocalhost slots=1\n")
@@ -494,6 +499,7 @@ def test_two_processes_measure_clocks_names_and_bandwidth(tmp_path: Path, ssh: d
     assert {path.name for path in tmp_path.iterdir()} - before <= {"__pycache__"}
 
 
+@pytest.mark.process
 def test_missing_node_is_named_within_the_timeout(tmp_path: Path, ssh: dict[str, str]) -> None:
     (tmp_path / "hosts").write_text("127.0.0.1\nlost\n")
     status, out, error = run(tmp_path, "--on", "ssh", "--hostfile", "hosts", "--json", "--timeout", "60", **ssh)
@@ -506,6 +512,7 @@ def test_missing_node_is_named_within_the_timeout(tmp_path: Path, ssh: dict[str,
     assert result["cluster"]["missing"] == [1]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
