@@ -32,6 +32,7 @@ SHORTEST = {
 }
 
 
+@pytest.mark.process
 def test_help_imports_nothing_heavy() -> None:
     program = (
         "import sys\nfrom bellwether.cli import main\n"
@@ -161,6 +162,7 @@ def complete(line: str, cwd: Path, tmp_path: Path) -> list[str]:
     return [word.strip() for word in answer.read_text().split("\n")]
 
 
+@pytest.mark.process
 def test_shell_completion_offers_commands_options_and_recipes(tmp_path: Path) -> None:
     pytest.importorskip("argcomplete")
     (tmp_path / "bert-mine.yaml").touch()

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.packaging.environment import QUICK, ROOT, steps
+
+pytestmark = pytest.mark.process
 
 # A file may be loaded under two names, as trainer/__init__.py is; its classes and functions must be the same objects.
 SAME_OBJECTS = """

@@ -9,6 +9,8 @@ import pytest
 
 from tests.packaging.environment import QUICK, ROOT, Environment, steps
 
+pytestmark = pytest.mark.process
+
 STEP = """
 import sys
 import torch
