@@ -3,9 +3,12 @@ PYTHON ?= python3
 ARGS ?=
 
 BIN := .venv/bin
+# Ranks and clusters wait much: one worker more than cores.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format bench-optimizers lock clean
+.PHONY: help setup train check test test-all lint format bench-optimizers lock clean
 
 help:  ## this list
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
@@ -18,8 +21,14 @@ setup:  ## .venv with the exact versions of requirements/ (at once when it is th
 train: setup  ## train BERT-tiny on 2 processes; ARGS="batch.global=512" overrides its config
 	$(BIN)/bellwether train configs/bert-tiny.yaml --nproc 2 $(ARGS)
 
-test: lint  ## lint, then all tests; ARGS="-k lamb" goes to pytest
-	$(BIN)/pytest $(ARGS)
+check: lint  ## lint, types, and the tests that start no process; ARGS="-k lamb" goes to pytest
+	$(PYTEST) --tier=check $(ARGS)
+
+test: lint  ## what CI runs: every feature once, on real process groups and a real SLURM
+	$(PYTEST) --tier=test $(ARGS)
+
+test-all: lint  ## the full matrix: every optimizer, engine and number of processes
+	$(PYTEST) --tier=all $(ARGS)
 
 lint: setup  ## ruff and mypy, as CI runs them
 	$(BIN)/ruff check

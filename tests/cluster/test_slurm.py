@@ -58,6 +58,7 @@ def test_two_nodes_with_two_ranks_each_and_two_jobs_at_once(jobs: dict[str, int]
     assert meetings[0][2] != meetings[1][2]
 
 
+@pytest.mark.full
 def test_time_limit_with_the_controller_away_then_finish(two: Cluster, space: Space, whole: bytes) -> None:
     environment = space.environment(TEST_STEP="0.4")
     # SLURM looks every 30 s, and gives the notice up to as much too early: here 20 to 50 s after the start.
@@ -105,6 +106,19 @@ def test_preemption_by_a_job_that_comes_first(two: Cluster, space: Space, whole:
     assert int(first[1]) != port
 
 
+def test_killed_rank_is_requeued_and_ends_in_the_same_weights(two: Cluster, space: Space, whole: bytes) -> None:
+    arguments = (TRAIN, "quick.yaml", "name=killed", "checkpoint.every=10 steps")
+    job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment(TEST_STEP="0.1"))
+    wait_for_step(two, space, "killed", 15)
+    (victim,) = two.processes("node2", ["-m bellwether.trainer", "name=killed"])[-1:]
+    os.kill(victim, signal.SIGKILL)
+    two.wait_for(job, "COMPLETED")
+    assert space.begins("killed")[1]["step"] == 10
+    assert space.weights("killed") == whole
+    check_history(space, "killed", 1)
+
+
+@pytest.mark.full
 def test_a_rank_killed_a_link_silent_and_both_nodes_dark_in_turn(two: Cluster, space: Space, whole: bytes) -> None:
     arguments = (TRAIN, "quick.yaml", "name=unlucky", "checkpoint.every=10 steps")
     job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment(TEST_STEP="0.1"))
