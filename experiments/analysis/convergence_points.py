@@ -208,7 +208,7 @@ def _has_reached(value: Any, where: str, path: str) -> bool:
 def _batch(value: Any, what: str, path: str) -> float:
     batch = _number(value, what, path)
     if not batch.is_integer():
-        raise ConfigError("FILE", path, f"{what}: {value!r} is no whole number")
+        raise ConfigError("FILE", path, f"{what}: {value!r} is not a whole number")
     return batch
 
 
@@ -218,7 +218,7 @@ def _number(value: Any, what: str, path: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise ConfigError("FILE", path, f"{what}: {value!r} is no number above 0")
+        raise ConfigError("FILE", path, f"{what}: {value!r} is not a number above 0")
     return number
 
 

@@ -15,7 +15,7 @@ from bellwether.experiments.analysis import shallue
 from bellwether.experiments.analysis.aggregate import EarlyStop
 from bellwether.experiments.sweep import measurements, spec
 from bellwether.experiments.sweep.measurements import Target, Trial
-from bellwether.experiments.sweep.study import SWEEP, TABLE, open_study
+from bellwether.experiments.sweep.study import MEASUREMENTS, SWEEP, open_study
 from bellwether.trainer.config import ConfigError, Duration
 
 TARGET = "--target"
@@ -23,7 +23,7 @@ _CHANGE = ("*.json", "*.failed", "*/metrics.jsonl")  # what changes below trials
 
 
 def is_sweep(path: Path) -> bool:
-    return path.is_dir() and any((path / name).is_file() for name in (SWEEP, TABLE))
+    return path.is_dir() and any((path / name).is_file() for name in (SWEEP, MEASUREMENTS))
 
 
 def settings(directory: Path) -> Mapping[str, Any]:
@@ -91,7 +91,7 @@ def default_metric(found: Mapping[str, Any]) -> Target | None:
     data = base.get("data") if isinstance(base, dict) else None
     if not isinstance(data, dict) or "kind" not in data:
         return None
-    name, at_least = spec.compared_by(str(data["kind"]))
+    name, at_least = spec.default_metric(str(data["kind"]))
     return Target(name, math.nan, at_least)
 
 
@@ -114,12 +114,12 @@ def read(path: str | Path, key: str = "FILE") -> list[Trial]:
 
 def _trials(directory: Path, key: str) -> list[Trial]:
     """All that was measured: from the table, or from the runs themselves where one of them is newer than it."""
-    file, below = directory / TABLE, directory / "trials"
+    file, below = directory / MEASUREMENTS, directory / "trials"
     changed = [path.stat().st_mtime for kind in _CHANGE for path in below.glob(kind)]
     ours = any(below.glob("*.json"))
     if ours and not (file.is_file() and file.stat().st_mtime >= max(changed)):
         return open_study(directory).collect()
     if not file.is_file():
-        problem = f"holds no {TABLE}: nothing has been measured yet"
+        problem = f"holds no {MEASUREMENTS}: nothing has been measured yet"
         raise ConfigError(key, str(directory), problem, "come back when the first run has begun")
     return measurements.read(file, key)

@@ -21,6 +21,7 @@ from typing import Any
 
 from bellwether.experiments.sweep.measurements import OLD_STATUSES, Status, Trial, Value, measurement
 from bellwether.trainer.config import ConfigError
+from bellwether.trainer.config.renamed import convert_paths
 
 _STATUS: dict[Status, str] = {
     "complete": "COMPLETE", "diverged": "INFEASIBLE", "pruned": "INCOMPLETE", "failed": "INCOMPLETE",
@@ -102,7 +103,7 @@ def _read(folder: Path, study: Mapping[str, Any], number: int, key: str) -> Tria
             rows = [measurement(row, batch) for row in csv.DictReader(stream)]
         return Trial(
             number, str(study["dataset"]), str(study["model"]), str(study["optimizer"]), batch, int(ours.get("seed") or 0),
-            status, about.get("parameters") or {}, rows,
+            status, convert_paths(about.get("parameters") or {}), rows,
             **{name: ours[name] for name in ("epoch", "processes", "seconds", "run") if name in ours},
         )  # fmt: skip
     except OSError as error:

@@ -87,6 +87,6 @@ def _read(path: Path) -> Gpu:
     for key in wanted[1:]:
         if isinstance(given[key], bool) or not isinstance(given[key], int | float) or given[key] < 0:
             raise ConfigError(
-                "--gpu", str(path), f"{key}: {given[key]!r} is no number", "write one that is not below 0"
+                "--gpu", str(path), f"{key}: {given[key]!r} is not a number", "write one that is not below 0"
             )
     return Gpu(**{**given, "name": str(raw.get("name", path.stem))})

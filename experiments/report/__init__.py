@@ -60,7 +60,7 @@ def _to_come(path: Path) -> int:
         study = open_study(path)
     except ConfigErrors:  # a sweep.yaml that is not whole
         return 0
-    return study.to_come if any(study.trials.glob("*.yaml")) else 0
+    return study.not_started if any(study.trials_dir.glob("*.yaml")) else 0
 
 
 def write_runs(facts: Facts) -> int:

@@ -1,1 +1,1 @@
-"""How far a batch can be raised before it stops paying: measurements of many runs, and what they say together."""
+"""Sweeps: many trials over batch sizes, optimizers, hyperparameter settings and seeds, here or on SLURM."""

@@ -1,22 +1,22 @@
-"""One table of what a sweep measured: a row an evaluation, every row whole in itself, as CSV or parquet.
+"""The measurements of a sweep in one table, as CSV or parquet: one row per evaluation.
 
-What says which run it was, all but the last two lines here, is the same in all rows of a trial.
+All columns but the last two lines of this list have the same value in all rows of a trial.
 
 ============================== ===========================================================================================
-``trial``                      number of the run within the table
+``trial``                      number of the trial within the table
 ``dataset``, ``model``,        the workload
 ``optimizer``
-``batch_size``                 global batch, in samples
+``batch_size``                 global batch size, in samples
 ``seed``                       of the run
 ``status``                     complete (its budget is spent, or its target reached), diverged, pruned (stopped because
-                               others were far ahead), failed (with an error), unfinished
-``epoch``                      samples an epoch; empty where it is not known
-``processes``                  that the run was shared by
+                               another trial was far ahead), failed (with an error), unfinished
+``epoch``                      samples per epoch; empty if unknown
+``processes``                  number of processes of the run
 ``seconds``                    wall time of the run
-``run``                        its directory, relative to the table; empty where there is none
-``parameter/KEY``              what the sweep set, KEY as in a config: ``parameter/optimizer.lr``
-``step``, ``samples``          where in the run this row was measured; empty for a run that measured nothing
-``train/NAME``, ``val/NAME``   what was measured there: ``train/loss``, ``val/loss``, ``val/accuracy``, ...
+``run``                        its directory, relative to the table; empty if there is none
+``parameter/KEY``              what the sweep set, by key path of the config: ``parameter/optimizer.lr``
+``step``, ``samples``          position of the measurement in the run; empty for a trial without measurements
+``train/NAME``, ``val/NAME``   the measured values: ``train/loss``, ``val/loss``, ``val/accuracy``, ...
 ============================== ===========================================================================================
 """
 
@@ -35,9 +35,9 @@ from bellwether.trainer.config import ConfigError, units
 from bellwether.trainer.config.renamed import convert_paths
 
 Status = Literal["complete", "diverged", "pruned", "failed", "unfinished"]
-OLD_STATUSES: dict[Any, Status] = {"beaten": "pruned"}  #: as older versions wrote them
+OLD_STATUSES: dict[Any, Status] = {"beaten": "pruned"}  #: names in tables of older versions
 Value = float | int | str | bool | list[Any] | None  #: a list is text in the file, as in [0.9, 0.99]
-Measurement = Mapping[str, float]  #: ``step``, ``samples``, and what was measured: ``val/loss``, ...
+Measurement = Mapping[str, float]  #: ``step``, ``samples`` and measured values: ``val/loss``, ...
 
 _HEAD = (
     "trial", "dataset", "model", "optimizer", "batch_size", "seed", "status", "epoch", "processes", "seconds", "run",
@@ -50,7 +50,7 @@ _TARGET = re.compile(r"^\s*([\w/.-]+)\s*(<=|>=)\s*([-+.\w]+)\s*$")
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep: what it was, and what it measured."""
+    """One run of a sweep: its settings and its measurements."""
 
     trial: int
     dataset: str
@@ -59,7 +59,7 @@ class Trial:
     batch_size: int
     seed: int
     status: Status
-    parameters: Mapping[str, Value]  #: what the sweep set, by a config's dotted keys
+    parameters: Mapping[str, Value]  #: what the sweep set, by key path of the config
     measurements: Sequence[Measurement]  #: in order of their steps
     epoch: int | None = None  #: samples
     processes: int = 1
@@ -68,14 +68,14 @@ class Trial:
 
 
 class Target(units.Target):
-    """What a run is to reach, of anything that a table holds: ``val/accuracy >= 0.9`` or ``val/loss <= 2.5``."""
+    """A target for any metric of a table: ``val/accuracy >= 0.9`` or ``val/loss <= 2.5``."""
 
     @classmethod
     def parse(cls, text: Any, key: str = "--target") -> Target:
-        """From text.
+        """Parse a target.
 
         Raises:
-            ConfigError: if it is no comparison of a metric with a number.
+            ConfigError: if the text is not a comparison of a metric with a number.
         """
         match = _TARGET.match(text)
         try:
@@ -83,24 +83,24 @@ class Target(units.Target):
         except ValueError:
             value = math.nan
         if match is None or not math.isfinite(value):
-            raise ConfigError(key, text, "is no target", "write 'val/loss <= 2.5' or 'val/accuracy >= 0.9'")
+            raise ConfigError(key, text, "is not a target", "write 'val/loss <= 2.5' or 'val/accuracy >= 0.9'")
         return cls(match[1], value, match[2] == ">=")
 
     def reached(self, trial: Trial) -> Measurement | None:
-        """The first measurement that holds it."""
+        """The first measurement that satisfies the target."""
         return next((m for m in trial.measurements if self.holds(m)), None)
 
     def best(self, trial: Trial) -> float | None:
-        """The nearest that a run came, for those that missed."""
+        """The best value of the metric in a trial; None if it was never measured."""
         values = [m[self.metric] for m in trial.measurements if math.isfinite(m.get(self.metric, math.nan))]
         return (max(values) if self.at_least else min(values)) if values else None
 
 
 def write(path: str | Path, trials: Sequence[Trial]) -> None:
-    """A table as ``.csv`` or ``.parquet``; readers never see half of it.
+    """Write trials to a ``.csv`` or ``.parquet`` file, atomically.
 
     Raises:
-        ConfigError: if the file's name ends in neither.
+        ConfigError: if the file name has neither suffix.
     """
     path = Path(path)
     kind = _kind(path)
@@ -118,13 +118,16 @@ def write(path: str | Path, trials: Sequence[Trial]) -> None:
             import pyarrow
             import pyarrow.parquet
 
-            # A column of parameters may hold numbers for one rule and words for another.
+            # A parameter may be a number for one optimizer and text for another.
             data = {name: _one_type([row.get(name) for row in rows]) for name in columns}
             pyarrow.parquet.write_table(pyarrow.table(data), partial)
 
 
 def read(path: str | Path, key: str = "FILE") -> list[Trial]:
-    """The trials of a table, in order of their numbers.
+    """Read the trials of a table, in order of their numbers.
+
+    Args:
+        key: name of the command line argument, for errors.
 
     Raises:
         ConfigError: naming the file and what is wrong with it.
@@ -148,7 +151,7 @@ def read(path: str | Path, key: str = "FILE") -> list[Trial]:
 
 
 def from_rows(rows: Iterable[Mapping[str, Any]], path: str, key: str = "FILE") -> list[Trial]:
-    """The trials of a table's rows; `path` is for errors."""
+    """The trials of a table's rows; `path` and `key` are for errors."""
     found: dict[int, list[dict[str, Any]]] = {}
     for number, row in enumerate(rows, 2):
         missing = [name for name in _NEEDED if name not in row]
@@ -157,12 +160,12 @@ def from_rows(rows: Iterable[Mapping[str, Any]], path: str, key: str = "FILE") -
         try:
             found.setdefault(int(row["trial"]), []).append({k: _value(v) for k, v in row.items() if k is not None})
         except (TypeError, ValueError):
-            raise ConfigError(key, path, f"line {number}: trial: {row['trial']!r} is no number") from None
+            raise ConfigError(key, path, f"line {number}: trial: {row['trial']!r} is not a number") from None
     return [_trial(number, found[number], path, key) for number in sorted(found)]
 
 
 def is_table(columns: Iterable[str]) -> bool:
-    """Whether a file with these columns is such a table, and not one with a row a run."""
+    """Whether a file with these columns is a measurements table, and not a table with one row per run."""
     return set(_NEEDED) <= set(columns)
 
 
@@ -176,10 +179,10 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
         advice = f"write one of {', '.join(get_args(Status))}"
         raise ConfigError(key, path, f"trial {number}: status: {status!r} is unknown", advice)
     if not _is_number(batch) or batch <= 0 or batch != int(batch):
-        raise ConfigError(key, path, f"trial {number}: batch_size: {batch!r} is no whole number above 0")
+        raise ConfigError(key, path, f"trial {number}: batch_size: {batch!r} is not a whole number above 0")
     for name in ("seed", "epoch", "processes", "seconds"):
         if head.get(name) is not None and not _is_number(head[name]):
-            raise ConfigError(key, path, f"trial {number}: {name}: {head[name]!r} is no number")
+            raise ConfigError(key, path, f"trial {number}: {name}: {head[name]!r} is not a number")
     try:
         measurements = [measurement(row, batch) for row in rows if row["step"] is not None]
     except ValueError as error:
@@ -194,13 +197,13 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
 
 
 def _check_head(number: int, rows: list[dict[str, Any]], path: str, key: str) -> None:
-    """Two runs under one number, as in the joined tables of two sweeps, would pass for one."""
+    """Refuse two runs with the same number, as in the concatenated tables of two sweeps."""
     for name in (name for name in rows[0] if name in _HEAD or name.startswith(_PARAMETER)):
         first = rows[0][name]
         for value in (row[name] for row in rows):
             if value != first and str(value) != str(first):  # NaN differs from itself
                 problem = f"trial {number}: {name}: {first!r} in one row and {value!r} in another"
-                advice = "give each run a number of its own, or leave the tables of two sweeps apart"
+                advice = "give each trial its own number, or keep the tables of two sweeps apart"
                 raise ConfigError(key, path, problem, advice)
 
 
@@ -209,18 +212,18 @@ def _is_number(value: Any) -> bool:
 
 
 def measurement(row: Mapping[str, Any], batch: float) -> dict[str, float]:
-    """What a row of text or values says was measured.
+    """The measurement in a row of text or values.
 
     Raises:
-        ValueError: naming what is no number.
+        ValueError: naming the column that is not a number.
     """
     given = {name: _value(row[name]) for name in row if name in ("step", "samples") or name.startswith(_SPLITS)}
     found = {name: value for name, value in given.items() if value is not None}
     wrong = next((name for name, value in found.items() if isinstance(value, str | bool)), None)
     if wrong is not None:
-        raise ValueError(f"{wrong}: {found[wrong]!r} is no number")
+        raise ValueError(f"{wrong}: {found[wrong]!r} is not a number")
     if not math.isfinite(found["step"]):
-        raise ValueError(f"step: {found['step']} is no number of steps")
+        raise ValueError(f"step: {found['step']} is not a number of steps")
     return {"samples": found["step"] * batch, **found, "step": int(found["step"])}
 
 
@@ -234,7 +237,7 @@ def _rows(trial: Trial) -> list[dict[str, Any]]:
 
 def _kind(path: Path) -> str:
     if path.suffix.lower() not in (".csv", ".parquet"):
-        raise ConfigError("FILE", str(path), "is of no kind known here", "name a .csv or a .parquet")
+        raise ConfigError("FILE", str(path), "has an unknown suffix", "use .csv or .parquet")
     return path.suffix.lower()
 
 
@@ -243,7 +246,7 @@ def _text(value: Any) -> Any:
 
 
 def _value(text: Any) -> Any:
-    """A cell as what it stands for: number, truth, text, or None where it is empty."""
+    """Parse a table entry: number, boolean, text, or None if it is empty."""
     if not isinstance(text, str):
         return text
     if text == "":
@@ -259,6 +262,7 @@ def _value(text: Any) -> Any:
 
 
 def _one_type(values: list[Any]) -> list[Any]:
+    """Convert a column to one type: numbers to float, mixed types to text."""
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) < 2 or kinds == {int, float}:
         return [float(v) if float in kinds and v is not None else v for v in values]

@@ -1,4 +1,4 @@
-"""Which settings to try: a grid, quasi-random points, or what Optuna's TPE makes of those tried so far."""
+"""Chooses the settings to try: a grid, quasi-random points, or Optuna's TPE; and finds the best trial."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bellwether.experiments.sweep.measurements import Target, Trial, Value
-from bellwether.experiments.sweep.spec import Range, Space, Sweep, axis
+from bellwether.experiments.sweep.spec import Range, Space, Sweep, grid_values
 
-_WORST = 10.0  # how many budgets a run that missed can count as, at most
+_MAX_COST = 10.0  # of a trial that missed the target, in log(steps) above the longest trial
 
 
 def setting(sweep: Sweep, optimizer: str, batch: int, number: int, tried: Sequence[Trial] = ()) -> dict[str, Value]:
-    """One setting of an optimizer at a batch: values by the config's keys.
+    """One setting of an optimizer at a batch size: values by key path of the config.
 
     Args:
-        number: which one, from 0.
-        tried: trials of this optimizer and batch, ended or under way; only TPE looks at them.
+        number: index of the setting, from 0.
+        tried: trials of this optimizer and batch size that have started; only TPE uses them.
     """
     space = sweep.space_of(optimizer)
     if not space:
@@ -27,103 +27,101 @@ def setting(sweep: Sweep, optimizer: str, batch: int, number: int, tried: Sequen
     ratio = batch / sweep.batches[0]
     if sweep.search.kind == "grid":
         return next(itertools.islice(_combinations(space, ratio), number, None))
-    if all(isinstance(where, list) for where in space.values()):
-        # Lists alone: none twice, or one would look like two seeds. Shuffled, so that a few are spread over all of them.
-        every = list(_combinations(space, ratio))
-        random.Random(sweep.search.seed).shuffle(every)
-        return every[number]
+    if all(isinstance(values, list) for values in space.values()):
+        # Only lists: no combination twice, as it would look like two seeds. Shuffled, so that the first few are spread out.
+        combinations = list(_combinations(space, ratio))
+        random.Random(sweep.search.seed).shuffle(combinations)
+        return combinations[number]
     if sweep.search.kind == "random":
-        return _placed(space, _halton(len(space), number, sweep.search.seed), ratio)
+        return _halton_setting(sweep, space, ratio, number)
     return _tpe(sweep, space, ratio, number, tried)
 
 
 def _combinations(space: Space, ratio: float) -> Iterator[dict[str, Value]]:
-    points = itertools.product(*(axis(where, ratio) for where in space.values()))
+    points = itertools.product(*(grid_values(values, ratio) for values in space.values()))
     return (dict(zip(space, point, strict=True)) for point in points)
 
 
 def best(trials: Iterable[Trial], target: Target | None, metric: str, at_least: bool) -> Trial | None:
-    """The trial that reached the target in the fewest steps, else the one that came nearest to it."""
-    whole = [trial for trial in trials if trial.status in ("complete", "pruned")]
-    return min(whole, key=lambda trial: (steps(trial, target), -score(trial, metric, at_least)), default=None)
+    """The trial that reached the target in the fewest steps, else the one with the best value of the metric."""
+    completed = [trial for trial in trials if trial.status in ("complete", "pruned")]
+    return min(completed, key=lambda trial: (steps(trial, target), -score(trial, metric, at_least)), default=None)
 
 
 def steps(trial: Trial, target: Target | None) -> float:
-    """That the trial took to its target; infinite if it missed, or has none."""
+    """Steps until the trial reached the target; infinite if it missed, or there is no target."""
     reached = target.reached(trial) if target is not None else None
     return math.inf if reached is None else reached["step"]
 
 
 def score(trial: Trial, metric: str, at_least: bool) -> float:
-    """The best value of a metric, turned so that more is better; minus infinity where there is none."""
+    """The best value of a metric, negated where lower is better; minus infinity if nothing was measured."""
     sign = 1 if at_least else -1
     values = (sign * m[metric] for m in trial.measurements if math.isfinite(m.get(metric, math.nan)))
     return max(values, default=-math.inf)
 
 
-def _halton(dimensions: int, number: int, seed: int) -> list[float]:
-    """Point `number` of a scrambled Halton sequence (Owen 2017, 1706.02808): the same whether it is the last or not."""
+def _halton_setting(sweep: Sweep, space: Space, ratio: float, number: int) -> dict[str, Value]:
+    """Point `number` of a scrambled Halton sequence (Owen 2017, 1706.02808), independent of how many points follow."""
     from scipy.stats import qmc
 
-    return [float(x) for x in qmc.Halton(dimensions, scramble=True, rng=seed).fast_forward(number).random(1)[0]]
-
-
-def _placed(space: dict[str, Any], point: Sequence[float], ratio: float) -> dict[str, Value]:
+    halton = qmc.Halton(len(space), scramble=True, rng=sweep.search.seed)
+    point = [float(x) for x in halton.fast_forward(number).random(1)[0]]
     return {
-        key: where[min(int(share * len(where)), len(where) - 1)]
-        if isinstance(where, list)
-        else where.place(share, ratio)
-        for (key, where), share in zip(space.items(), point, strict=True)
+        key: values[min(int(share * len(values)), len(values) - 1)]
+        if isinstance(values, list)
+        else values.value_at(share, ratio)
+        for (key, values), share in zip(space.items(), point, strict=True)
     }
 
 
-def _tpe(sweep: Sweep, space: dict[str, Any], ratio: float, number: int, tried: Sequence[Trial]) -> dict[str, Value]:
-    """What Optuna suggests, from a study that is made anew of the trials on disk: there is no second record of them."""
+def _tpe(sweep: Sweep, space: Space, ratio: float, number: int, tried: Sequence[Trial]) -> dict[str, Value]:
+    """What Optuna suggests. Its study is rebuilt from the trials on disk, which remain the only record."""
     import optuna
 
+    startup = max(4, sweep.search.trials // 4)
+    if number < startup:  # TPE would draw at random; Halton points cover the space better
+        return _halton_setting(sweep, space, ratio, number)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Ranges are searched as shares of their length, so that one that moves with the batch stays the same question.
-    kinds: dict[str, optuna.distributions.BaseDistribution] = {
-        key: optuna.distributions.CategoricalDistribution(tuple(range(len(where))))
-        if isinstance(where, list)
+    # Ranges are searched as shares of their length, so that trials stay comparable where bounds scale with the batch size.
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {
+        key: optuna.distributions.CategoricalDistribution(tuple(range(len(values))))
+        if isinstance(values, list)
         else optuna.distributions.FloatDistribution(0.0, 1.0)
-        for key, where in space.items()
+        for key, values in space.items()
     }
     sampler = optuna.samplers.TPESampler(
-        seed=sweep.search.seed * 100_003 + number, multivariate=True, constant_liar=True,
-        n_startup_trials=max(4, sweep.search.trials // 4),
-    )  # fmt: skip
-    if number < max(4, sweep.search.trials // 4):  # it would draw at random: a Halton point covers more
-        return _placed(space, _halton(len(space), number, sweep.search.seed), ratio)
+        seed=sweep.search.seed * 100_003 + number, multivariate=True, constant_liar=True, n_startup_trials=startup
+    )
     study = optuna.create_study(sampler=sampler)
     longest = max((m["step"] for trial in tried for m in trial.measurements), default=1)
     for trial in tried:
-        where_it_was = {key: _share(space[key], trial.parameters[key], ratio) for key in space}
+        shares = {key: _share(space[key], trial.parameters[key], ratio) for key in space}
         ended = trial.status != "unfinished"
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.COMPLETE if ended else optuna.trial.TrialState.RUNNING,
-                params=where_it_was, distributions=kinds, value=_cost(sweep, trial, longest) if ended else None,
+                params=shares, distributions=distributions, value=_cost(sweep, trial, longest) if ended else None,
             )
         )  # fmt: skip
-    asked = study.ask(kinds).params
+    suggested = study.ask(distributions).params
     return {
-        key: where[asked[key]] if isinstance(where, list) else where.place(asked[key], ratio)
-        for key, where in space.items()
+        key: values[suggested[key]] if isinstance(values, list) else values.value_at(suggested[key], ratio)
+        for key, values in space.items()
     }
 
 
-def _share(where: Range | list[Value], value: Any, ratio: float) -> float | int:
-    """The way back from a value to its place in the space."""
-    if isinstance(where, list):
-        return where.index(value)
-    low, high = where.at(ratio)
-    share = math.log(value / low) / math.log(high / low) if where.log else (value - low) / (high - low)
+def _share(values: Range | list[Value], value: Any, ratio: float) -> float | int:
+    """The inverse of `Range.value_at`; of a list, the index of the value."""
+    if isinstance(values, list):
+        return values.index(value)
+    low, high = values.bounds(ratio)
+    share = math.log(value / low) / math.log(high / low) if values.log else (value - low) / (high - low)
     return min(1.0, max(0.0, share))
 
 
 def _cost(sweep: Sweep, trial: Trial, longest: float) -> float:
-    """What TPE makes small: steps to the target, and beyond all of those, how far a run stayed from it."""
+    """The objective that TPE minimizes: log of the steps to the target, or more the further a trial stayed from it."""
     target = sweep.goal
     metric, at_least = sweep.metric
     if target is None:
@@ -131,4 +129,4 @@ def _cost(sweep: Sweep, trial: Trial, longest: float) -> float:
     if (count := steps(trial, target)) < math.inf:
         return math.log(count)
     gap = abs(score(trial, metric, at_least) - (target.value if at_least else -target.value)) / (abs(target.value) or 1)
-    return math.log(longest) + (_WORST if trial.status == "diverged" else min(_WORST, 1 + gap))
+    return math.log(longest) + (_MAX_COST if trial.status == "diverged" else min(_MAX_COST, 1 + gap))

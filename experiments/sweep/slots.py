@@ -1,45 +1,59 @@
-"""The runs of a sweep, as a pure function of SWEEP.yaml: which there are, in which order, and under which name each lies.
-
-A name says what a run is (optimizer, batch, setting, seed), so batches, optimizers, settings and seeds can be added later,
-and every run that is there keeps its place.
-"""
+"""Slots: the cores and GPUs of this machine that each concurrent trial occupies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bellwether.experiments.sweep import spec
 from bellwether.experiments.sweep.spec import Sweep
+from bellwether.trainer.config import ConfigError
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A run to be made, or a place for one that is not decided yet."""
+    """Cores and GPUs of one trial at a time. No cores: the operating system schedules it."""
 
-    optimizer: str
-    batch: int
-    setting: int | None  #: number among those searched; None: the best of them, once that is known
-    seed: int  #: 0 for the config's own, 1 for the next one, ...
-
-    @property
-    def cell(self) -> tuple[str, int]:
-        return self.optimizer, self.batch
-
-    @property
-    def name(self) -> str:
-        setting = "best" if self.setting is None else f"{self.setting:03d}"
-        return f"{self.optimizer}-{self.batch}-{setting}-{self.seed}"
+    cores: list[int]
+    gpus: list[int]
 
 
-def slots(sweep: Sweep) -> Iterator[Slot]:
-    """All runs, those first that everything else waits for: one setting everywhere, then the next."""
-    cells = [(optimizer, batch) for batch in sweep.batches for optimizer in sweep.optimizers]
-    every = sweep.seeds if sweep.repeat == "all" else 1
-    for setting in range(max(sweep.settings(optimizer) for optimizer in sweep.optimizers)):
-        for seed in range(every):
-            for optimizer, batch in cells:
-                if setting < sweep.settings(optimizer):
-                    yield Slot(optimizer, batch, setting, seed)
-    for seed in range(every, sweep.seeds):
-        for optimizer, batch in cells:
-            yield Slot(optimizer, batch, None, seed)
+def slots(sweep: Sweep, cores: Sequence[int], gpus: int, jobs: int | None) -> list[Slot]:
+    """Divide a machine among the trials that run at the same time.
+
+    Args:
+        cores: that this process may use.
+        gpus: number of GPUs that torch sees.
+        jobs: maximum number of concurrent trials; None: as many as fit, and at least one.
+
+    Raises:
+        ConfigError: if a trial needs more GPUs than the machine has.
+    """
+    each = sweep.processes
+    if gpus and each > gpus:
+        problem = f"each process needs a GPU, and this machine has {gpus}"
+        raise ConfigError("processes", each, problem, "lower it, or use --on slurm")
+    wanted = each * sweep.cores
+    fit = gpus // each if gpus else max(1, len(cores) // wanted)
+    count = min(fit, jobs) if jobs is not None and (gpus or jobs <= fit) else jobs or fit
+    share = max(1, len(cores) // count) if gpus else wanted
+    # More trials than cores share all cores, unpinned.
+    pinned = [list(cores[i * share : (i + 1) * share]) if count <= fit else [] for i in range(count)]
+    return [Slot(pinned[i], list(range(i * each, (i + 1) * each)) if gpus else []) for i in range(count)]
+
+
+def available_cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def available_gpus(sweep: Sweep) -> int:
+    """The number of GPUs that a sweep's trials can use; 0 where its config trains on the CPU."""
+    if spec.base(sweep).engine.device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""``bellwether sweep``: look at SWEEP.yaml as a whole, then run it here or on SLURM."""
+"""``bellwether sweep``: check SWEEP.yaml and the configs it gives, then run it here or on SLURM."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from bellwether.experiments.sweep import search, spec
-from bellwether.experiments.sweep.slots import slots
 from bellwether.experiments.sweep.spec import Sweep
+from bellwether.experiments.sweep.trial_ids import trial_ids
 from bellwether.launcher.launch import Request
 from bellwether.trainer.config import ConfigError, ConfigErrors, phases
 from bellwether.trainer.config.error_messages import COMMAND_LINE
@@ -17,88 +17,98 @@ from bellwether.trainer.phases import splits
 
 
 def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
-    """Returns the exit status for the shell.
+    """Run or continue a sweep. Returns the exit status for the shell.
+
+    Args:
+        path: of SWEEP.yaml.
+        jobs: maximum number of concurrent trials; None: as many as fit, or on SLURM no limit.
+        retry: whether failed trials are run again.
 
     Raises:
-        ConfigErrors: if the file, or the config of a run that it asks for, is wrong.
+        ConfigError, ConfigErrors: if the file, or the config of one of its trials, is wrong.
     """
-    asked = spec.read(path)
-    check(asked, path, asked.processes if request.on == "local" else None)
-    for note in [] if request.dry_run else notes(asked):
+    sweep_ = spec.read(path)
+    check(sweep_, path, sweep_.processes if request.on == "local" else None)
+    for note in [] if request.dry_run else notes(sweep_):
         print(f"bellwether: {note}", file=sys.stderr)
     if request.on == "slurm":
         from bellwether.experiments.sweep import array
 
-        return array.submit(asked, request, jobs, retry)
-    if (name := _said(request)) is not None:
-        advice = "take it out, or sweep --on slurm"
-        raise ConfigError(f"--{name.replace('_', '-')}", getattr(request, name), "has no meaning here", advice)
+        return array.submit(sweep_, request, jobs, retry)
+    if (name := _slurm_option(request)) is not None:
+        option = f"--{name.replace('_', '-')}"
+        raise ConfigError(
+            option, getattr(request, name), "has no effect on this machine", "remove it, or use --on slurm"
+        )
     if request.dry_run:
-        print(outline(asked))
+        print(outline(sweep_))
         return 0
     from bellwether.experiments.sweep import local
 
-    return local.run(asked, jobs, retry)
+    return local.run(sweep_, jobs, retry)
 
 
 def check(sweep: Sweep, path: str, processes: int | None) -> None:
-    """Whether the settings of each optimizer make configs at each batch, before anything has begun.
+    """Check before the first trial starts that the settings of each optimizer give valid configs at each batch size.
 
     Args:
-        processes: that are to share each batch; None: `array.job` looks at that.
+        processes: that share each global batch; None: `array.job` checks the split.
 
     Raises:
-        ConfigError, ConfigErrors: naming what is wrong with one.
+        ConfigError, ConfigErrors: naming the keys that are wrong.
     """
-    with _within(f"{path}: set"):
+    with _errors_in(f"{path}: set"):
         plain = spec.config(sweep, sweep.set)
         if plain.schedule.recipe is None and any("global" in phase.get("batch", {}) for phase in plain.phases):
-            advice = "sweep one phase at a time: write phases: [] under set, and what that phase has"
-            raise ConfigError("config", sweep.config, "has phases with batches of their own", advice, path)
+            advice = "sweep one phase at a time: under set, write phases: [] and the keys of that phase"
+            raise ConfigError("config", sweep.config, "has phases with batch sizes of their own", advice, path)
         base = spec.base(sweep)
     if base.stop_after is not None:
-        advice = "take it out: duration is the budget of a run"
-        raise ConfigError("stop_after", str(base.stop_after), "has no meaning in a sweep", advice, sweep.config)
+        advice = "remove it: duration is the budget of a trial"
+        raise ConfigError("stop_after", str(base.stop_after), "has no effect in a sweep", advice, sweep.config)
     for optimizer, variant in sweep.optimizers.items():
         for batch in sweep.batches:
-            with _within(f"{path}: optimizers.{optimizer} at batch {batch}"):
-                setting = search.setting(sweep, optimizer, batch, 0)
-                fixed = {**sweep.set, **variant.set, "batch.global": batch}
-                made = spec.config(sweep, {**fixed, **setting})
+            with _errors_in(f"{path}: optimizers.{optimizer} at batch {batch}"):
+                first = {
+                    **sweep.set,
+                    **variant.set,
+                    "batch.global": batch,
+                    **search.setting(sweep, optimizer, batch, 0),
+                }
+                config = spec.config(sweep, first)
                 if processes is not None:
-                    splits(phases(made), processes)
-                for key, where in sweep.space_of(optimizer).items():
-                    ends = where if isinstance(where, list) else where.at(batch / sweep.batches[0])
-                    for value in ends:
-                        spec.config(sweep, {**fixed, **setting, key: value})
+                    splits(phases(config), processes)
+                for key, values in sweep.space_of(optimizer).items():
+                    for value in values if isinstance(values, list) else values.bounds(batch / sweep.batches[0]):
+                        spec.config(sweep, {**first, key: value})
 
 
 @contextmanager
-def _within(place: str) -> Iterator[None]:
-    """Say of what a config does not take where in SWEEP.yaml it stands; to `bellwether.trainer.config` it came from a command line."""
+def _errors_in(section: str) -> Iterator[None]:
+    """Name a section of SWEEP.yaml in errors about overrides, which otherwise seem to come from a command line."""
     try:
         yield
     except ConfigErrors as error:
         raise ConfigErrors(
             [
-                ConfigError(e.key, e.value, e.problem, e.allowed, place if e.source == COMMAND_LINE else e.source)
+                ConfigError(e.key, e.value, e.problem, e.allowed, section if e.source == COMMAND_LINE else e.source)
                 for e in error.errors
             ]
         ) from None
 
 
 def outline(sweep: Sweep) -> str:
-    """What a sweep would run, in a few lines."""
-    every = list(slots(sweep))
+    """A summary of a sweep in a few lines, for ``--dry-run``."""
+    total = sum(1 for _ in trial_ids(sweep))
     base = spec.base(sweep)
-    lines = [f"sweep {sweep.name}: {len(every)} runs of {base.duration} at most, in {sweep.directory}"]
+    lines = [f"sweep {sweep.name}: {total} trials of at most {base.duration}, in {sweep.directory}"]
     lines.append(f"  batches     {', '.join(f'{batch:,}' for batch in sweep.batches)}")
     for optimizer in sweep.optimizers:
-        places = [f"{key} {_place(where)}" for key, where in sweep.space_of(optimizer).items()]
+        space = [f"{key} {_describe(values)}" for key, values in sweep.space_of(optimizer).items()]
         lines.append(
-            f"  {optimizer:<11} {sweep.settings(optimizer)} settings a batch: {'; '.join(places) or 'its own'}"
+            f"  {optimizer:<11} {sweep.settings(optimizer)} settings per batch size: {'; '.join(space) or 'from the config'}"
         )
-    repeated = "every setting" if sweep.repeat == "all" else "the best at each batch"
+    repeated = "every setting" if sweep.repeat == "all" else "the best setting at each batch size"
     lines.append(f"  seeds       {sweep.seeds}" + (f", of {repeated}" if sweep.seeds > 1 else ""))
     if sweep.target is not None:
         lines.append(f"  target      {sweep.target}")
@@ -107,24 +117,24 @@ def outline(sweep: Sweep) -> str:
 
 
 def notes(sweep: Sweep) -> list[str]:
-    """What a person should know of a sweep before it runs."""
+    """Warnings about a sweep before it starts."""
     base = spec.base(sweep)
     every, duration = base.evaluate.every, base.duration
-    seldom = every is None or (every.unit == duration.unit and every.amount >= duration.amount)
-    if sweep.target is None or not seldom:
+    only_at_end = every is None or (every.unit == duration.unit and every.amount >= duration.amount)
+    if sweep.target is None or not only_at_end:
         return []
-    return ["runs are evaluated at their end alone, so none stops at the target: set evaluate.every"]
+    return ["trials are evaluated only at their end, so none stops at the target: set evaluate.every"]
 
 
-def _place(where: spec.Range | list[spec.Value]) -> str:
-    if isinstance(where, list):
-        return f"one of {where}"
-    scale = "logarithmic" if where.log else "linear"
-    moving = {None: "", "linear": ", moving with the batch", "sqrt": ", moving with the batch's root"}[where.batch]
-    return f"{where.low:g} to {where.high:g} ({scale}{moving})"
+def _describe(values: spec.Range | list[spec.Value]) -> str:
+    if isinstance(values, list):
+        return f"one of {values}"
+    scale = "logarithmic" if values.log else "linear"
+    scaled = {None: "", "linear": ", scaled with the batch size", "sqrt": ", scaled with the root of the batch size"}
+    return f"{values.low:g} to {values.high:g} ({scale}{scaled[values.batch]})"
 
 
-def _said(request: Request) -> str | None:
-    """An option of SLURM's that stands on the command line."""
-    nothing = replace(Request("", (), "local"), config=request.config, dry_run=request.dry_run)
-    return next((k for k, v in vars(request).items() if v != getattr(nothing, k) and v not in ([], ())), None)
+def _slurm_option(request: Request) -> str | None:
+    """The first option on the command line that only SLURM uses."""
+    default = replace(Request("", (), "local"), config=request.config, dry_run=request.dry_run)
+    return next((k for k, v in vars(request).items() if v != getattr(default, k) and v not in ([], ())), None)

@@ -1,15 +1,15 @@
-"""The runs of a sweep on disk, which are the only record of it.
+"""A study: the directory of a sweep. Its files are the only record of the sweep's trials.
 
 ::
 
     runs/<sweep>/
-      sweep.yaml               as resolved
-      measurements.csv         all that was measured, in one table (`bellwether.experiments.sweep.measurements`)
+      sweep.yaml               SWEEP.yaml as resolved
+      measurements.csv         all measurements in one table (`bellwether.experiments.sweep.measurements`)
       report.html
-      trials/NAME.json         what was decided for a run: its settings, its seed, where it is beaten
-      trials/NAME.yaml         its config; `bellwether train` takes it
+      trials/NAME.json         decided when a trial starts: its parameters, its seed, the step at which it is pruned
+      trials/NAME.yaml         its config, for `bellwether train`
       trials/NAME/             its run directory
-      trials/NAME.failed       why it failed, if it did; taken away, it is tried again
+      trials/NAME.failed       why it failed; once the file is deleted the trial is tried again
 """
 
 from __future__ import annotations
@@ -19,331 +19,223 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bellwether.experiments.sweep import measurements, search, spec
-from bellwether.experiments.sweep.measurements import Status, Trial, Value
-from bellwether.experiments.sweep.slots import Slot, slots
+from bellwether.experiments.sweep.measurements import Status, Trial
+from bellwether.experiments.sweep.renamed_keys import with_new_names
 from bellwether.experiments.sweep.spec import Sweep
-from bellwether.trainer import metrics, run_paths
-from bellwether.trainer.config import Config, ConfigError, ConfigErrors, dump, to_yaml
+from bellwether.experiments.sweep.spec_changes import check_unchanged
+from bellwether.experiments.sweep.trial_ids import TrialId, trial_ids
+from bellwether.experiments.sweep.trial_record import TrialRecord, read_trial
+from bellwether.trainer import run_paths
+from bellwether.trainer.config import Config, dump, to_yaml
 from bellwether.trainer.config.load import parse_yaml
-from bellwether.trainer.config.renamed import convert_paths
-from bellwether.trainer.config.schema import BertModel, ResNetModel
 
 SWEEP = "sweep.yaml"
-TABLE = "measurements.csv"
-
-# What may change while a sweep goes on, as it leaves every run that is there as it was.
-_FREE = (
-    "runs",
-    "batches",
-    "optimizers",
-    "search.trials",
-    "seeds",
-    "repeat",
-    "stop",
-    "processes",
-    "cores",
-    "price",
-    "keep",
-)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What was decided for a run when it began, and does not change again."""
-
-    optimizer: str
-    batch: int
-    seed: int  #: of the config
-    setting: int
-    parameters: dict[str, Value]
-    stop_after: int | None  #: steps at which it is beaten
+MEASUREMENTS = "measurements.csv"
 
 
 class NothingToRepeat(Exception):
-    """All settings of an optimizer at a batch diverged or failed: there is no best one."""
+    """All settings of an optimizer at a batch size diverged or failed, so that none of them is the best."""
 
 
 class ConfigChanged(Exception):
-    """The config that all runs start from is no longer what it was when the sweep began."""
+    """The config that all trials start from differs from what it was when the sweep began."""
 
 
 class Study:
-    """A sweep's directory.
+    """The directory of a sweep.
 
     Args:
-        base: what the config was when the sweep began; None: as it is now.
+        base: the config that all trials start from, as it was when the sweep began; None: as it is now.
     """
 
     def __init__(self, sweep: Sweep, base: dict[str, Any] | None = None) -> None:
         self.sweep, self.directory, self.base = sweep, sweep.directory, base
-        self._ended: dict[str, Trial] = {}
+        self._finished: dict[str, Trial] = {}
 
     @property
-    def trials(self) -> Path:
+    def trials_dir(self) -> Path:
         return self.directory / "trials"
 
-    def config_file(self, slot: Slot) -> Path:
-        return self.trials / f"{slot.name}.yaml"
+    def config_file(self, trial_id: TrialId) -> Path:
+        return self.trials_dir / f"{trial_id.name}.yaml"
 
     def prepare(self) -> None:
-        """Make the directory, or check that it holds this sweep.
+        """Create the directory, or check that it belongs to this sweep.
 
         Raises:
-            ConfigErrors: if it holds another, with a line for each key that differs.
+            ConfigErrors: if it belongs to another one, with an error for each key that differs.
         """
-        self.trials.mkdir(parents=True, exist_ok=True)
+        self.trials_dir.mkdir(parents=True, exist_ok=True)
         file = self.directory / SWEEP
         self.base = dump(spec.base(self.sweep))
         new = self.sweep.model_dump(mode="json") | {"base": self.base}
         if any(
-            isinstance(where, spec.Range) and where.batch
+            isinstance(values, spec.Range) and values.batch
             for name in self.sweep.optimizers
-            for where in self.sweep.space_of(name).values()
+            for values in self.sweep.space_of(name).values()
         ):
-            new["first_batch"] = self.sweep.batches[0]  # which such ranges move from
+            new["first_batch"] = self.sweep.batches[0]  # such ranges scale from it
         if file.exists():
-            _check_same(spec.with_new_names(parse_yaml(file.read_text())), new, self.directory)
+            check_unchanged(with_new_names(parse_yaml(file.read_text())), new, self.directory)
         run_paths.publish(file, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
 
-    def pending(self) -> list[Slot]:
-        """Runs that are not at their end, or not known yet; those first that have begun."""
-        return [slot for _, slot in sorted(self._left(), key=lambda left: not left[0])]
+    # Which trials there are, and what is left to do
+
+    def pending(self) -> list[TrialId]:
+        """Trials that have not ended or are not known yet; those that have started come first."""
+        return [trial_id for _, trial_id in sorted(self._pending(), key=lambda pair: not pair[0])]
 
     @property
-    def to_come(self) -> int:
-        """How many runs have not begun."""
-        return sum(not begun for begun, _ in self._left())
+    def not_started(self) -> int:
+        """Number of trials that have not started."""
+        return sum(not started for started, _ in self._pending())
 
-    def _left(self) -> list[tuple[bool, Slot]]:
-        """Whether it has begun, and a place, of each run that is not at its end."""
-        left: list[tuple[bool, Slot]] = []
-        for slot in slots(self.sweep):
+    def _pending(self) -> list[tuple[bool, TrialId]]:
+        """(has started, id) of each trial that has not ended."""
+        pending: list[tuple[bool, TrialId]] = []
+        for trial_id in trial_ids(self.sweep):
             with contextlib.suppress(NothingToRepeat):
-                run = self.decided(slot)
-                if run is None or self.status(run) == "unfinished":
-                    left.append((run is not None and self.config_file(run).exists(), slot))
-        return left
+                resolved = self.resolve(trial_id)
+                if resolved is None or self.status(resolved) == "unfinished":
+                    pending.append((resolved is not None and self.config_file(resolved).exists(), trial_id))
+        return pending
 
-    def decided(self, slot: Slot) -> Slot | None:
-        """The run that a slot stands for: itself, or the setting that did best on the first seed; None until that is known.
+    def resolve(self, trial_id: TrialId) -> TrialId | None:
+        """Replace the setting ``best`` by the one that was best on the first seed; None while that is not known.
 
-        A search that grows may find another best, which is repeated then; what was repeated before stays.
+        A search that is extended may find another best setting, which is then repeated; earlier repetitions remain.
 
         Raises:
-            NothingToRepeat: if it stands for the best, and there is none.
+            NothingToRepeat: if no setting of the cell completed.
         """
-        if slot.setting is not None:
-            return slot
-        tried: dict[Slot, Trial] = {}
-        for first in slots(self.sweep):
-            if first.cell == slot.cell and first.setting is not None and first.seed == 0:
-                trial = self.trial(first.name)
+        if trial_id.setting is not None:
+            return trial_id
+        searched: dict[TrialId, Trial] = {}
+        for other in trial_ids(self.sweep):
+            if other.cell == trial_id.cell and other.setting is not None and other.seed == 0:
+                trial = self.trial(other.name)
                 if trial is None or trial.status == "unfinished":
                     return None
-                tried[first] = trial
-        best = search.best(tried.values(), self.sweep.goal, *self.sweep.metric)
+                searched[other] = trial
+        best = search.best(searched.values(), self.sweep.goal, *self.sweep.metric)
         if best is None:
-            where = f"{slot.optimizer} at batch {slot.batch}"
-            raise NothingToRepeat(f"{where}: no setting has come to its end, so none is repeated")
-        return replace(slot, setting=next(first.setting for first, trial in tried.items() if trial is best))
+            cell = f"{trial_id.optimizer} at batch {trial_id.batch}"
+            raise NothingToRepeat(f"{cell}: no setting completed, so none is repeated")
+        return replace(trial_id, setting=next(other.setting for other, trial in searched.items() if trial is best))
 
-    def status(self, slot: Slot) -> Status:
-        found = self.trial(slot.name)
-        return "unfinished" if found is None else found.status
+    # The life of a trial
 
-    def begin(self, slot: Slot) -> Config:
-        """Decide a run's settings and write its config, once.
+    def start(self, trial_id: TrialId) -> Config:
+        """Decide a trial's parameters and write its config, unless that is done already.
 
         Raises:
-            ConfigErrors: if the settings make no config.
-            ConfigChanged: if runs of before and after could not be compared.
+            ConfigErrors: if the parameters give no valid config.
+            ConfigChanged: if the base config changed, so that earlier and later trials would not be comparable.
         """
-        if not self.config_file(slot).exists():
+        if not self.config_file(trial_id).exists():
             if self.base is not None and dump(spec.base(self.sweep)) != self.base:
-                raise ConfigChanged(f"{self.sweep.config} has changed since the sweep began: set it back to go on")
-            assert slot.setting is not None
-            cell = self._members(slot)
-            first = self.trial(replace(slot, seed=0).name) if slot.seed else None
+                raise ConfigChanged(f"{self.sweep.config} has changed since the sweep began: restore it to continue")
+            assert trial_id.setting is not None
+            members = self._members(trial_id)
+            first = self.trial(replace(trial_id, seed=0).name) if trial_id.seed else None
             if first is not None:
                 parameters = dict(first.parameters)
             else:
-                parameters = search.setting(self.sweep, slot.optimizer, slot.batch, slot.setting, cell)
-            searched = slot.seed == 0 or self.sweep.repeat == "all"
-            record = Record(
-                slot.optimizer, slot.batch, spec.base(self.sweep).seed + slot.seed, slot.setting, parameters,
-                self._beaten(cell) if searched else None,
+                parameters = search.setting(
+                    self.sweep, trial_id.optimizer, trial_id.batch, trial_id.setting, members
+                )  # fmt: skip
+            searched = trial_id.seed == 0 or self.sweep.repeat == "all"
+            record = TrialRecord(
+                trial_id.optimizer, trial_id.batch, spec.base(self.sweep).seed + trial_id.seed, trial_id.setting, parameters,
+                self._pruning_step(members) if searched else None,
             )  # fmt: skip
-            self._write(slot.name, record)
-        return spec.load(self.config_file(slot))
+            self._write(trial_id.name, record)
+        return spec.load(self.config_file(trial_id))
 
-    def fail(self, slot: Slot, why: str) -> None:
-        run_paths.publish(self.trials / f"{slot.name}.failed", why.rstrip() + "\n")
+    def fail(self, trial_id: TrialId, reason: str) -> None:
+        """Mark a trial as failed."""
+        run_paths.publish(self.trials_dir / f"{trial_id.name}.failed", reason.rstrip() + "\n")
 
-    def retry(self) -> int:
-        """Let what failed be tried again; returns how many."""
-        failed = list(self.trials.glob("*.failed"))
+    def reset_failed(self) -> int:
+        """Make failed trials pending again; returns their number."""
+        failed = list(self.trials_dir.glob("*.failed"))
         for file in failed:
             file.unlink()
-        self._ended.clear()
+        self._finished.clear()
         return len(failed)
 
-    def tidy(self, slot: Slot) -> None:
-        """A run that has ended needs its checkpoints no more, unless the sweep is to keep them."""
+    def delete_checkpoints(self, trial_id: TrialId) -> None:
+        """Delete the checkpoints of a trial that has ended, unless the sweep keeps them."""
         if not self.sweep.keep:
-            shutil.rmtree(self.trials / slot.name / "checkpoints", ignore_errors=True)
+            shutil.rmtree(self.trials_dir / trial_id.name / "checkpoints", ignore_errors=True)
 
-    def collect(self) -> list[Trial]:
-        """All that was measured, in the sweep's order, numbered; also what SWEEP.yaml no longer asks for."""
-        order = {slot.name: index for index, slot in enumerate(slots(self.sweep))}
-        names = sorted(self._names(), key=lambda name: (order.get(name, len(order)), name))
-        found = filter(None, map(self.trial, names))
-        return [Trial(**{**vars(trial), "trial": number}) for number, trial in enumerate(found)]
-
-    def write_table(self) -> list[Trial]:
-        trials = self.collect()
-        measurements.write(self.directory / TABLE, trials)
-        return trials
+    # Results
 
     def trial(self, name: str) -> Trial | None:
-        """A run as it stands; None if it has not begun."""
-        if name not in self._ended:
-            found = self._read(name)
+        """The current state of a trial; None if it has not started."""
+        if name not in self._finished:
+            found = read_trial(self.trials_dir, name, self.sweep.processes)
             if found is None or found.status == "unfinished":
                 return found
-            self._ended[name] = found
-        return self._ended[name]
+            self._finished[name] = found
+        return self._finished[name]
 
-    def _members(self, slot: Slot) -> list[Trial]:
-        """The runs of a slot's optimizer and batch that have begun."""
+    def status(self, trial_id: TrialId) -> Status:
+        found = self.trial(trial_id.name)
+        return "unfinished" if found is None else found.status
+
+    def collect(self) -> list[Trial]:
+        """All trials, numbered in the order of the sweep; last those that SWEEP.yaml no longer contains."""
+        order = {trial_id.name: index for index, trial_id in enumerate(trial_ids(self.sweep))}
+        names = sorted(self._names(), key=lambda name: (order.get(name, len(order)), name))
+        found = filter(None, map(self.trial, names))
+        return [replace(trial, trial=number) for number, trial in enumerate(found)]
+
+    def write_measurements(self) -> None:
+        """Write ``measurements.csv``."""
+        measurements.write(self.directory / MEASUREMENTS, self.collect())
+
+    def _members(self, trial_id: TrialId) -> list[Trial]:
+        """The trials of the same cell that have started."""
         found = filter(None, map(self.trial, self._names()))
-        return [trial for trial in found if (trial.optimizer, trial.batch_size) == slot.cell]
+        return [trial for trial in found if (trial.optimizer, trial.batch_size) == trial_id.cell]
 
     def _names(self) -> list[str]:
-        return [path.stem for path in self.trials.glob("*.json")]
+        return [path.stem for path in self.trials_dir.glob("*.json")]
 
-    def _write(self, name: str, record: Record) -> None:
+    def _write(self, name: str, record: TrialRecord) -> None:
         overrides: dict[str, Any] = {
-            "log.report": False, "log.tensorboard": False, "checkpoint.export": False, **self.sweep.set, **self.sweep.optimizers[record.optimizer].set, **record.parameters,
-            "batch.global": record.batch, "seed": record.seed, "name": name, "runs": str(self.trials),
+            "log.report": False, "log.tensorboard": False, "checkpoint.export": False,
+            **self.sweep.set, **self.sweep.optimizers[record.optimizer].set, **record.parameters,
+            "batch.global": record.batch, "seed": record.seed, "name": name, "runs": str(self.trials_dir),
         }  # fmt: skip
         if self.sweep.target is not None:
             overrides["evaluate.target"] = str(self.sweep.target)
         if record.stop_after is not None:
             overrides["stop_after"] = f"{record.stop_after} steps"
         text = to_yaml(spec.config(self.sweep, overrides))
-        run_paths.publish(self.trials / f"{name}.json", json.dumps(vars(record), indent=1) + "\n")
-        run_paths.publish(self.trials / f"{name}.yaml", text)
+        run_paths.publish(self.trials_dir / f"{name}.json", json.dumps(vars(record), indent=1) + "\n")
+        run_paths.publish(self.trials_dir / f"{name}.yaml", text)
 
-    def _beaten(self, cell: Sequence[Trial]) -> int | None:
-        """Steps beyond which a run of this cell cannot be the best any more."""
-        factor = self.sweep.stop.beaten
+    def _pruning_step(self, cell: Sequence[Trial]) -> int | None:
+        """The step at which a new trial of a cell is pruned: it can no longer be the best."""
+        factor = self.sweep.stop.prune_factor
         least = min((search.steps(trial, self.sweep.goal) for trial in cell), default=math.inf)
         return None if factor is None or math.isinf(least) else math.ceil(factor * least)
 
-    def _read(self, name: str) -> Trial | None:
-        try:
-            raw = json.loads((self.trials / f"{name}.json").read_text())
-            config = spec.load(self.trials / f"{name}.yaml", quiet=True)
-        except (OSError, ConfigErrors):  # between the two files of a run that is about to begin
-            return None
-        record = Record(**{**raw, "parameters": convert_paths(raw["parameters"])})
-        history = metrics.read(self.trials / name)
-        rows = _measurements(history)
-        epochs = [line for line in history.train if line.get("epoch") and line["samples"]]
-        return Trial(
-            0, _dataset(config), _model(config), record.optimizer, record.batch, record.seed,
-            self._status(name, history, record), record.parameters, rows,
-            epoch=round(epochs[-1]["samples"] / epochs[-1]["epoch"]) if epochs else None,
-            processes=int(history.start[-1].get("world_size", 1)) if history.start else self.sweep.processes,
-            seconds=history.seconds, run=f"trials/{name}",
-        )  # fmt: skip
-
-    def _status(self, name: str, history: metrics.History, record: Record) -> Status:
-        if history.state == "diverged" or (history.train and not math.isfinite(history.train[-1]["loss"])):
-            return "diverged"
-        if history.state in ("finished", "reached"):
-            return "complete"
-        if (self.trials / f"{name}.failed").exists():
-            return "failed"
-        # A signal stops a run too, and that one goes on.
-        bound = record.stop_after
-        beaten = history.state == "stopped" and bound is not None and history.end[-1]["step"] >= bound
-        return "pruned" if beaten else "unfinished"
-
 
 def open_study(directory: Path) -> Study:
-    """The study in a directory, as its own sweep.yaml has it."""
-    raw = spec.with_new_names(parse_yaml((directory / SWEEP).read_text()))
+    """Open the study in a directory, as described by its ``sweep.yaml``."""
+    raw = with_new_names(parse_yaml((directory / SWEEP).read_text()))
     base = raw.pop("base", None)
     raw.pop("first_batch", None)
-    # Where it lies now, which may be a copy.
-    where = {"runs": str(directory.parent), "name": directory.resolve().name}
-    return Study(spec.validate({**raw, **where}, str(directory / SWEEP), quiet=True), base)
-
-
-def _measurements(history: metrics.History) -> list[dict[str, float]]:
-    """A row an evaluation, with what training last said there; and one where training ended without an evaluation."""
-    rows = []
-    train = iter(history.train)
-    latest: metrics.Line = {}
-    upcoming = next(train, None)
-    for line in history.eval:
-        while upcoming is not None and upcoming["step"] <= line["step"]:
-            latest, upcoming = upcoming, next(train, None)
-        rows.append(_row(line, latest))
-    if history.train and (not rows or history.train[-1]["step"] > rows[-1]["step"]):
-        rows.append(_row({}, history.train[-1]))
-    return rows
-
-
-def _row(held: metrics.Line, train: metrics.Line) -> dict[str, float]:
-    at = held or train
-    kept = ("loss", "lr", "grad_norm", "samples_per_s", "step_time", "noise_scale")
-    row = {f"train/{key}": train[key] for key in kept if train.get(key) is not None}
-    row |= {f"val/{key}": value for key, value in held.items() if key in metrics.HELD}
-    return {"step": at["step"], "samples": at["samples"], **row}
-
-
-def _dataset(config: Config) -> str:
-    return Path(config.data.source).name
-
-
-def _model(config: Config) -> str:
-    model: Any = config.model
-    if isinstance(model, BertModel):
-        return f"bert-{model.size}"
-    width = "" if isinstance(model, ResNetModel) or not hasattr(model, "width") else f"-{model.width}"
-    return f"{model.kind}-{model.depth}{width}"
-
-
-def _check_same(old: Any, new: dict[str, Any], directory: Path) -> None:
-    before, after = _fixed(old), _fixed(new)
-    for name, variant in (old.get("optimizers") or {}).items():
-        if name in new["optimizers"]:
-            before[f"optimizers.{name}"], after[f"optimizers.{name}"] = variant, new["optimizers"][name]
-    advice = "set it back to go on, or choose another name: in SWEEP.yaml"
-    errors = [
-        ConfigError(key, after.get(key), f"{directory} was made with {before.get(key)!r}", advice)
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-    ]
-    if errors:
-        raise ConfigErrors(errors)
-
-
-def _fixed(raw: dict[str, Any], place: str = "") -> dict[str, Any]:
-    """Leaves by dotted path, without those that are free to change."""
-    found: dict[str, Any] = {}
-    for key, value in raw.items():
-        path = f"{place}.{key}".lstrip(".")
-        free = path in _FREE or path in ("config", "base.batch.global")
-        if not free:
-            found |= _fixed(value, path) if isinstance(value, dict) and value else {path: value}
-    return found
+    # The directory may be a copy, so its path and name win over those in the file.
+    location = {"runs": str(directory.parent), "name": directory.resolve().name}
+    return Study(spec.validate({**raw, **location}, str(directory / SWEEP), quiet=True), base)

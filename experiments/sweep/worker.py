@@ -1,4 +1,4 @@
-"""One run of a sweep in a process of its own, forked from one that has imported everything already."""
+"""One trial in a process forked from a server that has imported torch and DeepSpeed already."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import bellwether.trainer.loop
 from bellwether.trainer.__main__ import main
 from bellwether.trainer.distributed import import_deepspeed
 
-# What takes seconds to import is done here, once, in multiprocessing's fork server.
+# These imports take seconds. multiprocessing's fork server does them once, for all trials.
 assert bellwether.trainer.loop
 import_deepspeed()
 
 
 def run(config: str, log: str, cores: list[int]) -> None:
-    """The body of the process: train alone, on these cores, with what is printed going to a file."""
+    """Body of the process: train with one rank on these cores, with stdout and stderr appended to a file."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the sweep, which lets its runs save
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles Ctrl-C, and lets its trials save
     if cores:
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(len(cores))
-    # It ends with its parent, as the ranks of `bellwether train` do.
+    # The process ends with its parent, as the ranks of `bellwether train` do.
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", BELLWETHER_WORLD_SIZE="1")
     sys.exit(main([config]))

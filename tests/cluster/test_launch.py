@@ -167,7 +167,7 @@ def test_a_sweep_as_job_arrays(two: Cluster, space: Space) -> None:
     done = bellwether(two, space, *arguments, TEST_STEP="0.1")
     assert done.returncode == 0, done.stderr
     first, second = (int(job) for job in re.findall(r"submitted job array (\d+)", done.stdout))
-    assert "1 run, after the others" in done.stdout
+    assert "1 trial, after the others" in done.stdout
     again = bellwether(two, space, *arguments)
     assert again.returncode == 2
     assert f"job {first} works on runs/swept" in again.stderr

@@ -120,7 +120,7 @@ def test_a_gpu_of_ones_own(tmp_path: Path) -> None:
     assert (mine.name, mine.memory, mine.bf16) == ("mine", 60, gpus.GPUS["h100"].bf16)
     for text, words in (
         ("memory: 60", "its keys differ"),
-        ("base: h100\nmemory: much", "no number"),
+        ("base: h100\nmemory: much", "not a number"),
         ("3", "no mapping"),
     ):
         file.write_text(text)

@@ -1,4 +1,4 @@
-"""SWEEP.yaml, the runs that it stands for, and the settings that are tried."""
+"""SWEEP.yaml, the trials it defines, and the choice of settings."""
 
 from __future__ import annotations
 
@@ -12,114 +12,127 @@ import yaml
 
 from bellwether.experiments.sweep import search, spec
 from bellwether.experiments.sweep.measurements import Trial
-from bellwether.experiments.sweep.slots import slots
 from bellwether.experiments.sweep.spec import Range, Sweep
+from bellwether.experiments.sweep.trial_ids import trial_ids
 from bellwether.trainer.config import ConfigError, ConfigErrors
 
 LR = {"optimizer.lr": {"low": 1e-3, "high": 1.0, "log": True}}
 
 
-def sweep(**changes: Any) -> Sweep:
+def make_sweep(**changes: Any) -> Sweep:
     raw = {"name": "s", "config": "c.yaml", "batches": [64, 256], "target": "loss <= 1", "space": LR, **changes}
     return spec.validate(raw, "SWEEP.yaml")
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"batches": []}, "batches: "),
-        ({"batches": [64, 64]}, "batches: .* each once"),
+        ({"batches": [64, 64]}, "batches: .* each must appear once"),
         ({"batch": [64]}, "batch: .* did you mean 'batches'"),
         ({"space": {"optimizer.lr": {"low": 1, "hig": 2}}}, r"space\.optimizer\.lr\.hig: 2: .* did you mean 'high'"),
         ({"space": {"optimizer.lr": {"low": 2, "high": 1}}}, "low: .* less than high"),
-        ({"space": {"optimizer.lr": {"low": 0, "high": 1, "log": True}}}, "a logarithm needs numbers above 0"),
-        ({"space": {"batch.global": [1, 2]}}, "batch.global is the sweep's own"),
+        ({"space": {"optimizer.lr": {"low": 0, "high": 1, "log": True}}}, "low: .* above 0 for a logarithmic scale"),
+        ({"space": {"batch.global": [1, 2]}}, "batch.global is set by the sweep"),
         ({"search": {"kind": "grid"}}, r"search\.kind: .* a grid needs points: N for optimizer\.lr"),
         ({"search": {"kind": "gird"}}, "did you mean 'grid'"),
-        ({"target": None, "stop": {"beaten": 1.5}}, r"stop\.beaten: .* needs a target"),
+        ({"target": None, "stop": {"prune_factor": 1.5}}, r"stop\.prune_factor: .* needs a target"),
         ({"optimizers": {"a/b": {}}}, "optimizers"),
         ({"target": "perplexity <= 3"}, "target: .* not a target"),
         ({"target": "accuracy >= 90"}, "target: .* lies within 0 to 1; write 'accuracy >= 0.9'"),
     ],
 )
-def test_what_is_wrong_is_told_by_its_key(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigErrors, match=said):
-        sweep(**changes)
+def test_invalid_sweep_is_refused_and_names_the_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigErrors, match=message):
+        make_sweep(**changes)
 
 
-def test_the_order_of_runs_and_their_names_which_stay_when_more_are_asked_for() -> None:
-    first = sweep(optimizers={"lamb": {}, "sgd": {}}, search={"trials": 2}, seeds=2)
-    names = [slot.name for slot in slots(first)]
+def test_renamed_key_is_accepted_and_reported(caplog: pytest.LogCaptureFixture) -> None:
+    assert make_sweep(stop={"beaten": 1.5}).stop.prune_factor == 1.5
+    assert "SWEEP.yaml: stop.beaten was renamed to stop.prune_factor" in caplog.text
+    with pytest.raises(
+        ConfigErrors, match=r"stop\.beaten: 1.5: was renamed to stop.prune_factor, which is set as well"
+    ):
+        make_sweep(stop={"beaten": 1.5, "prune_factor": 1.5})
+
+
+def test_extending_a_sweep_keeps_names_and_settings_of_trials() -> None:
+    first = make_sweep(optimizers={"lamb": {}, "sgd": {}}, search={"trials": 2}, seeds=2)
+    names = [trial_id.name for trial_id in trial_ids(first)]
     assert names[:5] == ["lamb-64-000-0", "sgd-64-000-0", "lamb-256-000-0", "sgd-256-000-0", "lamb-64-001-0"]
     assert names[8:] == ["lamb-64-best-1", "sgd-64-best-1", "lamb-256-best-1", "sgd-256-best-1"]
-    more = sweep(optimizers={"lamb": {}, "sgd": {}}, search={"trials": 3}, seeds=3, batches=[64, 256, 1024])
-    assert set(names) <= {slot.name for slot in slots(more)}
+    more = make_sweep(optimizers={"lamb": {}, "sgd": {}}, search={"trials": 3}, seeds=3, batches=[64, 256, 1024])
+    assert set(names) <= {trial_id.name for trial_id in trial_ids(more)}
     for number in range(2):
         assert search.setting(first, "lamb", 256, number) == search.setting(more, "lamb", 256, number)
-    every = [slot.name for slot in slots(sweep(search={"trials": 2}, seeds=2, repeat="all", batches=[64]))]
+    every = [
+        trial_id.name for trial_id in trial_ids(make_sweep(search={"trials": 2}, seeds=2, repeat="all", batches=[64]))
+    ]
     assert every == ["config-64-000-0", "config-64-000-1", "config-64-001-0", "config-64-001-1"]
 
 
-def test_a_grid_is_every_combination_and_moves_with_the_batch() -> None:
+def test_grid_has_every_combination_and_scales_with_the_batch_size() -> None:
     space = {
         "optimizer.lr": {"low": 0.01, "high": 1.0, "log": True, "points": 3, "batch": "sqrt"},
         "optimizer.amsgrad": [True, False],
     }
-    grid = sweep(space=space, search={"kind": "grid"})
+    grid = make_sweep(space=space, search={"kind": "grid"})
     assert grid.settings("config") == 6
     found = [search.setting(grid, "config", 256, number) for number in range(6)]
     assert [s["optimizer.lr"] for s in found] == pytest.approx([0.02, 0.02, 0.2, 0.2, 2.0, 2.0])
     assert [s["optimizer.amsgrad"] for s in found] == [True, False] * 3
 
 
-def test_quasi_random_settings_cover_the_range_better_than_chance() -> None:
-    many = sweep(search={"trials": 32})
+def test_quasi_random_settings_cover_the_range_better_than_random_ones() -> None:
+    many = make_sweep(search={"trials": 32})
     shares = sorted(math.log10(search.setting(many, "config", 64, n)["optimizer.lr"]) / 3 + 1 for n in range(32))  # type: ignore[arg-type]
     assert all(0 <= share <= 1 for share in shares)
-    # Largest gap: about log(32)/32 = 0.11 by chance; 2/32 at most for points that keep their distance.
+    # The largest gap of random points is about log(32)/32 = 0.11; of evenly spread points it is at most 2/32.
     assert max(b - a for a, b in zip([0.0, *shares], [*shares, 1.0], strict=True)) < 2 / 32 + 1e-9
 
 
 @pytest.mark.parametrize("kind", ["random", "tpe"])
-def test_of_lists_alone_no_setting_is_tried_twice(kind: str) -> None:
-    """Twice the same would look like two seeds."""
-    asked = sweep(space={"optimizer.lr": [0.1, 0.2], "optimizer.clip": [0, 1]}, search={"kind": kind, "trials": 9})
-    assert asked.settings("config") == 4
-    found = [tuple(search.setting(asked, "config", 64, number).values()) for number in range(4)]
+def test_setting_from_lists_is_not_repeated(kind: str) -> None:
+    """The same setting twice would look like two seeds."""
+    sweep = make_sweep(space={"optimizer.lr": [0.1, 0.2], "optimizer.clip": [0, 1]}, search={"kind": kind, "trials": 9})
+    assert sweep.settings("config") == 4
+    found = [tuple(search.setting(sweep, "config", 64, number).values()) for number in range(4)]
     assert set(found) == {(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)}
 
 
 def _steps(lr: float) -> int:
-    """To the target: least at lr 0.03, twice that a factor of e away."""
+    """Steps to the target: fewest at lr 0.03, twice as many a factor of e away."""
     return round(100 * 2 ** abs(math.log(lr / 0.03)))
 
 
 @pytest.mark.parametrize("kind, within", [("random", 1.6), ("tpe", 1.25)])
-def test_tpe_comes_closer_than_random_with_the_same_budget(kind: str, within: float) -> None:
-    """Median over five seeds of the best of 24 settings, in two parameters of which one does not matter."""
+def test_tpe_finds_a_better_setting_than_random_search(kind: str, within: float) -> None:
+    """Median over five seeds of the best of 24 settings; only one of the three parameters matters."""
     space = {**LR, "schedule.warmup": {"low": 0.0, "high": 0.3}, "schedule.kind": ["linear", "cosine"]}
     best = []
     for seed in range(5):
-        asked = sweep(space=space, search={"kind": kind, "trials": 24, "seed": seed})
+        sweep = make_sweep(space=space, search={"kind": kind, "trials": 24, "seed": seed})
         tried: list[Trial] = []
         for number in range(24):
-            setting = search.setting(asked, "config", 64, number, tried)
+            setting = search.setting(sweep, "config", 64, number, tried)
             lr = setting["optimizer.lr"]
             assert isinstance(lr, float)
-            lost = lr > 0.5  # diverges
-            measured = [] if lost else [{"step": _steps(lr), "samples": 64 * _steps(lr), "val/loss": 0.9}]
-            tried.append(Trial(number, "", "", "config", 64, 1, "diverged" if lost else "complete", setting, measured))
+            diverged = lr > 0.5
+            measured = [] if diverged else [{"step": _steps(lr), "samples": 64 * _steps(lr), "val/loss": 0.9}]
+            tried.append(
+                Trial(number, "", "", "config", 64, 1, "diverged" if diverged else "complete", setting, measured)
+            )
         best.append(min(m["step"] for trial in tried for m in trial.measurements))
     assert statistics.median(best) < 100 * within
 
 
-def test_the_best_is_the_first_at_the_target_else_the_nearest() -> None:
+def test_best_trial_reaches_the_target_first_or_comes_nearest() -> None:
     def trial(number: int, status: Any, *rows: tuple[int, float]) -> Trial:
         return Trial(
             number, "", "", "a", 64, 1, status, {}, [{"step": s, "samples": s, "val/loss": x} for s, x in rows]
         )
 
-    goal = sweep().goal
+    goal = make_sweep().goal
     slow, fast, near, far = (
         trial(0, "complete", (10, 2.0), (20, 0.9)), trial(1, "complete", (10, 1.0)),
         trial(2, "complete", (10, 1.1)), trial(3, "diverged", (10, 0.1)),
@@ -130,13 +143,13 @@ def test_the_best_is_the_first_at_the_target_else_the_nearest() -> None:
     assert search.best([], goal, "val/loss", False) is None
 
 
-def test_a_file_is_read_with_its_config_beside_it(tmp_path: Path) -> None:
+def test_config_path_is_relative_to_the_sweep_file(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "s", "config": "c.yaml", "batches": [64]}))
     assert spec.read(tmp_path / "sweep.yaml").config == str(tmp_path / "c.yaml")
     with pytest.raises(ConfigError, match=r"SWEEP: .* cannot be read"):
         spec.read(tmp_path / "none.yaml")
 
 
-def test_a_range_is_walked_in_its_own_scale() -> None:
-    assert Range(low=1, high=100, log=True).place(0.5, 1.0) == pytest.approx(10)
-    assert Range(low=0, high=1, batch="linear").place(0.5, 4.0) == pytest.approx(2)
+def test_range_interpolates_on_its_scale() -> None:
+    assert Range(low=1, high=100, log=True).value_at(0.5, 1.0) == pytest.approx(10)
+    assert Range(low=0, high=1, batch="linear").value_at(0.5, 4.0) == pytest.approx(2)
