@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from bellwether.experiments.sweep import search, spec
+from bellwether.experiments.sweep import search, spec, start
 from bellwether.experiments.sweep.measurements import Trial
 from bellwether.experiments.sweep.spec import Range, Sweep
 from bellwether.experiments.sweep.trial_ids import trial_ids
 from bellwether.trainer.config import ConfigError, ConfigErrors
 
+ROOT = Path(__file__).resolve().parents[3]
 LR = {"optimizer.lr": {"low": 1e-3, "high": 1.0, "log": True}}
 
 
@@ -141,6 +142,13 @@ def test_best_trial_reaches_the_target_first_or_comes_nearest() -> None:
     assert search.best([near, slow], goal, "val/loss", False) is slow
     assert search.best([near, far], goal, "val/loss", False) is near
     assert search.best([], goal, "val/loss", False) is None
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/experiments").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_sweep_is_valid(file: Path) -> None:
+    sweep = spec.read(file)
+    assert sweep.name == file.stem
+    start.check(sweep, str(file), sweep.processes)
 
 
 def test_config_path_is_relative_to_the_sweep_file(tmp_path: Path) -> None:
