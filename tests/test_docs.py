@@ -97,6 +97,15 @@ def test_subcommands_and_options_in_prose_exist(page: Path, capsys: pytest.Captu
             assert re.search(rf"(?<!\S)\[?{re.escape(option)}\b", usage), code
 
 
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page in PAGES:
+        text = page.read_text()
+        for code in inline_code(text) + [line for block in fenced_blocks(text) for line in block.splitlines()]:
+            if named := re.match(r"make ([a-z-]+)", code):
+                assert named[1] in targets, f"{page.name}: {code}"
+
+
 @functools.cache
 def config_keys(model: type) -> frozenset[str]:
     """Every key path of a pydantic model, of all variants of a section."""
