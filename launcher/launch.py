@@ -1,8 +1,9 @@
-"""``bellwether launch``: one config, started on this machine, over MPI or ssh, or by SLURM."""
+"""``bellwether launch``: starts a run on this machine, on SLURM, over MPI or over ssh."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import subprocess
@@ -10,16 +11,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bellwether.launcher import doctor, hostfile, requeue, sbatch, site_config
+from bellwether.launcher import attempts, console, doctor, hostfile, sbatch, site_config
 from bellwether.launcher.doctor import table
 from bellwether.launcher.doctor.result import GREEN
 from bellwether.launcher.forwarded_env import forwarded_env
-from bellwether.launcher.status import is_queued
+from bellwether.launcher.squeue import is_queued
 from bellwether.trainer import run_paths
 from bellwether.trainer.config import Config, ConfigError, load, phases
 
+log = logging.getLogger(__name__)
+
+# Variables of an allocation in which mpirun detects the hosts.
 _ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "PE_HOSTFILE")
-_VARIABLES = {
+# sbatch prefers these variables to the options in the script.
+_SBATCH_VARIABLES = {
     "partition": "SBATCH_PARTITION",
     "account": "SBATCH_ACCOUNT",
     "qos": "SBATCH_QOS",
@@ -30,7 +35,7 @@ _VARIABLES = {
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line says. None: not said."""
+    """The command line of ``bellwether launch``. None: not given."""
 
     config: str
     overrides: Sequence[str]
@@ -50,83 +55,89 @@ class Request:
     dry_run: bool = False
 
     @property
-    def each(self) -> int | None:
-        """Processes a machine."""
+    def processes_per_node(self) -> int | None:
         return self.tasks_per_node or self.gpus_per_node or None
 
     @property
     def arguments(self) -> list[str]:
+        """The arguments of ``python -m bellwether.trainer``."""
         return [self.config, *self.overrides]
 
 
 def launch(request: Request) -> int:
-    """Check what can be checked here and now, then start the run. Returns the exit status for the shell."""
+    """Check the config and this machine, then start the run. Returns the exit status for the shell.
+
+    Raises:
+        ConfigError: if an option, the config, the host file or the site's file is wrong.
+    """
+    console.setup()
     config = load(request.config, request.overrides)
-    _refuse_unfit(request)
+    _check_options(request)
     if not request.dry_run:
         rows = doctor.quick_checks(request.on, config.runs)
-        worth = [row for row in rows if row.state != GREEN]
-        if worth:
-            print(table.render(worth), end="", file=sys.stderr)
+        problems = [row for row in rows if row.state != GREEN]
+        if problems:
+            print(table.render(problems), end="", file=sys.stderr)
         if table.status(rows):
-            print("bellwether: not launched; bellwether doctor tells more", file=sys.stderr)
+            log.error("not launched; bellwether doctor shows all checks")
             return 1
-    act = {"local": _local, "slurm": _slurm, "mpi": _mpi, "ssh": _ssh}[request.on]
-    return act(request, config)
+    start = {"local": _local, "slurm": _slurm, "mpi": _mpi, "ssh": _ssh}[request.on]
+    return start(request, config)
 
 
 # SLURM
 
 
-def job(request: Request, config: Config, where: site_config.Site) -> sbatch.Job:
-    """What is asked of SLURM: our defaults, the site's file laid over them, the command line over that."""
-    asked = sbatch.Job(name=config.name).at(where)
+def job(request: Request, config: Config, site: site_config.Site) -> sbatch.Job:
+    """The sbatch job of a run. The command line overrides the site's file, which overrides the defaults."""
+    base = sbatch.Job(name=config.name).at(site)
     keys = ("nodes", "cpus_per_task", "time", "partition", "account", "qos", "constraint")
-    said = {key: getattr(request, key) for key in keys if getattr(request, key) is not None}
+    given = {key: getattr(request, key) for key in keys if getattr(request, key) is not None}
     if request.gpus_per_node is not None:
-        said |= {"gpus_per_node": request.gpus_per_node, "tasks_per_node": max(1, request.gpus_per_node)}
+        given |= {"gpus_per_node": request.gpus_per_node, "tasks_per_node": max(1, request.gpus_per_node)}
     if request.tasks_per_node is not None:
-        said["tasks_per_node"] = request.tasks_per_node
-    return replace(asked, **said, more=(*asked.more, *request.sbatch))
+        given["tasks_per_node"] = request.tasks_per_node
+    return replace(base, **given, more=(*base.more, *request.sbatch))
 
 
 def _slurm(request: Request, config: Config) -> int:
-    where = site_config.load(request.site)
-    asked = job(request, config, where)
-    check_split(config, asked.nodes * asked.tasks_per_node)
-    script = sbatch.render(asked, where, request.arguments)
+    site = site_config.load(request.site).with_venv()
+    requested = job(request, config, site)
+    check_split(config, requested.nodes * requested.tasks_per_node)
+    script = sbatch.render(requested, site, request.arguments)
     if request.dry_run:
         print(script, end="")
         return 0
     run = run_paths.directory(config)
-    if requeue.is_finished(run):
-        raise ConfigError("name", config.name, f"{run} is finished", "nothing is left to do; choose another name=...")
-    if (waiting := requeue.waiting(run)) is not None and is_queued(waiting["job"]):
-        advice = "wait for it, scancel it, or choose another name=..."
-        raise ConfigError("name", config.name, f"job {waiting['job']} waits to train {run}", advice)
-    number = submit(script, request, where)
+    if attempts.is_finished(run):
+        raise ConfigError("name", config.name, f"{run} is finished", "choose another name=... for a new run")
+    if (waiting := attempts.waiting(run)) is not None and is_queued(waiting["job"]):
+        fix = "wait for it, scancel it, or choose another name=..."
+        raise ConfigError("name", config.name, f"job {waiting['job']} is queued for {run}", fix)
+    number = submit(script, request, site)
     if number is None:
         return 1
-    requeue.submitted(run, number, os.path.join(os.getcwd(), "logs", f"{number}-rank0.log"))
-    print(f"submitted job {number}: {asked.nodes} x {asked.tasks_per_node} processes, run {run}")
-    print(f"  job's story   {config.name}-{number}.log")
-    print(f"  rank 0        logs/{number}-rank0.log")
-    print(f"  how it goes   bellwether status {run}")
-    print(f"  follow it     bellwether logs {run} -f")
-    print(f"  end it        scancel {number}    (what is done is saved first)")
+    attempts.submitted(run, number, os.path.join(os.getcwd(), "logs", f"{number}-rank0.log"))
+    print(f"submitted job {number}: {requested.nodes} x {requested.tasks_per_node} processes, run {run}")
+    print(f"  job log   {config.name}-{number}.log")
+    print(f"  rank 0    logs/{number}-rank0.log")
+    print(f"  status    bellwether status {run}")
+    print(f"  output    bellwether logs {run} -f")
+    print(f"  cancel    scancel {number}    (saves a checkpoint first)")
     return 0
 
 
-def submit(script: str, request: Request, where: site_config.Site, *options: str) -> str | None:
-    """Give a script to sbatch; returns the job's number, or None where it was refused, which is told."""
-    # sbatch takes its variables before what stands in the script: where the command line or the site's file speaks, they
-    # are not to.
-    spoken = {variable for key, variable in _VARIABLES.items() if getattr(request, key) or getattr(where, key)}
-    environment = {name: value for name, value in os.environ.items() if name not in spoken}
+def submit(script: str, request: Request, site: site_config.Site, *options: str) -> str | None:
+    """Pass a script to sbatch. Returns the job's number, or None after logging why sbatch refused it."""
+    # A variable must not win over the command line or the site's file.
+    overridden = {
+        variable for key, variable in _SBATCH_VARIABLES.items() if getattr(request, key) or getattr(site, key)
+    }
+    environment = {name: value for name, value in os.environ.items() if name not in overridden}
     command = ["sbatch", "--parsable", *options]
     done = subprocess.run(command, input=script, capture_output=True, text=True, env=environment)
     if done.returncode:
-        print(f"bellwether: sbatch refused the job: {done.stderr.strip()}", file=sys.stderr)
+        log.error("sbatch refused the job: %s", done.stderr.strip())
         return None
     return done.stdout.strip().split(";")[0]
 
@@ -135,18 +146,18 @@ def submit(script: str, request: Request, where: site_config.Site, *options: str
 
 
 def mpirun(request: Request, hosts: Sequence[tuple[str, int]], processes: int) -> list[str]:
-    """The command of OpenMPI for a run.
+    """OpenMPI's command for a run.
 
     Args:
-        hosts: with the processes of each; none: as the allocation that mpirun itself finds says.
+        hosts: with the number of processes of each; empty: those of the allocation that mpirun detects.
     """
     command = ["mpirun", "-np", str(processes), "--bind-to", "none"]
     if os.geteuid() == 0:
-        command.append("--allow-run-as-root")  # in a container there is nobody else
+        command.append("--allow-run-as-root")  # the only user in many containers
     if hosts:
         command += ["--host", ",".join(f"{host}:{count}" for host, count in hosts)]
-    elif request.each is not None:
-        command += ["--map-by", f"ppr:{request.each}:node"]
+    elif request.processes_per_node is not None:
+        command += ["--map-by", f"ppr:{request.processes_per_node}:node"]
     exported = [word for name in forwarded_env(os.environ) for word in ("-x", name)]
     return [*command, *exported, sys.executable, "-m", "bellwether.trainer", *request.arguments]
 
@@ -154,18 +165,13 @@ def mpirun(request: Request, hosts: Sequence[tuple[str, int]], processes: int) -
 def _mpi(request: Request, config: Config) -> int:
     hosts = _hosts(request)
     if request.nodes is not None and hosts and request.nodes != len(hosts):
-        raise ConfigError("--nodes", request.nodes, f"{request.hostfile} names {len(hosts)} hosts", "leave --nodes out")
-    if (
-        not hosts
-        and request.nodes is None
-        and request.each is None
-        and not any(name in os.environ for name in _ALLOCATIONS)
-    ):
-        advice = "name one, or say --tasks-per-node N for this machine alone"
-        raise ConfigError("--hostfile", "none", "is needed with --on mpi, outside of an allocation", advice)
-    # In an allocation of SLURM or PBS mpirun knows the hosts itself.
+        raise ConfigError("--nodes", request.nodes, f"{request.hostfile} names {len(hosts)} hosts", "remove --nodes")
+    detectable = any(name in os.environ for name in _ALLOCATIONS)
+    if not hosts and request.nodes is None and request.processes_per_node is None and not detectable:
+        fix = "name one, or add --tasks-per-node N to use this machine only"
+        raise ConfigError("--hostfile", "none", "is required with --on mpi, outside of an allocation", fix)
     nodes = request.nodes or int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-    processes = sum(count for _, count in hosts) or nodes * (request.each or 1)
+    processes = sum(count for _, count in hosts) or nodes * (request.processes_per_node or 1)
     check_split(config, processes)
     command = mpirun(request, hosts, processes)
     if request.dry_run:
@@ -173,78 +179,76 @@ def _mpi(request: Request, config: Config) -> int:
         return 0
     with subprocess.Popen(command) as process:
         while True:
-            # Ctrl-C goes to the whole group: the command ends its ranks, this waits for it.
+            # Ctrl-C reaches mpirun too, as it is in the same process group: wait until it has ended its ranks.
             with contextlib.suppress(KeyboardInterrupt):
                 return process.wait()
 
 
 def _hosts(request: Request) -> list[tuple[str, int]]:
-    """The hosts of the file, if one is named, with the processes of each."""
+    """The hosts of the host file, if there is one, with the number of processes of each."""
     named = [] if request.hostfile is None else hostfile.hosts(request.hostfile)
-    if named and request.each is None and all(slots is None for _, slots in named):
-        print(
-            f"bellwether: one process a host: {request.hostfile} names no slots=N, nor is there --tasks-per-node",
-            file=sys.stderr,
-        )
-    return [(host, request.each or slots or 1) for host, slots in named]
+    if named and request.processes_per_node is None and all(slots is None for _, slots in named):
+        log.warning("one process per host: %s has no slots=N, and --tasks-per-node is not given", request.hostfile)
+    return [(host, request.processes_per_node or slots or 1) for host, slots in named]
 
 
 def _local(request: Request, config: Config) -> int:
     from bellwether.launcher.local import train
 
     if request.dry_run:
-        number = [] if request.each is None else ["--nproc", str(request.each)]
+        count = request.processes_per_node
+        number = [] if count is None else ["--nproc", str(count)]
         print(shlex.join(["bellwether", "train", *request.arguments, *number]))
         return 0
-    return train(request.config, request.overrides, request.each)
+    return train(request.config, request.overrides, request.processes_per_node)
 
 
 def _ssh(request: Request, config: Config) -> int:
     from bellwether.launcher.ssh import train
 
     if request.hostfile is None:
-        raise ConfigError("--hostfile", "none", "is needed with --on ssh", "name a file with one host a line")
+        raise ConfigError("--hostfile", "none", "is required with --on ssh", "name a file with one host a line")
     hosts = _hosts(request)
     counts = {count for _, count in hosts}
     if len(counts) > 1:
         problem = f"its hosts have different slots: {sorted(counts)}"
-        raise ConfigError("--hostfile", request.hostfile, problem, "give all the same, or write --tasks-per-node")
+        raise ConfigError("--hostfile", request.hostfile, problem, "make them equal, or add --tasks-per-node")
     check_split(config, sum(count for _, count in hosts))
     return train([host for host, _ in hosts], hosts[0][1], request.arguments, request.dry_run)
 
 
-# What can be known before anything starts
+# Checks before anything starts
 
 
 def check_split(config: Config, processes: int) -> None:
-    """Whether so many processes make up the global batch of each phase, before they have waited in a queue.
+    """Check that the global batch of each phase can be divided among the processes.
 
     Raises:
         ConfigError: naming the nearest batches that work.
     """
-    wanted = config.engine.world_size
-    if wanted is not None and wanted != processes:
-        advice = "set it so, or change --nodes and --gpus-per-node"
-        raise ConfigError("engine.world_size", wanted, f"{processes} processes are to be started", advice)
+    expected = config.engine.world_size
+    if expected is not None and expected != processes:
+        fix = "correct it, or change --nodes and --gpus-per-node"
+        raise ConfigError("engine.world_size", expected, f"{processes} processes would be started", fix)
     from bellwether.trainer.phases import splits
 
     splits(phases(config), processes)
 
 
-def _refuse_unfit(request: Request) -> None:
-    """Options that say nothing where the run is to go: told, rather than passed over.
+def _check_options(request: Request) -> None:
+    """Refuse options that have no effect with this ``--on``, instead of ignoring them.
 
     Raises:
         ConfigError: naming the option.
     """
-    alone = {
+    restricted = {
         "slurm": ("cpus_per_task", "time", "partition", "account", "qos", "constraint", "sbatch", "site"),
         "mpi ssh": ("hostfile",),
         "slurm mpi": ("nodes",),
     }
-    for places, keys in alone.items():
+    for launchers, keys in restricted.items():
         for key in keys:
-            if getattr(request, key) not in (None, [], ()) and request.on not in places.split():
+            if getattr(request, key) not in (None, [], ()) and request.on not in launchers.split():
                 option = f"--{key.replace('_', '-')}"
-                advice = f"take it out, or launch --on {places.replace(' ', ' or ')}"
-                raise ConfigError(option, getattr(request, key), f"has no meaning with --on {request.on}", advice)
+                fix = f"remove it, or use --on {launchers.replace(' ', ' or ')}"
+                raise ConfigError(option, getattr(request, key), f"does not apply to --on {request.on}", fix)

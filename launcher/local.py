@@ -1,4 +1,4 @@
-"""Training on this machine: N processes of ``python -m bellwether.trainer`` through torchrun's API."""
+"""``bellwether train``: starts N processes of ``python -m bellwether.trainer`` on this machine, through torchrun's API."""
 
 from __future__ import annotations
 
@@ -9,39 +9,75 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bellwether.launcher import console
 from bellwether.trainer import run_paths, signals
-from bellwether.trainer.config import ConfigError, load, phases
+from bellwether.trainer.config import Config, ConfigError, load, phases
 from bellwether.trainer.phases import splits
 
-_SAVING = 120  # seconds that ranks have to save after a signal
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+    from torch.distributed.launcher.api import LaunchConfig
+
+log = logging.getLogger(__name__)
+
+_SAVE_SECONDS = 120  # for ranks to save a checkpoint after a signal
 
 
 def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
-    """Check what can be checked, start the processes, wait. Returns the exit status for the shell.
+    """Check the config, start the processes and wait for them. Returns the exit status for the shell.
 
-    Rank 0 writes to this terminal, the others to files. If a rank fails, all are ended and its error is shown first.
+    Rank 0 writes to this terminal, the others to files. If a rank fails, all are ended, and its error is printed.
+
+    Args:
+        nproc: number of processes; default: one per GPU, or one.
+
+    Raises:
+        ConfigError: if the config is wrong or does not fit this machine.
     """
+    console.setup()
     checked = load(config, overrides)
-    import torch
-
-    if nproc is None:
-        nproc = torch.cuda.device_count() if checked.engine.device != "cpu" and torch.cuda.is_available() else 1
-    elif checked.engine.device != "cpu" and 0 < torch.cuda.device_count() < nproc:
-        problem = f"there are {torch.cuda.device_count()} GPUs here"
-        raise ConfigError("--nproc", nproc, problem, "start one process a GPU, or write engine.device=cpu")
+    nproc = _process_count(checked, nproc)
     splits(phases(checked), nproc)
 
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, launch_agent
+    from torch.distributed.launcher.api import launch_agent
 
-    # What it logs of a failure, we tell in our own words.
+    # `_report_failure` prints what torch would log about a failure.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     logs = run_paths.directory(checked) / "logs"
     os.environ["BELLWETHER_WORLD_SIZE"] = str(nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))
-    launch = LaunchConfig(
+    try:
+        launch_agent(_launch_config(nproc, logs), sys.executable, ["-m", "bellwether.trainer", config, *overrides])
+    except ChildFailedError as error:
+        return _report_failure(error, logs)
+    except (SignalException, KeyboardInterrupt) as error:
+        log.info("stopped; the same command resumes from the newest checkpoint")
+        saved = getattr(error, "sigval", signal.SIGINT) in (signal.SIGTERM, signal.SIGUSR2)
+        return signals.SAVED if saved else 130
+    return 0
+
+
+def _process_count(config: Config, nproc: int | None) -> int:
+    import torch
+
+    gpus = torch.cuda.device_count() if config.engine.device != "cpu" else 0
+    if nproc is None:
+        return gpus if gpus and torch.cuda.is_available() else 1
+    if 0 < gpus < nproc:
+        problem = f"this machine has {gpus} GPUs"
+        raise ConfigError("--nproc", nproc, problem, "start one process per GPU, or set engine.device=cpu")
+    return nproc
+
+
+def _launch_config(nproc: int, logs: Path) -> LaunchConfig:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,
@@ -54,67 +90,58 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
         logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, nproc), Std.ALL)),
         log_line_prefix_template=None,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2",
-        shutdown_timeout=_SAVING,
+        shutdown_timeout=_SAVE_SECONDS,
     )
-    try:
-        launch_agent(launch, sys.executable, ["-m", "bellwether.trainer", config, *overrides])
-    except ChildFailedError as error:
-        return _explain(error, logs)
-    except (SignalException, KeyboardInterrupt) as error:
-        print("bellwether: stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
-        asked = getattr(error, "sigval", signal.SIGINT) in (signal.SIGTERM, signal.SIGUSR2)
-        return signals.SAVED if asked else 130
-    return 0
 
 
 def _cores() -> int:
-    """The cores that this process may use, which a scheduler may have made fewer than there are."""
+    """The cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _explain(error: Exception, logs: Path) -> int:
-    """The failure that came first, and why. Others are its consequence."""
-    failures = error.failures  # type: ignore[attr-defined]
-
-    def order(rank: int) -> tuple[bool, float]:
-        # A process that was killed leaves no time of its own; the others fail when their connection to it breaks.
-        failure = failures[rank]
-        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-        try:  # torch's timestamps are whole seconds, rounded down, and a rank can follow another within one
-            return not killed, Path(failure.error_file).stat().st_mtime
-        except OSError:
-            return not killed, failure.timestamp + 0.999
-
-    first = min(failures, key=order)
+def _report_failure(error: ChildFailedError, logs: Path) -> int:
+    """Log the error of the rank that failed first; the others failed because of it. Returns the exit status for the shell."""
+    failures = error.failures
+    first = min(failures, key=lambda rank: _order(failures[rank]))
     failure = failures[first]
-    if failure.exitcode == signals.SAVED:  # the signal went to a rank, not to bellwether
+    if failure.exitcode == signals.SAVED:  # the signal was sent to a rank, not to bellwether
         return signals.SAVED
-    if (
-        failure.exitcode == 2
-    ):  # a user's error; rank 0 has told, unless it is another rank's own, left in its error file
+    if failure.exitcode == 2:
+        # A user's error, which rank 0 has printed, unless only another rank has met it and left it in its error file.
         own = isinstance(failure.error_file_data.get("message"), dict)
         if own and (0 not in failures or failures[0].exitcode != 2):
-            print(f"bellwether: rank {first}: {_message(failure, brief=True)}", file=sys.stderr)
+            log.error("rank %d: %s", first, _message(failure, brief=True))
         return 2
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        hint = "; out of memory is the usual reason: lower batch.micro" if name == "SIGKILL" else ""
-        print(f"bellwether: rank {first} was killed by {name}{hint}", file=sys.stderr)
+        hint = "; the usual reason is too little memory: lower batch.micro" if name == "SIGKILL" else ""
+        log.error("rank %d was killed by %s%s", first, name, hint)
     else:
-        print(f"bellwether: rank {first} failed:\n{_message(failure)}", file=sys.stderr)
+        log.error("rank %d failed:\n%s", first, _message(failure))
     if first != 0:
-        print(f"bellwether: what it printed is below {logs}", file=sys.stderr)
+        log.error("its output is below %s", logs)
     others = sorted(set(failures) - {first})
     if others:
-        print(f"bellwether: ranks {', '.join(map(str, others))} were ended because of it", file=sys.stderr)
+        log.error("ranks %s were ended because of it", ", ".join(map(str, others)))
     return 1
 
 
-def _message(failure: object, brief: bool = False) -> str:
-    data = failure.error_file_data  # type: ignore[attr-defined]
+def _order(failure: ProcessFailure) -> tuple[bool, float]:
+    """Sort key that puts the failure that came first before its consequences."""
+    # A killed process leaves no error file; the others fail when their connection to it breaks.
+    killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+    try:  # torch's timestamps are whole seconds, rounded down, and a second rank can fail within the same one
+        return not killed, Path(failure.error_file).stat().st_mtime
+    except OSError:
+        return not killed, failure.timestamp + 0.999
+
+
+def _message(failure: ProcessFailure, brief: bool = False) -> str:
+    """A rank's error: its traceback, or with ``brief`` its message."""
+    data = failure.error_file_data
     message = data.get("message", "") if isinstance(data, dict) else ""
     if isinstance(message, dict) and brief:
         return str(message.get("message", "")).partition(": ")[2]  # without the class
     if isinstance(message, dict):
         return str(message.get("extraInfo", {}).get("py_callstack") or message.get("message", "")).rstrip()
-    return str(message) or f"exit status {failure.exitcode}"  # type: ignore[attr-defined]
+    return str(message) or f"exit status {failure.exitcode}"

@@ -1,8 +1,10 @@
-"""``python -m bellwether.launcher.remote COMMAND ...``: the other end of `bellwether.launcher.ssh`."""
+"""``python -m bellwether.launcher.remote COMMAND ...``: runs on each host that `bellwether.launcher.ssh` connects to."""
 
 import sys
 
-from bellwether.launcher.ssh import guard
+from bellwether.launcher import console
+from bellwether.launcher.ssh import supervise
 
 if __name__ == "__main__":
-    sys.exit(guard(sys.argv[1:]))
+    console.setup()
+    sys.exit(supervise(sys.argv[1:]))

@@ -1,6 +1,7 @@
-"""The text of an sbatch script, by one pure function: what `bellwether launch` submits, and slurm/*.sbatch.
+"""Renders the sbatch scripts: those that `bellwether launch` submits, and slurm/*.sbatch.
 
-``python -m bellwether.launcher.sbatch slurm`` writes the two scripts there anew; a test holds them to it.
+``python -m bellwether.launcher.sbatch slurm`` writes the two scripts in slurm/; a test compares them with this module. A
+rendered script needs no checkout: it only runs modules of the installed package.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from bellwether.launcher.site_config import Site
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of sbatch. None: left to sbatch's own defaults, or to its command line."""
+    """The options of sbatch, and the kind of script. None: sbatch's own default, or its command line."""
 
     name: str = "bellwether"
     nodes: int = 1
@@ -24,38 +25,38 @@ class Job:
     tasks_per_node: int = 8
     cpus_per_task: int = 8
     time: str = "1-00:00:00"
-    notice: int = 300  # seconds before the time limit at which tasks are told
+    warning: int = 300  # seconds before the time limit at which the tasks get SIGUSR2
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    sweep: bool = False  # each task of an array takes a line of a file
-    study: str | None = None  # the lines are runs of the sweep in this directory, as `bellwether sweep` has it
+    sweep: bool = False  # a job array, each task of which runs one line of a file
+    study: str | None = None  # directory of a sweep (`bellwether sweep`) whose trials the lines name
     more: tuple[str, ...] = ()  # further options of sbatch
 
     def at(self, site: Site) -> Job:
-        """With what the site's file says laid over it."""
-        said = {
+        """This job with the values of the site's file."""
+        given = {
             key: getattr(site, key) for key in ("partition", "account", "qos", "constraint", "time", "cpus_per_task")
         }
         if site.gpus_per_node is not None:
-            said["gpus_per_node"] = site.gpus_per_node
-            said["tasks_per_node"] = max(1, site.gpus_per_node)
-        told = {key: value for key, value in said.items() if value is not None}
-        return replace(self, **told, more=(*self.more, *site.sbatch))
+            given["gpus_per_node"] = site.gpus_per_node
+            given["tasks_per_node"] = max(1, site.gpus_per_node)
+        given = {key: value for key, value in given.items() if value is not None}
+        return replace(self, **given, more=(*self.more, *site.sbatch))
 
 
 def render(job: Job, site: Site, arguments: Sequence[str] | None = None) -> str:
-    """The script.
+    """The text of a script. Pure.
 
     Args:
-        arguments: the config and its overrides; None leaves them to sbatch's command line.
+        arguments: the config and its overrides; None: they follow the script on sbatch's command line.
     """
-    shown = "%x-%A_%a.log" if job.sweep else "%x-%j.log"
+    log = "%x-%A_%a.log" if job.sweep else "%x-%j.log"
     parts = [
         _HEAD_SWEEP if job.sweep else _HEAD,
         _VARIABLES,
-        "".join(f"#SBATCH {option}\n" for option in _options(job, shown)),
+        "".join(f"#SBATCH {option}\n" for option in _options(job, log)),
         _site(site, arguments),
         _BODY_SWEEP if job.sweep else "",
         _body(job),
@@ -64,6 +65,7 @@ def render(job: Job, site: Site, arguments: Sequence[str] | None = None) -> str:
 
 
 def _body(job: Job) -> str:
+    """The part of the script that is the same for every site and config."""
     begin, end = ("", "") if job.study is None else (_BEGIN, _END)
     body = _BODY.replace("@BEGIN@", begin).replace("@END@", end).replace("@STUDY@", shlex.quote(job.study or ""))
     return body.replace("@LOG@", "%A_%a" if job.sweep else "%j")
@@ -74,7 +76,7 @@ def _options(job: Job, log: str) -> list[str]:
         "job-name": job.name, "partition": job.partition, "account": job.account, "qos": job.qos,
         "constraint": job.constraint, "nodes": job.nodes, "ntasks-per-node": job.tasks_per_node,
         "gpus-per-node": job.gpus_per_node or None, "cpus-per-task": job.cpus_per_task, "time": job.time,
-        "signal": f"USR2@{job.notice}", "requeue": True, "open-mode": "append", "output": log,
+        "signal": f"USR2@{job.warning}", "requeue": True, "open-mode": "append", "output": log,
     }  # fmt: skip
     options = [
         f"--{key}" if value is True else f"--{key}={shlex.quote(str(value))}"
@@ -84,7 +86,7 @@ def _options(job: Job, log: str) -> list[str]:
 
 
 def _site(site: Site, arguments: Sequence[str] | None) -> str:
-    """What a person would have put into the environment and on the command line."""
+    """The variables and arguments that a user sets when submitting by hand."""
     named = {
         "MODULES": site.modules, "VENV": site.venv, "CONTAINER": site.container, "INTERFACE": site.interface,
         "SRUN": site.srun, "RESTARTS": "" if site.restarts is None else str(site.restarts),
@@ -98,60 +100,61 @@ def _site(site: Site, arguments: Sequence[str] | None) -> str:
 
 _HEAD = """\
 #!/usr/bin/env bash
-# Trains a config on as many nodes as SLURM gives, one process a GPU. It goes on by itself after a preemption, a time limit
-# or a failure, until the run is finished:
+# Trains a config on one or more nodes, one process per GPU. After a preemption, a time limit or a failure the job is
+# requeued and resumes from the newest checkpoint, until the run is finished:
 #
 #     sbatch --nodes=16 slurm/train.sbatch configs/bert-large-64k.yaml [key=value ...]
 #
 """
 _HEAD_SWEEP = """\
 #!/usr/bin/env bash
-# Trains many configs as a job array, one a task. Each line of a file is what train.sbatch takes, a config and overrides:
+# Trains many configs as a job array, one per task. Each line of the file has the arguments of train.sbatch: a config and
+# overrides.
 #
 #     sbatch --array=1-12%4 --nodes=1 slurm/sweep.sbatch runs.txt
 #
-# Every line needs a name=... of its own, as a name stands for one run.
+# Every line needs a different name=..., as each name is one run.
 #
 """
 _VARIABLES = """\
-# What is asked for below can be overridden on sbatch's command line; on nodes of 4 GPUs and 48 cores: --gpus-per-node=4
-# --ntasks-per-node=4 --cpus-per-task=12. What is a site's own stands in the environment:
+# The options below can be overridden on sbatch's command line; on nodes with 4 GPUs and 48 cores: --gpus-per-node=4
+# --ntasks-per-node=4 --cpus-per-task=12. Environment variables hold what depends on the site:
 #
 #     BELLWETHER_MODULES     environment modules to load, as in "cuda/12.8 gcc/13"
 #     BELLWETHER_VENV        virtual environment to activate (.venv, where there is one)
-#     BELLWETHER_CONTAINER   what stands before python, as in "apptainer exec --nv image.sif"
-#     BELLWETHER_INTERFACE   network interface that the ranks meet on, as in ib0
+#     BELLWETHER_CONTAINER   prefix of the python command, as in "apptainer exec --nv image.sif"
+#     BELLWETHER_INTERFACE   network interface for communication between ranks, as in ib0
 #     BELLWETHER_SRUN        further options of srun, as in "--mpi=pmix"
-#     BELLWETHER_RESTARTS    how often the job may start again (50)
+#     BELLWETHER_RESTARTS    maximum number of restarts (50)
 #
-# Logs: this one for the job's own story, logs/ for each rank. More in docs/slurm.md.
+# Logs: this job's log has one line per attempt and its outcome; logs/ has the output of each rank. See docs/slurm.md.
 #
 """
 _BODY_SWEEP = """
-# Line N of the file is for task N.
-line=$(sed -n "${SLURM_ARRAY_TASK_ID:?submit this as an array: sbatch --array=1-N}p" "${1:?which file?}")
+# Task N runs line N of the file.
+line=$(sed -n "${SLURM_ARRAY_TASK_ID:?submit this as an array: sbatch --array=1-N}p" "${1:?no file given}")
 if [[ -z $line ]]; then
-    echo "bellwether: line $SLURM_ARRAY_TASK_ID of $1 is empty, or not there" >&2
+    echo "bellwether: line $SLURM_ARRAY_TASK_ID of $1 is empty or missing" >&2
     exit 2
 fi
 eval "set -- $line"
 """
 _BODY = """
 if (($# == 0)); then
-    echo "bellwether: which config? sbatch [options] slurm/train.sbatch CONFIG [key=value ...]" >&2
+    echo "bellwether: no config given; usage: sbatch [options] slurm/train.sbatch CONFIG [key=value ...]" >&2
     exit 2
 fi
 
-# The tasks get the signals that announce an end, save, and end by themselves. This shell must outlive them.
+# On SIGTERM and SIGUSR2 the tasks save a checkpoint and exit. This shell must outlive them.
 trap : TERM USR2
-# As many open files as may be: 1,024 ranks hold more connections than the usual limit.
+# Raise the limit of open files: 1,024 ranks hold more connections than the default allows.
 ulimit -Sn hard
-# The id of a task of an array that means no other: its plain number may be that of the whole array.
+# For a task of an array, ARRAY_TASK: its job id may be the same number as that of the whole array.
 id=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 id=${id:-$SLURM_JOB_ID}
 
 if [[ -n ${BELLWETHER_MODULES:-} ]]; then
-    # shellcheck disable=SC2086  # one word a module
+    # shellcheck disable=SC2086  # one word per module
     module load $BELLWETHER_MODULES || exit 1
 fi
 if [[ -n ${BELLWETHER_VENV:-} || -f .venv/bin/activate ]]; then
@@ -162,7 +165,7 @@ read -ra container <<<"${BELLWETHER_CONTAINER:-}"
 read -ra options <<<"${BELLWETHER_SRUN:-}"
 python=("${container[@]}" python)
 @BEGIN@
-# Since SLURM 22.05, srun no longer takes --cpus-per-task over from sbatch.
+# Since SLURM 22.05, srun does not inherit --cpus-per-task from sbatch.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 if [[ -n ${BELLWETHER_INTERFACE:-} ]]; then
@@ -177,48 +180,49 @@ case $? in
     *) exit 1 ;;
 esac
 
-# This shell runs on the first node, so it knows that node's address, and which of its ports is free. Ranks are each task's
-# own business: what were expanded here would be rank 0 for all.
-meeting=$("${python[@]}" -m bellwether.trainer.rendezvous) || exit 1
-eval "$meeting"
+# MASTER_ADDR and MASTER_PORT: this shell runs on the first node, so it knows the address and a free port. Each task detects
+# its own rank: a variable expanded here would give rank 0 to all.
+rendezvous=$("${python[@]}" -m bellwether.trainer.rendezvous) || exit 1
+eval "$rendezvous"
 
 mkdir -p logs
+export BELLWETHER_KEEP_OUTPUT=0 # srun keeps each rank's output in logs/
 echo "$(date '+%F %T') bellwether: attempt $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS tasks on $SLURM_JOB_NODELIST," \\
-    "meeting at $MASTER_ADDR:$MASTER_PORT"
-# The first rank that fails takes the others along; none waits for ever for one that is gone.
+    "rendezvous at $MASTER_ADDR:$MASTER_PORT"
+# When a rank fails, srun ends the others; otherwise they would wait for it forever.
 srun --export=ALL --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --open-mode=append \\
     --output=logs/@LOG@-rank%t.log "${options[@]}" "${python[@]}" -m bellwether.trainer "$@"
 status=$?
 
 job=$(scontrol show job -o "$id")
 "${python[@]}" -m bellwether.launcher.requeue end --status "$status" --job "$job" "$@"
-verdict=$?
-@END@if ((verdict == 75)); then
+exit_code=$?
+@END@if ((exit_code == 75)); then
     for try in {1..60}; do
-        # Requeueing would bring back a job that somebody has cancelled in the meantime.
+        # Do not requeue a job that was cancelled in the meantime.
         now=$(scontrol show job -o "$id") && [[ $now != *JobState=RUNNING* && $job == *JobState=RUNNING* ]] && break
         scontrol requeue "$id" && exit 0
-        # The controller may be away for a while. What it says no to while it is there, such as a job that SLURM itself has
-        # requeued by now, waiting does not change.
+        # Retry while the controller is down. A refusal while it is up is final, as when SLURM itself has requeued the job.
         ((try > 2)) && scontrol ping | grep -q "is UP" && break
         sleep 5
     done
 fi
-exit "$verdict"
+exit "$exit_code"
 """
 _BEGIN = """
-# The run's settings are decided now, from what the others have shown by now, and once for all its attempts.
+# The trial's settings are chosen now, from the results so far, and stay the same in all its attempts.
 run=$1
 config=$("${python[@]}" -m bellwether.experiments.sweep.array begin @STUDY@ "$run") ||
-    exit $(($? == 3 ? 0 : 1)) # 3: there is nothing to do
+    exit $(($? == 3 ? 0 : 1)) # 3: nothing to do
 set -- "$config"
 """
 _END = """\
-((verdict == 75)) || "${python[@]}" -m bellwether.experiments.sweep.array end @STUDY@ "$run"
+((exit_code == 75)) || "${python[@]}" -m bellwether.experiments.sweep.array end @STUDY@ "$run"
 """
 
 
 def main() -> int:
+    """Write train.sbatch and sweep.sbatch to a folder."""
     folder = Path(sys.argv[1])
     (folder / "train.sbatch").write_text(render(Job(), Site()))
     (folder / "sweep.sbatch").write_text(render(Job(sweep=True), Site()))

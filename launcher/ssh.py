@@ -1,8 +1,9 @@
-"""torchrun on each host of a list, over ssh: for machines without a scheduler."""
+"""Starts torchrun on each host of a list over ssh: for machines without a scheduler."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import signal
@@ -16,50 +17,48 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from bellwether.launcher import console
 from bellwether.launcher.forwarded_env import forwarded_env
 from bellwether.trainer import rendezvous, signals
 
-_OPTIONS = [
-    "-o",
-    "BatchMode=yes",
-    "-o",
-    "ConnectTimeout=10",
-    "-o",
-    "ServerAliveInterval=10",
-    "-o",
-    "ServerAliveCountMax=3",
-]
+log = logging.getLogger(__name__)
+
+_OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=10", "ServerAliveCountMax=3")
 
 
-def commands(hosts: Sequence[str], each: int, arguments: Sequence[str], port: int) -> list[list[str]]:
-    """What is run for each host, the first of which all ranks meet on.
+def commands(hosts: Sequence[str], nproc: int, arguments: Sequence[str], port: int) -> list[list[str]]:
+    """The ssh command for each host. The first host is the master.
 
     Args:
-        each: processes a host.
-        port: on the first host.
+        nproc: processes per host.
+        arguments: of ``python -m bellwether.trainer``.
+        port: MASTER_PORT, on the first host.
 
-    ``BELLWETHER_SSH`` stands for ``ssh`` where that needs options, as in ``ssh -F my.conf``.
+    ``BELLWETHER_SSH`` replaces ``ssh`` where it needs options, as in ``ssh -F my.conf``.
     """
-    # Its own name for the first host may be none that the others know.
+    # The first host as the list names it: the others may not know its own host name.
     master = hosts[0].rpartition("@")[2]
-    environment = forwarded_env(os.environ)
+    variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in forwarded_env(os.environ).items())
+    client = shlex.split(os.environ.get("BELLWETHER_SSH", "ssh"))
+    options = [word for option in _OPTIONS for word in ("-o", option)]
     found = []
     for index, host in enumerate(hosts):
         torchrun = [
             sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(hosts)}", f"--node-rank={index}",
-            f"--nproc-per-node={each}", f"--master-addr={master}", f"--master-port={port}", "--shutdown-timeout=120",
+            f"--nproc-per-node={nproc}", f"--master-addr={master}", f"--master-port={port}", "--shutdown-timeout=120",
             "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2", "-m", "bellwether.trainer", *arguments,
         ]  # fmt: skip
-        settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
-        there = f"cd {shlex.quote(os.getcwd())} && exec env {settings} {sys.executable} -m bellwether.launcher.remote {shlex.join(torchrun)}"
-        found.append([*shlex.split(os.environ.get("BELLWETHER_SSH", "ssh")), *_OPTIONS, host, there])
+        supervised = f"{sys.executable} -m bellwether.launcher.remote {shlex.join(torchrun)}"
+        remote = f"cd {shlex.quote(os.getcwd())} && exec env {variables} {supervised}"
+        found.append([*client, *options, host, remote])
     return found
 
 
-def train(hosts: Sequence[str], each: int, arguments: Sequence[str], dry_run: bool) -> int:
-    """Start them, wait, and end all as soon as one fails. The first host writes to this terminal, the others to logs/."""
+def train(hosts: Sequence[str], nproc: int, arguments: Sequence[str], dry_run: bool) -> int:
+    """Run the commands, and end all once one fails. The first host writes to this terminal, the others to logs/."""
+    console.setup()
     port = next(rendezvous.ports(os.getpid() + int(time.time())))
-    lines = commands(hosts, each, arguments, port)
+    lines = commands(hosts, nproc, arguments, port)
     if dry_run:
         for line in lines:
             print(shlex.join(line))
@@ -72,7 +71,7 @@ def train(hosts: Sequence[str], each: int, arguments: Sequence[str], dry_run: bo
             out: IO[bytes] | None = None
             if host != hosts[0]:
                 out = stack.enter_context(open(folder / f"ssh-{host.rpartition('@')[2]}.log", "ab"))
-            # The pipe is the lifeline: where it ends, with this process, the other end stops its ranks.
+            # `supervise` on the host reads the pipe: when this process ends, the pipe closes and the ranks are stopped.
             processes.append(
                 subprocess.Popen(line, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
             )
@@ -80,14 +79,15 @@ def train(hosts: Sequence[str], each: int, arguments: Sequence[str], dry_run: bo
 
 
 def _wait(hosts: Sequence[str], processes: list[subprocess.Popen[bytes]]) -> int:
-    told: list[int] = []
+    """Wait for all hosts, and forward signals to them. Returns the exit status for the shell."""
+    received: list[int] = []
 
-    def tell(number: int, _: FrameType | None) -> None:
-        told.append(number)
-        _tell(processes, number)
+    def forward(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        _send_signal(processes, number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, tell)
+        signal.signal(number, forward)
     failed: tuple[str, int] | None = None
     running = True
     while running:
@@ -96,20 +96,20 @@ def _wait(hosts: Sequence[str], processes: list[subprocess.Popen[bytes]]) -> int
         if failed is None:
             failed = next(((h, p.returncode) for h, p in zip(hosts, processes, strict=True) if p.returncode), None)
             if failed is not None:
-                _tell(processes, signal.SIGTERM)
-    if told:
-        print("bellwether: stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
-        return 130 if told[0] == signal.SIGINT else signals.SAVED
+                _send_signal(processes, signal.SIGTERM)
+    if received:
+        log.info("stopped; the same command resumes from the newest checkpoint")
+        return 130 if received[0] == signal.SIGINT else signals.SAVED
     if failed is None:
         return 0
     host, code = failed
-    where = "" if host == hosts[0] else f"; what it printed is in logs/ssh-{host.rpartition('@')[2]}.log"
-    print(f"bellwether: {host} ended with status {code}{where}", file=sys.stderr)
+    output = "" if host == hosts[0] else f"; its output is in logs/ssh-{host.rpartition('@')[2]}.log"
+    log.error("%s exited with status %d%s", host, code, output)
     return code if 0 < code < 255 else 1
 
 
-def _tell(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    """Send a signal's number through the pipes."""
+def _send_signal(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    """Send a signal's number through the pipes to `supervise`."""
     for process in processes:
         if process.poll() is None and process.stdin is not None:
             with contextlib.suppress(OSError):
@@ -117,18 +117,22 @@ def _tell(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
                 process.stdin.flush()
 
 
-def guard(command: Sequence[str]) -> int:
-    """The other end: run a command, pass on the signals whose numbers come in, and end it where nothing can come any more."""
+def supervise(command: Sequence[str]) -> int:
+    """Run a command on the remote host.
+
+    Signal numbers from standard input are sent to the command. When standard input closes, because the connection or the
+    launcher is gone, the command gets SIGTERM.
+    """
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
-    def listen() -> None:
+    def forward() -> None:
         for line in sys.stdin:
             if line.strip().isdigit():
                 process.send_signal(int(line))
         process.send_signal(signal.SIGTERM)
 
-    threading.Thread(target=listen, daemon=True).start()
+    threading.Thread(target=forward, daemon=True).start()
     status = process.wait()
     if status:
-        print(f"bellwether: {socket.gethostname()}: torchrun ended with status {status}", file=sys.stderr)
+        log.error("%s: torchrun exited with status %d", socket.gethostname(), status)
     return status if status >= 0 else 128 - status

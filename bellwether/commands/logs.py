@@ -20,6 +20,6 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from bellwether.launcher.status import logs
+    from bellwether.launcher.logs import logs
 
     return logs(Path(arguments.run_directory), arguments.follow)

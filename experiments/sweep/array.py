@@ -23,7 +23,7 @@ from bellwether.experiments.sweep.lock import JOBS, exclusive
 from bellwether.experiments.sweep.spec import Sweep
 from bellwether.experiments.sweep.study import ConfigChanged, NothingToRepeat, Study, open_study
 from bellwether.experiments.sweep.trial_ids import TrialId, trial_ids
-from bellwether.launcher import launch, requeue, sbatch, site_config
+from bellwether.launcher import attempts, launch, sbatch, site_config
 from bellwether.launcher.launch import Request
 from bellwether.trainer import signals
 from bellwether.trainer.config import ConfigError, ConfigErrors
@@ -40,7 +40,7 @@ def submit(sweep: Sweep, request: Request, jobs: int | None, retry: bool) -> int
         jobs: maximum number of concurrent trials; None: no limit.
         retry: whether failed trials are run again.
     """
-    site = site_config.load(request.site)
+    site = site_config.load(request.site).with_venv()
     resources = job(sweep, request, site)
     study = Study(sweep)
     if request.dry_run:
@@ -163,7 +163,7 @@ def end(study: Study, trial_id: TrialId) -> int:
     with _lock(study):
         resolved = study.resolve(trial_id)
     assert resolved is not None  # the trial has started
-    last = requeue.attempts(study.trials_dir / resolved.name)[-1]
+    last = attempts.read(study.trials_dir / resolved.name)[-1]
     if study.status(resolved) == "unfinished":
         # Cancelled by a user or requeued by SLURM is no failure.
         if last.status not in (signals.SAVED, signals.LOST):

@@ -16,7 +16,7 @@ from tests.precision import subprocess_path
 
 ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "slurm" / "train.sbatch")
-# One rank a node is the quickest to start; --gpus-per-node counts devices that nobody opens.
+# One rank per node starts fastest; --gpus-per-node counts devices that are never opened.
 ONE_EACH = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
 
 CONFIG = """
@@ -31,7 +31,7 @@ evaluate: {{limit: 16}}
 engine: {{device: cpu, heartbeat: 12}}
 """
 
-# Steps of a known length, so that there is time to break things, and a place to break them.
+# Slows steps down (TEST_STEP seconds each) and fails at a given step (TEST_FAIL), for tests of failures.
 SITE = """
 import os, sys
 if "-m" in sys.orig_argv and "bellwether.trainer" in sys.orig_argv:
@@ -51,7 +51,7 @@ if "-m" in sys.orig_argv and "bellwether.trainer" in sys.orig_argv:
 
 @dataclass
 class Space:
-    """A directory on the shared file system to submit from, with runs/ and logs/ in it."""
+    """A working directory on the shared file system, with runs/ and logs/ in it."""
 
     folder: Path
 
@@ -68,7 +68,7 @@ class Space:
         return [line for text in lines if (line := json.loads(text))["event"] == event]
 
     def step(self, name: str) -> int:
-        """The last step that a run has logged in its newest attempt."""
+        """The last logged step of a run."""
         last = 0
         for event in ("start", "train"):
             last = max([last, *(int(str(line["step"])) for line in self.events(name, event))])
@@ -81,8 +81,8 @@ class Space:
     def begins(self, name: str) -> list[dict[str, object]]:
         return [line for line in self.attempts(name) if line["event"] == "begin"]
 
-    def story(self, job: int) -> str:
-        """What a job has written: its own log, and rank 0's and 1's."""
+    def output(self, job: int) -> str:
+        """The output of a job: its own log, and those of ranks 0 and 1."""
         files = [*self.folder.glob(f"*-{job}.log"), *(self.folder / "logs").glob(f"{job}-rank[01].log")]
         return "\n".join(f"--- {file.name}\n{file.read_text()[-40000:]}" for file in files)
 
@@ -100,13 +100,13 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Space:
 
 @pytest.fixture(scope="session")
 def two() -> Iterator[Cluster]:
-    """A SLURM of two nodes."""
+    """A SLURM cluster of two nodes."""
     yield from _cluster(2)
 
 
 @pytest.fixture(scope="session")
 def three() -> Iterator[Cluster]:
-    """A SLURM of three nodes."""
+    """A SLURM cluster of three nodes."""
     yield from _cluster(3)
 
 
@@ -119,7 +119,7 @@ def _cluster(size: int) -> Iterator[Cluster]:
 
 
 def bellwether(cluster: Cluster, space: Space, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command, on the cluster's login node."""
+    """Run ``bellwether`` on the cluster's login node."""
     return subprocess.run(
         [sys.executable, "-m", "bellwether", *arguments], cwd=space.folder, capture_output=True, text=True, timeout=240,
         env={**cluster.environment, **space.environment(**environment)},
@@ -129,5 +129,5 @@ def bellwether(cluster: Cluster, space: Space, *arguments: str, **environment: s
 def wait_for_step(cluster: Cluster, space: Space, name: str, step: int, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while space.step(name) < step:
-        assert time.monotonic() < deadline, f"{name} did not reach step {step}\n{cluster.story()}"
+        assert time.monotonic() < deadline, f"{name} did not reach step {step}\n{cluster.logs()}"
         time.sleep(0.2)

@@ -1,7 +1,7 @@
-"""A SLURM cluster on this machine, for tests: real daemons, every node in namespaces of its own.
+"""A SLURM cluster on this machine, for tests: real daemons, with every node in its own Linux namespaces.
 
-A node has its own network (an address on a bridge), host name, processes, /proc and /dev/shm, so it can lose power, or its
-link, without the others. The file system is shared, as on a cluster. Needs root, Linux namespaces and Debian's slurm-wlm.
+A node has its own network (an address on a bridge), host name, processes, /proc and /dev/shm, so it can be powered off or
+disconnected alone. The file system is shared, as on a cluster. Needs root, Linux namespaces and Debian's slurm-wlm.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 _TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "bridge", "unshare", "nsenter", "setpriv", "mount")
-# What a test run starts ends with it, also where it is killed and has no time to clean up.
+# Child processes die with the test run, also when it is killed and cannot clean up.
 _TIED = ("setpriv", "--pdeathsig", "KILL")
-# A node's first process. It outlives slurmd, as a machine does, and reaps what slurmd leaves.
+# A node's init process. It outlives slurmd, and reaps orphaned processes.
 _INIT = """
 hostname "$1" && mount --bind "$2/hosts" /etc/hosts && mount -t tmpfs -o mode=1777 tmpfs /dev/shm || exit 1
 slurmd -D -N "$1" &
@@ -28,7 +28,7 @@ while true; do wait; sleep 1; done
 
 
 def missing() -> str | None:
-    """Why there can be no cluster here; None if there can."""
+    """The reason why this machine cannot run a cluster; None if it can."""
     if os.geteuid() != 0:
         return "needs root"
     absent = [tool for tool in _TOOLS if shutil.which(tool) is None]
@@ -40,18 +40,18 @@ def missing() -> str | None:
 
 
 class Cluster:
-    """``Cluster(directory, 2)`` is up when the constructor returns, with nodes node1 and node2. `close` takes it down.
+    """A running cluster: ``Cluster(directory, 2)`` has nodes node1 and node2 when the constructor returns. `close` stops it.
 
     Args:
-        directory: for its configuration, state and logs; short, as it holds sockets.
+        directory: for configuration, state and logs; a short path, as it holds sockets.
         size: number of nodes.
-        options: lines laid over those of slurm.conf.
+        options: lines that override those of slurm.conf.
     """
 
     def __init__(self, directory: Path, size: int, options: Mapping[str, str] | None = None) -> None:
         self.directory, self.size = directory, size
         self.names = [f"node{n}" for n in range(1, size + 1)]
-        # Several clusters may stand side by side on one machine, such as those of two test runs.
+        # Several clusters may run on one machine at the same time, as with two test runs.
         self._tag = f"b{os.getpid() % 46656:x}{size}"
         self._net = f"10.{64 + os.getpid() % 64}.{size}"
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
@@ -74,7 +74,7 @@ class Cluster:
             raise
 
     def close(self) -> None:
-        """Take it down, with all that still runs on it."""
+        """Stop the cluster and everything that runs on it."""
         for node in list(self._nodes):
             self.kill_node(node)
         for daemon in (self._controller, self._munged):
@@ -85,10 +85,10 @@ class Cluster:
             _quietly("ip", "netns", "del", f"{self._tag}-{name}")
         _quietly("ip", "link", "del", self._tag)
 
-    # Using it
+    # Use
 
     def run(self, *command: str, check: bool = True, timeout: float = 60, **environment: str) -> str:
-        """A command of SLURM, as from its login node; returns what it printed."""
+        """Run a SLURM command, as on the login node; returns its standard output."""
         done = subprocess.run(
             command, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout
         )
@@ -97,12 +97,12 @@ class Cluster:
         return done.stdout.strip()
 
     def submit(self, directory: Path, *arguments: str, **environment: str) -> int:
-        """sbatch from a directory; returns the job's id."""
+        """Run sbatch in a directory; returns the job's id."""
         out = self.run("sbatch", "--parsable", f"--chdir={directory}", *arguments, **environment)
         return int(out.split(";")[0])
 
     def show(self, job: int | str) -> dict[str, str]:
-        """What scontrol says of a job."""
+        """The fields of ``scontrol show job``."""
         line = self.run("scontrol", "show", "job", "-o", str(job))
         return dict(part.partition("=")[::2] for part in line.split(" "))
 
@@ -110,7 +110,7 @@ class Cluster:
         return self.show(job)["JobState"]
 
     def wait_for(self, job: int | str, state: str, seconds: float = 600) -> None:
-        """Until the job is in a state. If it ends in another one before, that is an error."""
+        """Wait until the job is in a state; fail if it ends in another one."""
 
         def there() -> bool:
             now = self.state(job)
@@ -123,19 +123,19 @@ class Cluster:
     def wait(self, holds: Callable[[], bool], seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}\n{self.story()}"
+            assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}\n{self.logs()}"
             time.sleep(0.2)
 
-    def story(self) -> str:
-        """The queue and the ends of the daemons' logs."""
+    def logs(self) -> str:
+        """The queue, and the last lines of the daemons' logs, for error messages."""
         logs = [f"--- {log.name}\n{''.join(_tail(log))}" for log in sorted(self.directory.glob("*.log"))]
         return "\n".join([self.run("squeue", check=False), self.run("sinfo", "-N", "-l", check=False), *logs])
 
     @contextlib.contextmanager
     def on(self, node: str, *command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-        """A command that runs on a node, as for somebody who is logged in there, and is ended at the end of the block."""
+        """Run a command on a node until the end of the block, as a logged-in user would."""
         process = subprocess.Popen(
-            [*_TIED, "nsenter", "-t", str(self._first(node)), "-n", "-u", "-m", "-p", "--", *command],
+            [*_TIED, "nsenter", "-t", str(self._init_pid(node)), "-n", "-u", "-m", "-p", "--", *command],
             env={**self.environment, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
@@ -150,8 +150,8 @@ class Cluster:
         return f"{self._net}.{10 + self.names.index(node) + 1}"
 
     def processes(self, node: str, words: Sequence[str]) -> list[int]:
-        """Processes of a node, by pids of this machine, whose command line holds all words."""
-        space = os.readlink(f"/proc/{self._first(node)}/ns/pid")
+        """The processes of a node whose command line contains all words; pids of this machine."""
+        space = os.readlink(f"/proc/{self._init_pid(node)}/ns/pid")
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -160,17 +160,17 @@ class Cluster:
                     found.append(int(folder.name))
         return found
 
-    # Breaking it
+    # Failures
 
     def kill_node(self, node: str) -> None:
-        """Power off: every process of the node at once, and no farewell of a dying connection gets out."""
+        """Power off: kill all processes at once, after cutting the link so that no connection is closed properly."""
         process = self._nodes.pop(node, None)
         if process is not None:
             self.silence(node)
             _end(process, signal.SIGKILL)
 
     def start_node(self, node: str) -> None:
-        """Power on, also for the first time."""
+        """Power on."""
         (self.directory / "spool" / node).mkdir(parents=True, exist_ok=True)
         with open(self.directory / f"{node}.console", "ab") as console:
             self._nodes[node] = subprocess.Popen(
@@ -185,7 +185,7 @@ class Cluster:
         self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
 
     def silence(self, node: str) -> None:
-        """The switch drops all of a node's packets; its link stays up."""
+        """Drop all of a node's packets at the bridge; its link stays up."""
         self._bridge(node, "0")
 
     def mend(self, node: str) -> None:
@@ -201,7 +201,7 @@ class Cluster:
         assert self._controller is not None
         _end(self._controller)
 
-    # Making it
+    # Setup
 
     def _make_network(self) -> None:
         _run("ip", "link", "add", self._tag, "type", "bridge")
@@ -225,7 +225,7 @@ class Cluster:
             "SlurmctldPort": str(20_000 + os.getpid() % 1000 * 8 + self.size),
             "SlurmUser": "root",
             "SlurmdUser": "root",
-            # A requeued job waits for as long as its old credential lives: two minutes, but for this (at least 5 s).
+            # A requeued job waits until its old credential expires: two minutes by default, at least 5 s.
             "AuthInfo": f"socket={d}/munge.socket,cred_expire=5",
             "StateSaveLocation": f"{d}/state",
             "SlurmdSpoolDir": f"{d}/spool/%n",
@@ -263,9 +263,9 @@ class Cluster:
         text += f"PartitionName=main {everywhere} Default=YES PriorityTier=1 GraceTime=60\n"
         text += f"PartitionName=urgent {everywhere} PriorityTier=10\n"
         (d / "slurm.conf").write_text(text)
-        (d / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # or slurmd looks for cgroups that are not there
-        (d / "mpi.conf").write_text("PMIxCliTmpDirBase=/dev/shm\n")  # /tmp is one and the same for all nodes
-        # Devices that exist everywhere stand for the GPUs: SLURM counts them, nobody opens them.
+        (d / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # otherwise slurmd requires cgroups
+        (d / "mpi.conf").write_text("PMIxCliTmpDirBase=/dev/shm\n")  # the nodes share /tmp
+        # Devices that exist on every machine stand in for GPUs: SLURM counts them without opening them.
         gpus = "".join(f"NodeName={name} Name=gpu File=/dev/tty[0-1]\n" for name in self.names)
         (d / "gres.conf").write_text(f"AutoDetect=off\n{gpus}")
         own = f"{self._net}.1 {host}\n" + "".join(f"{self.address(name)} {name}\n" for name in self.names)
@@ -287,8 +287,8 @@ class Cluster:
     def _idle(self) -> int:
         return len(self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False).split())
 
-    def _first(self, node: str) -> int:
-        """The pid, on this machine, of a node's first process."""
+    def _init_pid(self, node: str) -> int:
+        """The pid, on this machine, of a node's init process."""
         outer = self._nodes[node].pid
         return int(Path(f"/proc/{outer}/task/{outer}/children").read_text().split()[0])
 
@@ -298,7 +298,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(size: int) -> Iterator[Cluster]:
-    """A cluster for a with statement."""
+    """Run a cluster for the duration of a with statement."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="bw", dir="/tmp", ignore_cleanup_errors=True) as folder:

@@ -1,4 +1,4 @@
-"""bellwether launch, status and logs on a real SLURM; MPI and ssh between hosts that are namespaces."""
+"""bellwether launch, status and logs on a real SLURM; MPI and ssh between hosts that are network namespaces."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
     done = bellwether(two, space, "launch", *arguments, TEST_STEP="0.15")
     assert done.returncode == 0, done.stderr
     early = bellwether(two, space, "status", "runs/launched")
-    assert "not begun" in early.stdout or "running" in early.stdout, early.stderr
+    assert "not started" in early.stdout or "running" in early.stdout, early.stderr
     job = int(re.search(r"submitted job (\d+)", done.stdout)[1])  # type: ignore[index]
     assert f"bellwether logs {Path('runs/launched')} -f" in done.stdout
     assert f"scancel {job}" in done.stdout
-    # The script that ran is the one that was shown.
+    # The submitted script is the one that --dry-run printed.
     assert two.run("scontrol", "write", "batch_script", str(job), "-") == shown.stdout.strip()
     with subprocess.Popen(
         [sys.executable, "-m", "bellwether", "logs", "runs/launched", "-f"], cwd=space.folder, text=True,
@@ -67,12 +67,12 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
     assert "is finished" in again.stderr
 
 
-def test_launch_refuses_before_the_queue(two: Cluster, space: Space) -> None:
+def test_launch_refuses_before_submitting(two: Cluster, space: Space) -> None:
     for arguments, words in (
         (["quick.yaml", "batch.global=15", "--nodes", "2"], "batch.global: 15"),
         (["quick.yaml", "engine.world_size=3", "--nodes", "2"], "engine.world_size: 3: 16 processes"),
         (["quick.yaml", "--partition", "nowhere"], "sbatch refused the job"),
-        (["quick.yaml", "--hostfile", "h"], "--hostfile: 'h': has no meaning with --on slurm"),
+        (["quick.yaml", "--hostfile", "h"], "--hostfile: 'h': does not apply to --on slurm"),
     ):
         done = bellwether(two, space, "launch", *arguments, "--on", "slurm")
         assert done.returncode != 0
@@ -83,7 +83,7 @@ def test_launch_refuses_before_the_queue(two: Cluster, space: Space) -> None:
 
 @pytest.fixture(scope="module")
 def hosts(two: Cluster, space: Space) -> Iterator[dict[str, str]]:
-    """sshd on both nodes, and what ssh and mpirun need to reach them."""
+    """sshd on both nodes, and the environment with which ssh and mpirun reach them."""
     sshd = shutil.which("sshd")
     if sshd is None:
         pytest.skip("no sshd here (scripts/install-system.sh)")
@@ -107,7 +107,7 @@ def hosts(two: Cluster, space: Space) -> Iterator[dict[str, str]]:
             stack.enter_context(two.on(node, sshd, "-D", "-f", str(keys / "sshd.conf")))
         time.sleep(1)
         environment = space.environment(BELLWETHER_SSH=client, OMPI_MCA_plm_rsh_agent=client, OMPI_MCA_plm="rsh")
-        # Nodes reach one another over the bridge alone; each has a loopback that leads nowhere.
+        # Nodes are connected by the bridge only; MPI must not try their loopback interfaces.
         environment |= {"OMPI_MCA_btl_tcp_if_include": "eth0", "OMPI_MCA_oob_tcp_if_include": "eth0"}
         yield environment
 
@@ -117,7 +117,7 @@ def command(space: Space, on: str, name: str) -> str:
     return f"{launch} name={name} engine.world_size=2"
 
 
-def test_two_hosts_over_mpi(two: Cluster, space: Space, hosts: dict[str, str]) -> None:
+def test_two_hosts_train_over_mpi(two: Cluster, space: Space, hosts: dict[str, str]) -> None:
     with two.on("node1", "bash", "-c", command(space, "mpi", "over-mpi"), **hosts) as process:
         out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
@@ -127,7 +127,7 @@ def test_two_hosts_over_mpi(two: Cluster, space: Space, hosts: dict[str, str]) -
     assert start["world_size"] == 2
 
 
-def test_two_hosts_over_ssh_a_notice_reaches_both_and_the_same_command_goes_on(
+def test_signal_stops_both_hosts_over_ssh_and_the_same_command_resumes(
     two: Cluster, space: Space, hosts: dict[str, str]
 ) -> None:
     with two.on("node1", "bash", "-c", command(space, "ssh", "over-ssh"), **{**hosts, "TEST_STEP": "0.1"}) as process:
@@ -146,7 +146,7 @@ def test_two_hosts_over_ssh_a_notice_reaches_both_and_the_same_command_goes_on(
     assert [line["world_size"] for line in space.events("over-ssh", "start")] == [2, 2]
 
 
-def test_ranks_under_srun_with_pmix_are_found_through_mpi(two: Cluster, space: Space) -> None:
+def test_ranks_under_srun_with_pmix_are_detected_through_mpi(two: Cluster, space: Space) -> None:
     if "pmix" not in two.run("srun", "--mpi=list", check=False):
         pytest.skip("this SLURM has no pmix")
     out = two.run(
@@ -156,8 +156,8 @@ def test_ranks_under_srun_with_pmix_are_found_through_mpi(two: Cluster, space: S
     assert "pmix: finished" in out
 
 
-def test_a_sweep_as_job_arrays(two: Cluster, space: Space) -> None:
-    """Two settings at once, then the better one on another seed; one is preempted and goes on by itself."""
+def test_sweep_as_job_arrays_survives_a_requeue(two: Cluster, space: Space) -> None:
+    """Two settings in parallel, then the better one with another seed; one is preempted and resumes."""
     (space.folder / "SWEEP.yaml").write_text(
         "{name: swept, config: quick.yaml, batches: [16], seeds: 2, search: {kind: grid}, "
         "space: {optimizer.lr: [1.0e-2, 1.0e-9]}, "

@@ -1,4 +1,4 @@
-"""slurm/train.sbatch on a real SLURM, while what happens on clusters happens."""
+"""slurm/train.sbatch on a real SLURM: time limits, preemption, failures, lost nodes, cancellation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.cluster.machine import Cluster
 
 @pytest.fixture(scope="session")
 def jobs(two: Cluster, space: Space) -> dict[str, int]:
-    """Two jobs at once on two nodes: one with two ranks on each, and one whose weights are those of a run in peace."""
+    """Two simultaneous jobs on two nodes: one with two ranks per node, and one that runs without interruption."""
     pair = ("-N2", "--ntasks-per-node=2", "--gpus-per-node=1", "--cpus-per-task=1", TRAIN, "quick.yaml")
     jobs = {
         "pair": two.submit(space.folder, *pair, "name=pair", "duration=20 steps", **space.environment()),
@@ -30,20 +30,20 @@ def jobs(two: Cluster, space: Space) -> dict[str, int]:
 
 @pytest.fixture(scope="session")
 def whole(jobs: dict[str, int], space: Space) -> bytes:
-    """The weights of a run on two nodes that nothing has interrupted."""
+    """The weights of an uninterrupted run on two nodes."""
     return space.weights("whole")
 
 
 def check_history(space: Space, name: str, restarts: int) -> None:
-    """One run directory, one metrics file, every step in it once, and curves that go on."""
+    """Check that one metrics file has every step once and that the run finished."""
     history = metrics.read(space.run(name))
     assert [line["step"] for line in history.train] == list(range(1, 121))
-    # SLURM may take a job back once more, when it repeats what it could not say to a node that was away.
+    # SLURM may requeue a job once more, when it repeats a message that a lost node did not receive.
     assert len(history.start) >= restarts + 1
     assert history.state == "finished"
 
 
-def test_two_nodes_with_two_ranks_each_and_two_jobs_at_once(jobs: dict[str, int], space: Space) -> None:
+def test_two_jobs_share_two_nodes_with_different_ports(jobs: dict[str, int], space: Space) -> None:
     log = (space.folder / f"logs/{jobs['pair']}-rank0.log").read_text()
     assert "16 = 4 micro x 1 accumulation x 4 processes" in log
     assert "pair: finished" in log
@@ -51,22 +51,22 @@ def test_two_nodes_with_two_ranks_each_and_two_jobs_at_once(jobs: dict[str, int]
         assert "plan of" not in (space.folder / f"logs/{jobs['pair']}-rank{rank}.log").read_text()
     assert space.step("pair") == 20
     check_history(space, "whole", 0)
-    meetings = [re.search(r"meeting at (\S+):(\d+)", space.story(job)) for job in jobs.values()]
-    assert meetings[0]
-    assert meetings[1]
-    assert meetings[0][1] == meetings[1][1] == "node1"
-    assert meetings[0][2] != meetings[1][2]
+    addresses = [re.search(r"rendezvous at (\S+):(\d+)", space.output(job)) for job in jobs.values()]
+    assert addresses[0]
+    assert addresses[1]
+    assert addresses[0][1] == addresses[1][1] == "node1"
+    assert addresses[0][2] != addresses[1][2]
 
 
 @pytest.mark.full
-def test_time_limit_with_the_controller_away_then_finish(two: Cluster, space: Space, whole: bytes) -> None:
+def test_time_limit_while_the_controller_is_down_requeues_the_job(two: Cluster, space: Space, whole: bytes) -> None:
     environment = space.environment(TEST_STEP="0.4")
-    # SLURM looks every 30 s, and gives the notice up to as much too early: here 20 to 50 s after the start.
+    # SLURM checks limits every 30 s and may send the signal that much early: here 20 to 50 s after the start.
     options = ("-N2", "--time=10", "--signal=USR2@550", *ONE_EACH)
     job = two.submit(space.folder, *options, TRAIN, "quick.yaml", "name=limited", **environment)
     two.wait_for(job, "RUNNING")
     wait_for_step(two, space, "limited", 1)
-    # The job runs on, saves and asks to be requeued while nobody is there to hear it.
+    # The job saves and requests its requeue while the controller is down.
     two.wait(lambda: bool(space.events("limited", "checkpoint")), 240, "the signal")
     two.stop_controller()
     time.sleep(3)
@@ -75,15 +75,15 @@ def test_time_limit_with_the_controller_away_then_finish(two: Cluster, space: Sp
     two.run("scontrol", "update", f"jobid={job}", "timelimit=60")  # once is enough
     two.wait_for(job, "COMPLETED")
     assert space.weights("limited") == whole
-    said = [str(a["reason"]) for a in space.attempts("limited") if a["event"] == "end"]
-    assert "after a signal" in said[0], space.story(job)
-    check_history(space, "limited", len(said) - 1)
-    assert "stopped by SIGUSR2 at step" in space.story(job)
+    reasons = [str(a["reason"]) for a in space.attempts("limited") if a["event"] == "end"]
+    assert "after a signal" in reasons[0], space.output(job)
+    check_history(space, "limited", len(reasons) - 1)
+    assert "stopped by SIGUSR2 at step" in space.output(job)
 
 
-def test_preemption_by_a_job_that_comes_first(two: Cluster, space: Space, whole: bytes) -> None:
+def test_preempted_job_resumes(two: Cluster, space: Space, whole: bytes) -> None:
     environment = space.environment(TEST_STEP="0.03")
-    # The first port that this job would take is taken.
+    # Occupy the first port that this job would use.
     last = two.submit(space.folder, "--wrap=true")
     port = next(rendezvous.ports(last + 1))
     listen = f"import socket, time\ns = socket.create_server(('', {port}))\ntime.sleep(300)"
@@ -100,8 +100,8 @@ def test_preemption_by_a_job_that_comes_first(two: Cluster, space: Space, whole:
     check_history(space, "preempted", 1)
     launches = len(space.events("preempted", "start"))
     assert len(list((space.run("preempted") / "logs/tensorboard").glob("events*"))) == launches
-    assert "stopped by SIGTERM at step" in space.story(job)
-    first = re.search(r"meeting at node1:(\d+)", space.story(job))
+    assert "stopped by SIGTERM at step" in space.output(job)
+    first = re.search(r"rendezvous at node1:(\d+)", space.output(job))
     assert first
     assert int(first[1]) != port
 
@@ -119,7 +119,9 @@ def test_killed_rank_is_requeued_and_ends_in_the_same_weights(two: Cluster, spac
 
 
 @pytest.mark.full
-def test_a_rank_killed_a_link_silent_and_both_nodes_dark_in_turn(two: Cluster, space: Space, whole: bytes) -> None:
+def test_job_survives_a_killed_rank_a_silent_link_and_the_loss_of_each_node(
+    two: Cluster, space: Space, whole: bytes
+) -> None:
     arguments = (TRAIN, "quick.yaml", "name=unlucky", "checkpoint.every=10 steps")
     job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment(TEST_STEP="0.1"))
 
@@ -134,11 +136,11 @@ def test_a_rank_killed_a_link_silent_and_both_nodes_dark_in_turn(two: Cluster, s
     restarted(2, 35)
     assert space.begins("unlucky")[1]["step"] == 10
     two.silence("node2")
-    two.wait(lambda: "rank 1 on node2 has been silent for" in space.story(job), 120, "the heartbeat to tell")
+    two.wait(lambda: "rank 1 on node2 has been silent for" in space.output(job), 120, "the message of the heartbeat")
     two.wait(
-        lambda: re.search("rank 0 (has not answered|cannot be reached)", space.story(job)) is not None,
+        lambda: re.search("rank 0 (has not answered|cannot be reached)", space.output(job)) is not None,
         30,
-        "rank 1 to tell",
+        "the message of rank 1",
     )
     two.mend("node2")
 
@@ -155,21 +157,21 @@ def test_a_rank_killed_a_link_silent_and_both_nodes_dark_in_turn(two: Cluster, s
     two.wait_for(job, "COMPLETED")
     assert space.weights("unlucky") == whole
     check_history(space, "unlucky", 4)
-    assert "the attempt before ended without a word" in space.story(job)
+    assert "the previous attempt recorded no end" in space.output(job)
     assert space.attempts("unlucky")[-1]["reason"] == "finished"
 
 
-def test_the_same_failure_twice_stops_the_job(two: Cluster, space: Space) -> None:
+def test_same_failure_twice_stops_the_job(two: Cluster, space: Space) -> None:
     arguments = (TRAIN, "quick.yaml", "name=failing", "checkpoint.every=10 steps")
     job = two.submit(space.folder, "-N1", *ONE_EACH, *arguments, **space.environment(TEST_FAIL="25"))
     two.wait_for(job, "FAILED")
-    said = [a for a in space.attempts("failing") if a["event"] == "end"]
-    assert [a["saved"] for a in said] == [20, 20]
-    assert "failed twice at step" in str(said[-1]["reason"])
+    ends = [a for a in space.attempts("failing") if a["event"] == "end"]
+    assert [a["saved"] for a in ends] == [20, 20]
+    assert "failed twice at step" in str(ends[-1]["reason"])
     assert "the test wants this rank to fail" in (space.folder / f"logs/{job}-rank0.log").read_text()
 
 
-def test_scancel_leaves_a_good_checkpoint_and_stays_cancelled(two: Cluster, space: Space, whole: bytes) -> None:
+def test_cancelled_job_saves_a_checkpoint_and_is_not_requeued(two: Cluster, space: Space, whole: bytes) -> None:
     arguments = (TRAIN, "quick.yaml", "name=cancelled")
     environment = space.environment(TEST_STEP="0.03", BELLWETHER_RESTARTS="0")
     job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **environment)
@@ -181,27 +183,27 @@ def test_scancel_leaves_a_good_checkpoint_and_stays_cancelled(two: Cluster, spac
     (end,) = (a for a in space.attempts("cancelled") if a["event"] == "end")
     assert "cancelled" in str(end["reason"])
     assert int(str(end["saved"])) >= 20
-    # A second sbatch goes on from there; a third finds nothing to do.
+    # A second sbatch resumes; a third has nothing to do.
     again = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment())
     two.wait_for(again, "COMPLETED")
     assert space.weights("cancelled") == whole
     check_history(space, "cancelled", 1)
     third = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment())
     two.wait_for(third, "COMPLETED")
-    assert "is finished, nothing is left to do" in space.story(third)
+    assert "is finished, nothing to do" in space.output(third)
     check_history(space, "cancelled", 1)
 
 
-def test_restarts_that_are_spent(two: Cluster, space: Space) -> None:
+def test_job_stops_when_no_restarts_are_left(two: Cluster, space: Space) -> None:
     environment = space.environment(TEST_FAIL="3", BELLWETHER_RESTARTS="0")
     job = two.submit(space.folder, "-N1", *ONE_EACH, TRAIN, "quick.yaml", "name=spent", **environment)
     two.wait_for(job, "FAILED")
-    assert "BELLWETHER_RESTARTS allows 0 restarts" in space.story(job)
+    assert "BELLWETHER_RESTARTS allows 0 restarts" in space.output(job)
     assert two.show(job)["Restarts"] == "0"
 
 
-def test_three_nodes_and_srun_by_hand(three: Cluster, space: Space) -> None:
-    # Without the script: every task works out for itself where all meet.
+def test_srun_by_hand_on_three_nodes(three: Cluster, space: Space) -> None:
+    # Without the batch script, every task derives address and port itself.
     out = three.run(
         "srun", "-N3", "--ntasks-per-node=1", f"--chdir={space.folder}", os.path.join(os.sys.prefix, "bin/python"), "-m",
         "bellwether.trainer", "quick.yaml", "name=three", "batch.global=15", "duration=10 steps", **space.environment(), timeout=300,
@@ -210,7 +212,7 @@ def test_three_nodes_and_srun_by_hand(three: Cluster, space: Space) -> None:
     assert space.step("three") == 10
 
 
-def test_a_job_array(three: Cluster, space: Space) -> None:
+def test_job_array(three: Cluster, space: Space) -> None:
     runs = space.folder / "runs.txt"
     runs.write_text(
         "quick.yaml name=array1 'duration=5 steps' seed=1\nquick.yaml name=array2 'duration=5 steps' seed=2\n"
@@ -223,12 +225,12 @@ def test_a_job_array(three: Cluster, space: Space) -> None:
         assert f"array{task}: finished" in (space.folder / f"logs/{job}_{task}-rank0.log").read_text()
 
 
-def test_the_fallback_reads_host_lists_as_scontrol_does(two: Cluster) -> None:
+def test_host_list_parser_agrees_with_scontrol(two: Cluster) -> None:
     for text in ("rack[1-2]n[3-4],x7", "node1", "a[01-03,7],b[9-11]", "n[0-1][2-3]", "c[098-101]"):
         assert rendezvous.expand(text) == two.run("scontrol", "show", "hostnames", text).split()
 
 
-def test_no_port_of_two_jobs_is_the_same_at_first() -> None:
+def test_different_jobs_begin_with_different_ports() -> None:
     assert len({next(rendezvous.ports(job)) for job in range(1000, 1500)}) == 500
     with socket.create_server(("", 0)) as server:
         assert not rendezvous.is_free(server.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What bellwether launch would start, and what it refuses, without starting anything."""
+"""bellwether launch without starting a run: the commands and scripts that it builds, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from bellwether import cli
-from bellwether.launcher import ssh
-from bellwether.launcher.status import logs, status
+from bellwether.launcher import console, ssh
+from bellwether.launcher.logs import logs
+from bellwether.launcher.status import status
 from bellwether.trainer import metrics
 
 CONFIG = str(Path(__file__).parents[2] / "configs/resnet-digits.yaml")
 
 
-def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]]:
+def dry_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]]:
     assert cli.main(["launch", CONFIG, *arguments, "--dry-run"]) == 0, capsys.readouterr().err
     return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -27,45 +28,45 @@ def hosts(tmp_path: Path) -> str:
     return str(file)
 
 
-def test_mpirun(capsys: pytest.CaptureFixture[str], hosts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpirun_command(capsys: pytest.CaptureFixture[str], hosts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     monkeypatch.setenv("HF_TOKEN", "secret")
-    (command,) = shown(capsys, "data.source=a b", "--on", "mpi", "--hostfile", hosts)
+    (command,) = dry_run(capsys, "data.source=a b", "--on", "mpi", "--hostfile", hosts)
     assert command[:3] == ["mpirun", "-np", "8"]
     assert command[command.index("--host") + 1] == "me@node1:4,node2:4"
     assert command[command.index("NCCL_DEBUG") - 1] == "-x"
     assert "HF_TOKEN" not in command
     assert command[-4:] == ["-m", "bellwether.trainer", CONFIG, "data.source=a b"]
-    (command,) = shown(capsys, "--on", "mpi", "--nodes", "2", "--tasks-per-node", "3", "batch.global=240")
+    (command,) = dry_run(capsys, "--on", "mpi", "--nodes", "2", "--tasks-per-node", "3", "batch.global=240")
     assert command[:3] == ["mpirun", "-np", "6"]
     assert command[command.index("--map-by") + 1] == "ppr:3:node"
 
 
-def test_ssh(capsys: pytest.CaptureFixture[str], hosts: str) -> None:
-    first, second = shown(capsys, "data.source=a b", "--on", "ssh", "--hostfile", hosts)
+def test_ssh_commands(capsys: pytest.CaptureFixture[str], hosts: str) -> None:
+    first, second = dry_run(capsys, "data.source=a b", "--on", "ssh", "--hostfile", hosts)
     assert first[0] == second[0] == "ssh"
     assert (first[-2], second[-2]) == ("me@node1", "node2")
     for index, command in enumerate((first, second)):
-        there = shlex.split(command[-1])
-        assert f"--node-rank={index}" in there
-        assert "--nnodes=2" in there
-        assert "--nproc-per-node=4" in there
-        assert "--master-addr=node1" in there  # not me@node1
-        assert there[-3:] == ["bellwether.trainer", CONFIG, "data.source=a b"]
+        remote = shlex.split(command[-1])
+        assert f"--node-rank={index}" in remote
+        assert "--nnodes=2" in remote
+        assert "--nproc-per-node=4" in remote
+        assert "--master-addr=node1" in remote  # not me@node1
+        assert remote[-3:] == ["bellwether.trainer", CONFIG, "data.source=a b"]
 
 
-def test_local(capsys: pytest.CaptureFixture[str]) -> None:
-    assert shown(capsys, "--tasks-per-node", "2") == [["bellwether", "train", CONFIG, "--nproc", "2"]]
+def test_local_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dry_run(capsys, "--tasks-per-node", "2") == [["bellwether", "train", CONFIG, "--nproc", "2"]]
 
 
 @pytest.fixture(autouse=True)
-def outside_of_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def outside_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "PE_HOSTFILE"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_variable_of_sbatch_does_not_win_over_what_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "sbatch").write_text("#!/bin/sh\nenv > said.env\ncat > said.sh\necho 7\n")
+def test_command_line_overrides_the_variables_of_sbatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\nenv > given.env\ncat > given.sh\necho 7\n")
     for tool in ("srun", "scontrol", "squeue"):
         (tmp_path / tool).write_text("#!/bin/sh\nexit 1\n")
     for tool in tmp_path.iterdir():
@@ -75,10 +76,10 @@ def test_a_variable_of_sbatch_does_not_win_over_what_was_typed(monkeypatch: pyte
     monkeypatch.setenv("SBATCH_TIMELIMIT", "5")
     monkeypatch.setenv("SBATCH_PARTITION", "slow")
     assert cli.main(["launch", CONFIG, "--on", "slurm", "--time", "1:00:00", "--sbatch=--exclude=node3"]) == 0
-    said = (tmp_path / "said.env").read_text()
-    assert "SBATCH_TIMELIMIT" not in said
-    assert "SBATCH_PARTITION=slow" in said
-    script = (tmp_path / "said.sh").read_text()
+    environment = (tmp_path / "given.env").read_text()
+    assert "SBATCH_TIMELIMIT" not in environment
+    assert "SBATCH_PARTITION=slow" in environment
+    script = (tmp_path / "given.sh").read_text()
     assert "#SBATCH --time=1:00:00\n" in script
     assert "#SBATCH --exclude=node3\n" in script
 
@@ -86,22 +87,24 @@ def test_a_variable_of_sbatch_does_not_win_over_what_was_typed(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--on", "ssh"], "--hostfile: 'none': is needed with --on ssh"),
-        (["--on", "mpi"], "--hostfile: 'none': is needed with --on mpi, outside of an allocation"),
+        (["--on", "ssh"], "--hostfile: 'none': is required with --on ssh"),
+        (["--on", "mpi"], "--hostfile: 'none': is required with --on mpi, outside of an allocation"),
         (
             ["--on", "mpi", "--sbatch=--exclude=a", "--nodes", "2"],
-            "--sbatch: ['--exclude=a']: has no meaning with --on mpi",
+            "--sbatch: ['--exclude=a']: does not apply to --on mpi",
         ),
-        (["--on", "local", "--nodes", "2"], "--nodes: 2: has no meaning with --on local"),
-        (["--on", "mpi", "--time", "1:00"], "--time: '1:00': has no meaning with --on mpi"),
+        (["--on", "local", "--nodes", "2"], "--nodes: 2: does not apply to --on local"),
+        (["--on", "mpi", "--time", "1:00"], "--time: '1:00': does not apply to --on mpi"),
         (["--on", "mpi", "--hostfile", "nowhere"], "--hostfile: 'nowhere': cannot be read"),
         (["--on", "slurm", "--nodes", "3"], "batch.global: 256: cannot be shared by 24 processes alike"),
-        (["--on", "slurm", "engine.world_size=7"], "engine.world_size: 7: 8 processes are to be started"),
+        (["--on", "slurm", "engine.world_size=7"], "engine.world_size: 7: 8 processes would be started"),
         (["--on", "slurm", "--site", "nowhere.yaml"], "--site: 'nowhere.yaml': cannot be read"),
         (["batch.globl=3"], "batch.globl"),
     ],
 )
-def test_what_is_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+def test_invalid_options_and_configs_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
     assert cli.main(["launch", CONFIG, *arguments, "--dry-run"]) == 2
     out, error = capsys.readouterr()
     assert out == ""
@@ -109,26 +112,26 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], arguments: list[str
     assert "Traceback" not in error
 
 
-def test_hosts_with_different_slots_are_refused_over_ssh(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_ssh_refuses_hosts_with_different_slots(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "hosts"
     file.write_text("a slots=2\nb slots=4\n")
     assert cli.main(["launch", CONFIG, "--on", "ssh", "--hostfile", str(file)]) == 2
     assert "different slots: [2, 4]" in capsys.readouterr().err
 
 
-def test_dry_run_prints_the_script_and_nothing_else(
+def test_dry_run_prints_only_the_script(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["launch", CONFIG, "--on", "slurm", "--nodes", "2", "--dry-run"]) == 0
     out, error = capsys.readouterr()
     assert out.startswith("#!/usr/bin/env bash\n")
-    assert out.endswith('exit "$verdict"\n')
+    assert out.endswith('exit "$exit_code"\n')
     assert error == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_doctor_sees_at_a_glance_stops_a_launch(
+def test_failed_quick_check_prevents_the_launch(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -137,20 +140,20 @@ def test_what_the_doctor_sees_at_a_glance_stops_a_launch(
     out, error = capsys.readouterr()
     assert out == ""
     assert "sbatch" in error
-    assert "not launched; bellwether doctor tells more" in error
+    assert "not launched; bellwether doctor shows all checks" in error
 
 
 @pytest.mark.process
-def test_the_guard_at_the_other_end_stops_when_nobody_is_left(tmp_path: Path) -> None:
+def test_remote_supervisor_ends_its_command_when_the_connection_closes(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    mark = tmp_path / "told"
+    mark = tmp_path / "terminated"
     program = f"import signal, sys, time\nsignal.signal(15, lambda *_: (open({str(mark)!r}, 'w').close(), sys.exit(9)))\nprint('up', flush=True)\ntime.sleep(60)"
     command = [
         sys.executable,
         "-c",
-        f"import sys; from bellwether.launcher.ssh import guard; sys.exit(guard([sys.executable, '-c', {program!r}]))",
+        f"import sys; from bellwether.launcher.ssh import supervise; sys.exit(supervise([sys.executable, '-c', {program!r}]))",
     ]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(CONFIG).parents[1]
@@ -164,7 +167,7 @@ def test_the_guard_at_the_other_end_stops_when_nobody_is_left(tmp_path: Path) ->
     assert ssh.commands(["a"], 1, ["x"], 1)[0][0] == "ssh"
 
 
-def test_status_of_a_run_without_a_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_and_logs_of_a_run_without_a_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("# bellwether\nname: x\n")
     writer = metrics.Metrics(tmp_path)
     writer.write("start", step=0, samples=0, resumed_from=None)
@@ -183,14 +186,15 @@ def test_status_of_a_run_without_a_scheduler(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.process
-def test_one_host_that_fails_ends_the_others_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+def test_failed_host_ends_the_others_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     import signal
     import subprocess
     import sys
 
+    console.setup()
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-    guarded = "from bellwether.launcher.ssh import guard; import sys; sys.exit(guard([sys.executable, '-c', 'import time; time.sleep(60)']))"
-    programs = ["import sys; sys.exit(3)", guarded]
+    supervised = "from bellwether.launcher.ssh import supervise; import sys; sys.exit(supervise([sys.executable, '-c', 'import time; time.sleep(60)']))"
+    programs = ["import sys; sys.exit(3)", supervised]
     processes = [
         subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, cwd=Path(CONFIG).parents[1])
         for program in programs
@@ -201,4 +205,4 @@ def test_one_host_that_fails_ends_the_others_and_is_named(capfd: pytest.CaptureF
         for number, handler in kept.items():
             signal.signal(number, handler)
     assert processes[1].wait(20) == 128 + signal.SIGTERM
-    assert "a ended with status 3" in capfd.readouterr().err
+    assert "a exited with status 3" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""bellwether train, as people type it: what it prints, how it fails, how it ends."""
+"""bellwether train as a subprocess: its output, its errors, signals, and resuming."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from bellwether.launcher.local import _explain
+from bellwether.launcher import console
+from bellwether.launcher.local import _report_failure
 from tests.precision import subprocess_path
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory to run in, with a config that takes a second a run and one that never ends."""
+    """A working directory with one config that trains in a second and one that never ends."""
     folder = tmp_path_factory.mktemp("space")
     (folder / "quick.yaml").write_text(
         f"""
@@ -85,7 +86,7 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
 
 
 @pytest.mark.process
-def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
+def test_train_prints_a_summary_and_writes_report_and_export(space: Path) -> None:
     arguments = ("bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3")
     status, out, error = finish(start(space, *arguments, SLURM_STEP_NUM_TASKS="1"))
     assert status == 0, error
@@ -94,13 +95,13 @@ def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
     assert (space / "runs/done/export/model.safetensors").is_file()
     assert steps(space, "done") == [1, 2, 3, 4]
     assert "2 processes" in error
-    # Again: nothing is left to do, and nothing is lost.
+    # The same command on a finished run changes nothing.
     status, out, error = finish(
         start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3")
     )
     assert status == 0, error
     assert steps(space, "done") == [1, 2, 3, 4]
-    # Another config in the same directory is refused, once.
+    # A different config for the same run directory is refused, with one message.
     status, out, error = finish(
         start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=4")
     )
@@ -111,7 +112,7 @@ def test_train_ends_with_a_table_a_report_and_an_export(space: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("recipe", ["bert-tiny", "resnet-digits"])
-def test_the_small_recipes_run(space: Path, recipe: str) -> None:
+def test_small_recipes_run(space: Path, recipe: str) -> None:
     arguments = (f"data.cache={space}/cache", "stop_after=3 steps", "evaluate.limit=64")
     status, out, error = finish(
         start(space, "bellwether", "train", f"{ROOT}/configs/{recipe}.yaml", "--nproc", "2", *arguments)
@@ -122,7 +123,7 @@ def test_the_small_recipes_run(space: Path, recipe: str) -> None:
 
 
 @pytest.mark.process
-def test_a_killed_launcher_takes_its_ranks_along_and_a_second_run_is_kept_out(space: Path) -> None:
+def test_ranks_exit_when_the_launcher_is_killed_and_a_running_run_is_locked(space: Path) -> None:
     process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=orphans")
     wait_for_step(process, space, "orphans", 3)
     status, _, error = finish(start(space, "bellwether.trainer", "long.yaml", "name=orphans"))
@@ -136,7 +137,7 @@ def test_a_killed_launcher_takes_its_ranks_along_and_a_second_run_is_kept_out(sp
 
 
 @pytest.mark.process
-def test_torchrun_by_hand_also_within_a_step_of_srun(space: Path) -> None:
+def test_torchrun_by_hand_inside_a_step_of_srun(space: Path) -> None:
     status, _, error = finish(
         start(space, "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint",
               "127.0.0.1:0", "-m", "bellwether.trainer", "quick.yaml", "name=torchrun", "engine.world_size=2", SLURM_STEP_NUM_TASKS="1")
@@ -146,7 +147,7 @@ def test_torchrun_by_hand_also_within_a_step_of_srun(space: Path) -> None:
 
 
 @pytest.mark.process
-def test_another_number_of_processes_than_asked_for_is_refused(space: Path) -> None:
+def test_unexpected_world_size_is_refused(space: Path) -> None:
     for arguments, environment, who in (
         (["engine.world_size=2"], {}, "engine.world_size asked for 2"),
         ([], {"BELLWETHER_WORLD_SIZE": "2"}, "bellwether --nproc"),
@@ -171,7 +172,7 @@ def test_another_number_of_processes_than_asked_for_is_refused(space: Path) -> N
         (["nothing.yaml"], ["nothing.yaml"]),
     ],
 )
-def test_a_bad_config_is_told_once_before_any_process_starts(
+def test_invalid_config_is_refused_once_before_any_process_starts(
     space: Path, overrides: list[str], words: list[str]
 ) -> None:
     status, out, error = finish(start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", *overrides), 30)
@@ -197,15 +198,15 @@ if os.environ.get("RANK") == "1":
 
 
 @pytest.mark.process
-def test_one_ranks_failure_ends_the_run_with_its_error_first(space: Path, tmp_path: Path) -> None:
+def test_failed_rank_ends_the_run_and_its_error_comes_first(space: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(FAILING)
     status, _, error = finish(
         start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=failing", PYTHONPATH=str(tmp_path))
     )
     assert status == 1
     assert "rank 1 failed" in error
-    told = error[error.index("bellwether: rank 1") :]
-    assert "the disk of rank 1 is on fire" in told
+    report = error[error.index("bellwether: rank 1") :]
+    assert "the disk of rank 1 is on fire" in report
     assert error.count("Traceback") == 1, error
 
 
@@ -221,7 +222,7 @@ if os.environ.get("RANK") == "1":
 
 
 @pytest.mark.process
-def test_a_users_error_that_one_rank_alone_meets_is_told(space: Path, tmp_path: Path) -> None:
+def test_config_error_of_a_single_rank_is_reported(space: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(UNREADABLE)
     status, _, error = finish(
         start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=unreadable", PYTHONPATH=str(tmp_path))
@@ -231,19 +232,20 @@ def test_a_users_error_that_one_rank_alone_meets_is_told(space: Path, tmp_path: 
     assert "Traceback" not in error
 
 
-def test_of_two_failures_within_a_second_the_first_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_first_of_two_failures_within_a_second_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     failures = {}
-    for rank, status, said in (0, 1, "connection reset"), (1, 2, "ConfigError: no such file"):
+    for rank, status, text in (0, 1, "connection reset"), (1, 2, "ConfigError: no such file"):
         file = tmp_path / f"{rank}.json"
-        file.write_text(json.dumps({"message": {"message": said, "extraInfo": {"timestamp": "1700000000"}}}))
+        file.write_text(json.dumps({"message": {"message": text, "extraInfo": {"timestamp": "1700000000"}}}))
         os.utime(file, (1.7e9, 1.7e9 - rank / 100))
         failures[rank] = ProcessFailure(rank, 1, status, str(file))
-    assert _explain(ChildFailedError("trainer", failures), tmp_path) == 2
+    console.setup()
+    assert _report_failure(ChildFailedError("trainer", failures), tmp_path) == 2
     assert capsys.readouterr().err == "bellwether: rank 1: no such file\n"
 
 
 @pytest.mark.process
-def test_a_killed_rank_ends_the_run(space: Path) -> None:
+def test_killed_rank_ends_the_run(space: Path) -> None:
     process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=killed")
     wait_for_step(process, space, "killed", 3)
     children = ranks_of(process)
@@ -255,14 +257,14 @@ def test_a_killed_rank_ends_the_run(space: Path) -> None:
 
 
 @pytest.mark.process
-def test_ctrl_c_ends_all_ranks_and_the_same_command_goes_on(space: Path) -> None:
+def test_ctrl_c_ends_all_ranks_and_the_same_command_resumes(space: Path) -> None:
     process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=interrupted")
     wait_for_step(process, space, "interrupted", 7)
     children = ranks_of(process)
     os.killpg(process.pid, signal.SIGINT)
     status, _, error = finish(process, 180)
     assert status == 130
-    assert "goes on from the newest checkpoint" in error
+    assert "resumes from the newest checkpoint" in error
     assert "Traceback" not in error, error
     assert not any(child.is_running() for child in children.values())
     before = max(steps(space, "interrupted"))
@@ -285,12 +287,12 @@ def test_ctrl_c_ends_all_ranks_and_the_same_command_goes_on(space: Path) -> None
 
 @pytest.mark.process
 @pytest.mark.parametrize("to", ["launcher", "rank"])
-def test_a_notice_saves_at_the_next_step_and_the_end_is_the_same_to_the_bit(space: Path, to: str) -> None:
+def test_signal_saves_at_the_next_step_and_the_resumed_run_ends_bit_identical(space: Path, to: str) -> None:
     config = ("bellwether", "train", "quick.yaml", "--nproc", "2", "duration=60 steps", "log.every=1000 steps")
     status, _, error = finish(start(space, *config, "name=whole"))
     assert status == 0, error
-    process = start(space, *config, f"name=noticed-{to}", "log.every=1 steps")
-    wait_for_step(process, space, f"noticed-{to}", 5)
+    process = start(space, *config, f"name=signalled-{to}", "log.every=1 steps")
+    wait_for_step(process, space, f"signalled-{to}", 5)
     if to == "rank":
         ranks_of(process)[1].send_signal(signal.SIGUSR2)
     else:
@@ -301,17 +303,17 @@ def test_a_notice_saves_at_the_next_step_and_the_end_is_the_same_to_the_bit(spac
     stopped = re.search(rf"stopped by {name} at step (\d+)", error)
     assert stopped, error
     assert int(stopped[1]) < 60
-    assert (space / f"runs/noticed-{to}/checkpoints/step-{int(stopped[1]):08d}").is_dir()
-    assert not (space / f"runs/noticed-{to}/finished.json").exists()
-    status, _, error = finish(start(space, *config, f"name=noticed-{to}"))
+    assert (space / f"runs/signalled-{to}/checkpoints/step-{int(stopped[1]):08d}").is_dir()
+    assert not (space / f"runs/signalled-{to}/finished.json").exists()
+    status, _, error = finish(start(space, *config, f"name=signalled-{to}"))
     assert status == 0, error
-    assert (space / f"runs/noticed-{to}/finished.json").is_file()
-    exports = [space / "runs" / run / "export/model.safetensors" for run in ("whole", f"noticed-{to}")]
+    assert (space / f"runs/signalled-{to}/finished.json").is_file()
+    exports = [space / "runs" / run / "export/model.safetensors" for run in ("whole", f"signalled-{to}")]
     assert exports[0].read_bytes() == exports[1].read_bytes()
 
 
 @pytest.mark.process
-def test_a_process_of_a_run_may_open_as_many_files_as_the_system_lets_it() -> None:
+def test_limit_of_open_files_is_raised_to_the_hard_limit() -> None:
     program = (
         "import resource\n"
         "from bellwether.trainer.__main__ import _allow_open_files\n"
@@ -331,7 +333,7 @@ if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "bellwether.t
     def step(self, batches, taken=[]):
         taken.append(1)
         if len(taken) == 3:
-            os.kill(os.getpid(), 19)  # SIGSTOP: alive for the system, silent for all others
+            os.kill(os.getpid(), 19)  # SIGSTOP: the process exists, but does not respond
         original(self, batches)
     bellwether.trainer.step_metrics.StepMetrics.step = step
 """
@@ -339,9 +341,9 @@ if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "bellwether.t
 
 @pytest.mark.process
 @pytest.mark.parametrize("silent", [0, 1])
-def test_a_rank_that_falls_silent_ends_the_run_and_is_named(space: Path, tmp_path: Path, silent: int) -> None:
+def test_silent_rank_ends_the_run_and_is_named(space: Path, tmp_path: Path, silent: int) -> None:
     (tmp_path / "sitecustomize.py").write_text(HANGING)
-    # The store stands outside of the ranks, as torchrun's does, but nobody sends the others a signal.
+    # The store is outside of the ranks, as torchrun's is, but no agent sends signals to the other rank.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = [
         start(
@@ -365,7 +367,7 @@ def test_a_rank_that_falls_silent_ends_the_run_and_is_named(space: Path, tmp_pat
 
 
 @pytest.mark.process
-def test_report_of_a_run_and_of_nothing(space: Path) -> None:
+def test_report_is_rebuilt_for_a_run_and_refused_elsewhere(space: Path) -> None:
     finish(start(space, "bellwether", "train", "quick.yaml", "name=reported"))
     (space / "runs/reported/report.html").unlink()
     status, out, _ = finish(start(space, "bellwether", "report", "runs/reported"))

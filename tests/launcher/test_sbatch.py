@@ -1,4 +1,4 @@
-"""The text that is submitted to SLURM: to the letter, and as bash and shellcheck read it."""
+"""The sbatch scripts: compared with golden files, and checked by bash and shellcheck."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ def request(*overrides: str, **options: object) -> launch.Request:
     return launch.Request(str(ROOT / "configs/bert-tiny.yaml"), list(overrides), "slurm", **options)  # type: ignore[arg-type]
 
 
-def rendered(asked: launch.Request) -> str:
-    config = load(asked.config, asked.overrides)
-    where = site_config.load(asked.site)
-    return sbatch.render(launch.job(asked, config, where), where, ["configs/bert-tiny.yaml", *asked.overrides])
+def rendered(given: launch.Request) -> str:
+    config = load(given.config, given.overrides)
+    site = site_config.load(given.site)
+    return sbatch.render(launch.job(given, config, site), site, ["configs/bert-tiny.yaml", *given.overrides])
 
 
 def golden() -> str:
-    asked = request("name=it's", "data.source=my books/*.txt", nodes=16, time="12:00:00", site=str(EXAMPLE))
-    config = load(asked.config, ["name=its"])
-    where = site_config.load(asked.site)
-    return sbatch.render(launch.job(asked, config, where), where, ["configs/bert-tiny.yaml", *asked.overrides])
+    given = request("name=it's", "data.source=my books/*.txt", nodes=16, time="12:00:00", site=str(EXAMPLE))
+    config = load(given.config, ["name=its"])
+    site = site_config.load(given.site)
+    return sbatch.render(launch.job(given, config, site), site, ["configs/bert-tiny.yaml", *given.overrides])
 
 
-def test_the_scripts_in_slurm_are_what_launch_submits() -> None:
+def test_scripts_in_slurm_are_rendered_by_sbatch() -> None:
     assert (ROOT / "slurm/train.sbatch").read_text() == sbatch.render(sbatch.Job(), site_config.Site())
     assert (ROOT / "slurm/sweep.sbatch").read_text() == sbatch.render(sbatch.Job(sweep=True), site_config.Site())
 
 
-def test_a_whole_site_to_the_letter() -> None:
+def test_script_of_a_complete_site_equals_the_golden_file() -> None:
     assert golden() == GOLDEN.read_text()
 
 
-def test_the_body_is_the_same_by_hand_and_by_launch() -> None:
+def test_body_is_the_same_when_submitted_by_hand_and_by_launch() -> None:
     body = sbatch._body(sbatch.Job())
     assert rendered(request(nodes=2)).endswith(body)
     assert (ROOT / "slurm/train.sbatch").read_text().endswith(body)
@@ -60,24 +60,24 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("reader", [["bash", "-n"], ["shellcheck", "--shell=bash"]], ids=["bash", "shellcheck"])
-def test_bash_and_shellcheck_find_nothing(tmp_path: Path, name: str, reader: list[str]) -> None:
-    if shutil.which(reader[0]) is None:
-        pytest.skip(f"no {reader[0]} here (scripts/install-system.sh)")
+@pytest.mark.parametrize("checker", [["bash", "-n"], ["shellcheck", "--shell=bash"]], ids=["bash", "shellcheck"])
+def test_scripts_pass_bash_and_shellcheck(tmp_path: Path, name: str, checker: list[str]) -> None:
+    if shutil.which(checker[0]) is None:
+        pytest.skip(f"no {checker[0]} here (scripts/install-system.sh)")
     file = tmp_path / "script"
     file.write_text(SCRIPTS[name]())
-    done = subprocess.run([*reader, str(file)], capture_output=True, text=True)
+    done = subprocess.run([*checker, str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_arguments_reach_the_trainer_as_they_were_typed(tmp_path: Path) -> None:
+def test_arguments_are_quoted_for_the_shell(tmp_path: Path) -> None:
     text = golden()
     line = next(line for line in text.splitlines() if line.startswith("set -- "))
-    said = subprocess.run(["bash", "-c", f'{line}\nprintf "%s\\n" "$@"'], capture_output=True, text=True, check=True)
-    assert said.stdout.splitlines() == ["configs/bert-tiny.yaml", "name=it's", "data.source=my books/*.txt"]
+    done = subprocess.run(["bash", "-c", f'{line}\nprintf "%s\\n" "$@"'], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["configs/bert-tiny.yaml", "name=it's", "data.source=my books/*.txt"]
 
 
-def test_the_command_line_counts_more_than_the_site_and_the_site_more_than_the_default() -> None:
+def test_command_line_overrides_site_and_site_overrides_default() -> None:
     text = rendered(request(site=str(EXAMPLE), time="1:00:00", partition="debug", gpus_per_node=4))
     assert "#SBATCH --time=1:00:00\n" in text
     assert "#SBATCH --partition=debug\n" in text
@@ -96,16 +96,16 @@ def test_the_command_line_counts_more_than_the_site_and_the_site_more_than_the_d
     [
         ("partitoin: gpu", ["partitoin", "did you mean 'partition'"]),
         ("gpus_per_node: -1", ["gpus_per_node: -1"]),
-        ('modules: "a\\nrm b"', ["modules", "has a form that cannot be used here"]),
-        ("environment: {9X: 1}", ["environment.9X", "has a form that cannot be used here"]),
-        ("- a", ["site", "is no mapping of keys to values"]),
-        ("partition: gpu big", ["partition: 'gpu big'", "has a form that cannot be used here"]),
-        ("sbatch: --exclusive", ["sbatch: '--exclusive'", "is no list"]),
-        ("sbatch: [exclusive]", ["sbatch.0: 'exclusive'", "has a form"]),
+        ('modules: "a\\nrm b"', ["modules", "has characters that are not allowed here"]),
+        ("environment: {9X: 1}", ["environment.9X", "has characters that are not allowed here"]),
+        ("- a", ["site", "is not a mapping of keys to values"]),
+        ("partition: gpu big", ["partition: 'gpu big'", "has characters that are not allowed here"]),
+        ("sbatch: --exclusive", ["sbatch: '--exclusive'", "is not a list"]),
+        ("sbatch: [exclusive]", ["sbatch.0: 'exclusive'", "has characters"]),
         ("a: [", ["not YAML"]),
     ],
 )
-def test_a_wrong_site_is_told_by_key(tmp_path: Path, text: str, words: list[str]) -> None:
+def test_invalid_site_is_refused_by_key(tmp_path: Path, text: str, words: list[str]) -> None:
     file = tmp_path / "site.yaml"
     file.write_text(text)
     with pytest.raises((ConfigError, ConfigErrors)) as caught:
@@ -114,7 +114,7 @@ def test_a_wrong_site_is_told_by_key(tmp_path: Path, text: str, words: list[str]
         assert word in str(caught.value)
 
 
-def test_numbers_lists_and_nothing_are_taken_as_they_are_meant(tmp_path: Path) -> None:
+def test_numbers_and_lists_become_text_and_empty_keys_are_defaults(tmp_path: Path) -> None:
     file = tmp_path / "site.yaml"
     file.write_text("account: 12345\nenvironment: {NCCL_IB_DISABLE: 1}\nmodules: [cuda/12.8, gcc]\nvenv:\nqos:\n")
     found = site_config.load(str(file))
@@ -122,10 +122,22 @@ def test_numbers_lists_and_nothing_are_taken_as_they_are_meant(tmp_path: Path) -
     assert (found.venv, found.qos) == ("", None)
 
 
-def test_a_site_that_is_named_must_be_there_and_none_need_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_site_must_exist_and_default_site_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert site_config.load() == site_config.Site()
     with pytest.raises(ConfigError, match="cannot be read"):
         site_config.load("nowhere.yaml")
     monkeypatch.setenv("BELLWETHER_SITE", str(EXAMPLE))
     assert site_config.load().partition == "gpu"
+
+
+def test_launch_uses_the_virtual_environment_that_it_runs_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("BELLWETHER_VENV", raising=False)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/activate").touch()
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    assert site_config.Site().with_venv().venv == str(tmp_path)
+    assert site_config.Site(venv="/a").with_venv().venv == "/a"
+    assert site_config.Site(container="apptainer exec x.sif").with_venv().venv == ""
+    monkeypatch.setenv("BELLWETHER_VENV", "/b")
+    assert site_config.Site().with_venv().venv == ""

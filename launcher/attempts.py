@@ -1,0 +1,113 @@
+"""The record of a run's SLURM jobs, ``<run>/logs/attempts.jsonl``: submissions, and the begin and end of each attempt."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bellwether.trainer import run_paths
+
+FILE = Path("logs", "attempts.jsonl")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job, and how it ended. The later fields are None if no end was recorded, as when the first node died."""
+
+    job: str
+    restart: int
+    time: float  # unix time of the start
+    nodes: str
+    tasks: int
+    log: str  # rank 0's output
+    step: int  # of the checkpoint that it started from; 0: none
+    ended: float | None = None  # unix time
+    status: int | None = None  # exit status
+    reached: int | None = None  # last step, according to the heartbeat
+    slack: int = 0  # steps by which the heartbeat may lag behind
+    saved: int | None = None  # step of the newest checkpoint at the end
+    reason: str = ""
+
+
+def submitted(run: Path, job: str, log: str) -> None:
+    """Record that a job was submitted, so that `bellwether status` shows it before it starts."""
+    _append(run, {"event": "submitted", "job": job, "time": round(time.time(), 3), "log": log})
+
+
+def began(run: Path, attempt: Attempt) -> None:
+    """Record the start of an attempt."""
+    at_end = ("ended", "status", "reached", "slack", "saved", "reason")
+    _append(run, {"event": "begin", **{key: value for key, value in asdict(attempt).items() if key not in at_end}})
+
+
+def ended(run: Path, attempt: Attempt) -> None:
+    """Record the end of an attempt."""
+    at_end = ("job", "ended", "status", "reached", "slack", "saved", "reason")
+    _append(run, {"event": "end", **{key: getattr(attempt, key) for key in at_end}})
+
+
+def waiting(run: Path) -> dict[str, Any] | None:
+    """The newest submission whose job has not started yet: its job, time and log."""
+    newest: dict[str, Any] | None = None
+    for line in _lines(run):
+        if line.get("event") == "submitted":
+            newest = line
+        elif line.get("event") == "begin" and newest is not None and line.get("job") == newest.get("job"):
+            newest = None
+    return newest
+
+
+def read(run: Path) -> list[Attempt]:
+    """All attempts at a run, the oldest first."""
+    found: list[Attempt] = []
+    for line in _lines(run):
+        with contextlib.suppress(TypeError, ValueError):
+            event = line.pop("event", None)
+            if event == "begin":
+                found.append(Attempt(**line))
+            elif event == "end":
+                index = max(i for i, attempt in enumerate(found) if attempt.job == line.get("job", attempt.job))
+                found[index] = Attempt(**{**asdict(found[index]), **line})
+    return found
+
+
+def is_finished(run: Path) -> bool:
+    return (run / run_paths.FINISHED).is_file()
+
+
+def heartbeat(run: Path) -> dict[str, Any]:
+    """The contents of the heartbeat's file; empty where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        beat = json.loads((run / run_paths.HEARTBEAT).read_text())
+        if isinstance(beat, dict) and isinstance(beat.get("time"), int | float):
+            return beat
+    return {}
+
+
+def newest_checkpoint(run: Path) -> int:
+    """Step of the newest published checkpoint; 0 where there is none."""
+    found = run_paths.checkpoints(run / "checkpoints")
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
+    """The readable lines of the record: the loss of a node may have truncated one."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for text in (run / FILE).read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict):
+                    found.append(line)
+    return found
+
+
+def _append(run: Path, line: dict[str, Any]) -> None:
+    file = run / FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a") as stream:
+        stream.write(json.dumps(line) + "\n")
