@@ -1,1 +1,1 @@
-"""From the measurements of a sweep to its best settings, critical batch size and published file formats."""
+"""Analysis of measurements: best settings, critical batch size, and published file formats."""

@@ -1,31 +1,35 @@
-"""``bellwether convert FROM TO``: measurements from one layout to another."""
+"""``bellwether convert FROM TO``: convert measurements from one layout to another."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from bellwether.experiments.analysis import io, shallue
-from bellwether.experiments.sweep import measurements as table
+from bellwether.experiments.sweep import measurements
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.report.facts import count
 
 
 def convert(source: str, to: str) -> int:
-    """Read and write anew; the kind of `to` is told by its suffix, and without one it is Shallue et al.'s directory.
+    """Convert measurements. Returns the exit status for the shell.
+
+    Args:
+        source: see `io.read`.
+        to: a ``.csv`` or ``.parquet`` file; without a suffix, a directory in the layout of Shallue et al.
 
     Raises:
-        ConfigError: if something lies at `to` already, or nothing can be written there, besides what `directory.read` raises.
+        ConfigError: if `source` cannot be read, or `to` exists or cannot be written.
     """
-    found = io.read(source, "FROM")
+    trials = io.read(source, "FROM")
     if Path(to).exists():
-        raise ConfigError("TO", to, "exists already", "name another")
+        raise ConfigError("TO", to, "exists already", "choose another path")
     try:
         if Path(to).suffix:
-            table.write(to, found)
+            measurements.write(to, trials)
         else:
-            shallue.write(to, found)
+            shallue.write(to, trials)
     except OSError as error:
-        raise ConfigError("TO", to, f"cannot be written: {error.strerror or error}", "name another") from None
-    measurements = sum(len(trial.measurements) for trial in found)
-    print(f"{to}: {count(len(found), 'trial')}, {count(measurements, 'measurement')}")
+        raise ConfigError("TO", to, f"cannot be written: {error.strerror or error}", "choose another path") from None
+    rows = sum(len(trial.measurements) for trial in trials)
+    print(f"{to}: {count(len(trials), 'trial')}, {count(rows, 'measurement')}")
     return 0

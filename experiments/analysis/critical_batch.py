@@ -1,8 +1,8 @@
-"""The critical batch from samples to a target at several batches: ``samples = S_min (1 + B / B_crit)``.
+"""Fits the critical batch size to the samples needed to reach a target: ``samples = S_min (1 + B / B_crit)``.
 
-McCandlish et al. 2018 (1812.06162, equation 5.3, in samples instead of steps): far below B_crit a run needs the same samples
-at any batch, and steps fall as 1 / B; far beyond it needs the same steps, and the batch is wasted. At B_crit it takes twice
-the least samples, and twice the least steps.
+McCandlish et al. 2018 (1812.06162, equation 5.3, in samples instead of steps). Far below B_crit a run needs the same number
+of samples at any batch size B, and its steps fall as 1 / B. Far above it the number of steps is constant, and a larger batch
+is wasted. At B_crit a run needs twice the minimum of samples and twice the minimum of steps.
 """
 
 from __future__ import annotations
@@ -17,40 +17,42 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_LEVEL = 0.9  # share of the times that the interval is to hold
+_LEVEL = 0.9  # confidence level of the intervals
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The curve through measurements, and how well they hold it."""
+    """The fitted curve and its uncertainty."""
 
-    s_min: float  # samples that the smallest batches would need
-    b_crit: float  # samples a step; inf: no batch needed more samples than the others
-    b_crit_low: float  # of an interval that holds 9 times out of 10
-    b_crit_high: float  # inf: the measurements set no upper bound
-    batches: int  # different ones
+    s_min: float  # samples needed at vanishing batch size
+    b_crit: float  # samples per step; inf: no batch size needed more samples than the others
+    b_crit_low: float  # lower end of the 90 % confidence interval
+    b_crit_high: float  # upper end; inf: the measurements set no upper bound
+    batches: int  # number of different batch sizes
     runs: int
-    spread: float  # typical relative distance of a run from the curve
+    spread: float  # root mean square relative deviation of runs from the curve
     warnings: list[str] = field(default_factory=list)
-    drawn: Floats = field(default_factory=lambda: np.zeros((0, 2)), compare=False, repr=False)
-    """(S_min, B_crit) of each bootstrap draw [draws, 2]; empty where two batches leave no error to tell."""
+    bootstrap: Floats = field(default_factory=lambda: np.zeros((0, 2)), compare=False, repr=False)
+    """(S_min, B_crit) of each bootstrap draw [draws, 2]; empty for two batch sizes, which leave no error estimate."""
 
     def samples(self, batch: float) -> float:
+        """Samples to the target at a batch size."""
         return self.s_min * (1 + batch / self.b_crit)
 
     def steps(self, batch: float) -> float:
+        """Steps to the target at a batch size."""
         return self.samples(batch) / batch
 
     def band(self, batches: Floats) -> tuple[Floats, Floats] | None:
-        """Where the curve lies 9 times out of 10 at each batch, (lower, upper); None where nothing tells the error."""
-        if not len(self.drawn):
+        """90 % confidence band of the samples at each batch size, (lower, upper); None without an error estimate."""
+        if not len(self.bootstrap):
             return None
-        curves = self.drawn[:, :1] * (1 + batches / self.drawn[:, 1:])
+        curves = self.bootstrap[:, :1] * (1 + batches / self.bootstrap[:, 1:])
         low, high = np.quantile(curves, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
         return low, high
 
     def json(self) -> dict[str, Any]:
-        """With null for what is not bounded, as JSON has no infinity."""
+        """As a JSON object; null stands for infinity."""
 
         def finite(value: float) -> float | None:
             return value if math.isfinite(value) else None
@@ -63,40 +65,40 @@ class Fit:
 
 
 def fit(batches: Sequence[float], samples: Sequence[float], seed: int = 0, draws: int = 2000) -> Fit:
-    """The curve that is nearest in relative terms (least squares of logarithms), with a bootstrap interval.
+    """Fit the curve by least squares of logarithms, with a bootstrap confidence interval.
 
-    Runs at one batch differ by their seeds, batches also by how well each was tuned. So the interval draws batches, and
-    runs within each, anew: it is wide where few batches hold the curve.
+    Runs at one batch size differ by seed; batch sizes also differ by how well each was tuned. The bootstrap therefore
+    resamples batch sizes, and runs within each. The interval is wide if few batch sizes determine the curve.
 
     Args:
-        batches: of each run, in samples a step.
-        samples: that each run took to reach the target.
-        seed: of the draws.
-        draws: of the bootstrap; far fewer make the interval's ends shaky.
+        batches: batch size of each run, in samples per step.
+        samples: samples that each run needed to reach the target.
+        seed: of the bootstrap.
+        draws: number of bootstrap samples; with far fewer the ends of the interval are noisy.
 
     Raises:
-        ValueError: if there are fewer than two different batches, or a number is not positive.
+        ValueError: if there are fewer than two different batch sizes, or a number is not positive.
     """
     b, y = np.asarray(batches, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     if b.shape != y.shape or b.ndim != 1:
-        raise ValueError(f"{b.size} batches and {y.size} numbers of samples: one of each a run")
+        raise ValueError(f"{b.size} batch sizes and {y.size} numbers of samples: give one of each per run")
     wrong = np.flatnonzero(~((b > 0) & (y > 0) & np.isfinite(b) & np.isfinite(y)))
     if wrong.size:
         first = wrong[0]
         raise ValueError(f"run {first + 1}: batch {b[first]:g}, {y[first]:g} samples: both must be positive numbers")
     sizes = np.unique(b)
     if sizes.size < 2:
-        raise ValueError("one batch alone says nothing about others: measure at two or more, better at five")
+        raise ValueError("a fit needs two or more batch sizes, better five; these runs have only one")
     (s_min,), (b_crit,) = _curves(b[None], y[None], np.ones((1, b.size)))
     spread = float(np.sqrt(np.mean(np.log(y / (s_min * (1 + b / b_crit))) ** 2)))
-    weight = _draws(b, sizes, draws, np.random.default_rng(seed))
-    least, drawn = _curves(np.broadcast_to(b, weight.shape), np.broadcast_to(y, weight.shape), weight)
-    low, high = np.quantile(1 / drawn, [(1 + _LEVEL) / 2, (1 - _LEVEL) / 2])
-    # Two batches hold the curve exactly, whatever their error.
+    weight = _bootstrap_weights(b, sizes, draws, np.random.default_rng(seed))
+    drawn_s, drawn_b = _curves(np.broadcast_to(b, weight.shape), np.broadcast_to(y, weight.shape), weight)
+    low, high = np.quantile(1 / drawn_b, [(1 + _LEVEL) / 2, (1 - _LEVEL) / 2])
+    # Two batch sizes determine the curve exactly, whatever their error.
     bounds = (float(_inverse(low)), float(_inverse(high))) if sizes.size > 2 else (0.0, math.inf)
     found = Fit(
         float(s_min), float(b_crit), *bounds, sizes.size, b.size, spread,
-        drawn=np.stack([least, drawn], 1) if sizes.size > 2 else np.zeros((0, 2)),
+        bootstrap=np.stack([drawn_s, drawn_b], 1) if sizes.size > 2 else np.zeros((0, 2)),
     )  # fmt: skip
     found.warnings.extend(_warnings(found, sizes))
     return found
@@ -109,8 +111,9 @@ def _inverse(rate: float) -> float:
 def _curves(b: Floats, y: Floats, weight: Floats) -> tuple[Floats, Floats]:
     """(S_min, B_crit) for each row of measurements [draws, runs].
 
-    Gauss-Newton on log(y) - log(a + c B), all draws at once: each round is a weighted straight line. c is at least 0, as no
-    batch can make samples cheaper; where it would be less, all samples are one and the same, and B_crit is infinite.
+    Gauss-Newton on log(y) - log(a + c B), for all draws at once: each iteration fits a weighted straight line. c is bounded
+    by 0 from below, because no batch size can reduce the samples; at the bound the samples are constant and B_crit is
+    infinite.
     """
     unit = np.max(b)
     x = b / unit
@@ -125,7 +128,7 @@ def _curves(b: Floats, y: Floats, weight: Floats) -> tuple[Floats, Floats]:
             c = np.where(determinant > 1e-12 * s * sxx, (s * sxz - sx * sz) / determinant, 0.0)
         c = np.maximum(c, 0.0)
         a = (sz - c * sx) / s
-        # A line through the origin: samples in proportion to the batch from the first batch on.
+        # A line through the origin: samples are proportional to the batch size from the first one on.
         steep = a <= 0
         c = np.where(steep, sxz / sxx, c)
         a = np.where(steep, 1e-9 * c, a)
@@ -134,16 +137,16 @@ def _curves(b: Floats, y: Floats, weight: Floats) -> tuple[Floats, Floats]:
         mean = new
         if settled:
             break
-    # A rise in the last digits is none.
+    # A rise in the last digits is rounding.
     with np.errstate(divide="ignore"):
         return a, unit * a / np.where(c > 1e-9 * a, c, 0.0)
 
 
-def _draws(b: Floats, sizes: Floats, draws: int, random: np.random.Generator) -> Floats:
-    """Bootstrap samples: batches drawn with replacement, and runs within each, as weights [draws, runs]."""
+def _bootstrap_weights(b: Floats, sizes: Floats, draws: int, random: np.random.Generator) -> Floats:
+    """Bootstrap samples as weights [draws, runs]: batch sizes are drawn with replacement, and runs within each."""
     even = np.full(sizes.size, 1 / sizes.size)
     times = random.multinomial(sizes.size, even, draws)
-    while (alone := (times > 0).sum(1) == 1).any():  # one batch holds no curve
+    while (alone := (times > 0).sum(1) == 1).any():  # a single batch size determines no curve
         times[alone] = random.multinomial(sizes.size, even, int(alone.sum()))
     weight = np.zeros((draws, b.size))
     for index, size in enumerate(sizes):
@@ -153,21 +156,21 @@ def _draws(b: Floats, sizes: Floats, draws: int, random: np.random.Generator) ->
 
 
 def _warnings(found: Fit, sizes: Floats) -> list[str]:
-    said = []
+    warnings = []
     smallest, largest = sizes[0], sizes[-1]
     if sizes.size < 4:
-        none = ", and leave nothing to tell the error by" if sizes.size == 2 else ""
-        said.append(f"{sizes.size} batches hold two parameters badly{none}; measure at five or more")
+        none = " and give no error estimate" if sizes.size == 2 else ""
+        warnings.append(f"{sizes.size} batch sizes are few for two parameters{none}: measure at five or more")
     if math.isinf(found.b_crit):
-        said.append(
-            f"no batch up to {largest:,.0f} needs more samples: the critical batch lies beyond; raise the batch"
+        warnings.append(
+            f"no batch size up to {largest:,.0f} needs more samples: the critical batch size lies above; measure at larger ones"
         )
     elif math.isinf(found.b_crit_high):
-        said.append("the measurements set no upper bound: measure at larger batches")
+        warnings.append("the measurements set no upper bound: measure at larger batch sizes")
     elif found.b_crit_high > 10 * found.b_crit_low:
-        said.append("the interval spans a factor of ten: measure more batches, or more seeds at each")
+        warnings.append("the interval spans more than a factor of ten: measure at more batch sizes, or with more seeds")
     if math.isfinite(found.b_crit) and found.b_crit > 2 * largest:
-        said.append(f"B_crit lies beyond all that was measured, up to {largest:,.0f}: it is an extrapolation")
+        warnings.append(f"B_crit is an extrapolation: it lies above all measured batch sizes (up to {largest:,.0f})")
     if found.b_crit < smallest:
-        said.append(f"B_crit lies below all that was measured, from {smallest:,.0f}: measure at smaller batches")
-    return said
+        warnings.append(f"B_crit lies below all measured batch sizes (from {smallest:,.0f}): measure at smaller ones")
+    return warnings

@@ -1,4 +1,4 @@
-"""The layout in which Shallue et al. 2018 (1811.03600) published their measurements, read and written.
+"""Reads and writes the layout in which Shallue et al. 2018 (1811.03600) published their measurements.
 
 ::
 
@@ -6,8 +6,9 @@
     DATASET/MODEL/OPTIMIZER/BATCH_SIZE/TRIAL/metadata.json
     DATASET/MODEL/OPTIMIZER/BATCH_SIZE/TRIAL/measurements.csv
 
-A study is one batch of one workload; a trial's status is COMPLETE, INCOMPLETE, or INFEASIBLE where training diverged. What
-their layout has no place for stands in ``metadata.json`` under ``bellwether``, which their reader passes over.
+There, a study is one batch size of one workload. A trial's status is COMPLETE, INCOMPLETE, or INFEASIBLE if training
+diverged. What their layout does not provide for is stored in ``metadata.json`` under ``bellwether``, which their reader
+ignores.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ _STATUS: dict[Status, str] = {
     "complete": "COMPLETE", "diverged": "INFEASIBLE", "pruned": "INCOMPLETE", "failed": "INCOMPLETE",
     "unfinished": "INCOMPLETE",
 }  # fmt: skip
-_BACK: dict[str, Status] = {"COMPLETE": "complete", "INFEASIBLE": "diverged", "INCOMPLETE": "unfinished"}
-_OURS = ("seed", "status", "epoch", "processes", "seconds", "run")
+_STATUS_OF: dict[str, Status] = {"COMPLETE": "complete", "INFEASIBLE": "diverged", "INCOMPLETE": "unfinished"}
+_EXTRA = ("seed", "status", "epoch", "processes", "seconds", "run")
 
 
 def write(root: str | Path, trials: Sequence[Trial]) -> None:
-    """Write trials below a directory that is not there yet.
+    """Write trials below a new directory.
 
     Raises:
-        FileExistsError: if something lies there already.
+        FileExistsError: if the directory exists.
     """
     root = Path(root)
     studies: dict[Path, list[Trial]] = defaultdict(list)
@@ -51,7 +52,7 @@ def write(root: str | Path, trials: Sequence[Trial]) -> None:
             "batch_size": first.batch_size, "dataset": first.dataset,
             "early_stopping": any(trial.status == "pruned" for trial in members), "model": first.model,
             "optimizer": first.optimizer, "parameter_configs": _searched([trial.parameters for trial in members]),
-            "train_steps": min((int(t.measurements[-1]["step"]) for t in members if _whole(t)), default=0),
+            "train_steps": min((int(t.measurements[-1]["step"]) for t in members if _is_complete(t)), default=0),
         }  # fmt: skip
         (folder / "study.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
         for number, trial in enumerate(members, 1):
@@ -59,14 +60,17 @@ def write(root: str | Path, trials: Sequence[Trial]) -> None:
 
 
 def read(root: str | Path, key: str = "FILE") -> list[Trial]:
-    """All trials below a directory, in order of workload, batch and number.
+    """Read all trials below a directory, in order of workload, batch size and number.
+
+    Args:
+        key: name of the command line argument, for errors.
 
     Raises:
-        ConfigError: if there are none, or a file is not what it should be; names it.
+        ConfigError: if there are none, or naming the file that is invalid.
     """
     studies = sorted(Path(root).rglob("study.json"), key=lambda path: (str(path.parent.parent), _number(path.parent)))
     if not studies:
-        advice = "name a sweep's directory, or one in the layout of Shallue et al."
+        advice = "give a sweep's directory, or one in the layout of Shallue et al."
         raise ConfigError(key, str(root), "holds neither a measurements.csv nor a study.json", advice)
     trials: list[Trial] = []
     for file in studies:
@@ -81,7 +85,7 @@ def _write(folder: Path, number: int, trial: Trial) -> None:
     last = trial.measurements[-1]["step"] if trial.measurements else 0
     about = {
         "parameters": dict(trial.parameters), "status": _STATUS[trial.status], "steps": last, "trial_id": number,
-        "bellwether": {name: getattr(trial, name) for name in _OURS},
+        "bellwether": {name: getattr(trial, name) for name in _EXTRA},
     }  # fmt: skip
     (folder / "metadata.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
     columns = sorted({name for m in trial.measurements for name in m} - {"step", "samples"})
@@ -93,31 +97,31 @@ def _write(folder: Path, number: int, trial: Trial) -> None:
 
 def _read(folder: Path, study: Mapping[str, Any], number: int, key: str) -> Trial:
     about = _json(folder / "metadata.json", key)
-    ours = about.get("bellwether") or {}
+    extra = about.get("bellwether") or {}
     file = folder / "measurements.csv"
     try:
-        status = ours.get("status") or _BACK[about["status"]]
+        status = extra.get("status") or _STATUS_OF[about["status"]]
         status = OLD_STATUSES.get(status, status)
         batch = int(study["batch_size"])
         with open(file, newline="", encoding="utf-8") as stream:
             rows = [measurement(row, batch) for row in csv.DictReader(stream)]
         return Trial(
-            number, str(study["dataset"]), str(study["model"]), str(study["optimizer"]), batch, int(ours.get("seed") or 0),
+            number, str(study["dataset"]), str(study["model"]), str(study["optimizer"]), batch, int(extra.get("seed") or 0),
             status, convert_paths(about.get("parameters") or {}), rows,
-            **{name: ours[name] for name in ("epoch", "processes", "seconds", "run") if name in ours},
+            **{name: extra[name] for name in ("epoch", "processes", "seconds", "run") if name in extra},
         )  # fmt: skip
     except OSError as error:
         raise ConfigError(key, str(file), f"cannot be read: {error.strerror}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(key, str(folder), f"is no trial in the layout of Shallue et al.: {error!r}") from None
+        raise ConfigError(key, str(folder), f"is not a trial in the layout of Shallue et al.: {error!r}") from None
 
 
-def _whole(trial: Trial) -> bool:
+def _is_complete(trial: Trial) -> bool:
     return trial.status == "complete" and bool(trial.measurements)
 
 
 def _searched(settings: Sequence[Mapping[str, Value]]) -> dict[str, Any]:
-    """The space as far as it can be told from what was tried."""
+    """The search space, as far as it can be inferred from the trials."""
     found: dict[str, Any] = {}
     for name in sorted({name for setting in settings for name in setting}):
         values = [setting[name] for setting in settings if name in setting]
@@ -138,9 +142,9 @@ def _json(file: Path, key: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("no object")
+            raise ValueError("not an object")
         return found
     except OSError as error:
         raise ConfigError(key, str(file), f"cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(key, str(file), f"is no JSON: {error}") from None
+        raise ConfigError(key, str(file), f"is not valid JSON: {error}") from None

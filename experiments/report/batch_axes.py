@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bellwether.experiments.analysis.aggregate import Outcome
+from bellwether.experiments.analysis.outcome import Outcome
 from bellwether.experiments.report.facts import Facts, Series
 from bellwether.trainer.report.canvas import LIGHT, Size, legend, log_ticks, plain, sheet
 from bellwether.trainer.report.facts import compact

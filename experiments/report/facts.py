@@ -14,17 +14,14 @@ from urllib.parse import quote
 from bellwether.experiments.analysis import critical_batch
 from bellwether.experiments.analysis.aggregate import (
     LR,
-    VERDICTS,
     Cell,
-    EarlyStop,
-    Outcome,
     Setting,
-    Verdict,
     default_metric,
     group_trials,
     peak_lr,
     reached_runs,
 )
+from bellwether.experiments.analysis.outcome import VERDICTS, EarlyStop, Outcome, Verdict
 from bellwether.experiments.report.lr_scaling import Law, law
 from bellwether.experiments.sweep.measurements import Target, Trial
 from bellwether.trainer.report.facts import ABSENT, count

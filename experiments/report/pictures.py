@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bellwether.experiments.analysis.aggregate import Cell, Outcome, Setting
+from bellwether.experiments.analysis.aggregate import Cell, Setting
+from bellwether.experiments.analysis.outcome import Outcome
 from bellwether.experiments.report.batch_axes import board, colour_of, crosses, dot, finish, marker, placed
 from bellwether.experiments.report.facts import Bill, Facts, time_unit
 from bellwether.experiments.report.lr_scaling import power
@@ -37,7 +38,7 @@ def samples_note(facts: Facts) -> str:
     fits = [series.fit for series in facts.series if series.fit is not None]
     if not fits:
         return "median and range over the seeds"
-    band = "; band: 90 %" if any(len(fit.drawn) for fit in fits) else ""
+    band = "; band: 90 %" if any(len(fit.bootstrap) for fit in fits) else ""
     return f"line: samples = S_min (1 + B / B_crit){band}; B_crit takes twice S_min"
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from bellwether.experiments.analysis import fitting
-from bellwether.experiments.analysis.aggregate import Cell, Outcome, Setting, count_verdicts, peak_lr
+from bellwether.experiments.analysis.aggregate import Cell, Setting, peak_lr
+from bellwether.experiments.analysis.outcome import Outcome, count_verdicts
 from bellwether.experiments.report.facts import Facts, Series, time_unit, whole
 from bellwether.experiments.report.lr_scaling import power
 from bellwether.experiments.report.panels import key_name

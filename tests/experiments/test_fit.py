@@ -1,4 +1,4 @@
-"""The critical batch: found again where it is known, told where it cannot be, and read from others' files."""
+"""``bellwether fit`` and ``bellwether recipe``: known curves are recovered, files of others are read, errors are named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def runs(
     return batches.tolist(), samples.tolist()
 
 
-def test_without_noise_the_curve_is_found_to_the_digit() -> None:
+def test_fit_recovers_an_exact_curve() -> None:
     found = fit(*runs(3e5, 700.0, [16, 64, 256, 1024, 4096], 1, 0.0, 0))
     assert found.s_min == pytest.approx(3e5, rel=1e-9)
     assert found.b_crit == pytest.approx(700, rel=1e-9)
@@ -41,17 +41,17 @@ def test_without_noise_the_curve_is_found_to_the_digit() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2])
-def test_the_interval_holds_the_truth_as_often_as_it_says(noise: float) -> None:
+def test_confidence_interval_has_its_nominal_coverage(noise: float) -> None:
     sizes = [2**n for n in range(4, 13)]
-    held = 0
+    covered = 0
     for seed in range(60):
         found = fit(*runs(1e5, 500.0, sizes, 5, noise, seed), seed=seed, draws=300)
-        held += found.b_crit_low <= 500 <= found.b_crit_high
+        covered += found.b_crit_low <= 500 <= found.b_crit_high
     # 90 % of 60 is 54; 47 is three standard deviations below.
-    assert held >= 47
+    assert covered >= 47
 
 
-def test_the_scale_of_the_samples_does_not_matter_and_the_same_seed_gives_the_same() -> None:
+def test_fit_is_scale_invariant_and_deterministic() -> None:
     batches, samples = runs(1e5, 500.0, [16, 64, 256, 1024], 3, 0.1, 1)
     one, other = fit(batches, samples), fit(batches, [1e6 * s for s in samples])
     assert other.b_crit == pytest.approx(one.b_crit, rel=1e-9)
@@ -60,54 +60,56 @@ def test_the_scale_of_the_samples_does_not_matter_and_the_same_seed_gives_the_sa
 
 
 @pytest.mark.parametrize(
-    ("sizes", "b_crit", "words"),
+    ("sizes", "b_crit", "message"),
     [
-        ([8, 16, 32, 64, 128], 1e9, "the critical batch lies beyond|set no upper bound"),
-        ([8, 16, 32, 64, 128], 400.0, "beyond all that was measured|set no upper bound|lies beyond"),
-        ([1024, 2048, 4096, 8192], 50.0, "below all that was measured"),
-        ([16, 4096], 500.0, "2 batches hold two parameters badly"),
+        ([8, 16, 32, 64, 128], 1e9, "the critical batch size lies above|set no upper bound"),
+        ([8, 16, 32, 64, 128], 400.0, "above all measured batch sizes|set no upper bound|lies above"),
+        ([1024, 2048, 4096, 8192], 50.0, "below all measured batch sizes"),
+        ([16, 4096], 500.0, "2 batch sizes are few for two parameters"),
     ],
 )
-def test_it_says_when_the_data_cannot_tell(sizes: list[int], b_crit: float, words: str) -> None:
+def test_fit_warns_if_the_data_do_not_determine_the_curve(sizes: list[int], b_crit: float, message: str) -> None:
     found = fit(*runs(1e5, b_crit, sizes, 4, 0.03, 3))
-    assert any(re.search(words, warning) for warning in found.warnings), found
+    assert any(re.search(message, warning) for warning in found.warnings), found
     assert json.loads(json.dumps(found.json(), allow_nan=False))["level"] == 0.9
 
 
-def test_samples_that_fall_with_the_batch_leave_it_without_bound() -> None:
+def test_critical_batch_is_infinite_if_samples_do_not_grow() -> None:
     found = fit([8, 16, 32, 64], [1000, 990, 985, 980])
     assert math.isinf(found.b_crit)
     assert found.json()["b_crit"] is None
     assert found.s_min == pytest.approx(989, abs=3)
-    assert math.isinf(fit([1, 100], [1000, 1000]).b_crit)  # not what rounding makes of it
+    assert math.isinf(fit([1, 100], [1000, 1000]).b_crit)  # despite rounding
 
 
 @pytest.mark.parametrize(
-    ("batches", "samples", "words"),
-    [([8, 8], [1, 2], "one batch alone"), ([8], [1, 2], "one of each"), ([8, 0], [1, 2], "run 2: batch 0, 2 samples: both must be positive"), ([8, 9], [1, math.nan], "positive"), ([], [], "one batch alone")],
+    ("batches", "samples", "message"),
+    [([8, 8], [1, 2], "two or more batch sizes"), ([8], [1, 2], "one of each"), ([8, 0], [1, 2], "run 2: batch 0, 2 samples: both must be positive"), ([8, 9], [1, math.nan], "positive"), ([], [], "two or more batch sizes")],
 )  # fmt: skip
-def test_what_holds_no_curve_is_refused(batches: list[float], samples: list[float], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_fit_refuses_too_few_batch_sizes_and_invalid_numbers(
+    batches: list[float], samples: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         fit(batches, samples)
 
 
-def test_mlperfs_bert(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mlperf_bert_reference_points(capsys: pytest.CaptureFixture[str]) -> None:
     if not REFERENCE.exists():
         pytest.skip(f"no reference data at {REFERENCE}")
     assert cli.main(["fit", str(REFERENCE), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    # A relative least-squares fit made apart from this one came to about 12,700.
-    assert said["b_crit"] == pytest.approx(12_700, rel=0.01)
-    assert said["b_crit_low"] < 12_700 < said["b_crit_high"]
-    assert said["b_crit_high"] / said["b_crit_low"] < 2
-    assert said["runs"] == 263
+    result = json.loads(capsys.readouterr().out)
+    # An independent relative least-squares fit gave about 12,700.
+    assert result["b_crit"] == pytest.approx(12_700, rel=0.01)
+    assert result["b_crit_low"] < 12_700 < result["b_crit_high"]
+    assert result["b_crit_high"] / result["b_crit_low"] < 2
+    assert result["runs"] == 263
     assert cli.main(["fit", str(REFERENCE)]) == 0
-    assert "13 batches" in capsys.readouterr().out
+    assert "13 batch sizes" in capsys.readouterr().out
     assert cli.main(["fit", str(REFERENCE), "--unit", "epochs", "--dataset-size", "3000000"]) == 2
-    assert "those are samples; write --unit samples and no --dataset-size" in capsys.readouterr().err
+    assert "those are samples; write --unit samples without --dataset-size" in capsys.readouterr().err
 
 
-def test_epochs_are_told_from_samples_and_need_the_dataset(tmp_path: Path) -> None:
+def test_epochs_are_distinguished_from_samples_and_need_the_dataset_size(tmp_path: Path) -> None:
     file = tmp_path / "rcps_resnet.json"
     file.write_text(json.dumps({f"r{b}": {"BS": b, "Epochs to converge": [37 + b / 512, 38]} for b in (512, 1024)}))
     with pytest.raises(ConfigError, match="dataset-size"):
@@ -116,13 +118,13 @@ def test_epochs_are_told_from_samples_and_need_the_dataset(tmp_path: Path) -> No
     assert found.samples == [38_000, 38_000, 39_000, 38_000]
     with pytest.raises(ConfigError, match="those are epochs"):
         convergence_points.read(file, unit="samples")
-    # Where the numbers leave it open, the unit that is given decides.
+    # Where the numbers are ambiguous, the option decides.
     file.write_text(json.dumps({"r": {"BS": 512, "Epochs to converge": [1500]}}))
     assert convergence_points.read(file).samples == [1500]
     assert convergence_points.read(file, unit="epochs", dataset_size=1000).samples == [1_500_000]
 
 
-def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_with_one_row_per_run_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "runs.csv"
     file.write_text("batch_size,steps,reached\n8,1000,true\n8,1100,Yes\n64,200,Y\n64,,false\n512,90,1\n4096,80,TRUE\n")
     found = convergence_points.read(file)
@@ -130,7 +132,7 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found.samples == [8000, 8800, 12800, 46080, 327680]
     assert found.missed == 1
     assert cli.main(["fit", str(file)]) == 0
-    assert "5 runs at 4 batches; 1 that missed the target, left out" in capsys.readouterr().out
+    assert "5 runs at 4 batch sizes; 1 run that missed the target excluded" in capsys.readouterr().out
     file.write_text("batch_size,samples,reached\n8,10,no\n8,11,n\n8,12,N\n8,13,0\n64,20,yes\n")
     assert convergence_points.read(file) == convergence_points.Points([64], [20], 4)
     import pyarrow
@@ -142,25 +144,25 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "text", "message"),
     [
-        ("a.csv", "batch_size\n8\n", "its columns are batch_size; there must be"),
-        ("a.csv", "batch_size,samples\n8,\n", "line 2 has no batch, or nothing"),
+        ("a.csv", "batch_size\n8\n", "its columns are batch_size; write batch_size and one of"),
+        ("a.csv", "batch_size,samples\n8,\n", "line 2 has no batch size, or no samples"),
         ("a.csv", "batch_size;samples\n8;1\n", "its columns are batch_size;samples"),
         ("a.csv", "", "its columns are none"),
         ("a.csv", "batch_size,samples\n", "holds no run\n"),
-        ("a.csv", "batch_size,samples,reached\n8,,no\n", "holds no run that reached its target, and 1 that did not"),
+        ("a.csv", "batch_size,samples,reached\n8,,no\n", "holds no run that reached its target, and 1 that missed it"),
         ("a.csv", "batch_size,samples\n8,many\n", "line 2: samples: 'many' is not a number above 0"),
         ("a.csv", "batch_size,samples\n8,9\n16,-3\n", "line 3: samples: '-3' is not a number above 0"),
         ("a.csv", "batch_size,samples\n8,inf\n", "line 2: samples: 'inf' is not a number above 0"),
         ("a.csv", "batch_size,samples\n0,9\n", "line 2: batch_size: '0' is not a number above 0"),
         ("a.csv", "batch_size,samples\n32.5,9\n", "line 2: batch_size: '32.5' is not a whole number"),
-        ("a.csv", "batch_size,samples,reached\n8,9,maybe\n", "line 2: reached: 'maybe' says neither yes nor no"),
+        ("a.csv", "batch_size,samples,reached\n8,9,maybe\n", "line 2: reached: 'maybe' is neither true nor false"),
         ("a.csv", "batch_size,samples,reached\n8,9,yes\n8,9,\n", "line 3: reached is empty; write true or false"),
-        ("a.csv", "trial,batch_size,samples,val/loss\n0,8,9,1\n0,8,18,1\n", "and none named step; add step"),
+        ("a.csv", "trial,batch_size,samples,val/loss\n0,8,9,1\n0,8,18,1\n", "but no column step; add step"),
         ("a.csv", "trial,batch_size,step\n", "holds no run\n"),
-        ("a.csv", "batch_size,samples\n8,1\n", "one batch alone"),
-        ("a.json", "[]", "is no file of MLPerf's"),
+        ("a.csv", "batch_size,samples\n8,1\n", "two or more batch sizes"),
+        ("a.json", "[]", "is not an MLPerf file"),
         ("a.json", '{"a": {"BS": "x", "Epochs to converge": [1]}}', "a: BS: 'x' is not a number above 0"),
         (
             "a.json",
@@ -170,18 +172,18 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("a.json", '{"a": {"BS": 8, "Epochs to converge": []}}', "holds no run\n"),
         ("a.json", "{", "cannot be read"),
         ("a.parquet", "no", "cannot be read"),
-        ("a.txt", "", "is of no kind known here"),
+        ("a.txt", "", "has an unknown suffix"),
         ("none.csv", None, "No such file"),
     ],
 )
-def test_a_wrong_file_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str | None, words: str
+def test_error_in_a_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str | None, message: str
 ) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     assert cli.main(["fit", str(tmp_path / name)]) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert "Traceback" not in error
 
 
@@ -194,35 +196,35 @@ FILES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "option", "value", "words"),
+    ("name", "option", "value", "message"),
     [
-        ("runs.csv", "--unit", "epochs", "is for MLPerf's files, and {} has a row a run"),
-        ("runs.csv", "--dataset-size", "50", "is for files that count epochs, and {} counts samples"),
-        ("runs.csv", "--target", "val/loss <= 2", "is for a sweep's measurements, and {} has a row a run"),
-        ("runs.csv", "--optimizer", "lamb", "is for a sweep's measurements, and {} has a row a run"),
-        ("rcps_a.json", "--dataset-size", "50", "is for files that count epochs, and {} counts samples"),
-        ("rcps_a.json", "--target", "val/loss <= 2", "is for a sweep's measurements, and {} is a file of MLPerf's"),
-        ("rcps_a.json", "--optimizer", "lamb", "is for a sweep's measurements, and {} is a file of MLPerf's"),
-        ("measured.csv", "--unit", "epochs", "is for MLPerf's files, and {} holds a sweep's measurements"),
-        ("measured.csv", "--dataset-size", "50", "is for files that count epochs, and {} holds a sweep's"),
+        ("runs.csv", "--unit", "epochs", "applies to MLPerf files, and {} has one row per run"),
+        ("runs.csv", "--dataset-size", "50", "applies to files that count epochs, and {} counts samples"),
+        ("runs.csv", "--target", "val/loss <= 2", "applies to a sweep's measurements, and {} has one row per run"),
+        ("runs.csv", "--optimizer", "lamb", "applies to a sweep's measurements, and {} has one row per run"),
+        ("rcps_a.json", "--dataset-size", "50", "applies to files that count epochs, and {} counts samples"),
+        ("rcps_a.json", "--target", "val/loss <= 2", "applies to a sweep's measurements, and {} is an MLPerf file"),
+        ("rcps_a.json", "--optimizer", "lamb", "applies to a sweep's measurements, and {} is an MLPerf file"),
+        ("measured.csv", "--unit", "epochs", "applies to MLPerf files, and {} holds a sweep's measurements"),
+        ("measured.csv", "--dataset-size", "50", "applies to files that count epochs, and {} holds a sweep's"),
     ],
 )
-def test_an_option_that_means_nothing_for_a_file_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, option: str, value: str, words: str
+def test_option_that_does_not_apply_to_a_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, option: str, value: str, message: str
 ) -> None:
     file = tmp_path / name
     file.write_text(FILES[name])
-    aim = ["--target", "val/loss <= 2"] if name == "measured.csv" else []
-    assert cli.main(["fit", str(file), *aim]) == 0
-    assert cli.main(["fit", str(file), *aim, option, value]) == 2
+    target = ["--target", "val/loss <= 2"] if name == "measured.csv" else []
+    assert cli.main(["fit", str(file), *target]) == 0
+    assert cli.main(["fit", str(file), *target, option, value]) == 2
     error = capsys.readouterr().err
     assert f"{option}: " in error
-    assert words.format(file) in error
-    assert "leave it out" in error
+    assert message.format(file) in error
+    assert "remove it" in error
 
 
 @pytest.mark.parametrize("command", ["fit", "report"])
-def test_a_target_that_nothing_was_measured_of_is_refused(
+def test_target_whose_metric_was_not_measured_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     file = tmp_path / "measurements.csv"
@@ -232,17 +234,17 @@ def test_a_target_that_nothing_was_measured_of_is_refused(
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_directory_without_measurements_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_directory_without_measurements_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fit", str(tmp_path)]) == 2
     assert "holds neither a measurements.csv nor a study.json" in capsys.readouterr().err
 
 
-def test_what_spreadsheets_do_to_a_table(tmp_path: Path) -> None:
+def test_table_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
     (tmp_path / "runs.CSV").write_text("\ufeffbatch_size, steps\n8, 10\n16, 6\n", encoding="utf-8")
     assert convergence_points.read(tmp_path / "runs.CSV") == convergence_points.Points([8, 16], [80, 96])
 
 
-def test_two_batches_leave_no_interval_and_no_rise_no_number(
+def test_fit_of_two_batch_sizes_has_no_interval_and_a_flat_curve_no_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "runs.csv"
@@ -250,20 +252,20 @@ def test_two_batches_leave_no_interval_and_no_rise_no_number(
     assert cli.main(["fit", str(file)]) == 0
     out = capsys.readouterr().out
     assert "confidence" not in out
-    assert "nothing to tell the error by" in out
+    assert "give no error estimate" in out
     assert json.dumps(fit([8, 16], [10, 12]).json()["b_crit_high"]) == "null"
     file.write_text("batch_size,samples\n8,10\n16,10\n32,10\n")
     assert cli.main(["fit", str(file)]) == 0
-    assert "B_crit  beyond 32" in capsys.readouterr().out
+    assert "B_crit  above 32" in capsys.readouterr().out
 
 
-def test_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_prints_published_and_derived_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipe", "lamb-bert", "--batch", "512,1024,65536", "--json"]) == 0
     out, error = capsys.readouterr()
-    said = json.loads(out)
-    assert [row["batch"] for row in said] == [512, 1024, 65536]
-    assert said[0]["lr"] == pytest.approx(6.25e-4)
-    assert said[0]["warmup_fraction"] == pytest.approx(1 / 320)
+    rows = json.loads(out)
+    assert [row["batch"] for row in rows] == [512, 1024, 65536]
+    assert rows[0]["lr"] == pytest.approx(6.25e-4)
+    assert rows[0]["warmup_fraction"] == pytest.approx(1 / 320)
     assert "nobody has shown" in error
     assert cli.main(["recipe", "lamb-resnet50", "--json"]) == 0
     assert [row["warmup_epochs"] for row in json.loads(capsys.readouterr().out)] == [
