@@ -97,6 +97,18 @@ def test_subcommands_and_options_in_prose_exist(page: Path, capsys: pytest.Captu
             assert re.search(rf"(?<!\S)\[?{re.escape(option)}\b", usage), code
 
 
+def test_quoted_messages_exist() -> None:
+    """The symptoms in docs/slurm.md are messages of the launcher or the trainer."""
+    code = "".join(file.read_text() for folder in ("launcher", "trainer") for file in ROOT.glob(f"{folder}/**/*.py"))
+    ours = ("rank", "furthest behind", "failed twice", "an extension", "SLURM_JOB_GPUS")
+    symptoms = re.findall(r"^\| `([^`]+)`", (ROOT / "docs/slurm.md").read_text(), re.M)
+    messages = [symptom for symptom in symptoms if symptom.startswith(ours)]
+    assert len(messages) >= 6
+    for message in messages:
+        for part in re.split(r"\b[A-Z][A-Z_]*\b|\.\.\.|[:,]", message):
+            assert len(part.strip()) < 6 or part.strip() in code, f"{message}: {part.strip()}"
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for page in PAGES:
