@@ -135,7 +135,7 @@ def draw(found: Found, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    from bellwether.trainer.report.canvas import LIGHT, png, style
+    from bellwether.trainer.report.chart import LIGHT, png, style
 
     with style():
         figure = Figure(figsize=(10.5, 5), dpi=72)

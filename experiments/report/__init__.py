@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from bellwether.experiments.analysis import fitting, io
 from bellwether.experiments.analysis.aggregate import peak_lr
-from bellwether.experiments.report.facts import REPORT, Facts, Throughput, whole
+from bellwether.experiments.report.facts import REPORT, Facts, Throughput
 from bellwether.experiments.report.lr_scaling import power
 from bellwether.experiments.sweep.study import open_study
 from bellwether.trainer import run_paths
 from bellwether.trainer.config import ConfigError, ConfigErrors
-from bellwether.trainer.report.facts import count
+from bellwether.trainer.report.facts import count, whole
 
 if TYPE_CHECKING:
-    from bellwether.trainer.report.canvas import Picture
+    from bellwether.trainer.report.chart import Picture
 
 __all__ = ["load", "summary", "write"]
 
@@ -30,16 +30,16 @@ def load(
     price: float | None = None,
     throughput: Mapping[int, float] | float | None = None,
 ) -> Facts:
-    """What was measured, with what the sweep says of it.
+    """Read the measurements of a sweep, and its settings.
 
     Args:
-        path: what `directory.read` reads.
+        path: a directory or a table, see `bellwether.experiments.analysis.io.read`.
         target: as in ``val/accuracy >= 0.9``; None: the one in ``sweep.yaml``.
         price: of an hour of one process; None: the one in ``sweep.yaml``.
-        throughput: samples a second of one process, by batch or for all; None: as the runs measured it.
+        throughput: samples per second of one process, by batch size or for all; None: as the runs measured it.
 
     Raises:
-        ConfigError: naming what cannot be read, and why.
+        ConfigError: if something cannot be read.
     """
     root = path if path.is_dir() else path.parent
     trials = io.read(path, "PATH")
@@ -55,16 +55,16 @@ def load(
 
 
 def _to_come(path: Path) -> int:
-    """How many runs that a sweep's directory asks for have not begun; none where it holds a table without its runs."""
+    """The number of planned runs that have not begun; 0 if the directory holds a table without its runs."""
     try:
         study = open_study(path)
-    except ConfigErrors:  # a sweep.yaml that is not whole
+    except ConfigErrors:  # an incomplete sweep.yaml
         return 0
     return study.not_started if any(study.trials_dir.glob("*.yaml")) else 0
 
 
 def write_runs(facts: Facts) -> int:
-    """Make the reports of the runs that have none yet, as sweeps do not; returns how many. It takes seconds each."""
+    """Write the reports of the runs that have none yet, which takes seconds each; returns their number."""
     from bellwether.trainer import report
 
     runs = [facts.root / trial.run for trial in facts.trials if trial.run]
@@ -75,18 +75,18 @@ def write_runs(facts: Facts) -> int:
 
 
 def write(path: str | Path, facts: Facts) -> Path:
-    """Make ``report.html`` in a directory, with the pictures also as ``plots/*.png``, or ``NAME.report.html`` beside a table.
+    """Write ``report.html`` and ``plots/*.png`` in a directory, or ``NAME.report.html`` next to a table.
 
-    The page is one file; it refers to the reports of the runs and to nothing else.
+    The page is one file that refers to the reports of the runs and to nothing else.
 
     Returns:
         the path of the report.
 
     Raises:
-        ConfigError: if a file of that name that is no sweep's report is in the way.
+        ConfigError: if a file of that name exists that is not a sweep's report.
     """
     from bellwether.experiments.report.page import KIND, page
-    from bellwether.trainer.report.canvas import draw, style
+    from bellwether.trainer.report.chart import draw, style
 
     path = Path(path)
     file = path / REPORT if path.is_dir() else path.with_suffix(f".{REPORT}")
@@ -107,42 +107,35 @@ def write(path: str | Path, facts: Facts) -> Path:
 
 def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
     from bellwether.experiments.report import panels, pictures
-    from bellwether.trainer.report.canvas import Picture
+    from bellwether.trainer.report.chart import Picture
 
     if not facts.trials:
         return {}
-    courses = [
-        Picture(f"course-{index}", f"{series.name}", f"{facts.measure} against samples, a curve a batch, the middle seed", panels.course(index))
-        for index, series in enumerate(facts.series)
-    ]  # fmt: skip
-    heat = Picture(
-        "heat", f"Best {facts.measure}", "mean over the seeds; lighter is better, the worse half all dark; the frame marks the best setting",
-        panels.heat, wide=True,
-    )  # fmt: skip
-    lr_note = "lines: power of the batch; bars: what was tried"
-    sections = {
-        "rates": [Picture("best-lr", "Best learning rate against batch", lr_note, pictures.rates, wide=True)],
-        "heat": [heat],
-        "courses": courses,
-    }
+    heat_note = "mean over the seeds; lighter is better, the worse half all dark; the frame marks the best setting"
+    course_note = f"{facts.measure} against samples, a curve for each batch, the middle seed"
+    found = {
+        "target": [Picture("best", f"Best {facts.measure}", "mean and range over the seeds", pictures.metric)],
+        "rates": [Picture("best-lr", "Best learning rate against batch", "lines: power of the batch; bars: what was tried", pictures.rates)],
+        "heat": [Picture("heat", f"Best {facts.measure}", heat_note, panels.heat)],
+        "courses": [
+            Picture(f"course-{index}", series.name, course_note, panels.course(index))
+            for index, series in enumerate(facts.series)
+        ],
+    }  # fmt: skip
     if facts.target is None:
-        note = "mean and range over the seeds"
-        return {"target": [Picture("best", f"Best {facts.measure}", note, pictures.metric, wide=True)], **sections}
-    sections["target"] = [
-        Picture("steps", "Steps to the target", pictures.steps_note(facts), pictures.steps, wide=True),
-        Picture("samples", "Samples to the target", pictures.samples_note(facts), pictures.samples, wide=True),
-    ]  # fmt: skip
-    paid = facts.price is not None
-    sections["bills"] = [
-        Picture("hours", "Time to the target", "median over the seeds, training alone", pictures.hours, wide=not paid)
+        return found
+    found["target"] = [
+        Picture("steps", "Steps to the target", pictures.steps_note(facts), pictures.steps),
+        Picture("samples", "Samples to the target", pictures.samples_note(facts), pictures.samples),
     ]
-    if paid:
-        sections["bills"].append(Picture("cost", "Cost of the target", "median over the seeds", pictures.cost))
-    return sections
+    found["bills"] = [Picture("hours", "Time to the target", "median over the seeds, training alone", pictures.hours)]
+    if facts.price is not None:
+        found["bills"].append(Picture("cost", "Cost of the target", "median over the seeds", pictures.cost))
+    return found
 
 
 def summary(facts: Facts, path: Path) -> str:
-    """The best of each optimizer, and its critical batch, in a few lines."""
+    """The best result of each optimizer and its critical batch size, in a few lines for the terminal."""
     sizes = [
         count(len(facts.trials), "run"),
         f"{len(facts.batches)} batch{'' if len(facts.batches) == 1 else 'es'}",

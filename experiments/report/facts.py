@@ -1,4 +1,4 @@
-"""What a sweep's report says, computed from its trials alone: no pictures, no HTML, no heavy import but numpy."""
+"""The contents of a sweep's report, computed from its trials: no pictures, no HTML. Imports are light but for numpy."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from bellwether.experiments.analysis.aggregate import (
 from bellwether.experiments.analysis.outcome import VERDICTS, EarlyStop, Outcome, Verdict
 from bellwether.experiments.report.lr_scaling import Law, law
 from bellwether.experiments.sweep.measurements import Target, Trial
-from bellwether.trainer.report.facts import ABSENT, count
+from bellwether.trainer.report.facts import count
 
 REPORT = "report.html"  #: of a run, in its directory; of a sweep, in its own; of a table NAME.report.html beside it
-_OWN = ("batch.global", "optimizer.name")  # keys that a cell stands for already
+_OWN = ("batch.global", "optimizer.name")  # keys that define a cell
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Samples a second: given for one process, by batch or for all, or measured of each whole run."""
+    """Samples per second: given for one process, by batch size or for all, or measured in each run."""
 
     given: Mapping[int, float] | float | None = None
 
     def of(self, trial: Trial) -> float | None:
-        """Of the whole run; None where nobody knows."""
+        """Samples per second of all processes of a run; None if unknown."""
         if self.given is None:
             values = [m.get("train/samples_per_s", math.nan) for m in trial.measurements]
             known = [value for value in values if math.isfinite(value) and value > 0]
@@ -48,39 +48,32 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Bill:
-    """What it takes to reach the target in a cell, with its best setting: medians over the seeds."""
+    """Time and cost of reaching the target with the best setting of a cell: medians over the seeds."""
 
     hours: float
     process_hours: float
     cost: float | None  #: None: no price is known
 
 
-def whole(value: float | None) -> str:
-    """A count; a median of two may lie half-way between them."""
-    if value is None or not math.isfinite(value):
-        return ABSENT
-    return f"{value:,.1f}" if value % 1 == 0.5 else f"{value:,.0f}"
-
-
 def time_unit(hours: float) -> tuple[float, str]:
-    """The unit that a time is told in: its length in hours, and its name."""
+    """The unit for a time: its length in hours, and its name."""
     return next((unit for unit in ((1.0, "h"), (1 / 60, "min")) if hours >= unit[0]), (1 / 3600, "s"))
 
 
 @dataclass(frozen=True)
 class Series:
-    """One optimizer over the batches, in their order."""
+    """One optimizer over the batch sizes, in ascending order."""
 
     name: str
     cells: Sequence[Cell]
     fit: critical_batch.Fit | None
     law: Law | None
-    notes: Sequence[str]  #: what to know before one believes the fit
+    notes: Sequence[str]  #: warnings about the fit
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A cell in which exactly two numbers were searched, each value of one with each of the other."""
+    """A cell in which exactly two numbers were searched, every value of one with every value of the other."""
 
     cell: Cell
     x: str
@@ -92,18 +85,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class Facts:
-    """A sweep, read.
+    """The contents of a sweep.
 
     Args:
         name: of the sweep.
-        root: directory that the runs' paths start from.
-        trials: of the table.
-        target: what a run is to reach; None: the sweep has no target, and settings are compared by a metric.
+        root: directory that the runs' paths are relative to.
+        trials: all trials of the table.
+        target: the target of the runs; None: the sweep has none, and settings are compared by a metric.
         price: of an hour of one process.
         throughput: of the runs.
-        compared: metric and direction without a target; None: accuracy, or loss where nobody measured that.
-        own: where the sweep ended its runs: at a target that `target` may differ from.
-        to_come: runs that the sweep asks for and that have not begun.
+        compared: metric and direction without a target; None: accuracy, or loss if accuracy was not measured.
+        own: the target at which the sweep ended its runs, which may differ from `target`.
+        to_come: planned runs that have not begun.
     """
 
     name: str
@@ -119,12 +112,12 @@ class Facts:
 
     @cached_property
     def metric(self) -> Target:
-        """The metric and its direction, whether there is a target or not."""
+        """The metric and its direction, with or without a target."""
         return self.target or self.compared or default_metric(self.trials)
 
     @property
     def measure(self) -> str:
-        """The metric's name for people, without what goes without saying."""
+        """The metric's short name."""
         return self.metric.metric.removeprefix("val/")
 
     @cached_property
@@ -146,23 +139,23 @@ class Facts:
 
     @cached_property
     def verdicts(self) -> dict[Verdict, int]:
-        """How many runs ended how; those that nothing happened to are left out."""
+        """The number of runs by how they ended; verdicts without runs are left out."""
         found = Counter(run.verdict for run in self.outcomes)
         return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
 
     @property
     def planned(self) -> int:
-        """Runs that have begun, and those to come."""
+        """Runs that have begun, and those that have not."""
         return len(self.trials) + self.to_come
 
     @property
     def unfinished(self) -> bool:
-        """Whether runs go on, or are still to begin."""
+        """Whether runs are still running, or have not begun."""
         return self.to_come > 0 or "unfinished" in self.verdicts
 
     @cached_property
     def keys(self) -> list[str]:
-        """What was searched: the parameters that differ within a cell, the learning rate first."""
+        """The parameters that were searched, which differ within a cell; the learning rate first."""
         searched = {key for cell in self.cells for key in varied(cell)} | ({LR} if self._has_lr else set())
         return sorted(searched - set(_OWN), key=lambda key: (key != LR, key))
 
@@ -171,7 +164,7 @@ class Facts:
         return [grid for cell in self.cells if (grid := _grid(cell)) is not None]
 
     def link(self, trial: Trial) -> str | None:
-        """Address of a run's report, or else its directory, relative to the page; None where there is neither."""
+        """URL of a run's report, or else its directory, relative to the page; None if there is neither."""
         if trial.trial not in self._links:
             path = PurePosixPath(trial.run)
             there = bool(trial.run) and not path.is_absolute() and (self.root / path).is_dir()
@@ -180,7 +173,7 @@ class Facts:
         return self._links[trial.trial]
 
     def bill(self, cell: Cell) -> Bill | None:
-        """None where no run of the best setting tells its throughput."""
+        """Time and cost of a cell; None if the throughput of no run of the best setting is known."""
         found = []
         for run in cell.best.valid_runs:
             rate_ = self.throughput.of(run.trial)
@@ -197,7 +190,7 @@ class Facts:
 
     @cached_property
     def winners(self) -> dict[int, Cell]:
-        """The best cell at each batch; none where no optimizer has shown anything there."""
+        """The best cell at each batch size; batch sizes without a result are left out."""
         won = {}
         for batch in self.batches:
             here = [cell for cell in self.cells if cell.batch == batch and (cell.reached or self.target is None)]
@@ -208,29 +201,29 @@ class Facts:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What a reader must know before any number, a sentence each."""
-        said = []
+        """What a reader must know before reading any number, a sentence each."""
+        found = []
         if not self.trials:
             return ["The table holds no trial: nothing has been measured yet."]
         if self.target is None:
-            said.append(f"There is no target, so settings are compared by the best {self.measure} of their runs.")
+            found.append(f"There is no target, so settings are compared by the best {self.measure} of their runs.")
         if not any(run.best is not None for run in self.outcomes):
-            said.append(f"No run has measured {self.metric.metric}.")
+            found.append(f"No run has measured {self.metric.metric}.")
         if self.unfinished:
             begun = f"{len(self.trials):,} of {self.planned:,} runs have begun. " if self.to_come else ""
             open_ = self.verdicts.get("unfinished", 0)
-            going = f"Runs that have not ended: {open_:,}. " if open_ else ""
-            said.append(f"{begun}{going}What follows may change.")
+            running = f"Runs that have not ended: {open_:,}. " if open_ else ""
+            found.append(f"{begun}{running}What follows may change.")
         if self.verdicts.get("ended early"):
-            said.append(
+            found.append(
                 f"Runs that the sweep ended at its own target, {self.own}, before they came to this one: "
                 f"{self.verdicts['ended early']:,}. They say nothing about their settings here."
             )
         if self.verdicts.get("failed"):
-            said.append(
+            found.append(
                 f"Runs that ended in an error: {self.verdicts['failed']:,}. They say nothing about their settings."
             )
-        return said
+        return found
 
     @property
     def _has_lr(self) -> bool:
@@ -294,7 +287,7 @@ def _grid(cell: Cell) -> Grid | None:
             return None
         settings[float(pair[0]), float(pair[1])] = setting  # type: ignore[arg-type]
     xs, ys = (sorted({pair[i] for pair in settings}) for i in (0, 1))
-    # A random search gives every setting values of its own: that is no grid.
+    # In a random search every setting has different values: that is not a grid.
     if min(len(xs), len(ys)) < 2 or 2 * len(settings) < len(xs) * len(ys):
         return None
     return Grid(cell, x, y, xs, ys, settings)

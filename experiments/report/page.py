@@ -1,26 +1,39 @@
-"""The page of a sweep's report: HTML from facts and pictures. Everything that comes from a sweep is escaped."""
+"""The page of a sweep's report: its sections, headlines and the texts that explain them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from markupsafe import Markup
 
 from bellwether.experiments.analysis import fitting
 from bellwether.experiments.analysis.aggregate import Cell, peak_lr
 from bellwether.experiments.report import tables
-from bellwether.experiments.report.facts import Facts, whole
-from bellwether.trainer.report.canvas import Drawn
-from bellwether.trainer.report.facts import ABSENT, count
-from bellwether.trainer.report.markup import Html, document, figures, head, tiles
+from bellwether.experiments.report.facts import Facts
+from bellwether.trainer.report.chart import Drawn
+from bellwether.trainer.report.curves import significant
+from bellwether.trainer.report.facts import ABSENT, count, whole
+from bellwether.trainer.report.html import Table, render
 
-KIND = "report of a sweep"  # by these words a page is known for ours
+KIND = "report of a sweep"  #: these words identify a page as one of ours
+Headline = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Section:
+    key: str
+    heading: str
+    text: str = ""  #: how to read it
+    table: Table | None = None
+    notes: Sequence[tuple[str, str]] = ()
+    drawn: Sequence[Drawn] = field(default=())
 
 
 def page(facts: Facts, drawn: Mapping[str, Sequence[Drawn]]) -> str:
     """The whole document; `drawn`: the pictures of each section, by its key."""
-    ended = ("unfinished", "") if facts.unfinished else ("finished", "finished")
-    state = ended if facts.trials else ("nothing run", "")
     workloads = {
         f"{trial.model} on {trial.dataset}".removesuffix(" on ").removeprefix(" on ") for trial in facts.trials
     }
@@ -30,120 +43,110 @@ def page(facts: Facts, drawn: Mapping[str, Sequence[Drawn]]) -> str:
         f"batch {facts.batches[0]:,} to {facts.batches[-1]:,}" if len(facts.batches) > 1 else "",
         f"target {facts.target}" if facts.target else "",
     ]
-    parts = [head(KIND, facts.name, state, about, facts.notes), _headlines(facts), _crits(facts)]
-    aimed = facts.target is not None
+    return render(
+        "sweep.html", Path(__file__).with_name("templates"), title=facts.name, kind=KIND, about=about,
+        state="nothing run" if not facts.trials else "unfinished" if facts.unfinished else "finished",
+        missing=facts.notes, headlines=_headlines(facts), b_crits=_b_crits(facts),
+        sections=_sections(facts, drawn) if facts.trials else [],
+        settings=tables.settings(facts), trials=tables.trials(facts),
+    )  # fmt: skip
+
+
+def _sections(facts: Facts, drawn: Mapping[str, Sequence[Drawn]]) -> list[Section]:
+    """The sections that have something to show."""
+    aimed, several = facts.target is not None, len(facts.series) > 1
+    fit_notes = [(series.name, note) for series in facts.series for note in series.notes]
+    law_notes = [(series.name, note) for series in facts.series if series.law for note in series.law.notes]
     sections = [
-        ("target", "Steps and samples to the target" if aimed else f"Best {facts.measure}", _reading(facts), tables.fits(facts)),
-        ("rates", "Best learning rate", "", tables.laws(facts)),
-        ("bills", "Time and cost" if facts.price is not None else "Time", _priced(facts), tables.bills(facts) if aimed else ""),
-        ("sides", "Optimizers side by side" if len(facts.series) > 1 else "By batch", _counts(facts), tables.sides(facts)),
-        ("heat", "Two hyperparameters at once", "", ""),
-        ("courses", "Learning curves of the best settings", "", ""),
-        ("tables", "All numbers", "", tables.settings(facts) + tables.trials(facts)),
+        Section("target", "Steps and samples to the target" if aimed else f"Best {facts.measure}", _reading(facts), tables.fits(facts), fit_notes),
+        Section("rates", "Best learning rate", "", tables.laws(facts), law_notes),
+        Section("bills", "Time and cost" if facts.price is not None else "Time", _priced(facts), tables.bills(facts) if aimed else None),
+        Section("sides", "Optimizers side by side" if several else "By batch", _counts(facts), tables.sides(facts)),
+        Section("heat", "Two hyperparameters at once"),
+        Section("courses", "Learning curves of the best settings"),
     ]  # fmt: skip
-    for key, heading, text, inner in sections if facts.trials else []:
-        pictures = [picture for picture in drawn.get(key, ()) if picture.desk is not None]
-        if pictures or inner:
-            said = f'<p class="reading">{escape(text)}</p>' if text else ""
-            parts.append(f'<section id="{key}"><h2>{escape(heading)}</h2>{said}{figures(pictures)}{inner}</section>')
-    parts.append(
-        "<footer>Bellwether. Points in pictures and numbers in tables lead to the report of their run; where it has none, to "
-        "its directory."
-        "</footer>"
-    )
-    return document(facts.name, parts)
+    found = []
+    for each in sections:
+        shown = [picture for picture in drawn.get(each.key, ()) if picture.svg is not None]
+        if shown or each.notes or (each.table and each.table.rows):
+            found.append(Section(each.key, each.heading, each.text, each.table, each.notes, shown))
+    return found
 
 
 def _reading(facts: Facts) -> str:
-    if facts.target is None:
-        return (
-            f"Mean over the seeds of the best setting at each batch; bars and small dots are the seeds. {_rule(facts)}"
-        )
-    return (
-        "Of the best setting at each batch: the median over its seeds, their range, and each seed as a small dot. "
-        f"{_misses(facts)}{_rule(facts)}"
-    )
-
-
-def _misses(facts: Facts) -> str:
-    missed = any(math.isinf(run.steps) for cell in facts.cells for run in cell.best.valid_runs)
-    return "A seed that missed the target counts as infinitely many steps. " if missed else ""
-
-
-def _rule(facts: Facts) -> str:
     seeds = {len(setting.runs) for cell in facts.cells for setting in cell.settings}
-    return "The best is sought among the settings that ran on the most seeds." if len(seeds) > 1 else ""
+    rule = "The best is chosen among the settings that ran on the most seeds." if len(seeds) > 1 else ""
+    if facts.target is None:
+        return f"Mean over the seeds of the best setting at each batch; bars and small dots are the seeds. {rule}"
+    missed = any(math.isinf(run.steps) for cell in facts.cells for run in cell.best.valid_runs)
+    return (
+        "The best setting at each batch: the median over its seeds, their range, and each seed as a small dot. "
+        f"{'A seed that missed the target counts as infinitely many steps. ' if missed else ''}{rule}"
+    )
 
 
 def _counts(facts: Facts) -> str:
     if facts.target is None:
-        return "Of the best setting at each batch; then how the runs of all settings there ended."
-    return "Of the best setting at each batch, how many of its seeds got there; then how the runs of all settings there ended."
+        return "The best setting at each batch, then how the runs of all settings ended."
+    return "The best setting at each batch and how many of its seeds reached the target, then how the runs of all settings ended."
 
 
 def _priced(facts: Facts) -> str:
     if facts.target is None:
         return ""
+    given = facts.throughput.given is not None
     source = (
-        "as measured, the median of train/samples_per_s in each run"
-        if facts.throughput.given is None
-        else "as given, of one process times their number"
+        "as given for one process, times their number" if given else "the median of train/samples_per_s in each run"
     )
-    price = "" if facts.price is None else f" Cost is hours times processes times {facts.price:g} an hour."
-    alone = "That is training alone, without start, evaluation and saving." if facts.throughput.given is None else ""
-    return f"Samples to the target over samples a second, {source}. {alone}{price}"
+    price = "" if facts.price is None else f" Cost is hours times processes times {facts.price:g} per hour."
+    alone = "" if given else " This is training alone, without start, evaluation and saving."
+    return f"Samples to the target divided by samples per second, {source}.{alone}{price}"
 
 
-def _headlines(facts: Facts) -> str:
+def _headlines(facts: Facts) -> list[Headline]:
     ended = ", ".join(f"{number:,} {verdict}" for verdict, number in facts.verdicts.items())
-    rows: list[tuple[str, str, str, str]] = [("Runs", f"{len(facts.trials):,}", _of(facts), ended)]
+    rows: list[Headline] = [("Runs", f"{len(facts.trials):,}", f"of {facts.planned:,}" if facts.to_come else "", ended)]
     if facts.target is None:
         rows.append(("Compared by", facts.measure, "", "more is better" if facts.metric.at_least else "less is better"))
         best = min(facts.cells, key=lambda cell: cell.best.distance, default=None)
         if best is not None and best.best.mean is not None:
-            run = tables.linked(facts, best.best.median_run.trial, tables.small(best.best.mean))
+            run = tables.linked(facts, best.best.median_run.trial, significant(best.best.mean))
             rows.append((f"Best {facts.measure}", run, "", _where(best)))
-    else:
-        rows.append(("Target", f"{facts.target.value:g}", "", f"{facts.measure}, or {_beyond(facts)}"))
-        held = [cell for cell in facts.cells if cell.reached]
-        for label, key in (("Fewest steps", "steps"), ("Fewest samples", "samples")):
-            best = min(held, key=lambda cell: getattr(cell.best, key), default=None)
-            text = Html(ABSENT) if best is None else _headline(facts, best, whole(getattr(best.best, key)))
-            rows.append((label, text, "", "nothing reached it" if best is None else _where(best)))
-        cells = [(bill.hours, cell) for cell in held if (bill := facts.bill(cell)) and math.isfinite(bill.hours)]
-        if cells:
-            hours, best = min(cells, key=lambda pair: pair[0])
-            rows.append(
-                ("Least time", _headline(facts, best, tables.time_name(hours)), "", f"training alone; {_where(best)}")
-            )
-    return tiles(rows)
+        return rows
+    beyond = "more" if facts.metric.at_least else "less"
+    rows.append(("Target", f"{facts.target.value:g}", "", f"{facts.measure}, or {beyond}"))
+    held = [cell for cell in facts.cells if cell.reached]
+    for label, key in (("Fewest steps", "steps"), ("Fewest samples", "samples")):
+        best = min(held, key=lambda cell: getattr(cell.best, key), default=None)
+        text = ABSENT if best is None else _linked(facts, best, whole(getattr(best.best, key)))
+        rows.append((label, text, "", "nothing reached it" if best is None else _where(best)))
+    times = [(bill.hours, cell) for cell in held if (bill := facts.bill(cell)) and math.isfinite(bill.hours)]
+    if times:
+        hours, best = min(times, key=lambda pair: pair[0])
+        rows.append(
+            ("Least time", _linked(facts, best, tables.time_name(hours)), "", f"training alone; {_where(best)}")
+        )
+    return rows
 
 
-def _of(facts: Facts) -> str:
-    return f"of {facts.planned:,}" if facts.to_come else ""
-
-
-def _headline(facts: Facts, cell: Cell, text: str) -> Html:
-    return tables.linked_small(facts, cell.best.median_run.trial, text)
-
-
-def _crits(facts: Facts) -> str:
-    """A tile an optimizer: its critical batch."""
-    rows: list[tuple[str, str, str, str]] = []
+def _b_crits(facts: Facts) -> list[Headline]:
+    """The critical batch size of each optimizer."""
+    rows: list[Headline] = []
     for series in facts.series:
         fit = series.fit
         if fit is None:
             continue
         largest = max(cell.batch for cell in series.cells if cell.reached)
         span = fitting.span(fit, largest)
-        said = f"{span}, 90 %" if span else "no interval"
-        doubts = Html(f'{said} · <a href="#target">{count(len(series.notes), "warning")}</a>') if series.notes else said
-        rows.append((f"B_crit, {series.name}", fitting.size(fit, largest), "", doubts))
-    return tiles(rows) if rows else ""
+        below = f"{span}, 90 %" if span else "no interval"
+        if series.notes:
+            below = Markup('{} · <a href="#target">{}</a>').format(below, count(len(series.notes), "warning"))
+        rows.append((f"B_crit, {series.name}", fitting.size(fit, largest), "", below))
+    return rows
 
 
-def _beyond(facts: Facts) -> str:
-    return "more" if facts.metric.at_least else "less"
+def _linked(facts: Facts, cell: Cell, text: str) -> Markup:
+    return tables.link(facts, cell.best.median_run.trial, text)
 
 
 def _where(cell: Cell) -> str:

@@ -1,12 +1,13 @@
-"""What came out: ``report.html``, its pictures as PNG, and a summary for the terminal."""
+"""The results of a run: ``report.html``, its pictures as PNG, and a summary for the terminal."""
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
 from bellwether.trainer import run_paths
-from bellwether.trainer.report.canvas import Picture, draw, style
-from bellwether.trainer.report.facts import SMOOTHED, Facts
+from bellwether.trainer.report.chart import Picture, draw, style
+from bellwether.trainer.report.facts import SMOOTHED, Facts, finite
 from bellwether.trainer.report.summary import summary
 
 __all__ = ["summary", "write"]
@@ -16,66 +17,79 @@ PLOTS = "plots"
 
 
 def write(run: Path) -> Path:
-    """Make ``<run>/report.html`` and ``<run>/plots/*.png`` from config.yaml and metrics.jsonl.
+    """Write ``<run>/report.html`` and ``<run>/plots/*.png`` from config.yaml and metrics.jsonl.
 
-    The page is one file without references to anything else. What the run has not logged is left out and said
-    to be missing; the same run directory gives the same bytes.
+    The page is one file that refers to nothing else. What the run has not logged is left out, and named as missing. The
+    same run directory gives the same bytes.
 
     Returns:
         the path of the report.
     """
-    from bellwether.trainer.report.page import OPTIONAL, page
+    from bellwether.trainer.report import tables
+    from bellwether.trainer.report.html import render
 
     run = Path(run)
     facts = Facts.load(run)
     (run / PLOTS).mkdir(parents=True, exist_ok=True)
     with style():
-        drawn = [
-            (heading, [draw(picture, facts, run / PLOTS) for picture in pictures]) for heading, pictures in _sections()
-        ]
-    # Without trust ratios, noise that can be told or a diagnosis nothing is wrong, so no empty frames for them.
+        drawn = {heading: [draw(each, facts, run / PLOTS) for each in group] for heading, group in _sections().items()}
     sections = [
         (heading, shown)
-        for heading, pictures in drawn
-        if (shown := [each for each in pictures if heading not in OPTIONAL or each.desk is not None])
+        for heading, group in drawn.items()
+        if (shown := [each for each in group if each.picture.expected or each.svg is not None])
     ]
-    run_paths.publish(run / FILE, page(facts, sections))
+    page = render(
+        "run.html", title=facts.name, kind="report of a run", state=facts.history.state, about=_about(facts),
+        missing=facts.missing, headlines=tables.headlines(facts), sections=sections, layers=tables.layers(facts),
+        plan=tables.plan(facts), phases=len(facts.plan), evaluations=tables.evaluations(facts),
+        checkpoints=tables.checkpoints(facts), config=facts.config_text,
+        versions=list(dict.fromkeys(str(line["version"]) for line in facts.history.start if line.get("version"))),
+    )  # fmt: skip
+    run_paths.publish(run / FILE, page)
     return run / FILE
 
 
-def _sections() -> list[tuple[str, list[Picture[Facts]]]]:
-    from bellwether.trainer.report import curves, heatmap, trajectory
-    from bellwether.trainer.report.page import NOISE, TRUST, WALK
+def _about(facts: Facts) -> list[str]:
+    """The facts in the line below the title; empty ones are left out by the template."""
+    h = facts.history
+    first, latest = (h.start[0], h.start[-1]) if h.start else ({}, {})
+    model = [facts.setting("model", key) for key in ("kind", "size", "depth", "width")]
+    world, stage, began = latest.get("world_size"), facts.setting("engine", "stage"), first.get("time")
+    return [
+        "-".join(str(part) for part in model if part is not None),
+        str(facts.setting("data", "source") or ""),
+        f"{world} × {str(latest.get('device', '?')).split(':')[0]}" if isinstance(world, int) else "",
+        f"ZeRO-{stage}" if stage is not None else "",
+        str(facts.setting("engine", "precision") or ""),
+        f"started {datetime.fromtimestamp(began, timezone.utc):%Y-%m-%d %H:%M UTC}" if finite(began) else "",
+    ]
 
-    loss_note = "raw and smoothed training loss, held-out points"
+
+def _sections() -> dict[str, list[Picture[Facts]]]:
+    from bellwether.trainer.report.curves import accuracy, between, curve, loss, noise_scale, significant, trust_ratio
+    from bellwether.trainer.report.heatmap import by_layer
+
+    lr = curve("train", "lr", "green", smooth=False, from_zero=True, form=significant)
+    noise_note = f"predicted from gradient noise, a mean over {SMOOTHED} steps; larger batches hardly save steps"
     layers_note = "layers in model order, logarithmic colour"
-    course = [
-        Picture("loss", "Loss", loss_note, curves.loss, wide=True),
-        Picture("accuracy", "Held-out accuracy", "share predicted right", curves.accuracy),
-        Picture("learning-rate", "Learning rate", "", curves.learning_rate),
-        Picture("gradient-norm", "Gradient norm", "before clipping", curves.gradient_norm),
-        Picture("throughput", "Throughput", "samples a second", curves.throughput),
-    ]
-    trust = [
-        Picture("trust-ratio", "Trust ratio", "over all layers", curves.trust_ratio, wide=True),
-        Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, heatmap.layers, wide=True),
-    ]
-    noise_note = (
-        "the batch beyond which steps stop falling, as gradient noise predicts it; a mean over the last "
-        f"{SMOOTHED} steps, which a phase's first ones are too few for"
-    )
-    batch = [Picture("noise-scale", "Critical batch", noise_note, curves.noise_scale, wide=True)]
-    way = [
-        Picture("cosine", "Angle", "cosine between an update and the one before", trajectory.cosine),
-        Picture("distance", "Distance", "of the weights from where they began", trajectory.distance),
-        Picture(
-            "between",
-            "Between iterates",
-            "the batch's loss on the way of a step, less where it began",
-            trajectory.between,
-            wide=True,
-        ),
-        Picture("update-norms", "Update by layer", f"norm of a step; {layers_note}", heatmap.update_norms, wide=True),
-        Picture("weight-norms", "Weights by layer", f"norm; {layers_note}", heatmap.weight_norms, wide=True),
-    ]
-    return [("Training", course), (NOISE, batch), (TRUST, trust), (WALK, way)]
+    return {
+        "Training": [
+            Picture("loss", "Loss", "raw and smoothed training loss, held-out points", loss, expected=True),
+            Picture("accuracy", "Held-out accuracy", "share predicted right", accuracy, expected=True),
+            Picture("learning-rate", "Learning rate", "", lr, expected=True),
+            Picture("gradient-norm", "Gradient norm", "before clipping", curve("train", "grad_norm", "plum", robust=True), expected=True),
+            Picture("throughput", "Throughput", "samples per second", curve("train", "samples_per_s", "blue", from_zero=True), expected=True),
+            Picture("noise-scale", "Critical batch", noise_note, noise_scale),
+        ],
+        "Trust ratios": [
+            Picture("trust-ratio", "Trust ratio", "over all layers", trust_ratio),
+            Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, by_layer("layers", "trust_ratio")),
+        ],
+        "Trajectory": [
+            Picture("cosine", "Angle", "cosine between an update and the one before", curve("walk", "cosine", "blue", zero_line=True)),
+            Picture("distance", "Distance", "of the weights from their start", curve("walk", "distance", "green", smooth=False, from_zero=True)),
+            Picture("update-norms", "Update by layer", f"norm of a step; {layers_note}", by_layer("norms", "update_norms")),
+            Picture("weight-norms", "Weights by layer", f"norm; {layers_note}", by_layer("norms", "weight_norms")),
+            Picture("between", "Between iterates", "loss of the batch between the weights before and after a step", between),
+        ],
+    }  # fmt: skip

@@ -1,192 +1,239 @@
-"""The curves of the report: functions from facts to a figure, or None where there is nothing to draw."""
+"""The curves of a run's report: functions from facts to a chart, or None if there is nothing to draw."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.trainer.metrics import KINDS, Line
-from bellwether.trainer.report.canvas import LIGHT, Size, axes, legend, log_ticks, marks
-from bellwether.trainer.report.facts import Facts, compact
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from bellwether.trainer.report.chart import DOTTED, HEIGHT, LIGHT, TEXT, Chart, count_ticks
+from bellwether.trainer.report.facts import Facts, compact, finite, number, share
 
 Array = NDArray[np.float64]
+Draw = Callable[[Facts], Chart | None]
 
-_SMOOTH_FROM = 30  # fewer points are shown as they are
-_POINTS = 1400  # more than a screen has columns, few enough for a light file
+# Light grows with the value, evenly; readable on a white and on a dark page, and in grey.
+SCALE = ("#1c2444", "#27497a", "#31778f", "#5ba48b", "#a9c77f", "#f1e6a4")
+_SMOOTH_FROM = 30  # a curve of fewer points is not smoothed
+_POINTS = 1400  # more than a screen has columns, few enough for a small file
 
 
-def loss(facts: Facts, size: Size) -> Figure | None:
-    """Training loss, raw and smoothed, the held-out points, and what guessing would give."""
+def significant(value: float) -> str:
+    return f"{value:.4g}".replace("e-0", "e-")
+
+
+def over_samples(facts: Facts, height: float = HEIGHT) -> Chart:
+    """A chart over the samples of the run. All charts share one x axis, so that an event is at the same place in each."""
+    chart = Chart("samples", height)
+    count_ticks(chart.ax.xaxis)
+    chart.ax.set_xlim(-0.01 * facts.reach, 1.01 * facts.reach or 1.0)
+    return chart
+
+
+def curve(
+    event: str, key: str, colour: str, *, smooth: bool = True, from_zero: bool = False, zero_line: bool = False,
+    form: Callable[[float], str] = compact, robust: bool = False,
+) -> Draw:  # fmt: skip
+    """A chart of one value.
+
+    Args:
+        event: the lines of the history that hold it.
+        smooth: draw a noisy curve raw and faint, with its smoothed course on top.
+        from_zero: begin the y axis at 0.
+        zero_line: mark y = 0.
+        form: of the labels of the y axis.
+        robust: use a logarithmic axis if a few values are very large, see `finish`.
+    """
+
+    def draw(facts: Facts) -> Chart | None:
+        lines: list[Line] = getattr(facts.history, event)
+        x, y = column(lines, key)
+        if not np.isfinite(y).any():
+            return None
+        chart = over_samples(facts)
+        if smooth:
+            noisy(chart, facts, lines, key, colour)
+        else:
+            chart.ax.plot(*_thin(x, y), color=LIGHT[colour], linewidth=1.7)
+            tip(chart, lines, key, "", colour)
+        if from_zero:
+            chart.ax.set_ylim(bottom=0)
+        if zero_line:
+            chart.ax.axhline(0, color=LIGHT["mark"], linewidth=0.9, zorder=1)
+        chart.ax.yaxis.set_major_formatter(lambda value, _: form(value))
+        return finish(chart, facts, y if robust else None)
+
+    return draw
+
+
+def loss(facts: Facts) -> Chart | None:
+    """Training loss, raw and smoothed, the held-out points, and the loss of uniform guessing."""
     x, y = column(facts.history.train, "loss")
-    held = column(facts.history.eval, "loss")
-    if not np.isfinite(y).any() and not np.isfinite(held[1]).any():
+    _, held = column(facts.history.eval, "loss")
+    if not np.isfinite(y).any() and not np.isfinite(held).any():
         return None
-    figure, ax = axes(facts, size, "Loss")
-    noisy(ax, facts, x, y, "blue", "training")
-    if np.isfinite(held[1]).any():
-        _points(ax, *held, "orange", "held-out")
-    _kinds(ax, facts, "loss", ("plum", "green"))
+    chart = over_samples(facts)
+    noisy(chart, facts, facts.history.train, "loss", "blue", "training")
+    _held_out(chart, facts, "loss", number)
     if facts.expectation is not None:
         entries, level = facts.expectation
-        ax.axhline(level, color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), zorder=1)
-        ax.annotate(
-            f"guessing: ln {entries:,} = {level:.2f}", (1, level), (-2, 4),
-            xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=size.text -
-            1, color=LIGHT["muted"], bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 1.0},
-        )  # fmt: skip
+        chart.level(level, f"guessing: ln {entries:,} = {level:.2f}")
     lost = x[~np.isfinite(y)]
     if len(lost):
-        ax.plot(
-            lost, np.full(len(lost), 0.015), "x", color=LIGHT["bad"], transform=ax.get_xaxis_transform(),
+        chart.ax.plot(
+            lost, np.full(len(lost), 0.015), "x", color=LIGHT["bad"], transform=chart.ax.get_xaxis_transform(),
             markersize=5, label="not finite", clip_on=False,
         )  # fmt: skip
-    return finish(figure, ax, facts, size, np.concatenate([y, held[1]]))
+    return finish(chart, facts, np.concatenate([y, held]))
 
 
-def accuracy(facts: Facts, size: Size) -> Figure | None:
-    x, y = column(facts.history.eval, "accuracy")
-    if not np.isfinite(y).any():
+def accuracy(facts: Facts) -> Chart | None:
+    if not np.isfinite(column(facts.history.eval, "accuracy")[1]).any():
         return None
-    figure, ax = axes(facts, size, "Held-out accuracy")
-    _points(ax, x, y, "orange", "held-out")
-    _kinds(ax, facts, "accuracy", ("blue", "green"))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
-    return finish(figure, ax, facts, size)
+    chart = over_samples(facts)
+    _held_out(chart, facts, "accuracy", share)
+    chart.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+    return finish(chart, facts)
 
 
-def learning_rate(facts: Facts, size: Size) -> Figure | None:
-    x, y = column(facts.history.train, "lr")
-    if not np.isfinite(y).any():
-        return None
-    figure, ax = axes(facts, size, "Learning rate")
-    ax.plot(*_thin(x, y), color=LIGHT["green"], linewidth=1.7)
-    ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}".replace("e-0", "e-"))
-    return finish(figure, ax, facts, size)
-
-
-def gradient_norm(facts: Facts, size: Size) -> Figure | None:
-    x, y = column(facts.history.train, "grad_norm")
-    if not np.isfinite(y).any():
-        return None
-    figure, ax = axes(facts, size, "Gradient norm")
-    noisy(ax, facts, x, y, "plum")
-    return finish(figure, ax, facts, size, y)
-
-
-def noise_scale(facts: Facts, size: Size) -> Figure | None:
-    """The critical batch that gradient noise predicts, with its standard error, and the batch that was taken."""
-    x, y = column(facts.history.train, "noise_scale")
-    _, error = column(facts.history.train, "noise_scale_error")
+def noise_scale(facts: Facts) -> Chart | None:
+    """The critical batch size predicted from gradient noise, with its standard error, and the batch size of the run."""
+    lines = facts.history.train
+    x, y = column(lines, "noise_scale")
+    _, error = column(lines, "noise_scale_error")
     if not (np.isfinite(y) & (y > 0)).any():
         return None
-    figure, ax = axes(facts, size, "Gradient noise scale, samples")
-    ax.set_yscale("log")
-    low, high = np.maximum(y - error, y / 10), y + error
-    ax.fill_between(x, low, high, color=LIGHT["plum"], alpha=0.18, linewidth=0, label="± its standard error")
-    ax.plot(*_thin(x, y), color=LIGHT["plum"], linewidth=1.7, label="noise scale")
+    chart = over_samples(facts)
+    chart.ax.set_yscale("log")
+    _band(chart, x, np.maximum(y - error, y / 10), y + error, "plum", "± its standard error")
+    chart.ax.plot(*_thin(x, y), color=LIGHT["plum"], linewidth=1.7, label="noise scale")
+    tip(chart, lines, "noise_scale", "noise scale", "plum", lambda value: f"{value:,.4g}")
     for batch in dict.fromkeys(b for b in facts.over_phases("batch", "global") if isinstance(b, int)):
-        ax.axhline(batch, color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)), zorder=1)
-        ax.annotate(
-            f"batch {batch:,}", (1, batch), (-2, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", fontsize=size.text - 1, color=LIGHT["muted"],
-            bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 1.0},
-        )  # fmt: skip
-    log_ticks(ax.yaxis, *ax.get_ylim())
-    return finish(figure, ax, facts, size)
+        chart.level(batch, f"batch {batch:,}")
+    chart.log_y()
+    return finish(chart, facts)
 
 
-def throughput(facts: Facts, size: Size) -> Figure | None:
-    x, y = column(facts.history.train, "samples_per_s")
-    if not np.isfinite(y).any():
-        return None
-    figure, ax = axes(facts, size, "Throughput, samples/s")
-    noisy(ax, facts, x, y, "blue")
-    ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_formatter(lambda value, _: compact(value))
-    return finish(figure, ax, facts, size)
-
-
-def trust_ratio(facts: Facts, size: Size) -> Figure | None:
-    """The smallest, the middle and the largest trust ratio of all layers."""
+def trust_ratio(facts: Facts) -> Chart | None:
+    """The smallest, the median and the largest trust ratio of all layers."""
     lines = [line for line in facts.history.train if isinstance(line.get("trust_ratio"), dict)]
-    flat = [{"samples": line["samples"], **line["trust_ratio"]} for line in lines]
+    flat = [{"step": line["step"], "samples": line["samples"], **line["trust_ratio"]} for line in lines]
     (x, low), (_, middle), (_, high) = (column(flat, key) for key in ("min", "median", "max"))
     if not (np.isfinite(middle) & (middle > 0)).any():
         return None
-    figure, ax = axes(facts, size, "Trust ratio")
-    ax.set_yscale("log")
+    chart = over_samples(facts)
+    chart.ax.set_yscale("log")
     low, middle, high = (np.where(values > 0, values, np.nan) for values in (low, middle, high))
     pick = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS // 2)).astype(int))
-    ax.fill_between(
-        x[pick],
-        low[pick],
-        high[pick],
-        color=LIGHT["green"],
-        alpha=0.18,
-        linewidth=0,
-        label="smallest to largest",
-    )
-    ax.plot(x[pick], middle[pick], color=LIGHT["green"], linewidth=1.7, label="median layer")
-    log_ticks(ax.yaxis, *ax.get_ylim())
-    return finish(figure, ax, facts, size)
+    _band(chart, x[pick], low[pick], high[pick], "green", "smallest to largest")
+    chart.ax.plot(x[pick], middle[pick], color=LIGHT["green"], linewidth=1.7, label="median layer")
+    for key, name in (("max", "largest"), ("median", "median"), ("min", "smallest")):
+        tip(chart, flat, key, name, "green")
+    chart.log_y()
+    return finish(chart, facts)
 
 
-def noisy(ax: Axes, facts: Facts, x: Array, y: Array, colour: str, label: str | None = None) -> None:
-    """A curve with noise: raw and faint, and its course on top."""
+def between(facts: Facts) -> Chart | None:
+    """A line for each measured step: the loss between the weights before and after it, relative to before."""
+    lines = [
+        line for line in facts.history.between if all(finite(x) for x in line["losses"]) and len(line["losses"]) > 1
+    ]
+    if not lines:
+        return None
+    from matplotlib.colors import LinearSegmentedColormap
+
+    chart = Chart("share of the step")
+    colours = LinearSegmentedColormap.from_list("steps", SCALE[:-1])
+    for index, line in enumerate(lines):
+        losses: Array = np.asarray(line["losses"], dtype=np.float64)
+        label = f"step {line['step']:,}" if index in (0, len(lines) - 1) else None
+        colour = colours(index / max(1, len(lines) - 1))
+        chart.ax.plot(np.linspace(0, 1, len(losses)), losses - losses[0], color=colour, linewidth=1.5, label=label)
+    chart.ax.axhline(0, color=LIGHT["mark"], linewidth=0.9, zorder=1)
+    chart.ax.set_xlim(-0.01, 1.01)
+    chart.ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["before", "¼", "½", "¾", "after"])
+    chart.ax.yaxis.set_major_formatter(lambda value, _: compact(value))
+    chart.legend()
+    return chart
+
+
+def noisy(chart: Chart, facts: Facts, lines: list[Line], key: str, colour: str, label: str = "") -> None:
+    """A noisy curve: raw and faint, with its smoothed course on top."""
+    x, y = column(lines, key)
     if len(x) < _SMOOTH_FROM:
-        ax.plot(x, y, color=LIGHT[colour], linewidth=1.7, marker="o", markersize=3, label=label)
-        return
-    smooth = smoothed(y, _phases(facts, x))
-    ax.plot(*_thin(x, y), color=LIGHT[colour], linewidth=0.8, alpha=0.3)
-    ax.plot(*_thin(x, smooth), color=LIGHT[colour], linewidth=1.8, label=label)
+        chart.ax.plot(x, y, color=LIGHT[colour], linewidth=1.7, marker="o", markersize=3, label=label or None)
+    else:
+        smooth = smoothed(y, _phase_starts(facts, x))
+        chart.ax.plot(*_thin(x, y), color=LIGHT[colour], linewidth=0.8, alpha=0.3)
+        chart.ax.plot(*_thin(x, smooth), color=LIGHT[colour], linewidth=1.8, label=label or None)
+    tip(chart, lines, key, label, colour)
 
 
-def _points(ax: Axes, x: Array, y: Array, colour: str, label: str) -> None:
-    size = 5.0 if len(x) <= 40 else 2.5
-    ax.plot(
-        x, y, color=LIGHT[colour], linewidth=1.1, marker="o", markersize=size,
-        markeredgecolor=LIGHT["card"], markeredgewidth=0.8, label=label, zorder=4,
-    )  # fmt: skip
+def tip(
+    chart: Chart, lines: list[Line], key: str, name: str, colour: str, form: Callable[[float], str] = significant
+) -> None:
+    """Add the measured values of a key to the chart's tooltip."""
+    chart.tip(name, colour, [
+        (line["samples"], line[key], f"step {line['step']:,} · {line['samples']:,} samples", form(line[key]))
+        for line in lines if finite(line.get(key))
+    ])  # fmt: skip
 
 
-def _kinds(ax: Axes, facts: Facts, key: str, colours: tuple[str, str]) -> None:
-    """A held-out loss or accuracy over several views, and of the averaged weights, where they were measured."""
-    for kind, colour in zip(KINDS, colours, strict=True):
-        x, y = column(facts.history.eval, f"{key}_{kind}")
-        if np.isfinite(y).any():
-            _points(ax, x, y, colour, kind)
-
-
-def finish(
-    figure: Figure, ax: Axes, facts: Facts, size: Size, values: Array | None = None, *, marked: bool = True
-) -> Figure:
-    """Marks and legend; ``marked`` is False where the x axis is not samples."""
+def finish(chart: Chart, facts: Facts, values: Array | None = None) -> Chart:
+    """Add phases, restarts and the legend; a logarithmic y axis if the largest of `values` would hide all others."""
     if values is not None:
         known = values[np.isfinite(values)]
-        # A gradient that explodes, or a loss that comes near zero, leaves nothing to see on a linear scale.
         if len(known) and known.min() > 0 and known.max() > 30 * np.median(known):
-            ax.set_yscale("log")
-            log_ticks(ax.yaxis, *ax.get_ylim())
-    if marked:
-        marks(ax, facts, size)
-    legend(ax, size)
-    return figure
+            chart.log_y()
+    _marks(chart, facts)
+    chart.legend()
+    return chart
+
+
+def _held_out(chart: Chart, facts: Facts, key: str, form: Callable[[float], str]) -> None:
+    """The held-out values: plain, over several views, and of the averaged weights, as far as they were measured."""
+    keys = [("held-out", key), *((kind, f"{key}_{kind}") for kind in KINDS)]
+    for (name, each), colour in zip(keys, ("orange", "plum", "green"), strict=True):
+        x, y = column(facts.history.eval, each)
+        if np.isfinite(y).any():
+            chart.ax.plot(
+                x, y, color=LIGHT[colour], linewidth=1.1, marker="o", markersize=5.0 if len(x) <= 40 else 2.5,
+                markeredgecolor=LIGHT["card"], markeredgewidth=0.8, label=name, zorder=4,
+            )  # fmt: skip
+            tip(chart, facts.history.eval, each, name, colour, form)
+
+
+def _band(chart: Chart, x: Array, low: Array, high: Array, colour: str, label: str) -> None:
+    chart.ax.fill_between(x, low, high, color=LIGHT[colour], alpha=0.18, linewidth=0, label=label)
+
+
+def _marks(chart: Chart, facts: Facts) -> None:
+    """Thin lines where a phase begins, dotted ones where the run was restarted."""
+    ax = chart.ax
+    if facts.boundaries:
+        # Room above the curves for the names of the phases.
+        scale = ax.yaxis.get_transform()
+        low, high = scale.transform(ax.get_ylim())
+        ax.set_ylim(top=float(scale.inverted().transform([low + (high - low) * 1.08])[0]))
+    for samples, label in facts.boundaries:
+        ax.axvline(samples, color=LIGHT["mark"], linewidth=0.9, zorder=1)
+        right = samples > 0.8 * facts.reach  # the name would leave the chart on the other side
+        ax.annotate(
+            label, (samples, 1), (-4 if right else 4, -2), xycoords=("data", "axes fraction"), va="top",
+            textcoords="offset points", ha="right" if right else "left", fontsize=TEXT - 1, color=LIGHT["muted"],
+        )  # fmt: skip
+    for index, start in enumerate(facts.history.restarts):
+        once = "restart" if index == 0 else None
+        ax.axvline(start["samples"], color=LIGHT["mark"], linewidth=1.1, linestyle=DOTTED, zorder=1, label=once)
 
 
 def smoothed(y: Array, cuts: Iterable[int] = ()) -> Array:
-    """Local lines under a Gaussian window: no lag, not across `cuts`, blind to what is not finite."""
+    """Local linear regression with a Gaussian window: no lag, not across `cuts`; values that are not finite are ignored."""
     result = np.full(len(y), np.nan)
-    bounds = [0, *cuts, len(y)]
-    for begin, end in pairwise(bounds):
+    for begin, end in pairwise([0, *cuts, len(y)]):
         part = y[begin:end]
         sigma = max(1.0, len(part) / 60)
         radius = min(int(3 * sigma), (len(part) - 1) // 2)
@@ -198,12 +245,12 @@ def smoothed(y: Array, cuts: Iterable[int] = ()) -> Array:
 
 
 def _local_lines(part: Array, known: NDArray[np.bool_], kernel: Array, radius: int) -> Array:
-    """The height of a line fitted to each point's neighbours: unlike a mean, true at the two ends too."""
+    """The value of a line fitted to each point's neighbours: unlike a mean, unbiased at the two ends too."""
     offset = np.arange(-radius, radius + 1, dtype=np.float64)
     values = np.where(known, part, 0.0)
 
     def around(source: Array, power: int) -> Array:
-        # Convolution turns the kernel round: the sign keeps "offset" the neighbour's place minus the point's.
+        # Convolution reverses the kernel: the sign keeps "offset" the neighbour's index minus the point's.
         return np.convolve(source, kernel * (-offset) ** power, mode="same")
 
     s0, s1, s2 = (around(known.astype(np.float64), power) for power in range(3))
@@ -214,7 +261,7 @@ def _local_lines(part: Array, known: NDArray[np.bool_], kernel: Array, radius: i
 
 
 def _thin(x: Array, y: Array) -> tuple[Array, Array]:
-    """At most `_POINTS` points that keep every peak: of each stretch its smallest and its largest value."""
+    """At most `_POINTS` points that keep every peak: the smallest and the largest value of each stretch."""
     if len(x) <= _POINTS:
         return x, y
     keep: set[int] = {0, len(x) - 1}
@@ -225,8 +272,8 @@ def _thin(x: Array, y: Array) -> tuple[Array, Array]:
     return x[index], y[index]
 
 
-def _phases(facts: Facts, x: Array) -> list[int]:
-    """Where in `x` (samples, rising) a new phase begins; a walk is measured at other steps than the loss."""
+def _phase_starts(facts: Facts, x: Array) -> list[int]:
+    """Indices into `x` (samples, ascending) where a new phase begins."""
     lines = pairwise(facts.history.train)
     starts = [new["samples"] for old, new in lines if new.get("phase") != old.get("phase")]
     places = sorted({int(np.searchsorted(x, start)) for start in starts})
@@ -235,7 +282,6 @@ def _phases(facts: Facts, x: Array) -> list[int]:
 
 def column(lines: list[Line], key: str) -> tuple[Array, Array]:
     """(samples, values); what is absent or no number is NaN."""
-    pairs = [(line.get("samples"), line.get(key)) for line in lines]
-    both = [(a, b if isinstance(b, int | float) else np.nan) for a, b in pairs if isinstance(a, int | float)]
-    array = np.array(both, dtype=np.float64).reshape(-1, 2)
+    pairs = [(line["samples"], value if isinstance(value := line.get(key), int | float) else np.nan) for line in lines]
+    array = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return array[:, 0], array[:, 1]

@@ -1,10 +1,11 @@
-"""What a run directory says, in the terms that the report and the summary speak. No heavy import."""
+"""The contents of a run directory as the report and the summary use them, and how they format numbers. Imports are light."""
 
 from __future__ import annotations
 
 import math
 import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,10 @@ from bellwether.trainer.metrics import History, Line, read
 
 CONFIG = "config.yaml"
 ABSENT = "–"
-# A model that has learned nothing yet gives each entry the same probability: its loss is ln(entries).
+# An untrained model gives each entry the same probability: its loss is ln(entries).
 _ENTRIES = ("vocabulary", "classes")
 _ADAPTIVE = ("lamb", "lars")
-# Steps that the noise scale is a mean over: optimizers.noise.HORIZON, which would bring torch with it.
+# Steps that the noise scale is averaged over: optimizers.noise_scale.HORIZON, whose import would load torch.
 SMOOTHED = 200
 
 
@@ -29,21 +30,21 @@ class Noise:
 
     scale: float  #: samples
     error: float | None  #: standard error of it
-    steps: int  #: that it was made from
+    steps: int  #: that it was estimated from
 
     @property
     def early(self) -> str | None:
-        """How far it is from being one, where it is of fewer steps than it is smoothed over."""
+        """The progress towards a usable estimate, if it has fewer steps than it is averaged over; else None."""
         return f"{self.steps:,} of {SMOOTHED:,} steps" if self.steps < SMOOTHED else None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A run directory, read.
+    """The contents of a run directory.
 
     Args:
         run: the directory.
-        config_text: config.yaml as it stands, or "".
+        config_text: config.yaml as text, or "".
         config: the same, parsed, or {}.
         history: metrics.jsonl.
     """
@@ -69,23 +70,14 @@ class Facts:
 
     def setting(self, *keys: str) -> Any:
         """The config's value at a path, or None."""
-        node: Any = self.config
-        for key in keys:
-            node = node.get(key) if isinstance(node, dict) else None
-        return node
+        return _at(self.config, keys)
 
     def over_phases(self, *keys: str) -> list[Any]:
-        """A setting in each phase, in order; one value where the config has no phases, none where it is not set."""
+        """A setting in each phase, in order; one value if the config has no phases, none if it is not set."""
         phases = [phase for phase in self.config.get("phases") or [] if isinstance(phase, dict)]
-        found: list[Any] = []
-        for phase in phases or [{}]:
-            node: Any = phase
-            for key in keys:
-                node = node.get(key) if isinstance(node, dict) else None
-            value = node if node is not None else self.setting(*keys)
-            if value is not None:
-                found.append(value)
-        return found
+        found = [_at(phase, keys) for phase in phases or [{}]]
+        values = [self.setting(*keys) if value is None else value for value in found]
+        return [value for value in values if value is not None]
 
     @cached_property
     def plan(self) -> list[list[tuple[str, str]]]:
@@ -99,7 +91,7 @@ class Facts:
 
     @cached_property
     def expectation(self) -> tuple[int, float] | None:
-        """(entries, ln(entries)), the loss of guessing; None where the plan has no such row."""
+        """(entries, ln(entries)), the loss of uniform guessing; None if the plan has no such row."""
         for label, value in (row for rows in self.plan for row in rows):
             digits = re.match(r"\d+", re.sub(r"(?<=\d)[,_' ](?=\d{3})", "", value.strip()))
             if label.strip().lower() in _ENTRIES and digits and int(digits[0]) > 1:
@@ -112,8 +104,7 @@ class Facts:
         h = self.history
         lines = [line for group in (h.start, h.train, h.eval, h.checkpoint, h.end) for line in group if "step" in line]
         if h.state == "unfinished" and h.start:
-            # What was launched last decides: an earlier end or start may lie further on, in a branch given
-            # up.
+            # The last launch decides: an earlier end or start may be at a later step, in an abandoned branch.
             lines = [h.start[-1], *h.train, *h.eval, *h.checkpoint]
         elif h.end:
             lines = [h.end[-1]]
@@ -121,7 +112,7 @@ class Facts:
 
     @cached_property
     def reach(self) -> float:
-        """How far the logged lines go, in samples: the end of every picture's x axis."""
+        """The last sample that was logged: the end of every picture's x axis."""
         return float(max(numbers([*self.history.train, *self.history.eval], "samples"), default=0))
 
     @property
@@ -131,7 +122,7 @@ class Facts:
 
     @property
     def throughput(self) -> float | None:
-        """Median samples a second over the logged steps."""
+        """Median samples per second over the logged steps."""
         return _median(numbers(self.history.train, "samples_per_s"))
 
     @property
@@ -140,13 +131,13 @@ class Facts:
 
     @cached_property
     def noise(self) -> Noise | None:
-        """The newest estimate. It is a mean over steps already, and what it estimates grows while a run learns (McCandlish
-        et al. 2018, 1812.06162), so that a mean over earlier ones too would be of a time that is over.
+        """The newest estimate. It already is a mean over steps, and the noise scale grows during training (McCandlish et al.
+        2018, 1812.06162): a mean over earlier estimates too would describe the past.
         """
         lines = self.history.train
         for index, line in reversed(list(enumerate(lines))):
             if finite(scale := line.get("noise_scale")) and scale > 0:
-                # Each phase begins it anew.
+                # Each phase starts a new estimate.
                 before = (old["step"] for old in reversed(lines[:index]) if old.get("phase") != line.get("phase"))
                 error = line.get("noise_scale_error")
                 return Noise(scale, error if finite(error) else None, line["step"] - next(before, 0))
@@ -162,8 +153,7 @@ class Facts:
             if before is not None and line.get("phase") != before.get("phase"):
                 seen += 1
                 phase = line.get("phase")
-                # The phase began somewhere between two logged steps; the earlier one is nearest to the
-                # change.
+                # The phase began between two logged steps; the earlier one is nearest to the change.
                 found.append((float(before["samples"]), phase if isinstance(phase, str) else f"phase {seen}"))
             before = line
         return found
@@ -175,17 +165,17 @@ class Facts:
 
     @cached_property
     def missing(self) -> list[str]:
-        """What a whole run would have and this one has not, a sentence each."""
+        """What a complete run would have and this one lacks, a sentence each."""
         h = self.history
         gone = []
         if not self.config_text:
             gone.append("There is no config.yaml in the run directory.")
         elif not self.config:
-            gone.append("config.yaml is not YAML with keys; it is shown as it stands.")
+            gone.append("config.yaml is not YAML with keys; it is shown unchanged.")
         if not h.start:
             gone.append("metrics.jsonl is missing or holds no start of a run.")
         elif h.state == "unfinished":
-            gone.append("The run has not ended: it is still going, or was killed.")
+            gone.append("The run has not ended: it is still running, or was killed.")
         if h.start and not h.train:
             gone.append("No training step has been logged yet.")
         if h.train and not h.eval:
@@ -202,6 +192,13 @@ class Facts:
 
 def finite(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _at(node: Any, keys: Sequence[str]) -> Any:
+    """The value at a path of nested mappings, or None."""
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def numbers(lines: list[Line], key: str) -> list[float]:
@@ -222,7 +219,7 @@ def count(n: int, noun: str) -> str:
 
 
 def about(value: float, error: float | None) -> str:
-    """No more digits than the error leaves.
+    """A value with as many digits as its standard error allows.
 
     >>> about(12345.6, 234.5), about(81.4, 3.2), about(12345.6, None)
     ('12,300 ± 200', '81 ± 3', '12,346')
@@ -234,10 +231,21 @@ def about(value: float, error: float | None) -> str:
 
 
 def number(value: Any, form: str = ".4f", absent: str = ABSENT) -> str:
-    """A number for people; NaN and infinity by name."""
+    """A formatted number; NaN and infinity by name."""
     if not isinstance(value, int | float):
         return absent
     return format(value, form) if math.isfinite(value) else str(float(value))
+
+
+def whole(value: Any) -> str:
+    """A count; a median of two counts may lie half-way between them.
+
+    >>> whole(12000), whole(10.5), whole(None)
+    ('12,000', '10.5', '–')
+    """
+    if not finite(value):
+        return ABSENT
+    return f"{value:,.1f}" if value % 1 == 0.5 else f"{value:,.0f}"
 
 
 def share(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Parameter names for people: short, and in groups that follow the model's blocks."""
+"""Short parameter names, in groups that follow the model's blocks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# encoder.layer.3.attention... and stages.0.layers.1.shortcut...: the first number, and one below it after a
-# plural.
+# encoder.layer.3.attention... and stages.0.layers.1.shortcut...: the first number, and the next one after a plural.
 _BLOCK = re.compile(r"^(?:.*?\.)?(\w+?)s?\.(\d+)\.(?:(\w+)s\.(\d+)\.)?(.+)$")
 
 
 @dataclass(frozen=True)
 class Name:
-    """One parameter: the block it is in, and what it is there."""
+    """One parameter: the block that it is in, and its name inside the block."""
 
     full: str
     group: str
@@ -22,7 +21,7 @@ class Name:
 
 
 def shorten(names: Iterable[str]) -> list[Name]:
-    """Names in the same order, without what goes without saying.
+    """Short names in the same order.
 
     >>> [(n.group, n.short) for n in shorten(["bert.embeddings.word_embeddings.weight",
     ...     "bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.0.output.dense.weight"])]
@@ -32,7 +31,7 @@ def shorten(names: Iterable[str]) -> list[Name]:
     wrappers = _wrappers(full)
     found = []
     for name in full:
-        # Nearly everything with a trust ratio is a weight, so only the others say what they are.
+        # Nearly everything with a trust ratio is a weight, so only other kinds keep their suffix.
         path = name.removesuffix(".weight")
         match = _BLOCK.match(path)
         if match:
@@ -49,7 +48,7 @@ def shorten(names: Iterable[str]) -> list[Name]:
 
 
 def _wrappers(names: list[str]) -> list[str]:
-    """The parts that nearly every name begins with, as "model", "bert" of "model.bert.": they say nothing."""
+    """The leading parts that nearly all names share, as "model" and "bert" of "model.bert."."""
     wrappers: list[str] = []
     rests = [name.split(".") for name in names]
     while True:

@@ -1,4 +1,4 @@
-"""The end of a run in a few lines, for the terminal."""
+"""The results of a run in a few lines, for the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bellwether.trainer.report.facts import Facts, about, count, number, rate, s
 
 
 def summary(run: Path) -> str:
-    """A plain-text table: losses, held-out result, length, throughput, time, and where things lie."""
+    """A plain-text table: losses, held-out result, length, throughput, time, and the paths of the results."""
     facts = Facts.load(run)
     history, losses = facts.history, facts.losses
     rows: list[tuple[str, str]] = []
@@ -31,10 +31,9 @@ def summary(run: Path) -> str:
         ]
     noise = facts.noise
     if noise is not None:
-        told = f"about {about(noise.scale, noise.error)} samples, from gradient noise"
-        rows.append(
-            ("critical batch", f"too early to tell from gradient noise: {noise.early}" if noise.early else told)
-        )
+        known = f"about {about(noise.scale, noise.error)} samples, from gradient noise"
+        early = f"too early to tell from gradient noise: {noise.early}"
+        rows.append(("critical batch", early if noise.early else known))
     rows.append(("steps", f"{facts.last.get('step', 0):,}"))
     rows.append(("samples", f"{facts.last.get('samples', 0):,}"))
     if facts.throughput is not None:

@@ -1,16 +1,15 @@
-"""The report's numbers: headline tiles and tables, as HTML. Everything that comes from a run is escaped."""
+"""The numbers of a run's report: headline tiles and tables."""
 
 from __future__ import annotations
 
 import os
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bellwether.trainer.metrics import HELD, Line
 from bellwether.trainer.progress import duration
-from bellwether.trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share
-from bellwether.trainer.report.markup import folded, table
+from bellwether.trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share, whole
+from bellwether.trainer.report.html import Table
 from bellwether.trainer.report.names import shorten
 
 
@@ -22,22 +21,20 @@ def headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
     best = min(numbers(h.eval, "loss"), default=None)
     memory = max(numbers(h.train, "memory_gib"), default=None)
     batch, batch_note = _now([whole(batch) for batch in facts.over_phases("batch", "global")], facts)
-    rate_now, rate_note = _now([number(lr, "g") for lr in facts.over_phases("optimizer", "lr")], facts)
-    epoch = newest.get("epoch")
-    seen = f"{epoch:.3g} epochs" if finite(epoch) else ""
-    if facts.boundaries:
-        seen = count(len(facts.boundaries) + 1, "phase")
+    lr, lr_note = _now([number(lr, "g") for lr in facts.over_phases("optimizer", "lr")], facts)
+    epochs = f"{newest['epoch']:.3g} epochs" if finite(newest.get("epoch")) else ""
+    phases = count(len(facts.boundaries) + 1, "phase") if facts.boundaries else epochs
+    examples = held.get("examples")
     return [
-        ("Training loss", number(newest.get("loss")), "",
-         f"from {number(facts.losses[0])}" if facts.losses else ""),
+        ("Training loss", number(newest.get("loss")), "", f"from {number(facts.losses[0])}" if facts.losses else ""),
         ("Held-out loss", number(held.get("loss")), "", f"best {number(best)}" if best is not None else ""),
-        ("Held-out accuracy", share(held.get("accuracy")), "", counted(held.get("examples"), "example")),
-        ("Samples", whole(facts.last.get("samples")), "", seen),
+        ("Held-out accuracy", share(held.get("accuracy")), "", "" if examples is None else count(examples, "example")),
+        ("Samples", whole(facts.last.get("samples")), "", phases),
         ("Steps", whole(facts.last.get("step")), "", count(len(h.restarts), "restart") if h.restarts else ""),
         ("Global batch", batch, "", batch_note or "samples a step"),
-        *_critical(facts),
+        *_critical_batch(facts),
         ("Optimizer", str(facts.setting("optimizer", "name") or ABSENT).upper(), "",
-         f"lr {rate_now} {rate_note}".strip() if rate_now != ABSENT else ""),
+         f"lr {lr} {lr_note}".strip() if lr != ABSENT else ""),
         ("Throughput", rate(facts.throughput), "/s" if facts.throughput else "",
          f"{rate(facts.tokens_per_s)} tokens/s" if facts.tokens_per_s else "samples, median"),
         ("Wall time", duration(h.seconds) if h.start else ABSENT, "",
@@ -47,18 +44,18 @@ def headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
     ]  # fmt: skip
 
 
-def _critical(facts: Facts) -> list[tuple[str, str, str, str]]:
+def _critical_batch(facts: Facts) -> list[tuple[str, str, str, str]]:
     noise = facts.noise
     if noise is None:
         return []
     if noise.early:
         return [("Critical batch", ABSENT, "", f"too early: {noise.early}")]
-    rough, _, error = about(noise.scale, noise.error).partition(" ± ")
-    return [("Critical batch", rough, "", f"{f'± {error}, ' if error else ''}from noise")]
+    size, _, error = about(noise.scale, noise.error).partition(" ± ")
+    return [("Critical batch", size, "", f"{f'± {error}, ' if error else ''}from noise")]
 
 
 def _now(values: list[str], facts: Facts) -> tuple[str, str]:
-    """Of one value a phase the one that counts now, and a word on the others."""
+    """The value of the current phase, and a note on the phase before it or after it."""
     if not values:
         return ABSENT, ""
     at = min(len(facts.boundaries), len(values) - 1)
@@ -67,86 +64,55 @@ def _now(values: list[str], facts: Facts) -> tuple[str, str]:
     return values[at], f"after {values[at - 1]}" if at else f"then {values[1]}"
 
 
-def plan(facts: Facts) -> str:
-    """What was planned: a row a label, a column a phase; one cell where all phases agree."""
-    if not facts.plan:
-        return ""
-    labels = list(dict.fromkeys(label for rows in facts.plan for label, _ in rows))
+def plan(facts: Facts) -> list[tuple[str, list[str]]]:
+    """The rows of the run's plan: (label, its value in each phase)."""
     phases = [dict(rows) for rows in facts.plan]
-    head = "".join(f"<th>phase {i + 1}</th>" for i in range(len(phases)))
-    rows = []
-    for label in labels:
-        values = [phase.get(label, "–") for phase in phases]
-        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
-        if len(set(values)) == 1:
-            cells = f'<td colspan="{len(values)}">{escape(values[0])}</td>'
-        rows.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
-    top = f"<thead><tr><th></th>{head}</tr></thead>" if len(phases) > 1 else ""
-    body = f'<table class="plan">{top}<tbody>{"".join(rows)}</tbody></table>'
-    return f'<h2>Plan</h2>\n<div class="scroll">{body}</div>'
+    labels = dict.fromkeys(label for rows in facts.plan for label, _ in rows)
+    return [(label, [phase.get(label, ABSENT) for phase in phases]) for label in labels]
 
 
-def evaluations(facts: Facts) -> str:
+def evaluations(facts: Facts) -> Table:
     lines = facts.history.eval
-    more = [key for key in HELD[2:] if any(line.get(key) is not None for line in lines)]
+    keys = ["loss", "accuracy", *(key for key in HELD[2:] if any(line.get(key) is not None for line in lines))]
     rows = [
         (
             whole(line.get("step")),
             whole(line.get("samples")),
-            number(line.get("loss")),
-            share(line.get("accuracy")),
-            *((share if key.startswith("accuracy") else number)(line.get(key)) for key in more),
+            *((share if key.startswith("accuracy") else number)(line.get(key)) for key in keys),
             whole(line.get("examples")),
         )
         for line in lines
     ]
-    names = [key.replace("_", ", ") for key in more]
-    head = [(label, "n") for label in ("step", "samples", "loss", "accuracy", *names, "examples")]
-    return f"<h2>Evaluations</h2>\n{table(head, rows)}" if rows else ""
+    return _numeric(["step", "samples", *(key.replace("_", ", ") for key in keys), "examples"], rows)
 
 
-def checkpoints(facts: Facts) -> str:
+def checkpoints(facts: Facts) -> Table:
     rows = []
     for line in facts.history.checkpoint:
         path = str(line.get("path", ""))
-        rows.append(
-            (
-                whole(line.get("step")),
-                whole(line.get("samples")),
-                number(line.get("seconds"), ".2f"),
-                _below(path, facts.run),
-                "" if Path(path).exists() or (facts.run / path).exists() else "not kept",
-            )
-        )
-    head = [("step", "n"), ("samples", "n"), ("seconds to save", "n"), ("path", "path"), ("", "note")]
-    return f"<h2>Checkpoints</h2>\n{table(head, rows)}" if rows else ""
+        kept = Path(path).exists() or (facts.run / path).exists()
+        at = [whole(line.get(key)) for key in ("step", "samples")]
+        rows.append((*at, number(line.get("seconds"), ".2f"), _relative(path, facts.run), "" if kept else "not kept"))
+    return _numeric(["step", "samples", "seconds to save"], rows, [("path", "path"), ("", "note")])
 
 
-def layers(facts: Facts) -> str:
-    """Every parameter's first and last trust ratio, folded away: the picture above has the course."""
+def layers(facts: Facts) -> Table:
+    """The first and the last trust ratio of every parameter."""
     lines = facts.history.layers
-    if not lines:
-        return ""
-    first, last = lines[0]["trust_ratio"], lines[-1]["trust_ratio"]
+    first, last = (lines[0]["trust_ratio"], lines[-1]["trust_ratio"]) if lines else ({}, {})
     rows = [
         (name.group, name.short, number(first.get(name.full), ".4g"), number(last.get(name.full), ".4g"))
         for name in shorten(last)
     ]
-    head = (("block", ""), ("parameter", ""), ("first", "n"), ("last", "n"))
-    note = f"{count(len(rows), 'parameter')}, first and last logged"
-    return folded("Trust ratio by parameter", note, table(head, rows))
+    return Table([("block", ""), ("parameter", ""), ("first", "n"), ("last", "n")], rows)
 
 
-def whole(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else ABSENT
+def _numeric(labels: list[str], rows: Sequence[Sequence[str]], more: Sequence[tuple[str, str]] = ()) -> Table:
+    return Table([*((label, "n") for label in labels), *more], rows)
 
 
-def counted(value: Any, noun: str) -> str:
-    return count(value, noun) if isinstance(value, int) else ""
-
-
-def _below(path: str, run: Path) -> str:
-    """The path as seen from the run directory, where it is in it."""
+def _relative(path: str, run: Path) -> str:
+    """The path relative to the run directory if it is inside."""
     try:
         return os.fspath(Path(path).resolve().relative_to(run.resolve()))
     except ValueError:

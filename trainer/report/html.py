@@ -1,0 +1,49 @@
+"""The page of any report: Jinja2 templates with autoescaping, in one self-contained file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bellwether.trainer.report import facts
+from bellwether.trainer.report.chart import PALETTE
+
+TEMPLATES = Path(__file__).with_name("templates")
+_PAGE = ("#f7f5f1", "#131517")  # the colour around the cards, on a light and on a dark page
+_TILES = 5  # at most, in a row
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; a cell that is `Markup` is HTML already, as a link.
+
+    Args:
+        columns: (label, CSS class) of each: "n" for numbers, "name", "note", "path", "runs".
+        rows: of cells.
+        kind: CSS class of the whole.
+    """
+
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[str]]
+    kind: str = ""
+
+
+def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
+    """Fill in a template of a folder, which may use those of this one."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    environment.filters |= {"count": facts.count, "columns": columns}
+    return environment.get_template(template).render(palette={**PALETTE, "page": _PAGE}, **values)
+
+
+def columns(tiles: int) -> int:
+    """The number of columns in which the rows of tiles are as even as they can be."""
+    return math.ceil(tiles / max(1, math.ceil(tiles / _TILES)))
