@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import resource
-import socket
 import sys
 import threading
 import time
 
-from bellwether.trainer import signals
+from bellwether.trainer import log, signals
+
+_log = logging.getLogger("bellwether.trainer")  # __name__ is __main__ here
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
-        description="Run one process of a training run. Start it with bellwether train, torchrun, or what else sets RANK and WORLD_SIZE.",
+        description="Run one process of a training run. Start it with bellwether train, torchrun, or another launcher that sets "
+        "RANK and WORLD_SIZE.",
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/")
     parser.add_argument(
@@ -27,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     signals.listen()
-    _allow_open_files()
+    log.setup()
+    _raise_open_files_limit()
 
     try:
         return _run(arguments.config, arguments.overrides)
@@ -37,40 +41,40 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(path: str, overrides: list[str]) -> int:
     if "BELLWETHER_WORLD_SIZE" in os.environ:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     from bellwether.trainer.config import ConfigError, ConfigErrors, load
 
     try:
         config = load(path, overrides)
-        from bellwether.trainer.loop import run
+        from bellwether.trainer.run import run
 
         stopped = run(config)
     except (ConfigError, ConfigErrors) as error:
-        _tell(error)
+        _report_config_error(error)
         return 2
     except Exception as error:
-        return _failed(error)
+        return _record_failure(error)
     return signals.SAVED if stopped else 0
 
 
-def _allow_open_files() -> None:
-    """The usual soft limit of 1,024 is less than the connections among 1,024 ranks; the hard one is for who needs more."""
+def _raise_open_files_limit() -> None:
+    """The usual soft limit of 1,024 open files is less than the connections among 1,024 ranks; the hard limit is more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _end_with(parent: int) -> None:
-    """Not to train on, unseen, when bellwether was killed and could not end its ranks."""
+def _exit_with_parent(parent: int) -> None:
+    """Exit when the parent launcher dies: killed with SIGKILL, it could not end its ranks."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
-def _tell(error: Exception) -> None:
-    """Once where all ranks come to the same verdict, as they do once they can talk; before, once a machine.
+def _report_config_error(error: Exception) -> None:
+    """Log a config error once where all ranks raise it, and once per machine before they are connected.
 
-    Where a rank alone has failed, such as on an image that cannot be read, bellwether tells from the error file.
+    An error of one rank only, such as an image that cannot be read, goes to the error file, from which bellwether reports it.
     """
     from torch.distributed import is_initialized
     from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
@@ -78,16 +82,18 @@ def _tell(error: Exception) -> None:
     from bellwether.trainer import process_info
 
     rank = process_info.rank()
-    if "BELLWETHER_WORLD_SIZE" in os.environ and is_initialized() and not getattr(error, "agreed", False):
+    if "BELLWETHER_WORLD_SIZE" in os.environ and is_initialized() and not getattr(error, "raised_by_all_ranks", False):
         ErrorHandler().record_exception(error)
-    if rank == 0 or (process_info.is_first_here() and not is_initialized()):
-        where = "" if rank == 0 else f"{socket.gethostname()}: "
+    if rank == 0:
         for line in str(error).splitlines():
-            print(f"bellwether: {where}{line}", file=sys.stderr)
+            _log.error("%s", line)
+    elif process_info.is_first_here() and not is_initialized():
+        for line in str(error).splitlines():
+            _log.error("%s", line, extra=log.EVERY_RANK)
 
 
-def _failed(error: Exception) -> int:
-    """Hand the traceback to torchrun's error file, from which bellwether shows that of the rank that failed first."""
+def _record_failure(error: Exception) -> int:
+    """Write the traceback to torchrun's error file, from which bellwether shows that of the rank that failed first."""
     import traceback
 
     from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
@@ -101,7 +107,7 @@ def _failed(error: Exception) -> int:
 if __name__ == "__main__":
     status = main()
     if status in (1, 2):
-        # The process group was not taken down, and where gloo's threads still run C++ would end this with SIGABRT.
+        # The process group was not destroyed, and where gloo's threads still run, C++ would end this process with SIGABRT.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

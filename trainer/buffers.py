@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics: each rank has seen its own samples, and ZeRO does not bring them together."""
+"""BatchNorm's running statistics: each rank's own, over the samples that it has seen. ZeRO does not synchronize them."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def lasting(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers that belong to a checkpoint, by name."""
-    kept = model.state_dict(keep_vars=True)
-    return {n: b for n, b in model.named_buffers() if n in kept}
+def persistent(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers in the model's state dict, by name: those that a checkpoint holds."""
+    state = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in state}
 
 
-def running(model: nn.Module) -> dict[str, Tensor]:
-    """Those of floating point, which ranks can agree on."""
-    return {n: b for n, b in lasting(model).items() if b.is_floating_point()}
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The persistent buffers of floating point, which can be averaged over ranks."""
+    return {name: buffer for name, buffer in persistent(model).items() if buffer.is_floating_point()}
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards, the buffers are again what they were before."""
-    own = {name: buffer.detach().clone() for name, buffer in lasting(model).items()}
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
+    """Context after which the persistent buffers have the values from before it."""
+    saved = {name: buffer.detach().clone() for name, buffer in persistent(model).items()}
     try:
         yield
     finally:
-        for name, buffer in lasting(model).items():
-            buffer.copy_(own[name])
+        for name, buffer in persistent(model).items():
+            buffer.copy_(saved[name])
 
 
 @contextmanager
 def average_buffers(model: nn.Module) -> Iterator[None]:
-    """Inside, every rank has the mean over ranks of the running statistics; afterwards its own again. Collective.
+    """Context in which every rank has the mean over ranks of the running statistics. Collective.
 
-    Its own are given back so that a run that stops to evaluate or save goes on, to the bit, as one that does not.
+    Afterwards each rank has its own again, so that a run that stops to evaluate or save stays bit-identical to one that
+    does not.
     """
-    with kept(model):
-        own = running(model)
+    with preserve_buffers(model):
+        own = running_statistics(model)
         if own and dist.get_world_size() > 1:
-            flat = torch.cat([b.double().reshape(-1) for b in own.values()])
+            flat = torch.cat([buffer.double().reshape(-1) for buffer in own.values()])
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
-            parts = flat.split([b.numel() for b in own.values()])
-            for buffer, part in zip(own.values(), parts, strict=True):
-                buffer.copy_(part.view_as(buffer))
+            means = flat.split([buffer.numel() for buffer in own.values()])
+            for buffer, mean in zip(own.values(), means, strict=True):
+                buffer.copy_(mean.view_as(buffer))
         yield

@@ -1,12 +1,12 @@
-"""The processes of a run: who am I, are we as many as asked, and one voice for all."""
+"""The processes of a run: starting the process group, checking its size, and decisions that all ranks take together."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import socket
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -19,11 +19,15 @@ import torch.distributed as dist
 
 from bellwether.trainer import process_info
 from bellwether.trainer.config import ConfigError
+from bellwether.trainer.log import EVERY_RANK
+from bellwether.trainer.process_info import ProcessInfo
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# What each launcher says the number of processes is, in its own words.
-_ASKED = {
+# Variables in which launchers state the number of processes -> who states it.
+_STATED_SIZES = {
     "BELLWETHER_WORLD_SIZE": "bellwether --nproc",
     "SLURM_STEP_NUM_TASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "mpirun",
@@ -33,6 +37,8 @@ _ASKED = {
 
 @dataclass(frozen=True)
 class World:
+    """This process within the process group, and the device that it trains on."""
+
     rank: int
     size: int
     local_rank: int
@@ -40,87 +46,90 @@ class World:
     launcher: str = "none"
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
 
 def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
-    """Bring up torch's process group and DeepSpeed on it, under whichever launcher (`bellwether.trainer.process_info`).
+    """Start torch's process group, and DeepSpeed on it, under any launcher that `bellwether.trainer.process_info` detects.
 
     Args:
-        device: ``cpu`` (gloo), ``cuda`` (NCCL), or ``auto``: cuda where there is one.
+        device: ``cpu`` (gloo), ``cuda`` (NCCL), or ``auto``: cuda where a device is available.
         timeout: of a collective; one that takes longer ends the run.
-    """
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("engine.device", device, "there is no CUDA device here", "write cpu or auto")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    if device == "auto" and not on_gpu and (given := _gpus_given()):
-        # It would wait for the others on another kind of network than they wait for it.
-        raise RuntimeError(
-            f"{socket.gethostname()}: {given} gives this process GPUs, but torch finds none; is the driver well there? "
-            "To train on CPUs, write engine.device=cpu"
-        )
-    if not on_gpu:
+    Raises:
+        ConfigError: if there is no such device, or the launcher's variables make no sense.
+        RuntimeError: if SLURM gives this process GPUs that torch does not find.
+    """
+    use_gpu = _use_gpu(device)
+    if not use_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    place = process_info.detect()
-    gpu = _gpu(place) if on_gpu else 0
-    where = torch.device("cuda", gpu) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(where)
+    process = process_info.detect()
+    torch_device = torch.device("cuda", _gpu_index(process)) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(torch_device)
     os.environ.update(
-        RANK=str(place.rank), WORLD_SIZE=str(place.size), LOCAL_RANK=str(place.local_rank),
-        MASTER_ADDR=place.address, MASTER_PORT=str(place.port),
+        RANK=str(process.rank), WORLD_SIZE=str(process.size), LOCAL_RANK=str(process.local_rank),
+        MASTER_ADDR=process.address, MASTER_PORT=str(process.port),
     )  # fmt: skip
     deepspeed = import_deepspeed()
-    backend = "nccl" if on_gpu else "gloo"
-    waiting = threading.Timer(15, _say_waiting)
+    waiting = threading.Timer(15, _log_waiting)
     waiting.daemon = True
     waiting.start()
+    backend = "nccl" if use_gpu else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     waiting.cancel()
-    return World(dist.get_rank(), dist.get_world_size(), place.local_rank, where, place.launcher)
+    return World(dist.get_rank(), dist.get_world_size(), process.local_rank, torch_device, process.launcher)
 
 
-def _gpus_given() -> str | None:
+def _use_gpu(device: str) -> bool:
+    """Whether to train on a GPU, for a value of engine.device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("engine.device", device, "there is no CUDA device here", "write cpu or auto")
+    use_gpu = device != "cpu" and torch.cuda.is_available()
+    if device == "auto" and not use_gpu and (name := _slurm_gpu_variable()):
+        # On the CPU it would wait in gloo for ranks that wait for it in NCCL.
+        raise RuntimeError(
+            f"{socket.gethostname()}: {name} gives this process GPUs, but torch finds none; check the node's driver. "
+            "To train on CPUs, write engine.device=cpu"
+        )
+    return use_gpu
+
+
+def _slurm_gpu_variable() -> str | None:
     """The variable by which SLURM says that this process has GPUs."""
     return next((name for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if os.environ.get(name)), None)
 
 
-def _gpu(place: process_info.ProcessInfo) -> int:
-    """The number of this process's GPU."""
+def _gpu_index(process: ProcessInfo) -> int:
+    """The index of this process's GPU."""
     count = torch.cuda.device_count()
-    if place.launcher == "environment" and "LOCAL_RANK" not in os.environ and place.size > 1:
+    if process.launcher == "environment" and "LOCAL_RANK" not in os.environ and process.size > 1:
         advice = "let the launcher set LOCAL_RANK for each process, as torchrun does"
         raise ConfigError("LOCAL_RANK", None, "is not set, so every process would take the first GPU", advice)
-    if count == 1 and place.launcher in ("srun", "mpirun") and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ","):
-        return 0  # --gpus-per-task shows each process its own alone
-    if place.local_rank >= count:
-        advice = "start one process a GPU, or write engine.device=cpu"
-        raise ConfigError("LOCAL_RANK", place.local_rank, f"there are {count} GPUs here", advice)
-    return place.local_rank
+    if count == 1 and process.launcher in ("srun", "mpirun") and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ","):
+        return 0  # --gpus-per-task shows each process only its own
+    if process.local_rank >= count:
+        advice = "start one process per GPU, or write engine.device=cpu"
+        raise ConfigError("LOCAL_RANK", process.local_rank, f"there are {count} GPUs here", advice)
+    return process.local_rank
 
 
-def _say_waiting() -> None:
+def _log_waiting() -> None:
     e = os.environ
-    print(
-        f"bellwether: rank {e['RANK']} waits for all {e['WORLD_SIZE']} processes at {e['MASTER_ADDR']}:{e['MASTER_PORT']}",
-        file=sys.stderr,
-        flush=True,
-    )
+    where = f"{e['MASTER_ADDR']}:{e['MASTER_PORT']}"
+    log.warning("waiting for all %s processes at %s", e["WORLD_SIZE"], where, extra=EVERY_RANK)
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, quiet, and without what it would import, or compile for a minute on a CPU, and never use in training."""
-    import logging
-
+    """DeepSpeed, without its warnings, and without imports and builds that training does not use."""
     # DeepSpeed 0.19.8 calls collectives by the names they had before torch 2.13.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
 
-        # `deepspeed.initialize` imports Muon, whether it is used or not, and there torch.compile as a decorator brings in all
+        # `deepspeed.initialize` imports Muon, whether it is used or not, and there torch.compile as a decorator imports all
         # of Inductor: 4 s of a core for every rank. Imported here with a decorator that does nothing, it costs nothing.
         compiler = torch.compile
         torch.compile = lambda function=None, **_: function or (lambda inner: inner)  # type: ignore[assignment]
@@ -129,34 +138,28 @@ def import_deepspeed() -> Any:
                 import deepspeed.runtime.zero.muon.muon_optimizer
         finally:
             torch.compile = compiler
-    # Shared-memory all-reduce for inference. A process killed while it compiles leaves a lock behind on which every
-    # later run would wait for ever.
+    # Shared-memory all-reduce for inference. It is compiled for a minute on a CPU, and a process killed during that leaves a
+    # lock on which every later run would wait forever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if os.environ.get("DEEPSPEED_LOG_LEVEL") is None:
         deepspeed.utils.logger.setLevel(logging.ERROR)
     return deepspeed
 
 
-def _asking(launcher: str) -> list[str]:
-    """The variables that speak of this run's processes. Within torchrun those of srun and mpirun count torchruns, within mpirun
-    srun's counts its daemons."""
-    own = ["BELLWETHER_WORLD_SIZE"]
-    mpi = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
-    known = {"torchrun": own, "environment": own, "mpirun": mpi, "srun": ["SLURM_STEP_NUM_TASKS"]}
-    return known.get(launcher, [*own, *mpi, "SLURM_STEP_NUM_TASKS"])
-
-
 def check_world_size(world: World, configured: int | None) -> None:
-    """Refuse a run on another number of processes than was asked for: some launchers start N runs of one process each.
+    """Refuse a run on another number of processes than was requested: some launchers start N runs of one process each.
+
+    Args:
+        configured: engine.world_size.
 
     Raises:
-        ConfigError: naming who asked for how many.
+        ConfigError: naming who requested how many.
     """
-    names = [name for name in _asking(world.launcher) if os.environ.get(name, "").isdigit()]
-    asked = {f"{_ASKED[name]} ({name})": int(os.environ[name]) for name in names}
+    names = [name for name in _size_variables(world.launcher) if os.environ.get(name, "").isdigit()]
+    requested = {f"{_STATED_SIZES[name]} ({name})": int(os.environ[name]) for name in names}
     if configured is not None:
-        asked["engine.world_size"] = configured
-    for who, size in asked.items():
+        requested["engine.world_size"] = configured
+    for who, size in requested.items():
         if size != world.size:
             raise ConfigError(
                 "engine.world_size",
@@ -166,41 +169,54 @@ def check_world_size(world: World, configured: int | None) -> None:
             )
 
 
+def _size_variables(launcher: str) -> list[str]:
+    """The variables that state the number of this run's processes.
+
+    Within torchrun those of srun and mpirun count torchruns; within mpirun srun's counts mpirun's daemons.
+    """
+    own = ["BELLWETHER_WORLD_SIZE"]
+    mpi = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
+    known = {"torchrun": own, "environment": own, "mpirun": mpi, "srun": ["SLURM_STEP_NUM_TASKS"]}
+    return known.get(launcher, [*own, *mpi, "SLURM_STEP_NUM_TASKS"])
+
+
 def run_on_rank0(world: World, act: Callable[[], T]) -> T:
-    """Do it on rank 0 alone; every rank gets what it returned, or raises what it raised. Collective."""
-    outcome: list[Any] = [_outcome(act) if world.main else None]
+    """Call a function on rank 0 only; every rank gets what it returned, or raises what it raised. Collective."""
+    outcome: list[Any] = [_outcome(act) if world.is_main else None]
     dist.broadcast_object_list(outcome, src=0)
     result, error = outcome[0]
     if error is not None:
-        raise for_all(error)
+        raise raised_by_all_ranks(error)
     return result
 
 
 def run_on_all_ranks(world: World, act: Callable[[], T]) -> list[T]:
-    """Do it on every rank; if it fails on any, all raise the first one's error. Collective.
+    """Call a function on every rank; if it fails on any, all raise the error of the lowest such rank. Collective.
 
-    Returns what the call returned on each rank.
+    Returns:
+        what the function returned on each rank.
     """
     outcomes: list[Any] = [None] * world.size
     dist.all_gather_object(outcomes, _outcome(act))
     for _, error in outcomes:
         if error is not None:
-            raise for_all(error)
+            raise raised_by_all_ranks(error)
     return [result for result, _ in outcomes]
 
 
-def for_all(error: Exception) -> Exception:
-    """Marked as one that all ranks raise together: rank 0 tells it for all."""
-    error.agreed = True  # type: ignore[attr-defined]
+def raised_by_all_ranks(error: Exception) -> Exception:
+    """Mark an error as one that all ranks raise together, so that rank 0 alone reports it."""
+    error.raised_by_all_ranks = True  # type: ignore[attr-defined]
     return error
 
 
 def _outcome(act: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What a function returns and what it raises, one of them None."""
     try:
         return act(), None
     except Exception as error:
         try:
-            # Some exceptions can be pickled but not read back, which would fail on the other ranks alone.
+            # Some exceptions can be pickled but not unpickled, which would fail on the other ranks only.
             pickle.loads(pickle.dumps(error))
         except Exception:
             return None, RuntimeError(f"{type(error).__name__}: {error}")

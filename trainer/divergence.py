@@ -1,43 +1,44 @@
-"""The course of a noisy loss, and whether it has left the track. No heavy import."""
+"""Divergence detection on a smoothed loss. Light imports only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-KEEP = 0.9  # of the mean so far at each value: a memory of ten
+DECAY = 0.9  # of the moving average at each value: it looks back over about ten
 
 
 class DivergenceDetector:
-    """A mean of the losses so far that forgets the old ones, without the bias of where it began (as Adam's moments).
+    """Detects divergence from an exponential moving average of the losses with bias correction, as in Adam.
 
     Args:
-        times: its lowest, at which it has diverged; None: never.
+        factor: the run has diverged where the average is this many times its lowest value; None: never.
     """
 
-    def __init__(self, times: float | None = None) -> None:
-        self.times = times
+    def __init__(self, factor: float | None = None) -> None:
+        self.factor = factor
         self.mean, self.weight, self.lowest = 0.0, 0.0, math.inf
 
     def add(self, loss: float) -> float:
-        """Take a loss; returns the mean with it."""
-        self.mean = KEEP * self.mean + (1 - KEEP) * loss
-        self.weight = KEEP * self.weight + (1 - KEEP)
+        """Take a loss; returns the average with it."""
+        self.mean = DECAY * self.mean + (1 - DECAY) * loss
+        self.weight = DECAY * self.weight + (1 - DECAY)
         return self.mean / self.weight
 
     def diverged(self, loss: float) -> bool:
-        """Take a loss, and tell whether the mean is now too many times its lowest, or no number."""
-        if self.times is None:
+        """Take a loss; returns whether the average is now above `factor` times its lowest value, or not finite."""
+        if self.factor is None:
             return False
         smooth = self.add(loss)
         self.lowest = min(self.lowest, smooth)
-        return not math.isfinite(smooth) or smooth > self.times * self.lowest
+        return not math.isfinite(smooth) or smooth > self.factor * self.lowest
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """
+    """The moving average after each loss.
+
     >>> [round(x, 3) for x in smoothed([2.0, 2.0, 1.0])]
     [2.0, 2.0, 1.631]
     """
-    course = DivergenceDetector()
-    return [course.add(loss) for loss in losses]
+    average = DivergenceDetector()
+    return [average.add(loss) for loss in losses]

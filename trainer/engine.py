@@ -1,9 +1,10 @@
-"""The engine: DeepSpeed's, with one of our optimizers and one of our schedules."""
+"""The engine: a model under DeepSpeed ZeRO with one of our optimizers and schedules, and the training step."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,108 +15,187 @@ from torch import Tensor, nn
 from bellwether import optimizers
 from bellwether.optimizers import ShardedOptimizer, WarmupConstant
 from bellwether.optimizers.param_groups import named
+from bellwether.optimizers.shards import deepspeed as zero_shards
 from bellwether.trainer import buffers
 from bellwether.trainer.config import Config, ConfigError
 from bellwether.trainer.config.schema import Optimizer
 from bellwether.trainer.distributed import World, import_deepspeed, run_on_all_ranks
 from bellwether.trainer.phases import Phase
 
+Batch = dict[str, Tensor]
+
 # Failures of `deepspeed.initialize` that no key of engine.deepspeed is to blame for.
 _NOT_FROM_THE_CONFIG = (torch.OutOfMemoryError, dist.DistError)
 
-_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+_LOSS_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-@dataclass
+@dataclass(frozen=True)
+class StepResult:
+    """What a training step leaves behind. Tensors may not be computed yet: reading one waits for the device.
+
+    Attributes:
+        loss: scalar, float64: mean over this rank's samples of the global batch, without ``optimizer.loss_factor``.
+        lr: learning rate of the first param group in this step.
+        grad_norm: norm of the global batch's gradient before clipping, of the scaled loss's where fp16 skipped the step.
+        loss_scale: what fp16 multiplied the loss with; 1 in other precisions.
+    """
+
+    loss: Tensor
+    lr: float
+    grad_norm: float | Tensor | None
+    loss_scale: float
+
+
 class Engine:
-    """A model under training: call it, `backward`, `step`."""
+    """A model, its optimizer and its schedule under DeepSpeed. Nothing else touches DeepSpeed's engine.
 
-    deepspeed: Any
-    optimizer: ShardedOptimizer
-    schedule: WarmupConstant
-    precision: str = "fp32"
-    norm: float | Tensor | None = (
-        None  # of the last update's gradient, before clipping; a tensor may not be computed yet
-    )
+    Args:
+        deepspeed: what ``deepspeed.initialize`` returned for the model and the optimizer, attached.
+        optimizer: ours, as opposed to DeepSpeed's wrapper around it.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        loss_factor: what the loss is multiplied with before the backward pass.
+    """
+
+    def __init__(
+        self,
+        deepspeed: Any,
+        optimizer: ShardedOptimizer,
+        schedule: WarmupConstant,
+        precision: str = "fp32",
+        loss_factor: float = 1.0,
+    ) -> None:
+        self._deepspeed = deepspeed
+        self.optimizer, self.schedule = optimizer, schedule
+        self.precision, self.loss_factor = precision, loss_factor
+        self.grad_norm: float | Tensor | None = None  # of the last update, before clipping
 
     @property
     def task(self) -> nn.Module:
-        return self.deepspeed.module
+        """The model with its loss. Under ZeRO-3 its parameters are whole inside `gathered` alone."""
+        return self._deepspeed.module
 
-    @property
-    def name(self) -> str:
-        """Of the update rule, as people know it."""
-        return self.optimizer.name
+    def train_step(self, micro_batches: Iterable[Batch]) -> StepResult:
+        """Forward, backward and update on all of this rank's micro-batches of a global batch, then the schedule. Collective.
 
-    def in_order(self, values: dict[str, float]) -> dict[str, float]:
-        """Values by parameter name in the model's order: an optimizer has them by group, weights before what is no weight."""
-        place = {name: index for index, (name, _) in enumerate(named(self.task))}
-        return dict(sorted(values.items(), key=lambda item: place.get(item[0], len(place))))
+        Nothing here waits for the device.
+        """
+        lr, loss_scale = float(self.schedule.get_last_lr()[0]), self.loss_scale
+        accumulation = self._deepspeed.gradient_accumulation_steps()
+        mean_loss = torch.zeros((), dtype=torch.float64, device=self._deepspeed.device)
+        for batch in micro_batches:
+            losses, _ = self.forward(batch)
+            # All micro-batches are of one size, so the mean of their means is the mean over the global batch.
+            loss = losses.mean()
+            self.backward(loss * self.loss_factor)
+            self.step()
+            mean_loss += loss.detach().double() / accumulation
+        # The schedule counts samples, and these are consumed even where fp16 overflowed and DeepSpeed skipped the update.
+        self.schedule.step()
+        return StepResult(mean_loss, lr, self.grad_norm, loss_scale)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and correctness of each sample of a micro-batch: [B], [B]."""
+        return self._deepspeed(**batch)
 
     def backward(self, loss: Tensor) -> None:
-        """Of the mean loss of a micro-batch."""
-        if self.precision == "fp16" and not self.deepspeed.zero_optimization_stage():
+        """Backward pass of the mean loss of a micro-batch. DeepSpeed divides it by the number of accumulation steps."""
+        if self.precision == "fp16" and not self._deepspeed.zero_optimization_stage():
             # Without ZeRO, DeepSpeed 0.19.8 divides fp16's gradients by a scale that it has not multiplied the loss with.
-            loss = loss * self.scale
-        self.deepspeed.backward(loss)
+            loss = loss * self.loss_scale
+        self._deepspeed.backward(loss)
 
     def step(self) -> None:
-        """After each backward pass; the last one of a global batch moves the weights, and leaves its `norm`."""
-        deepspeed = self.deepspeed
+        """To be called after each backward pass; after the last one of a global batch it updates the weights and `grad_norm`."""
+        deepspeed = self._deepspeed
         if not deepspeed.is_gradient_accumulation_boundary():
             deepspeed.step()
             return
-        # Without ZeRO in fp32, DeepSpeed keeps no norm; by now the gradients are averaged, and not clipped yet.
-        own = deepspeed.optimizer is deepspeed.basic_optimizer
-        if own:
+        # Without ZeRO in fp32, DeepSpeed keeps no norm. At this point the gradients are averaged, and not clipped yet.
+        is_unwrapped = deepspeed.optimizer is deepspeed.basic_optimizer
+        if is_unwrapped:
             gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
-            self.norm = torch.nn.utils.get_total_norm(gradients)
-        before = self.scale
+            self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        scale_before = self.loss_scale
         deepspeed.step()
-        if own:
+        if is_unwrapped:
             return
         norm, stage = deepspeed.get_global_grad_norm(), deepspeed.zero_optimization_stage()
         if norm is not None and stage in (0, 3):
-            # As of DeepSpeed 0.19.8: without ZeRO it is that of the scaled gradient; ZeRO-3 divides by the next step's scale.
-            norm = norm * ((self.scale if stage else 1.0) / before)
-        self.norm = norm
+            # DeepSpeed 0.19.8: without ZeRO this is the scaled gradient's norm; ZeRO-3 divides by the next step's scale.
+            norm = norm * ((self.loss_scale if stage else 1.0) / scale_before)
+        self.grad_norm = norm
 
-    @property
-    def scale(self) -> float:
-        """What the next loss is multiplied with before its backward pass: 1 but in fp16."""
-        return self.loss_scale().get("cur_scale", 1.0)
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """Context in which the model is in evaluation mode; afterwards it is in training mode."""
+        self._deepspeed.eval()
+        try:
+            yield
+        finally:
+            self._deepspeed.train()
+
+    def recompute_batch_norm(self, batches: Iterable[Batch]) -> None:
+        """`bellwether.optimizers.recompute_batch_norm` for the model. Collective."""
+        optimizers.recompute_batch_norm(_BatchAsArgument(self._deepspeed), batches)
+
+    def in_model_order(self, values: dict[str, float]) -> dict[str, float]:
+        """Sort values by parameter name into the model's order; an optimizer has them by param group."""
+        order = {name: index for index, (name, _) in enumerate(named(self.task))}
+        return dict(sorted(values.items(), key=lambda item: order.get(item[0], len(order))))
 
     def buffers(self) -> list[tuple[str, Tensor]]:
-        """The buffers that belong to a checkpoint, by name; each rank has its own."""
-        return list(buffers.lasting(self.task).items())
+        """This rank's own persistent buffers, by name: those that a checkpoint holds."""
+        return list(buffers.persistent(self.task).items())
 
     def frozen(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that are not trained. Under ZeRO-3 they are whole inside `gathered` alone."""
+        """The parameters that are not trained, by name."""
         return [(name, p) for name, p in self.task.named_parameters() if not p.requires_grad]
 
     def gathered(self, parameter: nn.Parameter, modify: bool = False) -> Any:
         """Context in which a parameter is whole on each rank; with ``modify``, rank 0's changes reach all. Collective."""
         return import_deepspeed().zero.GatheredParameters([parameter], modifier_rank=0 if modify else None)
 
-    def loss_scale(self) -> dict[str, float]:
-        """What the dynamic loss scale of fp16 has come to; nothing in other precisions."""
-        scaler = self._scaler()
-        return {name: getattr(scaler, name) for name in _SCALE if hasattr(scaler, name)}
+    def publish_weights(self) -> None:
+        """Copy the optimizer's fp32 weights into the model, after a checkpoint was read into them. Collective."""
+        zero_shards.publish(self._deepspeed)
 
-    def set_loss_scale(self, saved: dict[str, float]) -> None:
-        """Take over what `loss_scale` gave, where both then and now are fp16."""
-        scaler = self._scaler()
+    @property
+    def loss_scale(self) -> float:
+        """What the next loss is multiplied with before its backward pass: 1 except in fp16."""
+        return self.loss_scaler_state().get("cur_scale", 1.0)
+
+    def loss_scaler_state(self) -> dict[str, float]:
+        """State of fp16's dynamic loss scaler; empty in other precisions."""
+        scaler = self._loss_scaler()
+        return {name: getattr(scaler, name) for name in _LOSS_SCALER_STATE if hasattr(scaler, name)}
+
+    def load_loss_scaler_state(self, state: dict[str, float]) -> None:
+        """Restore `loss_scaler_state`; does nothing in other precisions than fp16."""
+        scaler = self._loss_scaler()
         if scaler is not None:
-            vars(scaler).update(saved)
+            vars(scaler).update(state)
 
-    def _scaler(self) -> Any:
-        wrapper = self.deepspeed.optimizer
+    def _loss_scaler(self) -> Any:
+        wrapper = self._deepspeed.optimizer
         if self.precision != "fp16":
             return None
         return getattr(wrapper, "loss_scaler", None) or getattr(wrapper, "loss_scale_config", None)
 
     def destroy(self) -> None:
-        self.deepspeed.destroy()
+        """Free what DeepSpeed holds."""
+        self._deepspeed.destroy()
+
+
+class _BatchAsArgument(nn.Module):
+    """A model that takes a batch as one argument."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> object:
+        return self.model(**batch)
 
 
 def build(task: nn.Module, phase: Phase, world: World) -> Engine:
@@ -144,7 +224,8 @@ def build(task: nn.Module, phase: Phase, world: World) -> Engine:
         problem = f"DeepSpeed rejects it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         advice = "remove the key, or see DeepSpeed's documentation"
         raise ConfigError("engine.deepspeed", keys, problem, advice) from error
-    return Engine(engine, optimizer, schedule, phase.config.engine.precision)
+    config = phase.config
+    return Engine(engine, optimizer, schedule, config.engine.precision, config.optimizer.loss_factor)
 
 
 def check_precision(config: Config, world: World) -> None:
@@ -168,16 +249,18 @@ def _check_precision_here(precision: str, device: torch.device) -> None:
 
 
 def reduce_bucket(elements: int) -> int:
-    """Elements of gradients that ZeRO reduces at a time: DeepSpeed's default, but no more than there are, as it makes buffers
-    of this size whether or not a model fills them."""
+    """Gradient elements that ZeRO reduces at a time: DeepSpeed's default, but no more than the model has.
+
+    DeepSpeed allocates buffers of this size whether or not a model fills them.
+    """
     return min(500_000_000, elements)
 
 
 def deepspeed_config(phase: Phase, elements: int) -> dict[str, Any]:
-    """DeepSpeed's config for a phase, `engine.deepspeed` laid over ours.
+    """DeepSpeed's config for a phase; keys of ``engine.deepspeed`` override ours.
 
     Args:
-        elements: of all parameters that are trained.
+        elements: number of elements of all trained parameters.
     """
     engine = phase.config.engine
     config: dict[str, Any] = {
@@ -203,7 +286,7 @@ def deepspeed_config(phase: Phase, elements: int) -> dict[str, Any]:
 
 
 def make_optimizer(task: nn.Module, wanted: Optimizer, lr: float) -> ShardedOptimizer:
-    """The update rule that a config names, on a model's two param groups."""
+    """The update rule that a config names, on the model's two param groups."""
     make: dict[str, Callable[..., ShardedOptimizer]] = {
         "lamb": optimizers.Lamb,
         "lars": optimizers.Lars,
@@ -217,7 +300,7 @@ def make_optimizer(task: nn.Module, wanted: Optimizer, lr: float) -> ShardedOpti
 
 
 def _averaged(optimizer: ShardedOptimizer, phase: Phase) -> ShardedOptimizer:
-    """With the averages that the config asks for around it."""
+    """Wrap the optimizer in the averaging that the config asks for."""
     average = phase.config.averaging
     if average.kind == "lookahead":
         return optimizers.Lookahead(optimizer, average.k, average.alpha)
@@ -233,6 +316,7 @@ def _swats(groups: Any, tolerance: float = 1e-9, **options: Any) -> ShardedOptim
 
 
 def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:
+    """The learning rate schedule that the config names."""
     wanted = phase.config.schedule
     shared: dict[str, Any] = {
         "batch": phase.split.global_batch,

@@ -1,374 +1,197 @@
-"""The run itself: phase after phase, step after step."""
+"""The training loop of one phase: fetch the micro-batches, take a training step, log, save, evaluate."""
 
 from __future__ import annotations
 
-import functools
 import gc
 import math
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import timedelta
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from bellwether.trainer import accelerated, build_locks, checkpoint, data, distributed, models, report, rundir, signals
-from bellwether.trainer.checkpoint import Manifest, Position
-from bellwether.trainer.config import Config, ConfigError, dump, phases
-from bellwether.trainer.data import images
-from bellwether.trainer.data.loader import evaluation_batches, train_batches
+from bellwether.trainer import checkpoint, models
+from bellwether.trainer.checkpoint import Position
+from bellwether.trainer.config import ConfigError
+from bellwether.trainer.data.loader import train_batches
 from bellwether.trainer.data.sampling import key
-from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
-from bellwether.trainer.divergence import DivergenceDetector
-from bellwether.trainer.engine import Engine, build, check_precision
-from bellwether.trainer.evaluate import evaluate, evaluate_average
-from bellwether.trainer.export import export
-from bellwether.trainer.heartbeat import Heartbeat
-from bellwether.trainer.metrics import KINDS, Metrics, read
-from bellwether.trainer.phases import Phase, notes, plan, rows, stop_step
-from bellwether.trainer.preemption import StopConsensus
-from bellwether.trainer.progress import Progress
-from bellwether.trainer.resume import check_phases, check_place, check_unchanged
+from bellwether.trainer.distributed import raised_by_all_ranks, run_on_rank0
+from bellwether.trainer.engine import Batch, build
+from bellwether.trainer.evaluate import evaluate_phase
+from bellwether.trainer.metrics import KINDS
+from bellwether.trainer.phases import Phase
+from bellwether.trainer.run_state import Run
 from bellwether.trainer.step_metrics import StepMetrics
 from bellwether.trainer.trajectory import TrajectoryProbe
 
 
-@dataclass
-class Run:
-    """What stays the same over all phases."""
-
-    config: Config
-    directory: Path
-    world: World
-    plans: list[Phase]
-    datas: list[data.Data]
-    metrics: Metrics
-    progress: Progress | None
-    stop: int  # step at which to stop, the last one or earlier
-    heartbeat: Heartbeat
-    notice: StopConsensus
-    course: DivergenceDetector
-    reached: bool = False  # the target, if the config names one
-    diverged: bool = False
-    owed: bool = False  # the evaluation of the checkpoint that it goes on from, which was cut off
-    began: float = field(default_factory=time.time)
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.directory / "checkpoints"
-
-    def finished(self, place: Position) -> bool:
-        return self.reached or (place.step == self.plans[-1].last_step and not self.diverged)
-
-    def note(self, text: str) -> None:
-        if self.progress is not None:
-            self.progress.note(text)
+def train_phase(run: Run, phase: Phase) -> None:
+    """Train one phase to its end, or to where the run stops: updates the run's position and newest checkpoint. Collective."""
+    loop = PhaseLoop(run, phase)
+    loop.train()
+    loop.engine.destroy()
+    del loop
+    gc.collect()
 
 
-def run(config: Config) -> int:
-    """Train as the config says, from where the run directory stands: the body of every process of a run.
+class PhaseLoop:
+    """One phase in training. The model is built from the seed, and the newest checkpoint is loaded into it. Collective."""
 
-    Returns:
-        the number of the signal that stopped it, after it was saved, or 0.
-    """
-    world = distributed.start(config.engine.device, timedelta(seconds=config.engine.collective_timeout))
-    distributed.check_world_size(world, config.engine.world_size)
-    run_on_all_ranks(world, lambda: accelerated.check(config, world))
-    signal = train(config, world)
-    # Not when it failed: the other ranks may be in a collective that this one would wait for. Together, because gloo now
-    # and then aborts a process whose peers have gone while it cleans up.
-    dist.barrier()
-    dist.destroy_process_group()
-    return signal
+    def __init__(self, run: Run, phase: Phase) -> None:
+        self.run, self.phase, self.dataset = run, phase, run.datasets[phase.index]
+        self.end = min(run.stop_step, phase.last_step)
+        config = phase.config
+        torch.manual_seed(run.config.seed)
+        task = models.build(config.model, self.dataset, activation_checkpointing=config.engine.activation_checkpointing)
+        self.engine = build(task, phase, run.world)
+        self.probe = TrajectoryProbe(
+            self.engine, phase, run.world
+        )  # before other weights than the initial ones are loaded
+        noise = self._load_checkpoint()
+        self.engine.schedule.seek(run.position.samples - phase.first_sample)
+        self.step_metrics = StepMetrics(self.engine, phase, run.world, noise)
+        # Everything random is a function of (seed, phase, position): no random state is saved.
+        self.seed = key(run.config.seed, phase.index)
+        self.batches = self._open_batches()
 
+    def _load_checkpoint(self) -> dict[str, float]:
+        """Load the newest checkpoint into the engine; returns the gradient noise estimate to continue from."""
+        run = self.run
+        if run.newest_checkpoint is None:
+            return {}
+        manifest = checkpoint.load(run.newest_checkpoint, self.engine, run.world)
+        # Other batches, or other data, have other noise.
+        return manifest.noise if run.position.phase == self.phase.index else {}
 
-def train(config: Config, world: World) -> int:
-    """All of a run but its processes; returns as `run` does. Collective."""
-    for line in run_on_all_ranks(world, lambda: build_locks.mend_stale_locks() if world.local_rank == 0 else [])[0]:
-        _say(world, line)
-    check_precision(config, world)
-    held: list[IO[str] | None] = []
+    def _open_batches(self) -> Iterator[Batch]:
+        """This rank's micro-batches from the run's position to the end."""
+        run, split = self.run, self.phase.split
+        return train_batches(
+            self.dataset.train, seed=self.seed, start=run.position.samples - self.phase.first_sample,
+            steps=self.end - run.position.step, global_batch=split.global_batch, micro=split.micro,
+            accumulation=split.accumulation, rank=run.world.rank, world_size=run.world.size,
+            workers=self.phase.config.data.workers, pin_memory=run.world.device.type == "cuda",
+        )  # fmt: skip
 
-    def take() -> Path:
-        path, lock = rundir.prepare(config)
-        held.append(lock)
-        return path
-
-    directory = run_on_rank0(world, take)
-    limit = timedelta(seconds=config.engine.collective_timeout)
-    try:
-        with Heartbeat(directory, world, config.engine.heartbeat) as heartbeat, StopConsensus(world, limit) as notice:
-            return _train(config, world, directory, heartbeat, notice)
-    finally:
-        for file in filter(None, held):
-            file.close()
-
-
-def _train(config: Config, world: World, directory: Path, heartbeat: Heartbeat, notice: StopConsensus) -> int:
-    own, said = checkpoint.newest_intact(directory / "checkpoints", world)
-    for line in said:
-        _say(world, line)
-    source = run_on_rank0(world, lambda: rundir.start_from(config, directory, own))
-    configs = phases(config)
-    datas: list[data.Data] = []
-    run_on_all_ranks(world, lambda: datas.extend(data.load(c.data) for c in configs))
-    plans = plan(configs, world.size, [len(d.train) for d in datas])
-    check_phases(datas)
-    place = Position(0, 0, 0)
-    if source is not None:
-        manifest = run_on_rank0(world, functools.partial(Manifest.read, source))
-        place = manifest.place
-        check_place(plans, place, config, own is not None)
-        if own is not None:
-            check_unchanged(config, manifest, datas)
-    run = Run(
-        config, directory, world, plans, datas,
-        metrics=Metrics(directory if world.main else None, tensorboard=config.log.tensorboard),
-        progress=Progress() if world.main else None,
-        stop=stop_step(config, plans), heartbeat=heartbeat, notice=notice, course=DivergenceDetector(config.divergence),
-        reached=run_on_rank0(world, lambda: rundir.has_reached(directory, place, config.evaluate.target)),
-    )  # fmt: skip
-    unended = False
-    if own is not None:
-        run.owed, unended, run.course = run_on_rank0(world, lambda: _past(run, place))
-    heartbeat.total = plans[-1].last_step
-    _announce(run, place, source)
-    began = place
-    try:
-        notice.ask()
-        while (place.step < run.stop or run.owed) and not run.reached and not (signal := notice.answer()):
-            here = next((p for p in plans if p.first_step <= place.step < p.last_step), plans[-1])
-            phase = plans[place.phase] if run.owed else here
-            place, source = _run_phase(run, phase, place, source)
-        if place != began or unended:
-            reason = "reached" if run.reached else "diverged" if run.diverged else "stopped"
-            if run.finished(place) and reason == "stopped" and not run.owed:
-                reason = "finished"
-            run.metrics.write(
-                "end", step=place.step, samples=place.samples, seconds=time.time() - run.began, reason=reason
-            )  # fmt: skip
-    finally:
-        run.metrics.close()
+    def train(self) -> None:
+        """Train to the end of the phase, or until a signal, the target or divergence stops the run."""
+        run, phase = self.run, self.phase
         if run.progress is not None:
-            run.progress.close()
-    heartbeat.at(place.step, "end")
-    if (place.step < run.stop or run.owed) and not run.reached:
-        heartbeat.close("saved")
-        _say(world, f"stopped by {signals.name(signal)} at step {place.step}; the same command goes on from there")
-        return signal
-    if source is not None or run.diverged:
-        run_on_rank0(world, lambda: _finish(run, source, place))
-    heartbeat.close("finished" if run.finished(place) else "diverged" if run.diverged else "stopped")
-    return 0
+            run.progress.start(run.position.step, run.phases[-1].last_step)
+        if run.pending_eval:
+            run.pending_eval = False
+            self.evaluate()
+        stop_requested = False
+        while run.position.step < self.end and not (stop_requested or run.target_reached):
+            step = run.position.step + 1
+            step_seed = self.seed_torch(step)
+            micro_batches = self.probe.before(step, self.fetch(step))
+            self.step_metrics.add(self.engine.train_step(micro_batches))
+            run.position = Position(step, run.position.samples + phase.split.global_batch, phase.index)
+            stop_requested = run.stop_consensus.answer() != 0
+            saving = stop_requested or step == self.end or phase.due(step, phase.config.checkpoint.every)
+            self.log(saving)
+            if run.diverged:
+                return  # such weights must not replace a good checkpoint, and are not worth an evaluation
+            with self.step_metrics.paused():
+                self.write_trajectory(step_seed)
+                # The checkpoint first: after a signal there may be only minutes left.
+                if saving:
+                    self.save()
+                if step == self.end or (phase.due(step, phase.config.evaluate.every) and not stop_requested):
+                    target_reached = self.evaluate()
+                    if target_reached and not saving:
+                        self.save()
 
+    def seed_torch(self, step: int) -> int:
+        """Seed torch's generator for this rank and step; returns the seed."""
+        world = self.run.world
+        step_seed = key(self.seed, step * world.size + world.rank)
+        torch.manual_seed(step_seed)
+        return step_seed
 
-def _past(run: Run, place: Position) -> tuple[bool, bool, DivergenceDetector]:
-    """Of a run that goes on: was it cut off before it had evaluated its newest checkpoint, and before it had said how it
-    ended; and its losses so far."""
-    history = read(run.directory)
-    course = DivergenceDetector(run.config.divergence)
-    for line in history.train:
-        if line["step"] <= place.step:  # what came after the checkpoint comes again
-            course.diverged(line["loss"])
-    if history.state == "diverged":
-        said = f"the run diverged at step {history.train[-1]['step']:,}, and will again unless divergence is set higher"
-        _say(run.world, said)
-    phase = run.plans[place.phase]
-    due = place.step in (phase.last_step, run.stop) or phase.due(place.step, phase.config.evaluate.every)
-    evaluated = any(line["step"] == place.step for line in history.eval)
-    return due and not evaluated, history.state == "unfinished", course
+    def fetch(self, step: int) -> Iterator[Batch]:
+        """This rank's micro-batches of one step, on its device. Before the last one it asks all ranks whether to stop."""
+        run, accumulation = self.run, self.phase.split.accumulation
+        for index in range(accumulation):
+            run.heartbeat.at(step - 1, "waiting for data")
+            batch = {name: t.to(run.world.device, non_blocking=True) for name, t in next(self.batches).items()}
+            run.heartbeat.at(step - 1, "forward, backward and update")
+            if index == accumulation - 1:
+                run.stop_consensus.ask()
+            yield batch
 
-
-def _run_phase(run: Run, phase: Phase, place: Position, source: Path | None) -> tuple[Position, Path | None]:
-    """Train one phase to its end or to where the run stops; returns where it stands, and its newest checkpoint."""
-    config, world, device = phase.config, run.world, run.world.device
-    samples = run.datas[phase.index]
-    torch.manual_seed(run.config.seed)
-    task = models.build(config.model, samples, activation_checkpointing=config.engine.activation_checkpointing)
-    engine = build(task, phase, world)
-    diagnosis = TrajectoryProbe(engine, phase, world)  # before the weights are others than those of the run's start
-    manifest = None if source is None else checkpoint.load(source, engine, world)
-    engine.schedule.seek(place.samples - phase.first_sample)
-    end = min(run.stop, phase.last_step)
-    batch = phase.split.global_batch
-    # Everything random is a function of (seed, phase, position): nothing random has to be saved.
-    seed = key(run.config.seed, phase.index)
-    batches = train_batches(
-        samples.train, seed=seed, start=place.samples - phase.first_sample, steps=end - place.step, global_batch=batch,
-        micro=phase.split.micro, accumulation=phase.split.accumulation, rank=world.rank, world_size=world.size,
-        workers=config.data.workers, pin_memory=device.type == "cuda",
-    )  # fmt: skip
-    # Other batches, or other data, have other noise.
-    meter = StepMetrics(
-        engine, phase, world, manifest.noise if manifest is not None and place.phase == phase.index else {}
-    )
-    if run.progress is not None:
-        run.progress.start(place.step, run.plans[-1].last_step)
-    if run.owed:
-        run.owed = False
-        run.heartbeat.at(place.step, "evaluation")
-        _evaluate(run, phase, engine, place)
-    for step in range(place.step + 1, end + 1 if not run.reached else 0):
-        drawn = key(seed, step * world.size + world.rank)
-        torch.manual_seed(drawn)
-        micro_batches = diagnosis.watched(step, _micro_batches(run, batches, phase, step))
-        meter.step(micro_batches)
-        place = Position(step, place.samples + batch, phase.index)
-        told = run.notice.answer() != 0
-        final = told or step == end
-        values = None
-        # The first step of a phase too, which shows where the loss begins; and none is saved whose loss was not seen.
-        saving = final or phase.due(step, config.checkpoint.every)
-        if saving or phase.due(step, config.log.every) or step == phase.first_step + 1:
-            values, layers = meter.read(place)
-            if run.config.divergence is None:
-                _check_loss(run, phase, values)
-            elif run.course.diverged(values["loss"]):
-                run.stop, run.diverged = step, True
+    def log(self, saving: bool) -> None:
+        """Write the train event where it is due, and check the loss."""
+        run, phase, step = self.run, self.phase, self.run.position.step
+        values: dict[str, Any] | None = None
+        # Also at a phase's first step, where its loss starts; and no checkpoint is saved whose loss was not checked.
+        if saving or phase.due(step, phase.config.log.every) or step == phase.first_step + 1:
+            values, layers = self.step_metrics.read(run.position)
             run.metrics.write("train", **values)
-            if run.diverged:  # its weights are worth neither a checkpoint, in place of a good one, nor an evaluation
-                run.note(f"step {step}: the loss has diverged, to {values['loss']:.4g}")
-                break
+            self.check_loss(values["loss"])
+            if run.diverged:
+                return
             if layers:
-                run.metrics.write("layers", step=place.step, samples=place.samples, trust_ratio=layers)
+                run.metrics.write("layers", step=step, samples=run.position.samples, trust_ratio=layers)
         if run.progress is not None:
             run.progress.update(step, values)
-        with meter.paused():
-            for event, measured in diagnosis.after(step, drawn):
-                run.metrics.write(event, step=step, samples=place.samples, **measured)
-            # The checkpoint first: a signal's minutes may be running out.
-            if saving:
-                run.heartbeat.at(step, "checkpoint")
-                source = _save(run, engine, place, meter)
-            if step in (end, run.stop) or (phase.due(step, config.evaluate.every) and not told):
-                run.heartbeat.at(step, "evaluation")
-                _evaluate(run, phase, engine, place)
-                if run.reached and not saving:
-                    source = _save(run, engine, place, meter)
-        if told or run.reached or step == run.stop:
-            break
-    engine.destroy()
-    del engine, task, meter
-    gc.collect()
-    return place, source
 
+    def check_loss(self, loss: float) -> None:
+        """Stop the run where ``divergence`` says that it has diverged. All ranks have the same mean loss, so all stop together.
 
-def _check_loss(run: Run, phase: Phase, values: dict[str, Any]) -> None:
-    """Every rank has the same mean loss, so all stop together.
+        Raises:
+            ConfigError: if the loss is not a number, and the config does not say what counts as divergence.
+        """
+        run = self.run
+        if run.config.divergence is not None:
+            if run.divergence.diverged(loss):
+                run.diverged, run.stop_step = True, run.position.step
+                run.note(f"step {run.position.step}: the loss has diverged, to {loss:.4g}")
+        elif math.isnan(loss):
+            newest = run_on_rank0(run.world, lambda: checkpoint.newest(run.checkpoints))
+            advice = "lower it, lengthen schedule.warmup, or clip"
+            advice += f"; the newest checkpoint is {newest}" if newest else ""
+            problem = f"the loss is not a number at step {run.position.step:,}"
+            raise raised_by_all_ranks(ConfigError("optimizer.lr", self.phase.config.optimizer.lr, problem, advice))
 
-    Raises:
-        ConfigError: if training has diverged.
-    """
-    if not math.isnan(values["loss"]):
-        return
-    run.metrics.write("train", **values)
-    saved = run_on_rank0(run.world, lambda: checkpoint.newest(run.checkpoints))
-    problem = f"the loss is not a number at step {values['step']:,}"
-    advice = "lower it, lengthen schedule.warmup, or clip" + (f"; the newest checkpoint is {saved}" if saved else "")
-    raise distributed.for_all(ConfigError("optimizer.lr", phase.config.optimizer.lr, problem, advice))
+    def write_trajectory(self, step_seed: int) -> None:
+        """Write the events of the trajectory that are due."""
+        position = self.run.position
+        for event, values in self.probe.after(position.step, step_seed):
+            self.run.metrics.write(event, step=position.step, samples=position.samples, **values)
 
+    def save(self) -> None:
+        """Save a checkpoint."""
+        run, position = self.run, self.run.position
+        run.heartbeat.at(position.step, "checkpoint")
+        started = time.monotonic()
+        fingerprints = [dataset.fingerprint for dataset in run.datasets]
+        path = checkpoint.save(
+            run.checkpoints, self.engine, position, run.world, run.config.checkpoint.keep, fingerprints,
+            noise=self.step_metrics.noise_state(),
+        )  # fmt: skip
+        run.metrics.write(
+            "checkpoint", step=position.step, samples=position.samples, path=path.relative_to(run.directory),
+            seconds=time.monotonic() - started,
+        )  # fmt: skip
+        run.newest_checkpoint = path
 
-def _micro_batches(run: Run, batches: Iterator[dict[str, Any]], phase: Phase, step: int) -> Iterator[dict[str, Any]]:
-    """Those of one step of this rank."""
-    for index in range(phase.split.accumulation):
-        run.heartbeat.at(step - 1, "waiting for data")
-        batch = {k: v.to(run.world.device, non_blocking=True) for k, v in next(batches).items()}
-        run.heartbeat.at(step - 1, "forward, backward and update")
-        if index == phase.split.accumulation - 1:
-            run.notice.ask()
-        yield batch
-
-
-def _evaluate(run: Run, phase: Phase, engine: Engine, place: Position) -> None:
-    samples, wanted, split = run.datas[phase.index], phase.config.evaluate, phase.split
-    place_of: dict[str, Any] = {"rank": run.world.rank, "world_size": run.world.size}
-
-    def held_out(held: data.Samples) -> Iterator[dict[str, Any]]:
-        workers = phase.config.data.workers
-        return evaluation_batches(held, limit=wanted.limit, micro=split.micro, workers=workers, **place_of)
-
-    found = evaluate(engine, held_out(samples.validation), run.world.device)
-    if wanted.augment:
-        assert isinstance(samples.validation, images.ImageSamples)
-        views = images.Views(samples.validation, wanted.augment, run.config.seed)
-        augmented = evaluate(engine, held_out(views), run.world.device)
-        found |= {f"{name}_augmented": augmented[name] for name in ("loss", "accuracy")}
-    training = train_batches(
-        samples.train, seed=key(run.config.seed, phase.index), start=0,
-        steps=max(1, min(phase.config.averaging.batch_norm, phase.epoch) // split.global_batch),
-        global_batch=split.global_batch, micro=split.micro, accumulation=split.accumulation, workers=0, **place_of,
-    )  # fmt: skip
-    found |= evaluate_average(engine, held_out(samples.validation), training, run.world.device)
-    run.metrics.write("eval", time=time.time(), step=place.step, samples=place.samples, phase=phase.index, **found)
-    more = "".join(f", {kind} {found[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in found)
-    run.note(
-        f"step {place.step}: held-out loss {found['loss']:.4f}, accuracy {found['accuracy']:.2%}{more} "
-        f"({found['examples']:,} samples)"
-    )
-    target = run.config.evaluate.target
-    if target is not None and target.holds(found):  # the same on all ranks
-        run.reached = True
-        run.note(f"step {place.step}: {target} is reached")
-
-
-def _save(run: Run, engine: Engine, place: Position, meter: StepMetrics) -> Path:
-    began = time.monotonic()
-    path = checkpoint.save(
-        run.checkpoints, engine, place, run.world, run.config.checkpoint.keep, [d.fingerprint for d in run.datas],
-        noise=meter.noise.estimate.state() if meter.noise else None,
-    )  # fmt: skip
-    seconds = time.monotonic() - began
-    inside = path.relative_to(run.directory)
-    run.metrics.write("checkpoint", step=place.step, samples=place.samples, path=inside, seconds=seconds)
-    return path
-
-
-def _announce(run: Run, place: Position, source: Path | None) -> None:
-    """The plan, on the terminal and in the metrics."""
-    if not run.world.main:
-        return
-    first = run.datas[0]
-    tables = []
-    for phase in run.plans:
-        table = rows(phase)
-        if first.vocabulary_size is not None:
-            table.append(("vocabulary", f"{first.vocabulary_size:,}"))
-        if first.classes is not None:
-            table.append(("classes", f"{first.classes:,}"))
-        tables.append(table)
-        part = f", phase {phase.index + 1} of {len(run.plans)}" if len(run.plans) > 1 else ""
-        _say(run.world, f"plan of {run.config.name}{part}")
-        for label, value in table:
-            _say(run.world, f"  {label:<13} {value}")
-        for note in notes(phase):
-            _say(run.world, f"  note          {note}")
-    if source is not None:
-        _say(run.world, f"going on at step {place.step} from {source}")
-    if run.reached or (place.step >= run.stop and not run.owed):
-        why = f"{run.config.evaluate.target} was reached" if run.reached else f"it was to stop at {run.stop}"
-        _say(run.world, f"nothing is left to do: the run stands at step {place.step}, and {why}")
-        return  # and the metrics say how it ended
-    run.metrics.write(
-        "start", time=time.time(), version=rundir.code_version(), world_size=run.world.size,
-        device=str(run.world.device), engine=dump(run.config)["engine"], step=place.step, samples=place.samples, resumed_from=None if source is None else str(source),
-    )  # fmt: skip
-    run.metrics.write("plan", phases=[[{"label": label, "value": value} for label, value in table] for table in tables])
-
-
-def _finish(run: Run, source: Path | None, place: Position) -> None:
-    if run.finished(place) and run.config.checkpoint.export and source is not None:
-        export(source, run.directory, run.plans[place.phase].config, run.datas[place.phase])
-    if run.config.log.report:
-        report.write(run.directory)
-    print(report.summary(run.directory), flush=True)
-    if run.finished(place):
-        rundir.mark_finished(run.directory, place, run.config.evaluate.target if run.reached else None)
-
-
-def _say(world: World, text: str) -> None:
-    if world.main:
-        print(text, file=sys.stderr, flush=True)
+    def evaluate(self) -> bool:
+        """Evaluate on the held-out samples; returns whether the target is reached, which ends the run."""
+        run, position = self.run, self.run.position
+        run.heartbeat.at(position.step, "evaluation")
+        found = evaluate_phase(self.engine, self.phase, self.dataset, run.world)
+        run.metrics.write(
+            "eval", time=time.time(), step=position.step, samples=position.samples, phase=self.phase.index, **found
+        )
+        more = "".join(f", {kind} {found[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in found)
+        run.note(
+            f"step {position.step}: held-out loss {found['loss']:.4f}, accuracy {found['accuracy']:.2%}{more} "
+            f"({found['examples']:,} samples)"
+        )
+        target = run.config.evaluate.target
+        if target is not None and target.holds(found):  # the same on all ranks
+            run.target_reached = True
+            run.note(f"step {position.step}: {target} is reached")
+        return run.target_reached

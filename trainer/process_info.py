@@ -1,6 +1,7 @@
-"""Who a process is among those of its run, as its launcher tells: torchrun, accelerate, mpirun, srun, or a hand.
+"""Detects rank, world size and rendezvous address of this process from its launcher: torchrun, accelerate, mpirun, srun or by hand.
 
-All of them are read here, in each process, at run time: a rank that a shell expands on the first node is every task's.
+The variables are read in each process at run time: a rank that a batch script's shell expands on the first node would be the
+same for every task.
 """
 
 from __future__ import annotations
@@ -19,35 +20,41 @@ _MPI_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """One process's place, and where all of them meet."""
+    """Which process of a run this is, and the address of the rendezvous.
+
+    Attributes:
+        size: the world size.
+        port: 0 for a process that is alone, which may use any.
+        launcher: ``torchrun``, ``environment`` (RANK and the others set by something else), ``mpirun``, ``srun`` or ``none``.
+    """
 
     rank: int
     size: int
     local_rank: int
     address: str
-    port: int  # 0: any, for a process that is alone
+    port: int
     launcher: str
 
 
 def rank() -> int:
-    """This process's rank, as far as the environment tells: for messages, before all processes have met."""
+    """This process's rank according to the environment, for messages before the process group is up; 0 where it is not set."""
     e = os.environ
     names = ["RANK", *_MPI_RANK, *(["SLURM_PROCID"] if "SLURM_STEP_ID" in e else [])]
     return next((int(e[name]) for name in names if e.get(name, "").isdigit()), 0)
 
 
 def is_first_here() -> bool:
-    """Whether this process is the first on its machine, as far as the environment tells."""
+    """Whether this process has local rank 0 according to the environment."""
     e = os.environ
     names = ["LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", *(["SLURM_LOCALID"] if "SLURM_STEP_ID" in e else [])]
     return next((e[name] for name in names if name in e), "0") == "0"
 
 
 def detect() -> ProcessInfo:
-    """This process's seat.
+    """This process's `ProcessInfo`.
 
     Raises:
-        ConfigError: if what the launcher has set makes no sense.
+        ConfigError: if the variables that the launcher has set contradict one another, or some are missing.
     """
     e = os.environ
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
@@ -55,13 +62,13 @@ def detect() -> ProcessInfo:
             raise ConfigError(name, e[name], "is no number", "let the launcher set it for each process")
     if "RANK" in e or e.get("WORLD_SIZE", "1") != "1":
         return _from_torchrun()
-    if _is_one_task():
+    if _is_only_task():
         return ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none")
-    if any(name in e for name in _MPI_RANK) and not _slurm_has_all():
+    if any(name in e for name in _MPI_RANK) and not _slurm_is_sufficient():
         return _from_mpi()
-    if _in_step():
+    if _is_one_of_several_tasks():
         return _from_slurm()
-    # Even where a meeting is named: accelerate sets one for a process that it has left alone, at a port that may be taken.
+    # Also where MASTER_ADDR is set: accelerate sets it for a process that it starts alone, with a port that may be taken.
     return ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none")
 
 
@@ -71,68 +78,69 @@ def _from_torchrun() -> ProcessInfo:
     if missing:
         others = "RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT go together"
         raise ConfigError(missing[0], None, f"is not set, but others are: {others}", "let the launcher set them all")
-    address, port = _meeting() or ("127.0.0.1", 0)
-    where = int(e.get("RANK", "0")), int(e.get("WORLD_SIZE", "1")), int(e.get("LOCAL_RANK", "0"))
-    return ProcessInfo(*where, address, port, "torchrun" if "TORCHELASTIC_RUN_ID" in e else "environment")
+    address, port = _rendezvous() or ("127.0.0.1", 0)
+    numbers = int(e.get("RANK", "0")), int(e.get("WORLD_SIZE", "1")), int(e.get("LOCAL_RANK", "0"))
+    return ProcessInfo(*numbers, address, port, "torchrun" if "TORCHELASTIC_RUN_ID" in e else "environment")
 
 
-def _in_step() -> bool:
+def _is_one_of_several_tasks() -> bool:
     """Whether srun started this process as one of several.
 
-    A batch script has SLURM_PROCID and SLURM_NTASKS too, but what it starts itself is one process, whatever they say.
+    A batch script has SLURM_PROCID and SLURM_NTASKS too, but what it starts without srun is one process.
     """
     return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
 
 
-def _is_one_task() -> bool:
-    """Whether srun started this process alone, whatever PMI a site turns on for every step."""
+def _is_only_task() -> bool:
+    """Whether srun started this process alone; many sites enable a PMI for every step, whose variables then say nothing."""
     e = os.environ
     alone = "SLURM_STEP_ID" in e and e.get("SLURM_STEP_NUM_TASKS") == "1"
     return alone and "OMPI_COMM_WORLD_RANK" not in e and e.get("PMI_SIZE", "1") == "1"
 
 
-def _slurm_has_all() -> bool:
-    """Whether srun says as much as its PMI would, which many sites turn on for every step."""
+def _slurm_is_sufficient() -> bool:
+    """Whether srun's variables say as much as those of its PMI, which many sites enable for every step."""
     e = os.environ
-    own = "OMPI_COMM_WORLD_RANK" not in e and e.get("PMI_SIZE") in (None, e.get("SLURM_STEP_NUM_TASKS"))
-    return own and _in_step() and ("MASTER_ADDR" in e or importlib.util.find_spec("mpi4py") is None)
+    is_srun = "OMPI_COMM_WORLD_RANK" not in e and e.get("PMI_SIZE") in (None, e.get("SLURM_STEP_NUM_TASKS"))
+    has_no_mpi = "MASTER_ADDR" in e or importlib.util.find_spec("mpi4py") is None
+    return is_srun and _is_one_of_several_tasks() and has_no_mpi
 
 
 def _from_slurm() -> ProcessInfo:
     rank, size, local = (int(os.environ[n]) for n in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
-    address, port = _meeting() or rendezvous.of_step()
+    address, port = _rendezvous() or rendezvous.of_step()
     return ProcessInfo(rank, size, local, address, port, "srun")
 
 
 def _from_mpi() -> ProcessInfo:
-    """From MPI itself, which also carries the address: rank 0 alone can tell which of its ports is free."""
+    """From MPI itself, which also broadcasts the address: only rank 0 knows which of its ports is free."""
     e = os.environ
     size = next((int(e[name]) for name in _MPI_SIZE if e.get(name, "").isdigit()), None)
     try:
         from mpi4py import MPI
     except ImportError as error:
-        if _meeting() is None or size is None or "OMPI_COMM_WORLD_LOCAL_RANK" not in e:
+        if _rendezvous() is None or size is None or "OMPI_COMM_WORLD_LOCAL_RANK" not in e:
             advice = "pip install 'bellwether[mpi]', or set MASTER_ADDR and MASTER_PORT for all"
             raise ConfigError("mpirun", size, f"mpi4py cannot be imported ({error})", advice) from None
-        address, port = _meeting() or ("", 0)
+        address, port = _rendezvous() or ("", 0)
         return ProcessInfo(rank(), size, int(e["OMPI_COMM_WORLD_LOCAL_RANK"]), address, port, "mpirun")
     world = MPI.COMM_WORLD
     local: Any = world.Split_type(MPI.COMM_TYPE_SHARED)
-    mine: Any = None
+    own: Any = None
     if world.rank == 0:
         try:
-            mine = _meeting() or (rendezvous.address(e.get("BELLWETHER_INTERFACE")), _free_port())
+            own = _rendezvous() or (rendezvous.address(e.get("BELLWETHER_INTERFACE")), _free_port())
         except ValueError as error:
-            mine = ConfigError("BELLWETHER_INTERFACE", e["BELLWETHER_INTERFACE"], str(error))
-    meeting = world.bcast(mine)
-    if isinstance(meeting, ConfigError):
-        raise meeting
-    address, port = meeting
+            own = ConfigError("BELLWETHER_INTERFACE", e["BELLWETHER_INTERFACE"], str(error))
+    agreed = world.bcast(own)
+    if isinstance(agreed, ConfigError):
+        raise agreed
+    address, port = agreed
     return ProcessInfo(world.rank, world.size, local.rank, address, port, "mpirun")
 
 
-def _meeting() -> tuple[str, int] | None:
-    """Where somebody said that all processes meet."""
+def _rendezvous() -> tuple[str, int] | None:
+    """Address and port of the rendezvous where the environment names them."""
     e = os.environ
     return (e["MASTER_ADDR"], int(e.get("MASTER_PORT", "29500"))) if "MASTER_ADDR" in e else None
 

@@ -1,4 +1,4 @@
-"""What must hold before a run begins or goes on: one model over all phases, the samples and steps that it began with."""
+"""Checks before a run starts or resumes: one model over all phases, and the samples and steps that the run began with."""
 
 from __future__ import annotations
 
@@ -10,46 +10,53 @@ from bellwether.trainer.data import Data
 from bellwether.trainer.phases import Phase
 
 
-def check_place(plans: list[Phase], place: Position, config: Config, own: bool) -> None:
-    """Refuse a checkpoint that lies between two steps of this run, or behind its last.
+def check_position(planned: list[Phase], position: Position, config: Config, is_own: bool) -> None:
+    """Refuse a checkpoint between two steps of this run, or after its last step.
+
+    Args:
+        is_own: whether the checkpoint is this run's, which may be at the last step: an evaluation may be pending.
 
     Raises:
-        ConfigError: naming where it stands and where this run would be.
+        ConfigError: naming the checkpoint's position and this run's.
     """
-    last = plans[-1]
-    if place.step > last.last_step or (place.step == last.last_step and not own):
-        problem = f"the checkpoint stands at step {place.step:,}, this run ends at step {last.last_step:,}"
+    last = planned[-1]
+    if position.step > last.last_step or (position.step == last.last_step and not is_own):
+        problem = f"the checkpoint is at step {position.step:,}, this run ends at step {last.last_step:,}"
         raise ConfigError("resume", config.resume, problem, "lengthen duration, or resume from an earlier checkpoint")
-    phase = next((p for p in plans if p.first_step <= place.step < p.last_step), last)
-    samples = phase.first_sample + (place.step - phase.first_step) * phase.split.global_batch
-    if place.samples != samples:
+    phase = next((p for p in planned if p.first_step <= position.step < p.last_step), last)
+    samples = phase.first_sample + (position.step - phase.first_step) * phase.split.global_batch
+    if position.samples != samples:
         problem = (
-            f"the checkpoint stands at step {place.step:,} after {place.samples:,} samples, this run after {samples:,}"
+            f"the checkpoint is at step {position.step:,} after {position.samples:,} samples, "
+            f"where this run has had {samples:,}"
         )
-        raise ConfigError("resume", config.resume, problem, "resume with the batch that it was made with")
+        raise ConfigError("resume", config.resume, problem, "resume with the batch size that it was made with")
 
 
-def check_phases(datas: list[Data]) -> None:
-    """One model has one vocabulary, and one list of classes, over all phases."""
-    for index, (first, other) in enumerate(itertools.pairwise(datas), 1):
+def check_phases(datasets: list[Data]) -> None:
+    """Refuse phases with different vocabularies or classes: one model is trained over all of them.
+
+    Raises:
+        ConfigError: naming the first phase that differs from the one before it.
+    """
+    for index, (first, other) in enumerate(itertools.pairwise(datasets), 1):
         same = first.labels == other.labels
         if first.tokenizer is not None and other.tokenizer is not None:
             same = first.tokenizer.get_vocab() == other.tokenizer.get_vocab()
         if not same:
-            problem = "its vocabulary or classes differ from those of the phase before"
-            raise ConfigError(f"phases[{index}].data", "", problem, "name one data.tokenizer for all, outside phases")
+            problem = "its vocabulary or classes differ from those of the previous phase"
+            raise ConfigError(f"phases[{index}].data", "", problem, "set one data.tokenizer for all, outside phases")
 
 
-def check_unchanged(config: Config, manifest: Manifest, datas: list[Data]) -> None:
-    """A run goes on with the samples that it began with.
+def check_unchanged(config: Config, manifest: Manifest, datasets: list[Data]) -> None:
+    """Refuse to resume a run with other samples than it began with.
 
     Raises:
-        ConfigError: if the data, or what is made of it, has changed since the checkpoint.
+        ConfigError: if the data, or how it is prepared, has changed since the checkpoint.
     """
-    for index, (then, now) in enumerate(zip(manifest.data, (d.fingerprint for d in datas), strict=True)):
+    for index, (then, now) in enumerate(zip(manifest.data, (d.fingerprint for d in datasets), strict=True)):
         if then != now:
-            key = f"phases[{index}].data.source" if len(datas) > 1 else "data.source"
+            key = f"phases[{index}].data.source" if len(datasets) > 1 else "data.source"
             problem = f"the data has changed since the checkpoint was made ({then} then, {now} now)"
-            raise ConfigError(
-                key, phases(config)[index].data.source, problem, "bring it back, or choose another name=..."
-            )
+            source = phases(config)[index].data.source
+            raise ConfigError(key, source, problem, "restore it, or choose another name=...")

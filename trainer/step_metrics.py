@@ -1,11 +1,11 @@
-"""Takes the steps of a phase and measures them: loss, rates, time, memory, trust ratios."""
+"""Averages what training steps leave behind between two log lines: loss, rates, time, memory, trust ratios, gradient noise."""
 
 from __future__ import annotations
 
 import resource
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,107 +17,108 @@ from bellwether.optimizers import NoiseScale
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config.schema import TextData
 from bellwether.trainer.distributed import World
-from bellwether.trainer.engine import Engine
+from bellwether.trainer.engine import Engine, StepResult
 from bellwether.trainer.phases import Phase
 
-# Ratios layer by layer are for a picture, which has no use for more columns.
+# The heat map of trust ratios by layer has no use for more columns than this in a phase.
 _LAYER_LINES = 50
 
 
 class StepMetrics:
-    """Means since the last `read`. Nothing here waits for the device between two reads.
+    """Means over the steps since the last `read`. Nothing here waits for the device between two reads.
 
     Args:
-        noise: `state` of the estimate of the gradient noise to go on from.
+        noise: `state` of the gradient noise estimate to continue from; empty to start a new one.
     """
 
     def __init__(self, engine: Engine, phase: Phase, world: World, noise: dict[str, float]) -> None:
-        self.engine, self.phase, self.world = engine, phase, world
-        self.lr = 0.0
-        self.next_layers = 0
-        self.noise: NoiseScale | None = None
+        self._engine, self._phase, self._world = engine, phase, world
+        self._lr = 0.0
+        self._grad_norm: float | Tensor | None = None
+        self._next_layers_step = 0
+        self._noise: NoiseScale | None = None
         split = phase.split
-        # One micro-batch that is the whole batch has no noise to compare.
+        # A single micro-batch that is the whole batch has no noise to compare with.
         if phase.config.log.noise_scale and split.micro < split.global_batch:
-            self.noise = NoiseScale(engine.task, split.micro, split.global_batch)
-            self.noise.estimate.load_state(noise)
+            self._noise = NoiseScale(engine.task, split.micro, split.global_batch)
+            self._noise.estimate.load_state(noise)
         self._restart()
 
     def _restart(self) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        self.steps = 0
-        self.away = 0.0
-        self.began = time.monotonic()
+        self._loss = torch.zeros((), dtype=torch.float64, device=self._world.device)
+        self._steps = 0
+        self._paused_seconds = 0.0
+        self._started = time.monotonic()
 
-    def step(self, micro_batches: Iterable[dict[str, Tensor]]) -> None:
-        """One update: all of this rank's micro-batches of the global batch."""
-        self.lr = float(self.engine.schedule.get_last_lr()[0])
-        scale = self.engine.scale
-        for batch in micro_batches:
-            losses, _ = self.engine.deepspeed(**batch)
-            # All micro-batches are of one size, so the mean of their means is the global batch's mean.
-            loss = losses.mean()
-            self.engine.backward(loss * self.phase.config.optimizer.loss_factor)
-            self.engine.step()
-            self.loss += loss.detach().double() / self.phase.split.accumulation
-        if self.noise is not None and self.engine.norm is not None:
-            self.noise.step(self.engine.norm, scale)
-        # The samples are consumed even where fp16 overflowed and DeepSpeed skipped the update.
-        self.engine.schedule.step()
-        self.steps += 1
+    def add(self, result: StepResult) -> None:
+        """Take the result of one training step."""
+        self._steps += 1
+        self._loss += result.loss
+        self._lr, self._grad_norm = result.lr, result.grad_norm
+        if self._noise is not None and result.grad_norm is not None:
+            self._noise.step(result.grad_norm, result.loss_scale)
+
+    def noise_state(self) -> dict[str, float] | None:
+        """State of the gradient noise estimate for a checkpoint; None where the noise is not measured."""
+        return self._noise.estimate.state() if self._noise else None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in here is no training time."""
-        if self.world.device.type == "cuda":
+        """Context whose duration does not count as training time."""
+        if self._world.device.type == "cuda":
             torch.cuda.synchronize()  # work that is still queued is training time
-        began = time.monotonic()
+        started = time.monotonic()
         yield
-        self.away += time.monotonic() - began
+        self._paused_seconds += time.monotonic() - started
 
-    def read(self, place: Position) -> tuple[dict[str, Any], dict[str, float]]:
-        """The values of a train event, and now and then the trust ratio of every parameter. Collective."""
-        loss = self.loss / self.steps
+    def read(self, position: Position) -> tuple[dict[str, Any], dict[str, float]]:
+        """The values of a train event, and at about 50 steps of a phase every parameter's trust ratio. Collective.
+
+        The ratios are keyed by parameter name in the model's order; at the other steps they are empty.
+        """
+        loss = self._loss / self._steps
         dist.all_reduce(loss)
-        mean = loss.item() / self.world.size  # waits for the device: only now is the clock right
-        seconds = (time.monotonic() - self.began - self.away) / self.steps
-        samples_per_s = self.phase.split.global_batch / seconds
+        mean_loss = loss.item() / self._world.size  # waits for the device: only after this is the clock right
+        seconds = (time.monotonic() - self._started - self._paused_seconds) / self._steps
+        samples_per_s = self._phase.split.global_batch / seconds
         values: dict[str, Any] = {
             "time": time.time(),
-            "step": place.step,
-            "samples": place.samples,
-            "phase": place.phase,
-            "epoch": (place.samples - self.phase.first_sample) / self.phase.epoch,
-            "loss": mean,
-            "lr": self.lr,
+            "step": position.step,
+            "samples": position.samples,
+            "phase": position.phase,
+            "epoch": (position.samples - self._phase.first_sample) / self._phase.epoch,
+            "loss": mean_loss,
+            "lr": self._lr,
             "samples_per_s": samples_per_s,
             "step_time": seconds,
-            "memory_gib": _memory(self.world.device),
+            "memory_gib": _peak_memory_gib(self._world.device),
         }
-        if self.engine.norm is not None:
-            values["grad_norm"] = float(self.engine.norm)
-        if isinstance(self.phase.config.data, TextData):
-            values["tokens_per_s"] = samples_per_s * self.phase.config.data.sequence_length
-        if self.noise is not None:
-            values.update(self.noise.read())
-        ratios = self.engine.optimizer.trust_ratios()
-        if ratios:
-            ordered = sorted(ratios.values())
-            values["trust_ratio"] = {
-                "min": ordered[0],
-                "median": statistics.median(ordered),
-                "max": ordered[-1],
-            }
-        layers: dict[str, float] = {}
-        if ratios and place.step >= self.next_layers:
-            layers = self.engine.in_order(ratios)
-            self.next_layers = place.step + max(1, self.phase.steps // _LAYER_LINES)
+        if self._grad_norm is not None:
+            values["grad_norm"] = float(self._grad_norm)
+        if isinstance(self._phase.config.data, TextData):
+            values["tokens_per_s"] = samples_per_s * self._phase.config.data.sequence_length
+        if self._noise is not None:
+            values.update(self._noise.read())
+        trust_ratios = self._engine.optimizer.trust_ratios()
+        if trust_ratios:
+            values["trust_ratio"] = _summary(trust_ratios)
         self._restart()
-        return values, layers
+        return values, self._layers(position.step, trust_ratios)
+
+    def _layers(self, step: int, trust_ratios: dict[str, float]) -> dict[str, float]:
+        if not trust_ratios or step < self._next_layers_step:
+            return {}
+        self._next_layers_step = step + max(1, self._phase.steps // _LAYER_LINES)
+        return self._engine.in_model_order(trust_ratios)
 
 
-def _memory(device: torch.device) -> float:
-    """The most this rank has held, in GiB: on the GPU what torch allocated, on the CPU the whole process."""
+def _summary(trust_ratios: dict[str, float]) -> dict[str, float]:
+    ordered = sorted(trust_ratios.values())
+    return {"min": ordered[0], "median": statistics.median(ordered), "max": ordered[-1]}
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Peak memory of this rank: on a GPU what torch has allocated, on a CPU the resident size of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-import bellwether.trainer.loop
+import bellwether.trainer.run
 from bellwether.trainer.__main__ import main
 from bellwether.trainer.distributed import import_deepspeed
 
 # These imports take seconds. multiprocessing's fork server does them once, for all trials.
-assert bellwether.trainer.loop
+assert bellwether.trainer.run
 import_deepspeed()
 
 

@@ -36,16 +36,17 @@ SITE = """
 import os, sys
 if "-m" in sys.orig_argv and "bellwether.trainer" in sys.orig_argv:
     import time
-    import bellwether.trainer.step_metrics
-    original = bellwether.trainer.step_metrics.StepMetrics.step
-    def step(self, batches):
-        original(self, batches)
+    from bellwether.trainer.engine import Engine
+    original = Engine.train_step
+    def train_step(self, batches):
+        result = original(self, batches)
         time.sleep(float(os.environ.get("TEST_STEP", "0")))
         at = os.environ.get("TEST_FAIL", "")
         last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
-        if at and last and self.engine.schedule.last_epoch >= int(at):
+        if at and last and self.schedule.last_epoch >= int(at):
             raise RuntimeError("the test wants this rank to fail")
-    bellwether.trainer.step_metrics.StepMetrics.step = step
+        return result
+    Engine.train_step = train_step
 """
 
 

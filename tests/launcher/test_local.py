@@ -186,14 +186,14 @@ def test_invalid_config_is_refused_once_before_any_process_starts(
 FAILING = """
 import os
 if os.environ.get("RANK") == "1":
-    import bellwether.trainer.step_metrics
-    original = bellwether.trainer.step_metrics.StepMetrics.step
-    def step(self, batches, taken=[]):
+    from bellwether.trainer.engine import Engine
+    original = Engine.train_step
+    def train_step(self, batches, taken=[]):
         taken.append(1)
         if len(taken) == 3:
             raise RuntimeError("the disk of rank 1 is on fire")
-        original(self, batches)
-    bellwether.trainer.step_metrics.StepMetrics.step = step
+        return original(self, batches)
+    Engine.train_step = train_step
 """
 
 
@@ -328,14 +328,14 @@ def test_limit_of_open_files_is_raised_to_the_hard_limit() -> None:
 HANGING = """
 import os, sys
 if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "bellwether.trainer" in sys.orig_argv:
-    import bellwether.trainer.step_metrics
-    original = bellwether.trainer.step_metrics.StepMetrics.step
-    def step(self, batches, taken=[]):
+    from bellwether.trainer.engine import Engine
+    original = Engine.train_step
+    def train_step(self, batches, taken=[]):
         taken.append(1)
         if len(taken) == 3:
             os.kill(os.getpid(), 19)  # SIGSTOP: the process exists, but does not respond
-        original(self, batches)
-    bellwether.trainer.step_metrics.StepMetrics.step = step
+        return original(self, batches)
+    Engine.train_step = train_step
 """
 
 

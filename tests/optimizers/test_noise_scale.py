@@ -111,12 +111,12 @@ def _deepspeed(stage: int, precision: str, clip: float, steps: int) -> dict[str,
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     found: dict[str, float] = {}
     for step, micro_batches in enumerate(_batches(steps, dtype)):
-        scale = engine.scale
+        scale = engine.loss_scale
         for x in micro_batches:
             engine.backward(made(x).mean())
             engine.step()
-        assert engine.norm is not None
-        noise.step(engine.norm, scale)
+        assert engine.grad_norm is not None
+        noise.step(engine.grad_norm, scale)
         if step % 10 == 9:
             found = noise.read()
     noise.close()

@@ -23,31 +23,32 @@ from tests.tiers import covering
 HALF = sharded.STEPS // 2
 
 
-def _engine(rule: str, stage: int) -> tuple[Any, Any]:
+def _engine(rule: str, stage: int) -> tuple[Any, Any, Any]:
+    """Our engine, DeepSpeed's inside it, and the world."""
     from bellwether.optimizers import WarmupConstant
     from bellwether.trainer.distributed import World
     from bellwether.trainer.engine import Engine
 
     made, optimizer = sharded.engine(rule, {"stage": stage, "sub_group_size": 500})
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
-    return Engine(made, optimizer, WarmupConstant(optimizer, batch=1, total=1)), world
+    return Engine(made, optimizer, WarmupConstant(optimizer, batch=1, total=1)), made, world
 
 
 def _first_half(root: str) -> None:
     for rule in FAMILY:
-        engine, world = _engine(rule, 1)
+        engine, made, world = _engine(rule, 1)
         for step in range(HALF):
-            sharded.feed(engine.deepspeed, step)
+            sharded.feed(made, step)
         checkpoint.save(Path(root) / rule, engine, Position(HALF, HALF * 8, 0), world, keep=1, data=[])
         engine.destroy()
 
 
 def _second_half(root: str, rule: str, stage: int) -> dict[str, Any]:
-    engine, world = _engine(rule, stage)
+    engine, made, world = _engine(rule, stage)
     checkpoint.load(checkpoint.newest(Path(root) / rule), engine, world)  # type: ignore[arg-type]
     for step in range(HALF, sharded.STEPS):
-        sharded.feed(engine.deepspeed, step)
-    result = sharded.result(engine.deepspeed, engine.optimizer)
+        sharded.feed(made, step)
+    result = sharded.result(made, engine.optimizer)
     engine.destroy()
     return result
 

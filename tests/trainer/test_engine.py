@@ -79,7 +79,7 @@ def test_a_run_with_unsupported_precision_makes_no_run_directory(ranks: Ranks, t
 def _train(folder: str) -> None:
     from deepspeed.accelerator import get_accelerator
 
-    from bellwether.trainer import loop
+    from bellwether.trainer import run
 
     raw = {
         "name": "x", "runs": folder, "duration": "1 steps", "model": {"kind": "cifar-resnet", "depth": 8},
@@ -88,4 +88,4 @@ def _train(folder: str) -> None:
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: False)
-        loop.train(c.validate(raw), World(dist.get_rank(), dist.get_world_size(), 0, torch.device("cpu")))
+        run.train(c.validate(raw), World(dist.get_rank(), dist.get_world_size(), 0, torch.device("cpu")))

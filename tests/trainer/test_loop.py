@@ -65,11 +65,11 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(raw: dict[str, Any]) -> None:
-    from bellwether.trainer import loop
+    from bellwether.trainer import run
     from bellwether.trainer.distributed import World
 
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
-    loop.train(c.validate(raw), world)
+    run.train(c.validate(raw), world)
 
 
 def losses(raw: dict[str, Any]) -> list[float]:
@@ -495,7 +495,7 @@ def test_a_checkpoint_behind_the_end_is_refused(ranks: Ranks, workspace: Path) -
     ranks.run(_run, first)
     for duration in ("8 steps", "5 steps"):
         raw = text(workspace, "short-one", duration=duration, resume=str(last(first)))
-        with pytest.raises(AssertionError, match="the checkpoint stands at step 8, this run ends at step"):
+        with pytest.raises(AssertionError, match="the checkpoint is at step 8, this run ends at step"):
             ranks.run(_run, raw)
 
 
@@ -539,7 +539,7 @@ def test_another_batch_cannot_go_on_from_a_checkpoint_between_its_steps(ranks: R
     first = text(workspace, "first", stop_after="3 steps")
     ranks.run(_run, first)
     other = text(workspace, "other", batch={"global": 32}, resume=str(last(first)))
-    with pytest.raises(AssertionError, match="resume with the batch that it was made with"):
+    with pytest.raises(AssertionError, match="resume with the batch size that it was made with"):
         ranks.run(_run, other)
     ranks.run(_run, text(workspace, "same", resume=str(last(first)), engine={"stage": 3}))
     assert len(losses(text(workspace, "same"))) == 5

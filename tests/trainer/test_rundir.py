@@ -158,7 +158,7 @@ def test_a_dead_builds_lock_is_deleted_and_a_live_ones_named(tmp_path: Path, mon
         lock.touch()
     hour_ago = time.time() - 3600
     os.utime(dead, (hour_ago, hour_ago))
-    said = build_locks.mend_stale_locks()
+    said = build_locks.remove_stale()
     assert not dead.exists()
     assert live.exists()
     assert [str(dead) in line or str(live) in line for line in said] == [True, True]

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bellwether.optimizers.shards import deepspeed as zero
 from bellwether.trainer import run_paths
 from bellwether.trainer.checkpoint.format import Files, Manifest, damage, newest
 from bellwether.trainer.config import ConfigError
@@ -99,9 +98,9 @@ def load(path: Path, engine: Engine, world: World) -> Manifest:
             saved = run_on_rank0(world, lambda: files.agreed_buffers(list(manifest.files)))
         for name, buffer in engine.buffers():
             buffer.copy_(saved[name].view_as(buffer))
-    zero.publish(engine.deepspeed)
+    engine.publish_weights()
     engine.optimizer.load_scalars(manifest.scalars)
-    engine.set_loss_scale(manifest.loss_scaler)
+    engine.load_loss_scaler_state(manifest.loss_scaler)
     return manifest
 
 
@@ -128,9 +127,9 @@ def load_into_model(path: Path, task: nn.Module) -> bool:
 def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
     """Weights and optimizer state of this rank's pieces."""
     saved, path = manifest.parameters, str(files.path)
-    if manifest.optimizer != engine.name:
+    if manifest.optimizer != engine.optimizer.name:
         advice = f"set optimizer.name: {manifest.optimizer.lower()}, or start afresh under another name=..."
-        raise ConfigError("resume", path, f"its state is {manifest.optimizer}'s, not {engine.name}'s", advice)
+        raise ConfigError("resume", path, f"its state is {manifest.optimizer}'s, not {engine.optimizer.name}'s", advice)
     ours = {p.name: list(p.shape) for shard in engine.optimizer.shards for p in shard.parameters}
     for name in sorted(set(saved) ^ set(ours)):
         side = "checkpoint" if name in saved else "model"

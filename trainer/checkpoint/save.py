@@ -72,7 +72,7 @@ def _owned(engine: Engine, world: World) -> dict[str, Tensor]:
                 keep(kind, shard.parameters[piece.index].name, piece.start, view)
     for name, parameter in engine.frozen():
         with engine.gathered(parameter):
-            if world.main:
+            if world.is_main:
                 keep("frozen", name, 0, parameter)
     for name, buffer in engine.buffers():
         keep("buffer", name, 0, buffer)
@@ -110,7 +110,7 @@ def _manifest(
         for parameter in shard.parameters:
             parameters[parameter.name] = {"shape": parameter.shape, "step": None if step is None else float(step)}
     return Manifest(
-        place, __version__, world.size, engine.name, data, sorted(kinds), parameters, files, engine.loss_scale(),
+        place, __version__, world.size, engine.optimizer.name, data, sorted(kinds), parameters, files, engine.loss_scaler_state(),
         scalars, noise,
     )  # fmt: skip
 

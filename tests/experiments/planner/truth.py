@@ -93,11 +93,11 @@ def train(raw: dict[str, Any], accumulation: int, steps: int = 3) -> Seen:
             live.reset_peak()
             sent.bytes.clear()
             for _ in range(accumulation):
-                losses, _correct = engine.deepspeed(**blank.batch(range(micro), range(micro)))
+                losses, _correct = engine.forward(blank.batch(range(micro), range(micro)))
                 loss = losses.mean()
-                engine.deepspeed.backward(loss)
+                engine.backward(loss)
                 passes = max(passes, live.reset_peak())
-                engine.deepspeed.step()
+                engine.step()
                 update = max(update, live.reset_peak())
                 del losses, _correct, loss
         gc.collect()

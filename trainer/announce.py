@@ -1,0 +1,56 @@
+"""Announces a run before its first step: the plan of each phase on the terminal and in the metrics."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from bellwether.trainer import rundir
+from bellwether.trainer.config import dump
+from bellwether.trainer.phases import notes, rows
+from bellwether.trainer.run_state import Run
+
+log = logging.getLogger(__name__)
+
+
+def announce(run: Run) -> None:
+    """Log the plan and where the run continues, and write the ``start`` and ``plan`` events unless nothing is left to do."""
+    if not run.world.is_main:
+        return
+    tables = _plan_tables(run)
+    _log_plan(run, tables)
+    position, source = run.position, run.newest_checkpoint
+    if source is not None:
+        log.info("resuming at step %d from %s", position.step, source)
+    if not run.has_work:
+        target = run.config.evaluate.target
+        reason = f"{target} was reached" if run.target_reached else f"the run stops at step {run.stop_step}"
+        log.info("nothing is left to do: the run is at step %d, and %s", position.step, reason)
+        return  # the metrics already say how the run ended
+    run.metrics.write(
+        "start", time=time.time(), version=rundir.code_version(), world_size=run.world.size,
+        device=str(run.world.device), engine=dump(run.config)["engine"], step=position.step, samples=position.samples,
+        resumed_from=None if source is None else str(source),
+    )  # fmt: skip
+    run.metrics.write("plan", phases=[[{"label": label, "value": value} for label, value in table] for table in tables])
+
+
+def _plan_tables(run: Run) -> list[list[tuple[str, str]]]:
+    """The rows of each phase's plan, label and value."""
+    first = run.datasets[0]
+    of_data = [
+        (label, f"{count:,}")
+        for label, count in (("vocabulary", first.vocabulary_size), ("classes", first.classes))
+        if count is not None
+    ]
+    return [[*rows(phase), *of_data] for phase in run.phases]
+
+
+def _log_plan(run: Run, tables: list[list[tuple[str, str]]]) -> None:
+    for phase, table in zip(run.phases, tables, strict=True):
+        which = f", phase {phase.index + 1} of {len(run.phases)}" if len(run.phases) > 1 else ""
+        log.info("plan of %s%s", run.config.name, which)
+        for label, value in table:
+            log.info("  %-13s %s", label, value)
+        for note in notes(phase):
+            log.info("  note          %s", note)

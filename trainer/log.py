@@ -1,0 +1,51 @@
+"""Messages of a run on standard error, through `logging`: once for all ranks, or with the rank that they are about.
+
+Modules log to ``logging.getLogger(__name__)``. Rank 0 alone is shown, as all ranks say the same; what concerns one rank is logged
+with ``extra=EVERY_RANK`` and is shown from any, with the rank and its host in front. Light imports only.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+EVERY_RANK = {"every_rank": True}
+
+
+def setup(level: int = logging.INFO) -> None:
+    """Show the messages of ``bellwether`` on standard error. Does nothing where handlers are configured already."""
+    logger = logging.getLogger("bellwether")
+    if logger.handlers:
+        return
+    handler = _StderrHandler()
+    handler.addFilter(_show)
+    handler.setFormatter(_Formatter())
+    logger.addHandler(handler)
+    logger.setLevel(level)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to ``sys.stderr`` as it is at the time of the message."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+class _Formatter(logging.Formatter):
+    """Information as it is; warnings and errors, and what concerns one rank, as ``bellwether: MESSAGE``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if getattr(record, "every_rank", False):
+            return f"bellwether: rank {vars(record)['rank']} on {socket.gethostname()}: {text}"
+        return text if record.levelno < logging.WARNING else f"bellwether: {text}"
+
+
+def _show(record: logging.LogRecord) -> bool:
+    """Add the rank to a record; whether it is shown."""
+    from bellwether.trainer import process_info
+
+    rank = process_info.rank()
+    record.rank = rank
+    return rank == 0 or getattr(record, "every_rank", False)

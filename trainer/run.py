@@ -1,0 +1,118 @@
+"""A run from its start to its end, in each of its processes: start-up, phase after phase, export and report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from bellwether.trainer import accelerated, build_locks, distributed, report, rundir, signals
+from bellwether.trainer.announce import announce
+from bellwether.trainer.config import Config
+from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
+from bellwether.trainer.engine import check_precision
+from bellwether.trainer.export import export
+from bellwether.trainer.heartbeat import Heartbeat
+from bellwether.trainer.loop import train_phase
+from bellwether.trainer.preemption import StopConsensus
+from bellwether.trainer.run_state import Run
+from bellwether.trainer.startup import prepare
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> int:
+    """Start the process group and train as the config says, from where the run directory stands.
+
+    Returns:
+        the number of the signal that stopped the run, after a checkpoint was saved, or 0.
+    """
+    world = distributed.start(config.engine.device, timedelta(seconds=config.engine.collective_timeout))
+    distributed.check_world_size(world, config.engine.world_size)
+    run_on_all_ranks(world, lambda: accelerated.check(config, world))
+    signal = train(config, world)
+    # Not after a failure: the other ranks may be in a collective that this one would wait for. All together, because gloo
+    # sometimes aborts a process whose peers have gone while it cleans up.
+    dist.barrier()
+    dist.destroy_process_group()
+    return signal
+
+
+def train(config: Config, world: World) -> int:
+    """Train in a process group that is up; returns as `run` does. Collective."""
+    for line in run_on_all_ranks(world, lambda: build_locks.remove_stale() if world.local_rank == 0 else [])[0]:
+        log.warning(line)
+    check_precision(config, world)
+    timeout = timedelta(seconds=config.engine.collective_timeout)
+    with contextlib.ExitStack() as stack:
+        directory = run_on_rank0(world, lambda: _lock_directory(config, stack))
+        heartbeat = stack.enter_context(Heartbeat(directory, world, config.engine.heartbeat))
+        stop_consensus = stack.enter_context(StopConsensus(world, timeout))
+        return _train(prepare(config, world, directory, heartbeat, stop_consensus))
+
+
+def _lock_directory(config: Config, stack: contextlib.ExitStack) -> Path:
+    """The run directory, locked until the stack is closed."""
+    directory, lock = rundir.prepare(config)
+    if lock is not None:
+        stack.enter_context(lock)
+    return directory
+
+
+def _train(run: Run) -> int:
+    """Phase after phase, then the end of the run; returns as `run` does. Collective."""
+    announce(run)
+    signal = _train_phases(run)
+    step = run.position.step
+    run.heartbeat.at(step, "end")
+    if run.has_work:
+        run.heartbeat.close("saved")
+        log.info("stopped by %s at step %d; the same command continues from there", signals.name(signal), step)
+        return signal
+    if run.newest_checkpoint is not None or run.diverged:
+        run_on_rank0(run.world, lambda: _finish(run))
+    run.heartbeat.close("finished" if run.finished else "diverged" if run.diverged else "stopped")
+    return 0
+
+
+def _train_phases(run: Run) -> int:
+    """Train until nothing is left to do or a signal stops the run; returns the signal's number, or 0. Collective."""
+    signal, started_at = 0, run.position
+    try:
+        run.stop_consensus.ask()
+        while run.has_work and not (signal := run.stop_consensus.answer()):
+            train_phase(run, run.current_phase)
+        if run.position != started_at or run.pending_end:
+            run.metrics.write(
+                "end", step=run.position.step, samples=run.position.samples, seconds=time.time() - run.started,
+                reason=_end_reason(run),
+            )  # fmt: skip
+    finally:
+        run.metrics.close()
+        if run.progress is not None:
+            run.progress.close()
+    return signal
+
+
+def _end_reason(run: Run) -> str:
+    if run.target_reached:
+        return "reached"
+    if run.diverged:
+        return "diverged"
+    return "finished" if run.finished and not run.pending_eval else "stopped"
+
+
+def _finish(run: Run) -> None:
+    """Export, report and summary, on rank 0."""
+    position, source = run.position, run.newest_checkpoint
+    if run.finished and run.config.checkpoint.export and source is not None:
+        export(source, run.directory, run.phases[position.phase].config, run.datasets[position.phase])
+    if run.config.log.report:
+        report.write(run.directory)
+    print(report.summary(run.directory), flush=True)
+    if run.finished:
+        rundir.mark_finished(run.directory, position, run.config.evaluate.target if run.target_reached else None)

@@ -1,0 +1,67 @@
+"""The state of a run that outlives its phases."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bellwether.trainer.checkpoint import Position
+from bellwether.trainer.config import Config
+from bellwether.trainer.data import Data
+from bellwether.trainer.distributed import World
+from bellwether.trainer.divergence import DivergenceDetector
+from bellwether.trainer.heartbeat import Heartbeat
+from bellwether.trainer.metrics import Metrics
+from bellwether.trainer.phases import Phase
+from bellwether.trainer.preemption import StopConsensus
+from bellwether.trainer.progress import Progress
+
+
+@dataclass
+class Run:
+    """A run in one process. Everything but the display is the same on all ranks."""
+
+    config: Config
+    directory: Path
+    world: World
+    phases: list[Phase]
+    datasets: list[Data]  # one for each phase
+    position: Position
+    newest_checkpoint: Path | None  # the next phase starts from it
+    stop_step: int  # the run's last step, or an earlier one
+    heartbeat: Heartbeat
+    stop_consensus: StopConsensus
+    divergence: DivergenceDetector
+    metrics: Metrics
+    progress: Progress | None  # None except on rank 0
+    pending_eval: bool = False  # the newest checkpoint was saved, but the process ended before its evaluation
+    pending_end: bool = False  # the process ended before it wrote how the run had ended
+    target_reached: bool = False
+    diverged: bool = False
+    started: float = field(default_factory=time.time)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything left to train or evaluate."""
+        return (self.position.step < self.stop_step or self.pending_eval) and not self.target_reached
+
+    @property
+    def finished(self) -> bool:
+        return self.target_reached or (self.position.step == self.phases[-1].last_step and not self.diverged)
+
+    @property
+    def current_phase(self) -> Phase:
+        """The phase of the next step, or the one that the pending evaluation belongs to."""
+        if self.pending_eval:
+            return self.phases[self.position.phase]
+        return next((p for p in self.phases if p.first_step <= self.position.step < p.last_step), self.phases[-1])
+
+    def note(self, text: str) -> None:
+        """Show a line between the lines of progress."""
+        if self.progress is not None:
+            self.progress.note(text)

@@ -1,0 +1,81 @@
+"""From a config to a `Run` that is ready to train: data, phases, and where to continue."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+
+from bellwether.trainer import checkpoint, data, rundir
+from bellwether.trainer.checkpoint import Manifest, Position
+from bellwether.trainer.config import Config, phases
+from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
+from bellwether.trainer.divergence import DivergenceDetector
+from bellwether.trainer.heartbeat import Heartbeat
+from bellwether.trainer.metrics import Metrics, read
+from bellwether.trainer.phases import plan, stop_step
+from bellwether.trainer.preemption import StopConsensus
+from bellwether.trainer.progress import Progress
+from bellwether.trainer.resume import check_phases, check_position, check_unchanged
+from bellwether.trainer.run_state import Run
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat, stop_consensus: StopConsensus) -> Run:
+    """Find the checkpoint to continue from, load the data and plan the phases. Collective.
+
+    Raises:
+        ConfigError: if the data cannot be read, or the checkpoint does not fit the run.
+    """
+    own, damaged = checkpoint.newest_intact(directory / "checkpoints", world)
+    for line in damaged:
+        log.warning(line)
+    source = run_on_rank0(world, lambda: rundir.start_from(config, directory, own))
+    configs = phases(config)
+    datasets: list[data.Data] = []
+    run_on_all_ranks(world, lambda: datasets.extend(data.load(c.data) for c in configs))
+    planned = plan(configs, world.size, [len(dataset.train) for dataset in datasets])
+    check_phases(datasets)
+    position = Position(0, 0, 0)
+    if source is not None:
+        manifest = run_on_rank0(world, functools.partial(Manifest.read, source))
+        position = manifest.place
+        check_position(planned, position, config, is_own=own is not None)
+        if own is not None:
+            check_unchanged(config, manifest, datasets)
+    run = Run(
+        config, directory, world, planned, datasets, position,
+        newest_checkpoint=source, stop_step=stop_step(config, planned),
+        heartbeat=heartbeat, stop_consensus=stop_consensus, divergence=DivergenceDetector(config.divergence),
+        metrics=Metrics(directory if world.is_main else None, tensorboard=config.log.tensorboard),
+        progress=Progress() if world.is_main else None,
+        target_reached=run_on_rank0(world, lambda: rundir.has_reached(directory, position, config.evaluate.target)),
+    )  # fmt: skip
+    if own is not None:
+        run.pending_eval, run.pending_end, run.divergence = run_on_rank0(world, lambda: _from_history(run))
+    heartbeat.total = planned[-1].last_step
+    return run
+
+
+def _from_history(run: Run) -> tuple[bool, bool, DivergenceDetector]:
+    """What the metrics say of a run that continues.
+
+    Returns:
+        whether its newest checkpoint was not evaluated although it was due, whether its end was not written, and the
+        divergence detector as it was at the checkpoint.
+    """
+    history, position = read(run.directory), run.position
+    divergence = DivergenceDetector(run.config.divergence)
+    for line in history.train:
+        if line["step"] <= position.step:  # the steps after the checkpoint are trained again
+            divergence.diverged(line["loss"])
+    if history.state == "diverged":
+        last = history.train[-1]["step"]
+        log.warning(
+            "the run diverged at step %s and will diverge there again unless divergence is set higher", f"{last:,}"
+        )
+    phase = run.phases[position.phase]
+    was_due = position.step in (phase.last_step, run.stop_step) or phase.due(position.step, phase.config.evaluate.every)
+    was_evaluated = any(line["step"] == position.step for line in history.eval)
+    return was_due and not was_evaluated, history.state == "unfinished", divergence
