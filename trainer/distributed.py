@@ -118,7 +118,7 @@ def _gpu_index(process: ProcessInfo) -> int:
 def _log_waiting() -> None:
     e = os.environ
     where = f"{e['MASTER_ADDR']}:{e['MASTER_PORT']}"
-    log.warning("waiting for all %s processes at %s", e["WORLD_SIZE"], where, extra=EVERY_RANK)
+    log.warning("waits for all %s processes at %s", e["WORLD_SIZE"], where, extra=EVERY_RANK)
 
 
 def import_deepspeed() -> Any:
