@@ -8,32 +8,58 @@ import time
 from pathlib import Path
 
 from bellwether.launcher import attempts
-from bellwether.launcher.status import check_run_directory
+from bellwether.launcher.status import check_run_directory, is_running
+from bellwether.trainer import run_paths
 from bellwether.trainer.config import ConfigError
+
+_POLL = 0.5  # seconds between looks at the file
+_LAST_LINES = 1.0  # seconds; a run still prints lines after its last heartbeat
 
 
 def logs(run: Path, follow: bool) -> int:
-    """Print rank 0's log of the newest attempt; with ``follow``, also new output, until Ctrl-C or the end of the run.
+    """Print the newest log of rank 0: SLURM's, or that of a run by another launcher.
+
+    Args:
+        run: the run directory.
+        follow: also print new output, until Ctrl-C or the end of the run.
 
     Raises:
         ConfigError: if the directory holds no run, or the run has no log.
     """
     check_run_directory(run)
-    tries, waiting = attempts.read(run), attempts.waiting(run)
-    if not tries and waiting is None:
-        problem = "was not started by slurm/train.sbatch, so rank 0 wrote to its terminal"
-        raise ConfigError("RUN", str(run), problem, f"the other ranks' output is below {run / 'logs'}")
-    file = Path(tries[-1].log if waiting is None else waiting["log"])
+    file, by_slurm = _newest_log(run)
     while not file.exists():
         if not follow:
-            raise ConfigError("RUN", str(run), f"its log {file} does not exist yet", "wait for it with -f")
-        time.sleep(1)
+            fix = "wait for it with -f" if by_slurm else "it is written from the start of the training"
+            raise ConfigError("RUN", str(run), f"its log {file} does not exist yet", fix)
+        time.sleep(_POLL)
     with open(file, errors="replace") as stream, contextlib.suppress(KeyboardInterrupt):
-        while True:
-            text = stream.read()
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            if not text and (not follow or attempts.is_finished(run)):
-                break
-            time.sleep(0 if text else 0.5)
+        _print(stream.read())
+        # A SLURM job may be requeued: its run ends when it is finished.
+        while follow and not attempts.is_finished(run) and (by_slurm or is_running(attempts.heartbeat(run))):
+            time.sleep(_POLL)
+            _print(stream.read())
+        if follow:
+            time.sleep(_LAST_LINES)
+            _print(stream.read())
     return 0
+
+
+def _newest_log(run: Path) -> tuple[Path, bool]:
+    """The log that was written last, and whether it is SLURM's. It may not exist yet."""
+    own = run / run_paths.RANK0_LOG
+    tries, waiting = attempts.read(run), attempts.waiting(run)
+    if waiting is not None:
+        slurm, since = Path(waiting["log"]), float(waiting["time"])
+    elif tries:
+        slurm, since = Path(tries[-1].log), tries[-1].time
+    else:
+        return own, False
+    if own.exists() and own.stat().st_mtime > (slurm.stat().st_mtime if slurm.exists() else since):
+        return own, False
+    return slurm, True
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

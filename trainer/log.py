@@ -18,14 +18,14 @@ def setup(level: int = logging.INFO) -> None:
     logger = logging.getLogger("bellwether")
     if logger.handlers:
         return
-    handler = _StderrHandler()
+    handler = StderrHandler()
     handler.addFilter(_show)
     handler.setFormatter(_Formatter())
     logger.addHandler(handler)
     logger.setLevel(level)
 
 
-class _StderrHandler(logging.Handler):
+class StderrHandler(logging.Handler):
     """Writes to ``sys.stderr`` as it is at the time of the message."""
 
     def emit(self, record: logging.LogRecord) -> None:

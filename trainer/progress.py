@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
+from bellwether.trainer import output_log
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -62,6 +64,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"eta {self._eta()}" + _in_bar(self._values), refresh=False)
             self._bar.update(step - self._bar.n)
+            if values is not None:
+                output_log.write(self._line())
         elif values is not None:
             self._print(self._line())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from bellwether.trainer import accelerated, build_locks, distributed, report, rundir, signals
+from bellwether.trainer import accelerated, build_locks, distributed, output_log, report, rundir, signals
 from bellwether.trainer.announce import announce
 from bellwether.trainer.config import Config
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
@@ -50,6 +50,8 @@ def train(config: Config, world: World) -> int:
     timeout = timedelta(seconds=config.engine.collective_timeout)
     with contextlib.ExitStack() as stack:
         directory = run_on_rank0(world, lambda: _lock_directory(config, stack))
+        if world.is_main:
+            stack.enter_context(output_log.keep(directory))
         heartbeat = stack.enter_context(Heartbeat(directory, world, config.engine.heartbeat))
         stop_consensus = stack.enter_context(StopConsensus(world, timeout))
         return _train(prepare(config, world, directory, heartbeat, stop_consensus))

@@ -59,6 +59,7 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
         two.wait_for(job, "COMPLETED")
         out, error = following.communicate(timeout=300)
     assert "launched: finished" in out, error
+    assert not (space.run("launched") / "logs/rank0.log").exists()  # srun keeps the output
     finished = bellwether(two, space, "status", "runs/launched").stdout
     assert "state       finished" in finished
     assert "120 of 120, 100.0%" in finished
@@ -122,6 +123,7 @@ def test_two_hosts_train_over_mpi(two: Cluster, space: Space, hosts: dict[str, s
         out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert "over-mpi: finished" in out
+    assert "over-mpi: finished" in bellwether(two, space, "logs", "runs/over-mpi", "-f").stdout
     assert out.count("plan of") == 1
     (start,) = space.events("over-mpi", "start")
     assert start["world_size"] == 2
@@ -144,6 +146,9 @@ def test_signal_stops_both_hosts_over_ssh_and_the_same_command_resumes(
     assert "over-ssh: finished" in out
     assert out.count("plan of") == 1
     assert [line["world_size"] for line in space.events("over-ssh", "start")] == [2, 2]
+    log = bellwether(two, space, "logs", "runs/over-ssh").stdout
+    assert re.search(r"stopped by SIGTERM at step \d+", log)
+    assert "over-ssh: finished" in log
 
 
 def test_ranks_under_srun_with_pmix_are_detected_through_mpi(two: Cluster, space: Space) -> None:
