@@ -12,6 +12,7 @@ from bellwether.commands import (
     convert,
     doctor,
     fit,
+    keys,
     launch,
     logs,
     lr_find,
@@ -24,7 +25,7 @@ from bellwether.commands import (
 )
 
 # The subcommands, in the order in which --help lists them.
-COMMANDS = (train, launch, status, logs, doctor, lr_find, sweep, report, fit, convert, recipe, plan)
+COMMANDS = (train, launch, status, logs, doctor, lr_find, sweep, report, fit, convert, recipe, plan, keys)
 
 _COMPLETION = """\
 Shell completion of commands, options, config keys and recipes:

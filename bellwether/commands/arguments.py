@@ -137,6 +137,15 @@ def complete_config(prefix: str, **_: Any) -> Iterator[str]:
     yield from FilesCompleter(("yaml", "yml"))(prefix)
 
 
-def complete_override(prefix: str, **_: Any) -> Iterator[str]:
-    """Shell completion of ``key=value``: the keys of a config."""
-    return iter(())
+def complete_key(prefix: str, **_: Any) -> list[str]:
+    """Shell completion of a config key or section."""
+    from bellwether.trainer.config.reference import keys
+
+    return sorted({key.path for key in keys(prefix) if key.path.startswith(prefix)})
+
+
+def complete_override(prefix: str, **_: Any) -> list[str]:
+    """Shell completion of ``key=value``: the keys, each with its equals sign."""
+    from bellwether.trainer.config.reference import keys
+
+    return sorted({f"{key.path}=" for key in keys(prefix) if not key.is_section and key.path.startswith(prefix)})

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 from bellwether import __version__, cli, version
 
@@ -29,6 +30,7 @@ SHORTEST = {
     "convert": ["FROM", "TO"],
     "recipe": [],
     "plan": ["CONFIG", "--gpu=h100"],
+    "keys": [],
 }
 
 
@@ -115,7 +117,7 @@ def test_version_lists_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["bellwether"].startswith(__version__)
     assert rows["Python"] == ".".join(map(str, sys.version_info[:3]))
-    assert rows["torch"] == metadata.version("torch")
+    assert rows["torch"] == torch.__version__
     assert rows["DeepSpeed"] == metadata.version("deepspeed")
     assert rows.keys() >= {"CUDA", "accelerate", "transformers"}
 
@@ -169,6 +171,8 @@ def test_shell_completion_offers_commands_options_and_recipes(tmp_path: Path) ->
     assert complete("bellwether la", tmp_path, tmp_path) == ["launch"]
     assert "--dry-run" in complete("bellwether launch --d", tmp_path, tmp_path)
     assert complete("bellwether launch --on s", tmp_path, tmp_path) == ["slurm", "ssh"]
+    assert complete("bellwether train CONFIG optimizer.lr", tmp_path, tmp_path) == ["optimizer.lr="]
+    assert complete("bellwether keys batch.mi", tmp_path, tmp_path) == ["batch.micro"]
     assert set(complete("bellwether train bert-", tmp_path, tmp_path)) >= {"bert-tiny", "bert-mine.yaml"}
 
 
