@@ -49,7 +49,7 @@ def shards(names: dict[Tensor, str]) -> list[ShardLayout]:
 def _cut_dimensions(parameter: Any, name: str) -> tuple[Any, set[int]]:
     """The root mesh of a DTensor, and over which of its dimensions the DTensor is cut into several parts."""
     mesh = parameter.device_mesh
-    root = mesh._get_root_mesh() if mesh.mesh_dim_names else mesh
+    root = _root_mesh(mesh) if mesh.mesh_dim_names else mesh
     if mesh.mesh_dim_names and not set(mesh.mesh_dim_names) <= set(root.mesh_dim_names):
         root = mesh  # several dimensions flattened to one, which the root does not have
     found = set()
@@ -60,6 +60,14 @@ def _cut_dimensions(parameter: Any, name: str) -> tuple[Any, set[int]]:
             names = mesh.mesh_dim_names
             found.add(root.mesh_dim_names.index(names[dimension]) if names else dimension)
     return root, found
+
+
+def _root_mesh(mesh: Any) -> Any:
+    if hasattr(mesh, "_get_root_mesh"):
+        return mesh._get_root_mesh()
+    from torch.distributed.device_mesh import _mesh_resources  # before torch 2.10
+
+    return _mesh_resources.get_root_mesh(mesh)
 
 
 def _process_group(mesh: Any, dimensions: list[int]) -> dist.ProcessGroup:
