@@ -14,9 +14,13 @@ log = logging.getLogger(__name__)
 
 
 def announce(run: Run) -> None:
-    """Log the plan and where the run continues, and write the ``start`` and ``plan`` events unless nothing is left to do."""
-    if not run.world.is_main:
-        return
+    """Log the plan and where the run continues, and write the ``start`` and ``plan`` events unless nothing is left to do.
+
+    Called on rank 0.
+
+    Raises:
+        ConfigError: if an experiment tracker cannot start.
+    """
     tables = _plan_tables(run)
     _log_plan(run, tables)
     position, source = run.position, run.newest_checkpoint

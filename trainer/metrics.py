@@ -1,26 +1,26 @@
-"""What a run says about itself: one JSON object a line in ``<run>/metrics.jsonl``, and TensorBoard.
+"""The metrics of a run: one JSON object per line in ``<run>/metrics.jsonl``, and experiment trackers.
 
 Every line has ``event`` and ``time`` (unix seconds); ``samples`` and ``step`` count over the whole run.
 
 ========== ==================================================================================================
-start      version, world_size, device, step, samples, resumed_from (path or null); one a launch
-plan       phases: for each phase a list of {"label", "value"} rows, ready to print
+start      version, world_size, device, step, samples, resumed_from (path or null); one per launch
+plan       phases: for each phase a list of {"label", "value"} rows
 train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, tokens_per_s (text only),
            step_time (s), memory_gib, trust_ratio {min, median, max} (absent without trust ratios),
-           noise_scale (samples; where it can be told), noise_scale_error (its standard error)
+           noise_scale (samples; absent until it can be estimated), noise_scale_error (its standard error)
 layers     step, samples, trust_ratio {parameter name: value}
 walk       step, samples, distance (from the run's first weights), update_norm, weight_norm, cosine (between this
-           update and the one before); of all trained parameters, see `bellwether.optimizers.Trajectory`
+           update and the one before) of all trained parameters, see `bellwether.optimizers.Trajectory`
 norms      step, samples, update_norms, weight_norms {parameter name: value}
-between    step, samples, losses: of the step's own batch, at evenly many weights from before to after it
+between    step, samples, losses: of the step's batch, at evenly spaced weights from before the step to after it
 eval       step, samples, phase, loss, accuracy (share), examples; loss_augmented, accuracy_augmented over several views
            of each image (evaluate.augment); loss_averaged, accuracy_averaged of the averaged weights (averaging)
 checkpoint step, samples, path, seconds
 end        step, samples, seconds, reason ("finished", "stopped", "reached": the target, or "diverged")
 ========== ==================================================================================================
 
-JSON has no NaN: numbers that are not finite stand as the strings "nan", "inf" and "-inf", which keep what
-happened and stay readable by any JSON reader; `read` turns them back into floats.
+JSON has no NaN: numbers that are not finite are written as the strings "nan", "inf" and "-inf", which any JSON reader
+can read; `read` turns them back into floats.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from bellwether.trainer.trackers import Trackers
 
 FILE = "metrics.jsonl"
-TENSORBOARD = Path("logs", "tensorboard")
 
 Line = dict[str, Any]
 
-KINDS = ("augmented", "averaged")  #: of a held-out loss and accuracy beside the plain ones
-HELD = ("loss", "accuracy", *(f"{key}_{kind}" for kind in KINDS for key in ("loss", "accuracy")))  #: what `eval` tells
+KINDS = ("augmented", "averaged")  #: of held-out loss and accuracy, beside the plain ones
+HELD = ("loss", "accuracy", *(f"{key}_{kind}" for kind in KINDS for key in ("loss", "accuracy")))  #: keys of `eval`
 
 _EVENTS = ("start", "plan", "train", "layers", "walk", "norms", "between", "eval", "checkpoint", "end")
-# These hold numbers only, so a string "nan" in them is a number; elsewhere it is someone's text.
+# These hold only numbers, so a string "nan" in them is a number; elsewhere it is text.
 _NUMERIC = ("train", "layers", "walk", "norms", "between", "eval")
 _BY_NAME = ("trust_ratio", "update_norms", "weight_norms")
-# What a value is, by its key: who reads a history counts on it. None: not measured.
+# The type of each key, which readers of a history rely on. None: not measured.
 _NUMBER = (int, float, type(None))
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "phases": list,
@@ -61,19 +61,21 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib", "noise_scale", "noise_scale_error"), _NUMBER),
 }
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-# Counters and clocks: on the x axis or of no use as a curve.
+# Counters and clocks, which are not curves.
 _NOT_CURVES = ("step", "samples", "phase", "time", "examples")
 
 
 class Metrics:
-    """Appends to ``<run>/metrics.jsonl``, and the scalars of train, eval and walk to ``<run>/logs/tensorboard``.
+    """Writes the metrics of a run: appends to ``<run>/metrics.jsonl``, and sends the scalars of train, eval and walk to trackers.
 
-    One rank writes; the others make ``Metrics(None)``, which does nothing.
+    One rank writes; the others make ``Metrics(None)``, which does nothing. The trackers are opened at the ``start`` event.
+    They get the values by global step, with tags such as ``train/loss``, ``eval/accuracy``, ``train/trust_ratio_median``.
 
     Args:
-        run: the run directory, made when it is not there; None for a rank that does not write.
-        tensorboard: write event files too (x axis: global step; tags ``train/loss``, ``eval/accuracy``,
-            ``train/trust_ratio_median``, ...).
+        run: the run directory, made if it does not exist; None on a rank that does not write.
+        trackers: names, see `bellwether.trainer.trackers`.
+        name: of the run in the trackers.
+        config: of the run, for the trackers.
 
     Example:
         >>> import tempfile
@@ -86,64 +88,66 @@ class Metrics:
         nan
     """
 
-    def __init__(self, run: Path | None, *, tensorboard: bool = False) -> None:
+    def __init__(
+        self, run: Path | None, trackers: Sequence[str] = (), *, name: str = "", config: Mapping[str, Any] | None = None
+    ) -> None:
         self._file: BinaryIO | None = None
-        self._writer: SummaryWriter | None = None
-        self._tensorboard = run / TENSORBOARD if run is not None and tensorboard else None
-        if run is not None:
-            run.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: a line reaches the system in one write, so that a killed process leaves at most
-            # one half line.
-            self._file = open(run / FILE, "ab", buffering=0)  # noqa: SIM115
-            if _is_cut(run / FILE):
-                self._file.write(b"\n")
+        self._trackers: Trackers | None = None
+        if run is None:
+            return
+        self._run, self._names, self._name, self._config = run, trackers, name or run.name, config or {}
+        run.mkdir(parents=True, exist_ok=True)
+        # Unbuffered: a line reaches the system in one write, so that a killed process leaves at most one partial line.
+        self._file = open(run / FILE, "ab", buffering=0)  # noqa: SIM115
+        if _is_cut(run / FILE):
+            self._file.write(b"\n")
 
     def write(self, event: str, **values: Any) -> None:
-        """Append one line. Values may be plain Python, paths, or 0-d tensors and numpy scalars."""
+        """Append one line. Values may be plain Python, paths, or 0-d tensors and numpy scalars.
+
+        Raises:
+            ConfigError: at the ``start`` event, if a tracker cannot be opened.
+        """
         if self._file is None:
             return
         if event not in _EVENTS:
             raise ValueError(f"event: {event!r} is none of {', '.join(_EVENTS)}")
         line: Line = {"event": event, "time": round(time.time(), 3), **_plain(values)}
         if event in ("layers", "norms"):
-            # Hundreds of numbers a line, for a colour: six digits keep the file small.
+            # Hundreds of numbers per line, drawn as colours: six digits keep the file small.
             for key in _BY_NAME:
                 if key in line:
                     line[key] = {name: _six_digits(value) for name, value in line[key].items()}
         self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-        if self._tensorboard is not None:
-            self._curves(line)
+        if self._names:
+            self._track(event, line)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._trackers is not None:
+            self._trackers.close()
+            self._trackers = None
 
-    def _curves(self, line: Line) -> None:
-        event = line["event"]
+    def _track(self, event: str, line: Line) -> None:
         if event == "start":
-            from torch.utils.tensorboard import SummaryWriter  # costs a second, and only rank 0 needs it
+            from bellwether.trainer.trackers import Trackers  # slow to import, and only rank 0 needs it
 
-            if self._writer is not None:
-                self._writer.close()
-            # TensorBoard then hides what an earlier launch wrote beyond the step that this one goes on from.
-            self._writer = SummaryWriter(str(self._tensorboard), purge_step=int(line["step"]) + 1)
-        elif event in ("train", "eval", "walk") and self._writer is not None:
-            for tag, value in _scalars(line):
-                self._writer.add_scalar(f"{event}/{tag}", value, global_step=int(line["step"]))
-            self._writer.flush()
+            if self._trackers is not None:
+                self._trackers.close()
+            self._trackers = Trackers(self._run, self._names, self._name, self._config, int(line["step"]))
+        elif event in ("train", "eval", "walk") and self._trackers is not None:
+            self._trackers.log({f"{event}/{tag}": value for tag, value in _scalars(line)}, int(line["step"]))
 
 
 @dataclass
 class History:
-    """The lines of a run that lead to where it stands, in order, a list for each event.
+    """The lines of a run that lead to its present state, in order, a list for each event.
 
-    A resumed run does steps again: at a ``start`` from step k every earlier line beyond k belongs to a branch
-    that was given up, and is left out. Of two lines for one step the later one counts. `start`, `plan` and
-    `end` are kept whole: they tell of launches, not of steps.
+    A resumed run repeats steps: at a ``start`` from step k every earlier line beyond k belongs to an abandoned branch and
+    is left out. Of two lines for one step the later one counts. `start`, `plan` and `end` are all kept: they belong to
+    launches, not to steps.
     """
 
     start: list[Line] = field(default_factory=list)
@@ -156,14 +160,14 @@ class History:
     eval: list[Line] = field(default_factory=list)
     checkpoint: list[Line] = field(default_factory=list)
     end: list[Line] = field(default_factory=list)
-    restarts: list[Line] = field(default_factory=list)  #: the starts that went on from an earlier step, one a step
+    restarts: list[Line] = field(default_factory=list)  #: the starts that resumed from an earlier step, one per step
     skipped: int = 0  #: lines that could not be read: cut off by a kill, or with a value of the wrong type
     seconds: float = 0.0  #: wall time of all launches together, without the waits between them
     state: str = "empty"  #: finished, reached, diverged, stopped, unfinished (running, or killed), or empty
 
 
 def read(run: Path) -> History:
-    """The history in ``<run>/metrics.jsonl``; an empty one where there is no such file."""
+    """The history in ``<run>/metrics.jsonl``; an empty one if there is no such file."""
     history = History()
     path = run / FILE
     if not path.exists():
@@ -195,14 +199,14 @@ def _rewind(history: History, step: int) -> None:
     for event in ("train", "layers", "walk", "norms", "between", "eval", "checkpoint"):
         lines: list[Line] = getattr(history, event)
         lines[:] = [line for line in lines if line["step"] <= step]
-    # Two launches from one step are one mark: the first made no progress that lasted.
+    # Two launches from one step are one restart: the first made no lasting progress.
     history.restarts[:] = [line for line in history.restarts if line["step"] < step]
 
 
 def _supersede(lines: list[Line], new: Line) -> None:
     if new["event"] in ("start", "plan", "end"):
         return
-    # A phase's last step and the next one's first evaluation share a step: the phase tells them apart.
+    # The last step of a phase and the first evaluation of the next share a step; their phases differ.
     while lines and lines[-1]["step"] == new["step"] and lines[-1].get("phase") == new.get("phase"):
         lines.pop()
 
@@ -258,7 +262,7 @@ def _scalars(line: Line) -> list[tuple[str, float]]:
 
 
 def _is_cut(path: Path) -> bool:
-    """Whether the file ends within a line, as a killed process leaves it."""
+    """Whether the file ends within a line, as after a kill."""
     with open(path, "rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return False

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from bellwether.trainer import accelerated, build_locks, distributed, output_log, report, rundir, signals
+from bellwether.trainer import (
+    accelerated,
+    build_locks,
+    distributed,
+    output_log,
+    report,
+    rundir,
+    signals,
+    trackers,
+)
 from bellwether.trainer.announce import announce
 from bellwether.trainer.config import Config
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
@@ -47,6 +56,7 @@ def train(config: Config, world: World) -> int:
     for line in run_on_all_ranks(world, lambda: build_locks.remove_stale() if world.local_rank == 0 else [])[0]:
         log.warning(line)
     check_precision(config, world)
+    run_on_rank0(world, lambda: trackers.check_installed(config.log.trackers))
     timeout = timedelta(seconds=config.engine.collective_timeout)
     with contextlib.ExitStack() as stack:
         directory = run_on_rank0(world, lambda: _lock_directory(config, stack))
@@ -67,7 +77,7 @@ def _lock_directory(config: Config, stack: contextlib.ExitStack) -> Path:
 
 def _train(run: Run) -> int:
     """Phase after phase, then the end of the run; returns as `run` does. Collective."""
-    announce(run)
+    run_on_rank0(run.world, lambda: announce(run))
     signal = _train_phases(run)
     step = run.position.step
     run.heartbeat.at(step, "end")

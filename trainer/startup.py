@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bellwether.trainer import checkpoint, data, rundir
 from bellwether.trainer.checkpoint import Manifest, Position
-from bellwether.trainer.config import Config, phases
+from bellwether.trainer.config import Config, dump, phases
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.divergence import DivergenceDetector
 from bellwether.trainer.heartbeat import Heartbeat
@@ -48,7 +48,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
         config, directory, world, planned, datasets, position,
         newest_checkpoint=source, stop_step=stop_step(config, planned),
         heartbeat=heartbeat, stop_consensus=stop_consensus, divergence=DivergenceDetector(config.divergence),
-        metrics=Metrics(directory if world.is_main else None, tensorboard=config.log.tensorboard),
+        metrics=Metrics(directory if world.is_main else None, config.log.trackers, name=config.name, config=dump(config)),
         progress=Progress() if world.is_main else None,
         target_reached=run_on_rank0(world, lambda: rundir.has_reached(directory, position, config.evaluate.target)),
     )  # fmt: skip

@@ -212,7 +212,7 @@ class Study:
 
     def _write(self, name: str, record: TrialRecord) -> None:
         overrides: dict[str, Any] = {
-            "log.report": False, "log.tensorboard": False, "checkpoint.export": False,
+            "log.report": False, "log.trackers": [], "checkpoint.export": False,
             **self.sweep.set, **self.sweep.optimizers[record.optimizer].set, **record.parameters,
             "batch.global": record.batch, "seed": record.seed, "name": name, "runs": str(self.trials_dir),
         }  # fmt: skip

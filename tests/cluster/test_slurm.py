@@ -88,7 +88,7 @@ def test_preempted_job_resumes(two: Cluster, space: Space, whole: bytes) -> None
     port = next(rendezvous.ports(last + 1))
     listen = f"import socket, time\ns = socket.create_server(('', {port}))\ntime.sleep(300)"
     with two.on("node1", "python3", "-c", listen):
-        arguments = (TRAIN, "quick.yaml", "name=preempted", "log.tensorboard=true")
+        arguments = (TRAIN, "quick.yaml", "name=preempted", "log.trackers=[tensorboard]")
         job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **environment)
         assert job == last + 1
         wait_for_step(two, space, "preempted", 20)

@@ -66,7 +66,7 @@ def test_a_real_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config.write_text(
         f"name: small\nruns: {tmp_path}/runs\nduration: 1 epochs\nmodel: {{kind: cifar-resnet, depth: 8}}\n"
         f"data: {{kind: images, source: digits, size: 8, mean: [0.3], std: [0.3], workers: 0, cache: {tmp_path}/cache}}\n"
-        "batch: {global: 16}\noptimizer: {name: sgd, lr: 0.1, clip: 0}\nlog: {tensorboard: false}\n"
+        "batch: {global: 16}\noptimizer: {name: sgd, lr: 0.1, clip: 0}\nlog: {trackers: []}\n"
         "engine: {device: cpu, heartbeat: 0}\nphases: [{duration: 1 epochs}, {batch: {global: 32}}]\n"
     )
     (tmp_path / "runs" / "small-lr-find").mkdir(parents=True)  # someone's: left alone

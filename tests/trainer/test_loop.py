@@ -44,7 +44,7 @@ def text(workspace: Path, name: str, **changes: Any) -> dict[str, Any]:
         "batch": {"global": 16, "micro": 2},
         "optimizer": {"lr": 1e-2},
         "schedule": {"warmup": 0.25},
-        "log": {"every": "1 steps", "tensorboard": False, "report": False},  # which takes longer than these runs
+        "log": {"every": "1 steps", "trackers": [], "report": False},  # which takes longer than these runs
         "evaluate": {"limit": 10},
         "engine": {"stage": 2},
     }  # fmt: skip

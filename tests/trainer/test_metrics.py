@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bellwether.trainer.metrics import FILE, TENSORBOARD, History, Metrics, read
+from bellwether.trainer.metrics import FILE, History, Metrics, read
+from bellwether.trainer.trackers import TENSORBOARD
 
 
 def lines(run: Path) -> list[Any]:
@@ -22,9 +24,9 @@ def lines(run: Path) -> list[Any]:
     return [json.loads(line, parse_constant=refuse) for line in (run / FILE).read_text().splitlines()]
 
 
-def launch(run: Path, begin: int, end: int, loss: float, *, every: int = 1, tensorboard: bool = False) -> None:
-    """One process: steps begin+1..end with a loss that tells which process it was."""
-    metrics = Metrics(run, tensorboard=tensorboard)
+def launch(run: Path, begin: int, end: int, loss: float, *, every: int = 1, trackers: Sequence[str] = ()) -> None:
+    """One process: steps begin+1..end with a loss that identifies the process."""
+    metrics = Metrics(run, trackers)
     metrics.write("start", step=begin, samples=8 * begin, resumed_from=None)
     for step in range(begin + 1, end + 1):
         if step % every == 0:
@@ -54,7 +56,7 @@ def test_an_unknown_event_is_refused(tmp_path: Path) -> None:
 
 def test_a_rank_that_does_not_write_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    metrics = Metrics(None, tensorboard=True)
+    metrics = Metrics(None, ["tensorboard"])
     metrics.write("start", step=0)
     metrics.close()
     assert not list(tmp_path.iterdir())
@@ -192,9 +194,9 @@ def test_states_and_wall_time_without_the_waits_between(tmp_path: Path) -> None:
 def test_tensorboard_goes_on_and_hides_what_was_done_again(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    launch(tmp_path, 0, 6, loss=1.0, tensorboard=True)
-    launch(tmp_path, 3, 5, loss=2.0, tensorboard=True)
-    metrics = Metrics(tmp_path, tensorboard=True)
+    launch(tmp_path, 0, 6, loss=1.0, trackers=["tensorboard"])
+    launch(tmp_path, 3, 5, loss=2.0, trackers=["tensorboard"])
+    metrics = Metrics(tmp_path, ["tensorboard"])
     metrics.write("start", step=5, samples=40)
     ratios = {"min": 0.25, "median": 0.5, "max": math.nan}
     metrics.write("train", step=6, samples=48, phase=0, epoch=0.5, loss=3.0, trust_ratio=ratios)

@@ -18,7 +18,10 @@ from bellwether.trainer.config.errors import ConfigError, ConfigErrors
 RENAMED = {
     "optimizer.decay": "optimizer.weight_decay_mode",  # until 0.2
     "diagnose": "trajectory",  # until 0.2
+    "log.tensorboard": "log.trackers",  # until 0.2
 }
+# Old key path: what its values are under the new name, if they changed too.
+VALUES: dict[str, dict[bool, Any]] = {"log.tensorboard": {True: ["tensorboard"], False: []}}
 
 _log = logging.getLogger(__name__)
 _reported: set[str] = set()  # old key paths that this process has reported
@@ -101,6 +104,7 @@ def convert_setting(
         old_key = ".".join(map(str, path[start : depth + 1]))
         if old_key in renamed:
             new[depth] = renamed[old_key].rpartition(".")[2]
+            value = _new_value(old_key, value) if depth == len(path) - 1 else value
             collected.append(Renaming(old_key, renamed[old_key], source))
     return tuple(new), _convert(value, tuple(map(str, path[start:])), renamed, source, collected)
 
@@ -136,8 +140,13 @@ def _convert(value: Any, path: tuple[str, ...], renamed: Mapping[str, str], sour
             found.append(Renaming(old, renamed[old], source))
             if new_key in value:
                 raise ConfigErrors([_both(old, renamed[old], inner, source)])
+            inner = _new_value(old, inner)
         converted[new_key] = _convert(inner, inner_path, renamed, source, found)
     return converted
+
+
+def _new_value(old: str, value: Any) -> Any:
+    return VALUES.get(old, {}).get(value, value) if isinstance(value, bool) else value
 
 
 def _both(old: str, new: str, value: Any, source: str) -> ConfigError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -41,10 +41,14 @@ class Checkpoint(Section):
 
 
 class Log(Section):
-    """Metrics on the terminal, in metrics.jsonl and in TensorBoard."""
+    """Metrics on the terminal, in metrics.jsonl and in experiment trackers."""
 
     every: IntervalField = Field(Duration(10, "steps"), description="interval between logged training steps")
-    tensorboard: bool = Field(True, description="write TensorBoard event files to logs/")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        ["tensorboard"],
+        description="experiment trackers that get the metrics: tensorboard, wandb, mlflow, trackio; a resumed run continues its run "
+        "in each",
+    )
     report: bool = Field(
         True, description="write report.html at the end of the run; `bellwether report` writes it at any time"
     )
