@@ -1,9 +1,9 @@
-"""Memory as `bellwether plan` foretells it beside memory as real runs hold it: the table of docs/results/planner.md.
+"""Compares the memory that `bellwether plan` estimates with that of real runs: the table of docs/results/planner.md.
 
     .venv/bin/python -m scripts.validate_planner docs/results/planner.md
 
-Real are the trainer's engine, DeepSpeed, gloo and the processes; every storage is counted while they train. It takes some
-minutes on two cores.
+The runs use the trainer's engine, DeepSpeed, gloo and real processes; every storage is counted while they train. This takes
+some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ AMSGRAD = {"name": "adamw", "lr": 1e-3, "amsgrad": True}
 
 
 def cases() -> Iterator[tuple[str, int, dict[str, Any], int]]:
-    """What it is, processes, config, accumulation."""
+    """(name, world size, config, accumulation steps) of each row."""
     for world_size in (1, 2):
         for precision in ("fp32", "bf16"):
             for stage in range(4):
                 yield "BERT-mini, lamb", world_size, _config(BERT, LAMB, 16, stage, precision), 2
-    yield "BERT-mini, lamb, all at once", 2, _config(BERT, LAMB, 64, 1, "bf16"), 1
+    yield "BERT-mini, lamb, no accumulation", 2, _config(BERT, LAMB, 64, 1, "bf16"), 1
     yield "BERT-mini, lamb, checkpointing", 2, _config(BERT, LAMB, 64, 2, "bf16", activation_checkpointing=True), 1
     yield "BERT-mini, lamb, fp16", 2, _config(BERT, LAMB, 16, 1, "fp16"), 2
     yield "BERT-mini, adamw, amsgrad", 2, _config(BERT, AMSGRAD, 16, 2, "fp32"), 1
@@ -44,20 +44,21 @@ def cases() -> Iterator[tuple[str, int, dict[str, Any], int]]:
     yield "BERT-mini, lamb, large", 1, _config(BERT, LAMB, 192, 0, "fp32"), 1
 
 
-def _config(subject: Any, optimizer: Any, micro: int, stage: int, precision: str, **engine: Any) -> dict[str, Any]:
-    # DeepSpeed's own bucket of 5e8 elements would be most of what models as small as these take.
-    # With its usual first scale fp16 skips the few steps that are taken here, and the rule never makes its state.
+def _config(model: Any, optimizer: Any, micro: int, stage: int, precision: str, **engine: Any) -> dict[str, Any]:
+    # DeepSpeed's default bucket of 5e8 elements would dominate the memory of models as small as these.
+    # With the default initial scale, fp16 would skip these few steps and the optimizer would never create its state.
     given = {"zero_optimization": {"reduce_bucket_size": 2_000_000}, "fp16": {"initial_scale_power": 4}}
     return {
-        **subject, "name": "proof", "duration": "10 steps", "batch": {"global": micro, "micro": micro}, "optimizer": optimizer,
+        **model, "name": "validation", "duration": "10 steps", "batch": {"global": micro, "micro": micro}, "optimizer": optimizer,
         "engine": {"stage": stage, "precision": precision, "deepspeed": given, **engine},
     }  # fmt: skip
 
 
 def rows() -> Iterator[tuple[list[str], float]]:
-    """A line of the table for each case, and how far its peak is off."""
+    """(row of the table, relative error of the estimated peak) of each case."""
     from bellwether.experiments.planner import activations, memory
-    from bellwether.experiments.planner.estimate import states
+    from bellwether.experiments.planner.estimate import state_tensors
+    from bellwether.experiments.planner.sharding import Sharding
     from bellwether.trainer.config import validate
     from tests.experiments.planner.truth import data_of, train
     from tests.ranks import Ranks
@@ -67,26 +68,26 @@ def rows() -> Iterator[tuple[list[str], float]]:
         for name, world_size, raw, accumulation in cases():
             config, micro = validate(raw), raw["batch"]["micro"]
             profile = activations.measure(config, data_of(config), on_gpu=False)
-            how = memory.sharding(config, states(config), profile.elements)
-            foretold = memory.peak(profile, how, world_size, micro, accumulation)
-            between = memory.resident(profile, how, world_size)
-            if "large" in name:  # a process of its own, for what the system says of it
+            sharding = Sharding.from_config(config, state_tensors(config), profile.elements)
+            estimated = memory.peak(profile, sharding, world_size, micro, accumulation)
+            between = memory.resident(profile, sharding, world_size)
+            if "large" in name:  # in a new process, to measure its resident size
                 groups.pop(world_size).close()
-                # Else the C library keeps a quarter more than is alive, and the system counts that.
+                # By default the C library retains a quarter more than is alive, which counts as resident.
                 os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
             if world_size not in groups:
                 groups[world_size] = Ranks(world_size)
-            seen = max(groups[world_size].run(train, raw, accumulation), key=lambda s: s.peak)
-            off = foretold.total / seen.peak - 1
+            measured = max(groups[world_size].run(train, raw, accumulation), key=lambda s: s.peak)
+            error = estimated.total / measured.peak - 1
             engine = raw["engine"]
-            print(name, world_size, engine["precision"], engine["stage"], f"{off:+.1%}", file=sys.stderr, flush=True)
+            print(name, world_size, engine["precision"], engine["stage"], f"{error:+.1%}", file=sys.stderr, flush=True)
             yield [
                 name, str(world_size), engine["precision"], str(engine["stage"]), f"{micro} x {accumulation}",
                 *(f"{value / _MIB:,.1f}" for value in (
-                    between.parameters, seen.parameters, between.optimizer, seen.optimizer, between.total, seen.between,
-                    foretold.activations, foretold.total, seen.peak,
-                )), f"{off:+.1%}", f"{seen.rss / _MIB:,.0f}" if "large" in name else "",
-            ], off  # fmt: skip
+                    between.parameters, measured.parameters, between.optimizer, measured.optimizer, between.total, measured.between,
+                    estimated.activations, estimated.total, measured.peak,
+                      )), f"{error:+.1%}", f"{measured.rss / _MIB:,.0f}" if "large" in name else "",
+            ], error  # fmt: skip
     finally:
         for group in groups.values():
             group.close()
@@ -95,18 +96,18 @@ def rows() -> Iterator[tuple[list[str], float]]:
 def main() -> int:
     os.environ["DS_ACCELERATOR"] = "cpu"
     heads = [
-        "run", "ranks", "precision", "ZeRO", "micro", "parameters", "seen", "optimizer", "seen", "between steps", "seen",
-        "activations", "peak", "seen", "off", "process",
+        "run", "ranks", "precision", "ZeRO", "micro", "parameters", "measured", "optimizer", "measured", "between steps",
+        "measured", "activations", "peak", "measured", "error", "process",
     ]  # fmt: skip
     found = list(rows())
-    worst = max(abs(off) for _, off in found)
+    worst = max(abs(error) for _, error in found)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
     ).stdout.strip()
     table = [heads, ["-" * len(head) for head in heads], *(row for row, _ in found)]
     when = (
         f"{date.today()}, commit {commit}, 2 CPU cores, DeepSpeed {version('deepspeed')}, torch {version('torch')}: "
-        f"`python -m scripts.validate_planner`. MiB of one rank, the one with the most. The peak is off by {worst:.1%} at worst."
+        f"`python -m scripts.validate_planner`. MiB of the rank with the most. The largest error of the peak is {worst:.1%}."
     )
     text = "\n".join([BEGIN, "", when, "", *("| " + " | ".join(row) + " |" for row in table), "", END])
     if len(sys.argv) < 2:

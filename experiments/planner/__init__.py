@@ -1,1 +1,1 @@
-"""What a run would take, before it runs: memory, time, energy and what the batch is worth."""
+"""Estimates before a run: memory, time, energy, scaling, and whether its batch size pays."""

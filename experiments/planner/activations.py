@@ -1,4 +1,4 @@
-"""What the forward and the backward pass hold and compute, measured on tensors that have shapes but no numbers."""
+"""Measures the activation memory and FLOPs of a model on fake tensors, which have shapes but no data."""
 
 from __future__ import annotations
 
@@ -26,46 +26,48 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """The time until a parameter's gradient is made, since the one before, or since the forward pass began.
+class Segment:
+    """A segment of the passes that ends when a parameter's gradient is computed; the first begins with the forward pass.
 
-    Bytes are those of activations and of the gradient itself: without parameters and without earlier gradients.
+    Bytes are the segment's peak of activations and of the gradient itself, without parameters and earlier gradients.
     """
 
-    before: int  # elements of the gradients made before
-    made: int  # elements of the gradient made at its end; 0 for what comes after the last one
-    fixed: float  # bytes, whatever the micro-batch
-    sample: float  # bytes a sample
+    before: int  # elements of the gradients computed before
+    gradient: int  # elements of the gradient computed at its end; 0 for the segment after the last gradient
+    fixed: float  # bytes, independent of the micro-batch
+    per_sample: float  # bytes per sample of the micro-batch
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A model as the engine sees it, and its two passes.
+    """The parameters of a model and the costs of its forward and backward pass.
 
     Attributes:
         groups: elements of each parameter, for each param group.
-        stretches: of the forward and the backward pass, in order.
-        kept_fixed, kept_sample: bytes alive between the two passes: what was saved for the backward pass.
-        flops: of both passes for a sample; multiplications and additions of matrix products and convolutions.
+        segments: of the forward and backward pass, in order.
+        saved_fixed, saved_per_sample: bytes alive between the two passes, saved for the backward pass.
+        flops: of both passes per sample; multiplications and additions of matrix products and convolutions.
     """
 
     groups: list[list[int]]
-    stretches: list[Stretch]
-    kept_fixed: float
-    kept_sample: float
+    segments: list[Segment]
+    saved_fixed: float
+    saved_per_sample: float
     flops: float
 
     @property
     def elements(self) -> int:
+        """Number of trained elements."""
         return sum(map(sum, self.groups))
 
-    def kept(self, micro: int) -> float:
-        return self.kept_fixed + self.kept_sample * micro
+    def saved(self, micro: int) -> float:
+        """Bytes saved for the backward pass of a micro-batch."""
+        return self.saved_fixed + self.saved_per_sample * micro
 
 
 @dataclass(frozen=True)
-class Blank:
-    """Samples of the right shape and number with nothing in them, where the data are not here."""
+class DummySamples:
+    """All-zero samples of the right shape and number, for data that is not on this machine."""
 
     config: Any
     rows: int = 0
@@ -80,66 +82,68 @@ class Blank:
         size, config = len(indices), self.config
         if config.kind == "text":
             length = config.sequence_length
-            places = torch.zeros(size, max(1, round(config.mask_share * (length - 2))), dtype=torch.int64)
+            positions = torch.zeros(size, max(1, round(config.mask_share * (length - 2))), dtype=torch.int64)
             ids = torch.zeros(size, length, dtype=torch.int64)
-            return {"input_ids": ids, "masked_positions": places, "labels": torch.zeros_like(places)}
+            return {"input_ids": ids, "masked_positions": positions, "labels": torch.zeros_like(positions)}
         shape = (size, len(config.mean), config.size, config.size)
         return {"pixel_values": torch.zeros(shape), "labels": torch.zeros(size, dtype=torch.int64)}
 
 
 def measure(config: Config, data: Data, *, on_gpu: bool = True) -> Profile:
-    """Build the model without memory for it, and take a forward and a backward pass of ``batch.micro`` samples and of twice
-    as many: between and beyond them bytes are taken to lie on a line, for each stretch of the passes.
+    """Profile one forward and backward pass without allocating the model.
+
+    The passes run with ``batch.micro`` samples and with twice as many; the bytes of each segment are assumed to be linear in
+    the micro-batch size.
 
     Args:
-        data: tells vocabulary, classes and channels; its samples are not read.
-        on_gpu: hold what GPUs hold: attention that keeps no matrix of scores, dropout that keeps a mask of bytes. Else
-            what CPUs hold.
+        data: its vocabulary, classes and channels are used; its samples are not read.
+        on_gpu: use the operations of GPUs: attention that saves no score matrix, dropout that saves a byte mask. Else those
+            of CPUs.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    # Not one sample: with it, copies of transposed tensors are left out that every larger batch makes.
-    few = max(2, config.batch.micro)
+    # With a single sample torch skips copies of transposed tensors that every larger batch makes.
+    micro = max(2, config.batch.micro)
     with FakeTensorMode(), _as_on_gpu() if on_gpu else nullcontext():
         task = models.build(config.model, data, activation_checkpointing=config.engine.activation_checkpointing)
         _cast(task, DTYPES[config.engine.precision])
         task.train()
         groups = [[p.numel() for _, p in group["params"]] for group in optimizers.groups(task)]
-        small, large = (_passes(task, config, micro) for micro in (few, 2 * few))
-        flops = _flops(task, config, few)
+        small, large = (_run_passes(task, config, size) for size in (micro, 2 * micro))
+        flops = _flops(task, config, micro)
 
     def line(low: int, high: int) -> tuple[float, float]:
-        slope = max(0.0, (high - low) / few)
-        return low - slope * few, slope
+        slope = max(0.0, (high - low) / micro)
+        return low - slope * micro, slope
 
-    stretches = []
+    segments = []
     before = 0
-    for made, low, high in zip((*small.made, 0), small.peaks, large.peaks, strict=True):
-        stretches.append(Stretch(before, made, *line(low, high)))
-        before += made
-    return Profile(groups, stretches, *line(small.kept, large.kept), flops)
+    for gradient, low, high in zip((*small.gradients, 0), small.peaks, large.peaks, strict=True):
+        segments.append(Segment(before, gradient, *line(low, high)))
+        before += gradient
+    return Profile(groups, segments, *line(small.saved, large.saved), flops)
 
 
 @dataclass
 class _Passes:
-    made: list[int]  # elements of each gradient, in order
-    peaks: list[int]  # most bytes before each, and after the last
-    kept: int = 0
+    gradients: list[int]  # elements of each gradient, in order
+    peaks: list[int]  # peak bytes before each gradient, and after the last one
+    saved: int = 0
 
 
-def _passes(task: nn.Module, config: Config, micro: int) -> _Passes:
+def _run_passes(task: nn.Module, config: Config, micro: int) -> _Passes:
     found = _Passes([], [])
     live = LiveBytes([*task.parameters(), *task.buffers()])
-    with live, _gradients_let_go(task, live, found):
+    with live, _discard_gradients(task, live, found):
         loss = _loss(task, config, micro)
-        found.kept = live.bytes
+        found.saved = live.bytes
         loss.backward()
     found.peaks.append(live.reset_peak())
     return found
 
 
 def _flops(task: nn.Module, config: Config, micro: int) -> float:
-    """Of both passes, a sample. Counted apart: the counter keeps alive what activation checkpointing lets go."""
+    """FLOPs of both passes per sample. A separate run: the counter keeps alive what activation checkpointing frees."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -148,12 +152,12 @@ def _flops(task: nn.Module, config: Config, micro: int) -> float:
 
 
 def _loss(task: nn.Module, config: Config, micro: int) -> Tensor:
-    losses, _ = task(**Blank(config.data).batch(range(micro), range(micro)))
+    losses, _ = task(**DummySamples(config.data).batch(range(micro), range(micro)))
     return losses.mean()
 
 
 def _cast(task: nn.Module, dtype: torch.dtype) -> None:
-    """`task.to(dtype)`, which torch cannot do to fake parameters. BatchNorm's statistics stay as they are, here too."""
+    """`task.to(dtype)`, which torch does not support for fake parameters. Buffers keep their type, as in the engine."""
     cast: dict[nn.Parameter, nn.Parameter] = {}
     for module in task.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -163,34 +167,34 @@ def _cast(task: nn.Module, dtype: torch.dtype) -> None:
 
 
 @contextmanager
-def _gradients_let_go(task: nn.Module, live: LiveBytes, found: _Passes) -> Iterator[None]:
-    """Each gradient is counted while it is made and no longer: who keeps it, and as what, is the engine's part."""
+def _discard_gradients(task: nn.Module, live: LiveBytes, found: _Passes) -> Iterator[None]:
+    """Count each gradient only while it is computed: the engine decides who keeps it, and in which type."""
 
-    def made(parameter: nn.Parameter) -> None:
+    def hook(parameter: nn.Parameter) -> None:
         found.peaks.append(live.reset_peak())
-        found.made.append(parameter.numel())
+        found.gradients.append(parameter.numel())
         parameter.grad = None
 
-    hooks = [p.register_post_accumulate_grad_hook(made) for p in task.parameters() if p.requires_grad]
+    handles = [p.register_post_accumulate_grad_hook(hook) for p in task.parameters() if p.requires_grad]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
 def _as_on_gpu() -> Iterator[None]:
-    """Dropout and attention by the operations that a GPU would take; their shapes are known here too.
+    """Use the GPU operations of dropout and attention, whose shapes torch knows without a GPU.
 
-    Put in place of torch's functions: a mode over torch's functions is not on while activations are computed again.
+    They replace torch's functions, because a TorchFunctionMode is not active while checkpointed activations are recomputed.
     """
-    kept = functional.dropout, functional.scaled_dot_product_attention
+    original = functional.dropout, functional.scaled_dot_product_attention
     functional.dropout, functional.scaled_dot_product_attention = _dropout, _attention  # type: ignore[assignment]
     try:
         yield
     finally:
-        functional.dropout, functional.scaled_dot_product_attention = kept
+        functional.dropout, functional.scaled_dot_product_attention = original
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -202,7 +206,7 @@ def _attention(
     is_causal: bool = False, *, scale: float | None = None, **kwargs: Any,
 ) -> Tensor:  # fmt: skip
     aten = torch.ops.aten
-    if query.dtype == torch.float32 or attn_mask is not None:  # what the flash kernel does not take
+    if query.dtype == torch.float32 or attn_mask is not None:  # not supported by the flash kernel
         efficient = aten._scaled_dot_product_efficient_attention
         return efficient(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
     return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]

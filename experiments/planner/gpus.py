@@ -1,4 +1,4 @@
-"""What GPUs can do, by their makers' data sheets, and what links them in the machines that they are mostly sold in."""
+"""Data sheets of GPUs, and the links of the machines that they are usually sold in."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bellwether.trainer.config import ConfigError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. Peaks are dense, without structured sparsity; bandwidths are of one direction."""
+    """One GPU. Peaks are without structured sparsity; bandwidths are for one direction."""
 
     name: str
     memory: float  # GiB
-    bf16: float  # TFLOP/s of the matrix units; 0: it has no bf16
+    bf16: float  # TFLOP/s of the matrix units; 0: not supported
     fp16: float  # TFLOP/s of the matrix units
-    fp32: float  # TFLOP/s; not TF32, as torch multiplies matrices in full fp32 unless told otherwise
+    fp32: float  # TFLOP/s; not TF32, because torch multiplies matrices in full fp32 by default
     bandwidth: float  # GB/s of its memory
-    watts: float  # the most it draws
-    link: float  # GB/s to the other GPUs of its node
-    network: float  # Gbit/s between nodes for each GPU, as in the maker's own systems
+    watts: float  # maximum power
+    link: float  # GB/s to the other GPUs of the node
+    network: float  # Gbit/s per GPU between nodes, as in the vendor's systems
 
     def peak(self, precision: str) -> float:
         """FLOP/s in a precision of `engine.precision`."""
@@ -32,8 +32,8 @@ class Gpu:
 
 # Sources: NVIDIA's data sheets of V100 (2020), A100 (2021), H100 (2023), H200 and HGX B200 (2024), L40S (2023), the Ada
 # architecture's white paper (RTX 4090, fp32 accumulation), AMD's data sheet of the Instinct MI300X (2023). Network: DGX-1 to
-# DGX B200, which have a port of 100, 200 and 400 Gbit/s for each GPU; for others 100 is assumed. A sheet's GB are 1e9 bytes
-# for some and 2^30 for others; these are about what torch reports.
+# DGX B200, with 100, 200 and 400 Gbit/s per GPU; 100 is assumed for others. A data sheet's GB is 1e9 or 2^30 bytes; the
+# numbers here are about what torch reports.
 _TABLE = [
     #    name                memory bf16 fp16 fp32  GB/s  W     link net
     Gpu("v100-16gb",           15.7,   0, 125, 15.7,  900,  300, 150, 100),
@@ -53,10 +53,10 @@ GPUS = {gpu.name: gpu for gpu in _TABLE}
 
 
 def find(name: str) -> Gpu:
-    """The GPU of a name, or of a YAML file whose keys are the fields of `Gpu`; ``base: h100`` fills in the others.
+    """Look up a GPU by name, or read a YAML file with the fields of `Gpu`; ``base: h100`` provides missing fields.
 
     Raises:
-        ConfigError: naming the nearest, or what a file lacks.
+        ConfigError: naming the most similar name, or the fields that a file lacks.
     """
     if name.lower() in GPUS:
         return GPUS[name.lower()]
@@ -64,8 +64,8 @@ def find(name: str) -> Gpu:
         return _read(Path(name))
     near = difflib.get_close_matches(name.lower(), GPUS, 1, 0.5)
     hint = f"did you mean {near[0]}? " if near else ""
-    advice = f"{hint}there are {', '.join(GPUS)}; or give a YAML file with {', '.join(f.name for f in fields(Gpu))}"
-    raise ConfigError("--gpu", name, "is not known", advice)
+    advice = f"{hint}known are {', '.join(GPUS)}; or give a YAML file with {', '.join(f.name for f in fields(Gpu))}"
+    raise ConfigError("--gpu", name, "is unknown", advice)
 
 
 def _read(path: Path) -> Gpu:
@@ -77,7 +77,7 @@ def _read(path: Path) -> Gpu:
     except (OSError, ValueError) as error:
         raise ConfigError("--gpu", str(path), f"cannot be read: {error}") from None
     if not isinstance(raw, Mapping):
-        raise ConfigError("--gpu", str(path), "holds no mapping", f"write {', '.join(wanted)}")
+        raise ConfigError("--gpu", str(path), "is not a mapping", f"write {', '.join(wanted)}")
     base = find(str(raw["base"])).__dict__ if "base" in raw else {}
     given: dict[str, Any] = {"name": path.stem, **base, **{key: raw[key] for key in raw if key != "base"}}
     wrong = sorted({*wanted} ^ {*given})
@@ -87,6 +87,6 @@ def _read(path: Path) -> Gpu:
     for key in wanted[1:]:
         if isinstance(given[key], bool) or not isinstance(given[key], int | float) or given[key] < 0:
             raise ConfigError(
-                "--gpu", str(path), f"{key}: {given[key]!r} is not a number", "write one that is not below 0"
+                "--gpu", str(path), f"{key}: {given[key]!r} is not a number", "write a number of at least 0"
             )
     return Gpu(**{**given, "name": str(raw.get("name", path.stem))})

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive, followed operation by operation: on real tensors, and on fake ones that have none."""
+"""Counts the bytes of live tensors, operation by operation, for real and for fake tensors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside, every storage that an operation makes is counted until it dies.
+    """While the mode is active, counts every storage that an operation creates until it is freed.
 
-    Views share a storage and are counted once. What a kernel takes for itself while it runs is not seen, nor what is
-    rounded up by an allocator.
+    Views share a storage, which is counted once. The workspace of a running kernel and an allocator's rounding are not seen.
 
     Args:
-        known: tensors that were there before and are not to be counted.
-        watch: called with the bytes alive after each new storage.
+        known: existing tensors that are not counted.
+        watch: called with the live bytes after each new storage.
     """
 
     def __init__(self, known: Iterable[Tensor] = (), watch: Callable[[int], None] | None = None) -> None:
@@ -28,7 +27,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._watch = watch
         self._sizes: dict[int, int] = {}
-        # Held, so that no new storage takes the place of one of them.
+        # Kept alive, so that no new storage can reuse one of their addresses.
         self._known = [tensor.untyped_storage() for tensor in known]
         for storage in self._known:
             self._sizes[storage._cdata] = 0
@@ -41,7 +40,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def reset_peak(self) -> int:
-        """The most since the last reset, in bytes."""
+        """The peak since the last reset, in bytes."""
         peak, self.peak = self.peak, self.bytes
         return peak
 

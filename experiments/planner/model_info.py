@@ -1,52 +1,52 @@
-"""What there is to know of the data before a run: rows, vocabulary, classes; from this machine, or by assumption."""
+"""What the planner must know about the data: rows, vocabulary and classes, read on this machine or assumed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bellwether.experiments.planner.activations import Blank
+from bellwether.experiments.planner.activations import DummySamples
 from bellwether.trainer.config import Config, ConfigError, Duration
 from bellwether.trainer.config.schema import TextData
 from bellwether.trainer.data import Data, peek
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A phase's data as far as the plan needs them."""
+class ModelInfo:
+    """What determines the model of a phase and the length of its epoch."""
 
     data: Data
-    rows: int | None  # to train on; None: not known, and not needed
+    rows: int | None  # training samples; None: unknown, and not needed
     assumed: tuple[str, ...] = ()
 
 
-def find(config: Config, dataset_size: int | None, key: str = "") -> Subject:
-    """What `bellwether.trainer.data.peek` finds, and assumptions for the rest.
+def model_info(config: Config, dataset_size: int | None, key: str = "") -> ModelInfo:
+    """What `bellwether.trainer.data.peek` finds, with assumptions for the rest.
 
     Args:
-        dataset_size: training rows, from the command line; wins over what is found.
-        key: of the phase, as in ``phases[0].``
+        dataset_size: training samples from the command line; takes precedence.
+        key: prefix of the phase's key paths, as in ``phases[0].``
 
     Raises:
-        ConfigError: if the config counts in epochs and nobody knows how long one is.
+        ConfigError: if the config counts in epochs and the length of an epoch is unknown.
     """
     known = peek(config.data)
     rows = dataset_size or (len(known.train) if known is not None else None)
     epochs = [(name, span) for name, span in _lengths(config) if span.unit == "epochs"]
     if rows is None and epochs:
         name, span = epochs[0]
-        problem = f"is counted in epochs, and the data of {config.data.source} are not prepared here"
-        raise ConfigError(f"{key}{name}", str(span), problem, "write --dataset-size N, samples an epoch")
+        problem = f"counts epochs, and the data of {config.data.source} are not prepared on this machine"
+        raise ConfigError(f"{key}{name}", str(span), problem, "write --dataset-size N, in samples per epoch")
     if known is not None:
-        return Subject(known, rows)
-    blank = Blank(config.data, rows or 0)
+        return ModelInfo(known, rows)
+    dummy = DummySamples(config.data, rows or 0)
     if isinstance(config.data, TextData):
         size = config.data.vocabulary_size
         assumed = f"a vocabulary of {size:,}, as data.vocabulary_size says: the tokenizer was not read"
-        return Subject(Data(blank, blank, vocabulary_size=size), rows, (assumed,))
+        return ModelInfo(Data(dummy, dummy, vocabulary_size=size), rows, (assumed,))
     classes = 1000 if config.model.kind == "resnet" else 10
     labels = [str(i) for i in range(classes)]
-    data = Data(blank, blank, classes=classes, channels=len(config.data.mean), labels=labels)
-    return Subject(data, rows, (f"{classes:,} classes: the data were not read",))
+    data = Data(dummy, dummy, classes=classes, channels=len(config.data.mean), labels=labels)
+    return ModelInfo(data, rows, (f"{classes:,} classes: the data were not read",))
 
 
 def _lengths(config: Config) -> list[tuple[str, Duration]]:

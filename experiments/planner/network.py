@@ -1,7 +1,7 @@
-"""Time of collectives: alpha + bytes / beta for each hop of a ring or a tree, in a node first, then between nodes.
+"""The time of collectives: alpha + bytes / beta per hop of a ring or a tree, first within a node, then between nodes.
 
-Hockney's model (1994) with the algorithms of Thakur et al. 2005 and of NCCL, which reduces within a node, lets each GPU of a
-node carry its share to the other nodes, and gathers within the node.
+Hockney's model (1994) with the algorithms of Thakur et al. 2005 and of NCCL: reduce within the node, exchange each GPU's share
+between the nodes, gather within the node.
 """
 
 from __future__ import annotations
@@ -11,26 +11,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bellwether.experiments.planner.activations import Profile
-from bellwether.experiments.planner.memory import ALLREDUCE, Sharding
+from bellwether.experiments.planner.memory import ALLREDUCE_BUCKET
+from bellwether.experiments.planner.sharding import Sharding
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
 
-_REUSE = 1_000_000_000  # DeepSpeed's stage3_max_reuse_distance and stage3_max_live_parameters
+_MAX_LIVE = 1_000_000_000  # DeepSpeed's stage3_max_reuse_distance and stage3_max_live_parameters
 
 
 @dataclass(frozen=True)
 class Network:
-    """What links GPUs. Bandwidths are bytes a second of one GPU in one direction, as reached."""
+    """The links between GPUs. Bandwidths are achieved bytes per second of one GPU in one direction."""
 
-    per_node: int
-    link: float
-    port: float
+    per_node: int  # GPUs of a node
+    link: float  # bandwidth within a node
+    port: float  # bandwidth between nodes
     hop_in: float = 3e-6  # seconds, between GPUs of a node
     hop_out: float = 10e-6  # seconds, between nodes
     start: float = 20e-6  # seconds to start a collective
 
     def seconds(self, kind: Kind, size: float, world_size: int) -> float:
-        """Of one collective over all ranks, on ``size`` bytes: those that each rank holds before or after it."""
+        """Time of one collective over all ranks; ``size``: the bytes that each rank holds before or after it."""
         inside = min(self.per_node, world_size)
         outside = math.ceil(world_size / inside)
         halves = 2 if kind == "all-reduce" else 1
@@ -47,49 +48,53 @@ class Network:
 
 @dataclass(frozen=True)
 class Collective:
-    """What a step does ``count`` times: ``size`` is the sum over them, in bytes."""
+    """A collective that a step runs ``count`` times."""
 
     kind: Kind
-    size: float
+    size: float  # bytes, the sum over all times
     count: int
-    hidden: bool  # whether it runs beside computation
+    hidden: bool  # whether it overlaps with computation
 
     def sent(self, world_size: int) -> float:
-        """Bytes that leave a rank, by the ring's count: 2 (W - 1) / W of the size to all-reduce, half of it else."""
+        """Bytes that a rank sends in a ring: 2 (W - 1) / W of the size for an all-reduce, half of that otherwise."""
         return (2 if self.kind == "all-reduce" else 1) * (world_size - 1) / world_size * self.size
 
     def seconds(self, network: Network, world_size: int) -> float:
         return self.count * network.seconds(self.kind, self.size / self.count, world_size)
 
 
-def collectives(profile: Profile, how: Sharding, accumulation: int) -> list[Collective]:
-    """Those of one step. What the optimizer adds, 16 bytes a trust ratio, is left out.
+def collectives(profile: Profile, sharding: Sharding, accumulation: int) -> list[Collective]:
+    """The collectives of one step, without those of the optimizer (16 bytes per trust ratio).
 
-    DeepSpeed's stages 1 and 2 all-reduce their buckets and take their part of the result
-    (``use_multi_rank_bucket_allreduce``), stage 2 after each micro-batch. Stage 3 gathers parameters once a micro-batch as
-    long as the model has less than 1e9, which stay until the backward pass has used them, and twice beyond.
+    DeepSpeed's stages 1 and 2 all-reduce their buckets and keep their part of the result
+    (``use_multi_rank_bucket_allreduce``), stage 2 after each micro-batch. Stage 3 gathers parameters once per micro-batch if
+    the model has fewer than 1e9 elements, which then stay until the backward pass has used them, and twice otherwise.
     """
-    size, n = float(how.weight * profile.elements), profile.elements
+    size, n = float(sharding.weight_bytes * profile.elements), profile.elements
 
     def times(bucket: int) -> int:
         return math.ceil(n / max(1, bucket))
 
-    if how.stage == 0:
-        return [Collective("all-reduce", size, times(ALLREDUCE), False)]
-    if how.stage == 3:
-        small = sum(e for group in profile.groups for e in group if e < how.persistence)
-        passes = accumulation * (2 if n > _REUSE else 1)
-        fetched = how.weight * float(n - small)
+    if sharding.stage == 0:
+        return [Collective("all-reduce", size, times(ALLREDUCE_BUCKET), False)]
+    if sharding.stage == 3:
+        small = sum(e for group in profile.groups for e in group if e < sharding.persistence)
+        passes = accumulation * (2 if n > _MAX_LIVE else 1)
+        fetched = sharding.weight_bytes * float(n - small)
         found = [
-            Collective("reduce-scatter", accumulation * size, accumulation * times(how.reduce_bucket), how.overlap)
+            Collective(
+                "reduce-scatter", accumulation * size, accumulation * times(sharding.reduce_bucket), sharding.overlap
+            )
         ]
         if fetched:
-            found.append(Collective("all-gather", passes * fetched, passes * times(how.prefetch), True))
-        # The small ones, which are kept whole, come back after the update.
-        return [*found, Collective("all-gather", how.weight * float(small), 1, False)] if small else found
-    rounds = accumulation if how.stage == 2 else 1
-    bucket = ALLREDUCE if how.is_bf16_optimizer else how.reduce_bucket
+            found.append(Collective("all-gather", passes * fetched, passes * times(sharding.prefetch), True))
+        # Small parameters are not partitioned; they are gathered after the update.
+        return [*found, Collective("all-gather", sharding.weight_bytes * float(small), 1, False)] if small else found
+    rounds = accumulation if sharding.stage == 2 else 1
+    bucket = ALLREDUCE_BUCKET if sharding.is_bf16_optimizer else sharding.reduce_bucket
     return [
-        Collective("all-reduce", rounds * size, rounds * times(bucket), how.overlap and not how.is_bf16_optimizer),
-        Collective("all-gather", size, max(len(profile.groups), times(how.allgather_bucket)), False),
+        Collective(
+            "all-reduce", rounds * size, rounds * times(bucket), sharding.overlap and not sharding.is_bf16_optimizer
+        ),
+        Collective("all-gather", size, max(len(profile.groups), times(sharding.allgather_bucket)), False),
     ]

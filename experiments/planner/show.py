@@ -1,4 +1,4 @@
-"""``bellwether plan``: what a config would take on given machines, for people or as JSON."""
+"""``bellwether plan``: estimate a config on given machines; print it as text or JSON."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from bellwether.experiments.planner import critical_batch as batch
-from bellwether.experiments.planner import gpus, table
-from bellwether.experiments.planner.critical_batch import Critical
-from bellwether.experiments.planner.estimate import Machines, PhasePlan, phase_plan
-from bellwether.experiments.planner.model_info import find
+from bellwether.experiments.planner import critical_batch, gpus, table
+from bellwether.experiments.planner.critical_batch import CriticalBatch
+from bellwether.experiments.planner.estimate import PhasePlan, phase_plan
+from bellwether.experiments.planner.model_info import model_info
+from bellwether.experiments.planner.step_time import Machines
+from bellwether.trainer import phases as run_phases
 from bellwether.trainer.config import load, phases
-from bellwether.trainer.phases import plan
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     config: str
     overrides: list[str]
@@ -38,12 +38,12 @@ class Request:
 
 
 def show(request: Request) -> int:
-    """Plan each phase and print.
+    """Plan each phase and print. Returns the exit status for the shell.
 
     Raises:
-        ConfigError, ConfigErrors: if config, GPU or critical batch cannot be read, or do not go together.
+        ConfigError, ConfigErrors: if config, GPU or critical batch size cannot be read, or contradict each other.
     """
-    if not torch.cuda.is_available():  # DeepSpeed is imported for its defaults
+    if not torch.cuda.is_available():  # DeepSpeed is imported for its default settings
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     gpu = gpus.find(request.gpu)
     if request.network is not None:
@@ -52,40 +52,40 @@ def show(request: Request) -> int:
         gpu, request.nodes, request.gpus_per_node, request.headroom, request.mfu, request.throughput
     )  # fmt: skip
     configs = phases(load(request.config, request.overrides))
-    critical = None if request.critical_batch is None else batch.read(request.critical_batch)
+    critical = None if request.critical_batch is None else critical_batch.read(request.critical_batch)
     keys = [f"phases[{i}]." if len(configs) > 1 else "" for i in range(len(configs))]
-    subjects = [find(c, request.dataset_size, key) for c, key in zip(configs, keys, strict=True)]
-    # Where rows are not known nothing is counted in epochs, and any number does.
-    planned = plan(configs, machines.world_size, [s.rows or 1 for s in subjects])
-    plans = [phase_plan(p, s, machines, critical) for p, s in zip(planned, subjects, strict=True)]
+    infos = [model_info(c, request.dataset_size, key) for c, key in zip(configs, keys, strict=True)]
+    # If the number of rows is unknown, nothing is counted in epochs and any number works.
+    planned = run_phases.plan(configs, machines.world_size, [info.rows or 1 for info in infos])
+    plans = [phase_plan(p, info, machines, critical) for p, info in zip(planned, infos, strict=True)]
     if request.json:
-        print(json.dumps(_plain(plans, critical, request.price), indent=1, allow_nan=False))
+        print(json.dumps(_to_json(plans, critical, request.price), indent=1, allow_nan=False))
     else:
         print("\n".join(table.lines(plans, critical, request.price)))
     return 0
 
 
-def _plain(plans: list[PhasePlan], critical: Critical | None, price: float | None) -> dict[str, Any]:
+def _to_json(plans: list[PhasePlan], critical: CriticalBatch | None, price: float | None) -> dict[str, Any]:
     machines = plans[0].machines
     return {
         "gpu": asdict(machines.gpu), "nodes": machines.nodes, "gpus_per_node": machines.per_node,
         "critical_batch": None if critical is None else asdict(critical),
-        "phases": [_phase(p, critical, price) for p in plans],
+        "phases": [_phase_to_json(p, critical, price) for p in plans],
     }  # fmt: skip
 
 
-def _phase(found: PhasePlan, critical: Critical | None, price: float | None) -> dict[str, Any]:
-    phase, batch = found.phase, found.phase.split.global_batch
-    hours = found.hours * found.machines.world_size
+def _phase_to_json(plan: PhasePlan, critical: CriticalBatch | None, price: float | None) -> dict[str, Any]:
+    phase, batch = plan.phase, plan.phase.split.global_batch
+    hours = plan.hours * plan.machines.world_size
     return {
         "split": asdict(phase.split), "steps": phase.steps, "samples": phase.samples, "lr": phase.lr, "warmup": phase.warmup,
-        "parameters": found.profile.elements, "flops_a_sample": found.profile.flops, "stage": found.how.stage,
-        "stages": [{**asdict(s), "peak": {**asdict(s.peak), "total": s.peak.total}} for s in found.stages],
-        "best_split": None if found.best is None else asdict(found.best),
-        "step": {**asdict(found.step), "total": found.step.total},
-        "hours": found.hours, "gpu_hours": hours, "kwh": found.energy, "price": None if price is None else price * hours,
+        "parameters": plan.profile.elements, "flops_a_sample": plan.profile.flops, "stage": plan.sharding.stage,
+        "stages": [{**asdict(s), "peak": {**asdict(s.peak), "total": s.peak.total}} for s in plan.stages],
+        "best_split": None if plan.best is None else asdict(plan.best),
+        "step": {**asdict(plan.step), "total": plan.step.total},
+        "hours": plan.hours, "gpu_hours": hours, "kwh": plan.energy, "price": None if price is None else price * hours,
         "batch_worth": None if critical is None else critical.efficiency(batch),
         "beyond_critical": None if critical is None else batch > critical.size,
-        "strong": [asdict(row) for row in found.strong], "weak": [asdict(row) for row in found.weak],
-        "assumed": found.subject.assumed,
+        "strong": [asdict(row) for row in plan.strong], "weak": [asdict(row) for row in plan.weak],
+        "assumed": plan.info.assumed,
     }  # fmt: skip

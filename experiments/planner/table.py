@@ -1,30 +1,33 @@
-"""A plan for people: one block a phase, then what was assumed."""
+"""A plan as text: one block per phase, then the assumptions."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from bellwether.experiments.planner.critical_batch import Critical
-from bellwether.experiments.planner.estimate import _REACHED, MFU, PhasePlan, Row
+from bellwether.experiments.planner.critical_batch import CriticalBatch
+from bellwether.experiments.planner.estimate import PhasePlan
+from bellwether.experiments.planner.scaling import MAX_GPUS, Row
+from bellwether.experiments.planner.step_time import BANDWIDTH_EFFICIENCY, MFU
 from bellwether.trainer.phases import notes, rows
 
 _WIDTH = 100
 _GIB = 2**30
 
 
-def lines(plans: Sequence[PhasePlan], critical: Critical | None, price: float | None) -> Iterator[str]:
-    """The whole text, a line at a time, none longer than 100 characters."""
+def lines(plans: Sequence[PhasePlan], critical: CriticalBatch | None, price: float | None) -> Iterator[str]:
+    """The lines of the text, none longer than 100 characters."""
     machines, config = plans[0].machines, plans[0].phase.config
-    where = f"{machines.nodes} x {machines.per_node} {machines.gpu.name}"
-    for found in plans:
-        part = f", phase {found.phase.index + 1} of {len(plans)}" if len(plans) > 1 else ""
-        yield f"{config.name} on {where}{part}"
-        for block in (_run(found), _memory(found, len(plans)), _network(found), _cost(found, price)):
+    hardware = f"{machines.nodes} x {machines.per_node} {machines.gpu.name}"
+    for plan in plans:
+        part = f", phase {plan.phase.index + 1} of {len(plans)}" if len(plans) > 1 else ""
+        yield f"{config.name} on {hardware}{part}"
+        for block in (_run(plan), _memory(plan, len(plans)), _network(plan), _cost(plan, price)):
             yield from block
             yield ""
-        yield from _scaling(found)
-        yield from _worth(found, critical)
+        yield from _strong_scaling(plan)
+        yield from _weak_scaling(plan)
+        yield from _worth(plan, critical)
     if len(plans) > 1:
         hours, energy = sum(p.hours for p in plans), sum(p.energy for p in plans)
         yield f"all {len(plans)} phases: {_hours(hours)}, {_price(hours * machines.world_size, price)}{energy:,.3g} kWh"
@@ -32,166 +35,164 @@ def lines(plans: Sequence[PhasePlan], critical: Critical | None, price: float | 
     yield from _assumptions(plans, price)
 
 
-def _run(found: PhasePlan) -> Iterator[str]:
-    phase = found.phase
+def _run(plan: PhasePlan) -> Iterator[str]:
+    phase = plan.phase
     for label, value in rows(phase):
-        if label == "length" and found.subject.rows is None:
+        if label == "length" and plan.info.rows is None:
             value = f"{phase.steps:,} steps, {phase.samples:,} samples"
         yield from _wrapped(f"  {label:<13} {value}", 16)
-    profile = found.profile
-    yield f"  {'model':<13} {profile.elements / 1e6:,.1f} M parameters, {profile.flops / 1e9:,.4g} GFLOP a sample"
+    profile = plan.profile
+    yield f"  {'model':<13} {profile.elements / 1e6:,.1f} M parameters, {profile.flops / 1e9:,.4g} GFLOP per sample"
     for note in notes(phase):
         yield from _wrapped(f"  {'note':<13} {note}", 16)
 
 
-def _memory(found: PhasePlan, phases: int) -> Iterator[str]:
-    s, machines = found.phase.split, found.machines
-    per_rank = s.global_batch // s.world_size
-    yield f"memory of a rank at its largest moment, GiB, with micro-batches of {s.micro}"
+def _memory(plan: PhasePlan, phases: int) -> Iterator[str]:
+    batch, machines = plan.phase.split, plan.machines
+    per_rank = batch.global_batch // batch.world_size
+    yield f"memory per rank at the peak of a step, GiB, with micro-batches of {batch.micro}"
     yield "  ZeRO  parameters  gradients  optimizer  buffers  activations   total  fits  largest micro-batch"
-    for stage in found.stages:
-        b = stage.peak
-        cells = [b.parameters, b.gradients, b.optimizer, b.buffers, b.activations, b.total]
-        text = "".join(f"{cell / _GIB:>{width}.2f}" for cell, width in zip(cells, (12, 11, 11, 9, 13, 8), strict=True))
-        mark = "*" if stage.stage == found.how.stage else " "
-        most = f"{stage.largest_micro:,}" + (", all at once" if stage.largest_micro == per_rank else "")
+    for stage in plan.stages:
+        peak = stage.peak
+        parts = [peak.parameters, peak.gradients, peak.optimizer, peak.buffers, peak.activations, peak.total]
+        text = "".join(f"{part / _GIB:>{width}.2f}" for part, width in zip(parts, (12, 11, 11, 9, 13, 8), strict=True))
+        mark = "*" if stage.stage == plan.sharding.stage else " "
+        most = f"{stage.largest_micro:,}" + (", no accumulation" if stage.largest_micro == per_rank else "")
         yield f"  {stage.stage:>3}{mark} {text}{'yes' if stage.fits else 'NO':>6}  {most}"
-    chosen = found.chosen
+    chosen, best = plan.chosen, plan.best
     yield from _wrapped(
-        f"  * as configured; its largest moment is the {chosen.peak.moment}. {machines.gpu.memory:.1f} GiB a GPU, of which "
-        f"{machines.memory / _GIB:.1f} may be filled.", 4,
+        f"  * as configured; the peak is in the {chosen.peak.moment}. {machines.memory / _GIB:.1f} of {machines.gpu.memory:.1f} "
+        "GiB per GPU are available (--headroom).", 4,
     )  # fmt: skip
-    if found.best is None:
-        yield "  Not one sample fits: shard more (engine.stage), or engine.activation_checkpointing: true."
-    elif found.best.micro != s.micro:
-        best = found.best
-        # A recipe's phases are not in the config, and leave the micro-batch to the run.
-        of = f"phases.{found.phase.index}." if phases > 1 and found.phase.config.schedule.recipe is None else ""
+    if best is None:
+        yield "  No sample fits: raise engine.stage, or set engine.activation_checkpointing: true."
+    elif best.micro != batch.micro:
+        # The phases of a recipe are not in the config, and have no micro-batch of their own.
+        prefix = f"phases.{plan.phase.index}." if phases > 1 and plan.phase.config.schedule.recipe is None else ""
         yield (
-            f"  {of}batch.micro={chosen.largest_micro} gives {best.micro} micro x {best.accumulation} accumulation x "
+            f"  {prefix}batch.micro={chosen.largest_micro} gives {best.micro} micro x {best.accumulation} accumulation x "
             f"{best.world_size} processes."
         )
 
 
-def _network(found: PhasePlan) -> Iterator[str]:
-    yield "network of a step"
-    yield f"  ZeRO  {'    collectives':<49}  {'a rank sends':>12}  {'waiting':>9}  {'step':>9}"
-    for stage in found.stages:
-        mark = "*" if stage.stage == found.how.stage else " "
-        said = [
+def _network(plan: PhasePlan) -> Iterator[str]:
+    yield "network traffic of a step"
+    yield f"  ZeRO  {'    collectives':<49}  {'sent by rank':>12}  {'exposed':>9}  {'step':>9}"
+    for stage in plan.stages:
+        mark = "*" if stage.stage == plan.sharding.stage else " "
+        collectives = [
             f"{c.count:>4} {c.kind}{'' if c.count == 1 else 's'} of {_bytes(c.size / c.count)}" for c in stage.traffic
         ]
         numbers = (_bytes(stage.step.sent), _seconds(stage.step.network), _seconds(stage.step.total))
-        yield f"  {stage.stage:>3}{mark} {said[0]:<50}  {numbers[0]:>12}  {numbers[1]:>9}  {numbers[2]:>9}"
-        yield from (f"       {other}" for other in said[1:])
+        yield f"  {stage.stage:>3}{mark} {collectives[0]:<50}  {numbers[0]:>12}  {numbers[1]:>9}  {numbers[2]:>9}"
+        yield from (f"       {other}" for other in collectives[1:])
 
 
-def _cost(found: PhasePlan, price: float | None) -> Iterator[str]:
-    step, machines, phase = found.step, found.machines, found.phase
-    pace = phase.split.global_batch / step.total
+def _cost(plan: PhasePlan, price: float | None) -> Iterator[str]:
+    step, machines, phase = plan.step, plan.machines, plan.phase
+    throughput = phase.split.global_batch / step.total
     yield (
-        f"a step takes {_seconds(step.total)}: {_seconds(step.compute)} computing, {_seconds(step.network)} waiting for "
-        f"the network, {_seconds(step.update)} updating"
+        f"a step takes {_seconds(step.total)}: {_seconds(step.compute)} computation, {_seconds(step.network)} exposed "
+        f"communication, {_seconds(step.update)} update"
     )
-    yield f"  {pace:,.0f} samples/s, {pace / machines.world_size:,.1f} a GPU"
-    hours = found.hours * machines.world_size
+    yield f"  {throughput:,.0f} samples/s, {throughput / machines.world_size:,.1f} per GPU"
+    hours = plan.hours * machines.world_size
     yield (
-        f"  {phase.samples:,} samples in {_hours(found.hours)}: {hours:,.1f} GPU hours, "
-        f"{_price(hours, price)}{found.energy:,.3g} kWh"
+        f"  {phase.samples:,} samples in {_hours(plan.hours)}: {hours:,.1f} GPU hours, "
+        f"{_price(hours, price)}{plan.energy:,.3g} kWh"
     )
 
 
-def _scaling(found: PhasePlan) -> Iterator[str]:
-    head = f"  {'GPUs':>5}  {'micro x acc.':>12}  {'step':>8}  {'network':>7}  {'samples/s':>11}  {'efficiency':>10}  {'time':>9}"
-    batch = found.phase.split.global_batch
-    yield f"more GPUs for batch {batch:,}"
-    yield head
-    for row in found.strong:
-        yield _scaled(row)
-    left = 2 * found.strong[-1].gpus
-    if left <= 4096:
-        why = "a rank would have no sample" if left > batch else f"{batch:,} cannot be shared alike"
-        yield f"  {left:>5,}  {why}"
+def _strong_scaling(plan: PhasePlan) -> Iterator[str]:
+    batch = plan.phase.split.global_batch
+    yield f"strong scaling: more GPUs for batch {batch:,}"
+    yield (
+        f"  {'GPUs':>5}  {'micro x acc.':>12}  {'step':>8}  {'network':>7}  {'samples/s':>11}  {'efficiency':>10}  {'time':>9}"
+    )
+    for row in plan.strong:
+        yield (
+            f"  {row.gpus:>5,}  {f'{row.micro} x {row.accumulation}':>12}  {_seconds(row.step.total):>8}  "
+            f"{row.step.network / row.step.total:>7.0%}  {row.samples_per_s:>11,.0f}  {row.efficiency:>10.0%}  {_hours(row.hours):>9}"
+        )
+    following = 2 * plan.strong[-1].gpus
+    if following <= MAX_GPUS:
+        why = "some ranks would have no sample" if following > batch else f"{batch:,} cannot be divided evenly"
+        yield f"  {following:>5,}  {why}"
     yield ""
-    if len(found.weak) == 1:
+
+
+def _weak_scaling(plan: PhasePlan) -> Iterator[str]:
+    if len(plan.weak) == 1:
         return
-    worth = any(row.worth is not None for row in found.weak)
-    yield "a batch that grows with the GPUs, for as many samples" + (" as it then needs" if worth else "")
+    has_worth = any(row.worth is not None for row in plan.weak)
+    samples = "the samples that each batch size needs" if has_worth else "the same number of samples"
+    yield f"weak scaling: the batch grows with the GPUs, for {samples}"
     yield (
         f"  {'GPUs':>5}  {'batch':>10}  {'step':>8}  {'samples/s':>11}  {'efficiency':>10}  {'time':>9}  {'peak lr':>9}  {'warm-up':>7}"
-        + (f"  {'worth':>5}" if worth else "")
+        + (f"  {'worth':>5}" if has_worth else "")
     )
-    for row in found.weak:
-        lr = "" if row.lr is None else f"{row.lr:.3e}"
-        warmup = "" if row.warmup is None else f"{row.warmup:.1%}"
-        yield (
-            f"  {row.gpus:>5,}  {row.batch:>10,}  {_seconds(row.step.total):>8}  {row.samples_per_s:>11,.0f}  "
-            f"{row.efficiency:>10.0%}  {_hours(row.hours):>9}  {lr:>9}  {warmup:>7}"
-            + (f"  {row.worth:>5.0%}" if row.worth is not None else "")
-        ).rstrip()
-    said = next((row.notes for row in found.weak if row.notes), ())
-    for note in said:
+    for row in plan.weak:
+        yield _weak_row(row)
+    for note in next((row.notes for row in plan.weak if row.notes), ()):
         yield from _wrapped(f"  note: {note}", 8)
-    if all(row.lr is None for row in found.weak[1:]):
-        yield from _wrapped(
-            "  note: neither schedule.recipe nor scaling.rule says how learning rate and warm-up follow the batch", 8
-        )
+    if all(row.lr is None for row in plan.weak[1:]):
+        note = "learning rate and warm-up at other batch sizes are unknown: set schedule.recipe or scaling.rule"
+        yield from _wrapped(f"  note: {note}", 8)
     yield ""
 
 
-def _scaled(row: Row) -> str:
+def _weak_row(row: Row) -> str:
+    lr = "" if row.lr is None else f"{row.lr:.3e}"
+    warmup = "" if row.warmup is None else f"{row.warmup:.1%}"
+    worth = "" if row.worth is None else f"  {row.worth:>5.0%}"
     return (
-        f"  {row.gpus:>5,}  {f'{row.micro} x {row.accumulation}':>12}  {_seconds(row.step.total):>8}  "
-        f"{row.step.network / row.step.total:>7.0%}  {row.samples_per_s:>11,.0f}  {row.efficiency:>10.0%}  {_hours(row.hours):>9}"
-    )
+        f"  {row.gpus:>5,}  {row.batch:>10,}  {_seconds(row.step.total):>8}  {row.samples_per_s:>11,.0f}  "
+        f"{row.efficiency:>10.0%}  {_hours(row.hours):>9}  {lr:>9}  {warmup:>7}{worth}"
+    ).rstrip()
 
 
-def _worth(found: PhasePlan, critical: Critical | None) -> Iterator[str]:
+def _worth(plan: PhasePlan, critical: CriticalBatch | None) -> Iterator[str]:
     if critical is None:
         return
-    batch = found.phase.split.global_batch
-    share = critical.efficiency(batch)
-    side = "beyond" if batch > critical.size else "below"
+    batch = plan.phase.split.global_batch
+    side = "above" if batch > critical.size else "below"
     yield from _wrapped(
-        f"batch {batch:,} is {side} the critical batch of {critical.size:,.0f} ({critical.source}): samples = "
-        f"S_min (1 + B / B_crit), so that {share:.0%} of them are worth what a small batch's are", 2,
+        f"batch {batch:,} is {side} the critical batch size of {critical.size:,.0f} ({critical.source}): by samples = "
+        f"S_min (1 + B / B_crit), each of its samples is worth {critical.efficiency(batch):.0%} of a sample of a small batch", 2,
     )  # fmt: skip
     yield ""
 
 
 def _assumptions(plans: Sequence[PhasePlan], price: float | None) -> Iterator[str]:
-    found = plans[0]
-    machines, gpu, network = found.machines, found.machines.gpu, found.machines.network
-    precision = found.phase.config.engine.precision
-    assumed = list(dict.fromkeys(note for p in plans for note in p.subject.assumed))
+    machines, gpu, network = plans[0].machines, plans[0].machines.gpu, plans[0].machines.network
+    config = plans[0].phase.config
+    assumed = list(dict.fromkeys(note for plan in plans for note in plan.info.assumed))
     assumed.append(
-        "memory: one pass on tensors without numbers, with a GPU's attention and dropout, and DeepSpeed's own buckets; CUDA, "
-        f"NCCL, cuDNN and fragmentation have the {machines.headroom:.0%} that are left (--headroom)"
+        "memory: one pass on fake tensors, with the attention and dropout of GPUs, and DeepSpeed's own buckets; CUDA, NCCL, "
+        f"cuDNN and fragmentation use the remaining {machines.headroom:.0%} (--headroom)"
     )
     if machines.throughput is not None:
-        assumed.append(f"computing: {machines.throughput:,g} samples/s a GPU, as measured, at every micro-batch")
-    else:
-        mfu = machines.mfu or MFU[found.phase.config.model.kind]
         assumed.append(
-            f"computing: {mfu:.0%} of {gpu.peak(precision) / 1e12:,.4g} TFLOP/s in {precision}, at every micro-batch; data are "
-            "never waited for (--mfu; better --throughput, measured on one GPU)"
+            f"computation: {machines.throughput:,g} samples/s per GPU as measured, at every micro-batch size"
         )
-    assumed.append(
-        f"network: alpha + bytes / beta; {network.link / 1e9:,.0f} GB/s in a node and {network.port / 1e9:,.0f} GB/s a GPU "
-        f"between nodes, {_REACHED:.0%} of nominal; {network.hop_in * 1e6:.0f} and {network.hop_out * 1e6:.0f} us a hop, "
-        f"{network.start * 1e6:.0f} us to start; nobody else on it"
-    )
-    assumed.append(
-        "overlap: stage 3, and others with zero_optimization.overlap_comm, hide the network behind computation as far as that "
-        "lasts; else nothing is hidden"
-    )
-    assumed.append(
-        "update: bytes moved by the rule at 80 % of the memory's bandwidth; checkpoints, evaluation and restarts: none"
-    )
-    assumed.append(f"energy: {gpu.watts:,.0f} W a GPU at all times; hosts, network and cooling not counted")
+    else:
+        mfu, precision = machines.mfu or MFU[config.model.kind], config.engine.precision
+        assumed.append(
+            f"computation: {mfu:.0%} of {gpu.peak(precision) / 1e12:,.4g} TFLOP/s in {precision}, at every micro-batch size; "
+            "no waiting for data (--mfu; better --throughput, measured on one GPU)"
+        )
+    assumed += [
+        f"network: alpha + bytes / beta; {network.link / 1e9:,.0f} GB/s within a node and {network.port / 1e9:,.0f} GB/s per GPU "
+        f"between nodes, {BANDWIDTH_EFFICIENCY:.0%} of nominal; {network.hop_in * 1e6:.0f} and {network.hop_out * 1e6:.0f} us "
+        f"per hop, {network.start * 1e6:.0f} us to start; no other traffic",
+        "overlap: stage 3, and other stages with zero_optimization.overlap_comm, hide communication behind computation as far "
+        "as possible; otherwise nothing is hidden",
+        "update: bytes moved by the optimizer at 80 % of the memory bandwidth; no checkpoints, evaluation or restarts",
+        f"energy: {gpu.watts:,.0f} W per GPU at all times; without hosts, network and cooling",
+    ]
     if price is not None:
-        assumed.append(f"price: {price:,g} for an hour of a GPU")
-    yield "assumed"
+        assumed.append(f"price: {price:,g} per GPU hour")
+    yield "assumptions"
     for text in assumed:
         yield from _wrapped(f"  - {text}", 4)
 
@@ -222,4 +223,4 @@ def _hours(hours: float) -> str:
 
 
 def _price(gpu_hours: float, price: float | None) -> str:
-    return "" if price is None else f"{gpu_hours * price:,.0f} at {price:g} an hour, "
+    return "" if price is None else f"{gpu_hours * price:,.0f} at {price:g} per hour, "

@@ -1,4 +1,4 @@
-"""The command: what it prints, what it refuses, and the arithmetic between."""
+"""``bellwether plan``: its output, its errors and its arithmetic."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     return found
 
 
-def test_it_prints_a_plan_that_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_output_has_every_section_and_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [TINY, *HERE, "--nodes", "2", "--gpu", "h100", "--price", "2", "--critical-batch", "1000"]
     assert cli.main(["plan", *arguments]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
-    for words in (
+    for expected in (
         "bert-tiny on 2 x 8 h100", "4,096 = 64 micro x 4 accumulation x 16 processes", "largest micro-batch", "all-reduce",
-        "peak lr", "batch 4,096 is beyond the critical batch of 1,000 (as given)", "20% of them are worth", "kWh", "assumed",
+        "peak lr", "batch 4,096 is above the critical batch size of 1,000 (as given)", "worth 20% of", "kWh", "assumptions",
         "the tokenizer was not read", " 4,096 ",
     ):  # fmt: skip
-        assert words in text
+        assert expected in text
     assert "epochs of" not in text
 
 
-def test_its_numbers_hang_together(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_of_a_plan_are_consistent(capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, TINY, *HERE, "--nodes", "2", "--gpu", "h100", "--throughput", "100", "--price", "3")
     (phase,) = found["phases"]
     for stage in phase["stages"]:
@@ -60,10 +60,10 @@ def test_its_numbers_hang_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert phase["strong"][-1]["efficiency"] < phase["weak"][-1]["efficiency"] <= 1
 
 
-def test_the_batch_grows_with_the_recipes_rate_and_warmup_and_says_where_nobody_tried(
+def test_weak_scaling_follows_the_recipe_and_warns_beyond_published_batch_sizes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Without the steps of the config, the recipe's own.
+    # Without the duration in HERE: the recipe sets it.
     arguments = [TINY, "data.source=texts/*.txt", "schedule=lamb-bert", "batch.global=16384", "--gpu", "h100"]
     found = plan(capsys, *arguments, "--nodes", "2", "--critical-batch", "16384")
     rows = found["phases"][0]["weak"]
@@ -72,13 +72,13 @@ def test_the_batch_grows_with_the_recipes_rate_and_warmup_and_says_where_nobody_
     assert rows[1]["warmup"] == pytest.approx(0.2)
     assert rows[1]["notes"] == []
     assert "nobody has shown" in rows[2]["notes"][0]
-    # At B_crit half of the samples are worth it, at twice that a third: 1.5 times as many samples for the same.
+    # A sample is worth 1/2 at B_crit and 1/3 at twice that: 1.5 times as many samples are needed.
     assert (rows[0]["worth"], rows[1]["worth"]) == (pytest.approx(1 / 2), pytest.approx(1 / 3))
     samples = [row["hours"] * row["samples_per_s"] for row in rows]
     assert samples[1] / samples[0] == pytest.approx(1.5)
 
 
-def test_the_batch_grows_by_the_configs_rule(capsys: pytest.CaptureFixture[str]) -> None:
+def test_weak_scaling_follows_the_scaling_rule(capsys: pytest.CaptureFixture[str]) -> None:
     rule = ["scaling.rule=sqrt", "scaling.base_batch=4096", "duration=1_000_000 samples"]
     rows = plan(capsys, TINY, *HERE, *rule, "--gpu", "h100")["phases"][0]["weak"]
     assert [row["lr"] for row in rows[:3]] == [pytest.approx(2e-2 * 2 ** (n / 2)) for n in range(3)]
@@ -86,49 +86,49 @@ def test_the_batch_grows_by_the_configs_rule(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         (["--gpu", "h10"], "did you mean h100"),
         (["--gpu", "nothing.yaml"], "cannot be read"),
-        (["--gpu", "v100", "engine.precision=bf16"], "v100 has none"),
+        (["--gpu", "v100", "engine.precision=bf16"], "v100 does not support it"),
         (["--gpu", "h100", "duration=3 epochs"], "--dataset-size"),
         (["--gpu", "h100", "schedule.warmup=1 epochs"], "schedule.warmup"),
         (["--gpu", "h100", "batch.global=100"], "the nearest that can"),
-        (["--gpu", "h100", "--critical-batch", "0"], "is no batch"),
-        (["--gpu", "h100", "--critical-batch", "tests"], "holds no metrics.jsonl"),
+        (["--gpu", "h100", "--critical-batch", "0"], "is not a batch size"),
+        (["--gpu", "h100", "--critical-batch", "tests"], "has no metrics.jsonl"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+def test_error_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert cli.main(["plan", TINY, *HERE, *arguments]) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_the_size_of_the_data_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dataset_size_option_sets_the_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     (phase,) = plan(capsys, TINY, *HERE, "duration=3 epochs", "--dataset-size", "40960", "--gpu", "a100")["phases"]
     assert phase["samples"] == 3 * 40960
 
 
-def test_a_gpu_of_ones_own(tmp_path: Path) -> None:
+def test_gpu_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("base: h100\nmemory: 60\n")
     mine = gpus.find(str(file))
     assert (mine.name, mine.memory, mine.bf16) == ("mine", 60, gpus.GPUS["h100"].bf16)
-    for text, words in (
+    for text, message in (
         ("memory: 60", "its keys differ"),
         ("base: h100\nmemory: much", "not a number"),
-        ("3", "no mapping"),
+        ("3", "not a mapping"),
     ):
         file.write_text(text)
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=message):
             gpus.find(str(file))
 
 
-def test_a_critical_batch_from_a_run_or_a_file(tmp_path: Path) -> None:
+def test_critical_batch_is_read_from_a_run_or_a_file(tmp_path: Path) -> None:
     values = [1.0, 900.0, 1000.0, 1200.0, float("nan")]
     lines = [{"event": "train", "step": 100 * i, "samples": i, "noise_scale": v} for i, v in enumerate(values)]
     texts = [json.dumps(line).replace("NaN", '"nan"') for line in lines]
@@ -136,7 +136,7 @@ def test_a_critical_batch_from_a_run_or_a_file(tmp_path: Path) -> None:
     found = critical_batch.read(str(tmp_path))
     noise = Facts.load(tmp_path).noise
     assert noise is not None
-    assert found.size == noise.scale == 1200  # the newest, as in the run's report
+    assert found.size == noise.scale == 1200  # the latest, as in the run's report
     table = tmp_path / "runs.csv"
     table.write_text(
         "batch_size,samples\n" + "".join(f"{b},{1e5 * (1 + b / 500)}\n" for b in (32, 128, 512, 2048, 8192))
@@ -145,7 +145,7 @@ def test_a_critical_batch_from_a_run_or_a_file(tmp_path: Path) -> None:
     assert found.size == pytest.approx(500, rel=1e-6)
     assert found.efficiency(1500) == pytest.approx(0.25, rel=1e-6)
     (tmp_path / "metrics.jsonl").write_text("\n".join(texts[:2]))
-    with pytest.raises(ConfigError, match=r"a mean over 200 steps, and this one of 100; .*write 900"):
+    with pytest.raises(ConfigError, match=r"a mean over 100 steps, and needs 200; .*write 900"):
         critical_batch.read(str(tmp_path))
     (tmp_path / "metrics.jsonl").write_text('{"event": "train", "step": 1, "samples": 1}\n')
     with pytest.raises(ConfigError, match="no noise_scale"):
@@ -156,16 +156,16 @@ def test_a_critical_batch_from_a_run_or_a_file(tmp_path: Path) -> None:
     "kind, size, world_size, seconds",
     [
         ("all-reduce", 8e9, 1, 0.0),
-        # In a node: 2 x 7/8 x 8 GB at 100 GB/s, and 2 x 7 hops.
+        # Within a node: 2 x 7/8 x 8 GB at 100 GB/s, and 2 x 7 hops.
         ("all-reduce", 8e9, 8, 0.14 + 14e-6),
         ("all-gather", 8e9, 8, 0.07 + 7e-6),
-        # Two nodes: as before, and each GPU's 1 GB: once over a tree of one level, which a ring equals.
+        # Two nodes: in addition 1 GB per GPU, over a tree of one level, which equals a ring.
         ("all-reduce", 8e9, 16, 0.14 + 14e-6 + 0.1 + 2e-5),
         # 512 nodes and few bytes: a tree of 9 levels, not a ring of 511 hops.
         ("all-reduce", 8.0, 4096, 14e-6 + 18e-5),
         ("reduce-scatter", 8.0, 4096, 7e-6 + 511e-5),
     ],
 )
-def test_collectives(kind: Any, size: float, world_size: int, seconds: float) -> None:
+def test_time_of_a_collective(kind: Any, size: float, world_size: int, seconds: float) -> None:
     network = Network(8, 100e9, 10e9, hop_in=1e-6, hop_out=1e-5, start=0.0)
     assert network.seconds(kind, size, world_size) == pytest.approx(seconds, rel=1e-4)

@@ -1,4 +1,4 @@
-"""What a rank of a real run holds, storage by storage; for the tests, and for scripts/validate_planner.py."""
+"""Measures the memory and traffic of a rank in a real run; for the tests and for scripts/validate_planner.py."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bellwether.experiments.planner.activations import Blank
+from bellwether.experiments.planner.activations import DummySamples
 from bellwether.trainer.config import validate
 from bellwether.trainer.data import Data
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Bytes of one rank in its last step: between steps, and the most in the passes and around the update."""
+class Measured:
+    """Bytes of one rank in its last step: between steps, and the peaks of the passes and of the update."""
 
     between: int
-    rss: int  # growth of the process, from before the model was built to its most; noisy
-    sent: dict[str, int]  # bytes of each kind of collective in the last step, as handed to it
+    rss: int  # peak growth of the process since before the model was built; noisy
+    sent: dict[str, int]  # bytes passed to each kind of collective in the last step
     passes: int
     update: int
     parameters: int
@@ -35,8 +35,8 @@ class Seen:
         return max(self.passes, self.update)
 
 
-class Sent(TorchDispatchMode):
-    """Counts the bytes that are handed to collectives: of what a rank holds before or after, the larger."""
+class CollectiveBytes(TorchDispatchMode):
+    """Counts the bytes passed to collectives: the larger of what a rank holds before and after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,13 +55,13 @@ def _numel(tensor: Tensor) -> int:
 
 
 def data_of(config: Any) -> Data:
-    blank = Blank(config.data, 1000)
-    return Data(blank, blank, config.data.vocabulary_size if config.data.kind == "text" else None, 10,
+    dummy = DummySamples(config.data, 1000)
+    return Data(dummy, dummy, config.data.vocabulary_size if config.data.kind == "text" else None, 10,
                 channels=len(getattr(config.data, "mean", ())), labels=[str(i) for i in range(10)])  # fmt: skip
 
 
-def train(raw: dict[str, Any], accumulation: int, steps: int = 3) -> Seen:
-    """A few steps of the real engine on one of the ranks that call this together, with every storage counted."""
+def train(raw: dict[str, Any], accumulation: int, steps: int = 3) -> Measured:
+    """Run a few steps of the real engine, with every storage counted. Called by all ranks together."""
     import psutil
     import torch
     import torch.distributed as dist
@@ -78,22 +78,26 @@ def train(raw: dict[str, Any], accumulation: int, steps: int = 3) -> Seen:
     micro = raw["batch"]["micro"]
     config = validate({**raw, "batch": {"global": micro * accumulation * world.size, "micro": micro}})
     (phase,) = plan([config], world.size, [1000])
-    live, sent = LiveBytes(), Sent()
+    live, sent = LiveBytes(), CollectiveBytes()
     before = psutil.Process().memory_info().rss
-    # DeepSpeed prints its memory through all of building.
-    with live, sent, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    # DeepSpeed prints its memory while it builds the engine.
+    with live, sent, open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         torch.manual_seed(1)
         task = models.build(
             config.model, data_of(config), activation_checkpointing=config.engine.activation_checkpointing
         )
         engine = build(task, phase, world)
-        blank = Blank(config.data)
+        dummy = DummySamples(config.data)
         for _ in range(steps):
             passes, update = 0, 0
             live.reset_peak()
             sent.bytes.clear()
             for _ in range(accumulation):
+<<<<<<< HEAD
                 losses, _correct = engine.forward(blank.batch(range(micro), range(micro)))
+=======
+                losses, _correct = engine.deepspeed(**dummy.batch(range(micro), range(micro)))
+>>>>>>> 85cafd2 (Planner: sharding, step time and scaling in modules of their own; standard names and English)
                 loss = losses.mean()
                 engine.backward(loss)
                 passes = max(passes, live.reset_peak())
@@ -102,14 +106,14 @@ def train(raw: dict[str, Any], accumulation: int, steps: int = 3) -> Seen:
                 del losses, _correct, loss
         gc.collect()
         between = live.bytes
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-        seen = Seen(between, grown, dict(sent.bytes), passes, update, _parameters(engine), _optimizer(engine))
+        growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        measured = Measured(between, growth, dict(sent.bytes), passes, update, _parameters(engine), _optimizer(engine))
     engine.destroy()
-    return seen
+    return measured
 
 
 def _bytes(tensors: Any) -> int:
-    """Of the storages under some tensors, each counted once."""
+    """Bytes of the storages of some tensors, each counted once."""
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -119,8 +123,8 @@ def _parameters(engine: Any) -> int:
 
 
 def _optimizer(engine: Any) -> int:
-    """Masters, where the optimizer does not update the model's own parameters, and the rule's state."""
-    own = {id(p) for p in engine.task.parameters()}
-    masters = [t for t in engine.optimizer.state if id(t) not in own]
+    """Optimizer state, and master weights if the optimizer does not update the model's parameters themselves."""
+    model = {id(p) for p in engine.task.parameters()}
+    masters = [t for t in engine.optimizer.state if id(t) not in model]
     state = [v for s in engine.optimizer.state.values() for v in s.values() if v.dim()]
     return _bytes([*masters, *state])

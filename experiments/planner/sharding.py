@@ -1,0 +1,154 @@
+"""How DeepSpeed's ZeRO splits and buffers a model: what a rank holds of it, in elements."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from bellwether.experiments.planner.activations import Profile, Segment
+from bellwether.trainer.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """The settings of ZeRO that decide memory and traffic. Bucket sizes are in elements."""
+
+    stage: int
+    precision: str
+    states: int  # optimizer state tensors per parameter: 2 for Adam's moments
+    reduce_bucket: int
+    allgather_bucket: int
+    prefetch: int
+    persistence: int
+    contiguous: bool
+    overlap: bool
+
+    @classmethod
+    def from_config(cls, config: Config, states: int, elements: int, stage: int | None = None) -> Sharding:
+        """What DeepSpeed makes of a config, including its own defaults.
+
+        Args:
+            states: number of optimizer state tensors as large as the weights.
+            elements: of all trained parameters.
+            stage: of ZeRO; None: the config's.
+
+        Raises:
+            ConfigError: if the config offloads, which the planner does not support.
+        """
+        from bellwether.trainer.distributed import import_deepspeed
+        from bellwether.trainer.engine import reduce_bucket
+
+        import_deepspeed()
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+        given: dict[str, Any] = dict(config.engine.deepspeed.get("zero_optimization", {}))
+        for key in ("offload_optimizer", "offload_param", "zenflow"):
+            if given.get(key):
+                key_path = f"engine.deepspeed.zero_optimization.{key}"
+                raise ConfigError(key_path, given[key], "the planner does not support offloading", "plan without it")
+        given.setdefault("reduce_bucket_size", reduce_bucket(elements))
+        zero = DeepSpeedZeroConfig(**{**given, "stage": config.engine.stage if stage is None else stage})
+        return cls(
+            zero.stage, config.engine.precision, states, zero.reduce_bucket_size, zero.allgather_bucket_size,
+            zero.prefetch_bucket_size, zero.param_persistence_threshold, bool(zero.contiguous_gradients), bool(zero.overlap_comm),
+        )  # fmt: skip
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a weight, and of a gradient as it is computed and sent."""
+        return 4 if self.precision == "fp32" else 2
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of master weights and optimizer state for each element that a rank updates."""
+        updates_model_weights = self.stage == 0 and self.precision == "fp32"
+        return 4 * self.states + (0 if updates_model_weights else 4)
+
+    @property
+    def is_bf16_optimizer(self) -> bool:
+        """Whether DeepSpeed uses its BF16_Optimizer."""
+        return self.stage == 1 and self.precision == "bf16"
+
+
+@dataclass(frozen=True)
+class RankLayout:
+    """What the rank with the largest part of the model holds. Counts are elements unless they say bytes."""
+
+    sharding: Sharding
+    world_size: int
+    elements: int  # of the model
+    padded: int  # of the model, with DeepSpeed's padding
+    part: int  # of the rank, with padding
+    largest_part: int  # of the rank, in one param group
+    touched: int  # of all parameters of which the rank has a slice
+    largest_slice: int  # of one parameter
+    largest_parameter: int
+    persistent: int  # of the parameters that stage 3 does not partition
+    groups: int
+
+    @classmethod
+    def of(cls, profile: Profile, sharding: Sharding, world_size: int) -> RankLayout:
+        groups, sizes = profile.groups, [n for group in profile.groups for n in group]
+        if sharding.stage == 3:
+            parts = [sum(math.ceil(n / world_size) for n in group) for group in groups]
+            touched, largest_slice = sum(parts), math.ceil(max(sizes) / world_size)
+        elif sharding.stage == 0:
+            parts = [sum(group) for group in groups]
+            touched, largest_slice = sum(sizes), max(sizes)
+        else:
+            parts = [math.ceil(sum(group) / (2 * world_size)) * 2 for group in groups]
+            touched, largest_slice = _slices(groups, parts, world_size)
+        padded = sum(parts) * (world_size if sharding.stage else 1)
+        persistent = sum(n for n in sizes if n < sharding.persistence) if world_size > 1 else 0
+        return cls(
+            sharding, world_size, sum(sizes), padded, sum(parts), max(parts), touched, largest_slice, max(sizes), persistent,
+            len(groups),
+        )  # fmt: skip
+
+    @property
+    def parameter_bytes(self) -> float:
+        elements = self.part + self.persistent if self.sharding.stage == 3 else self.padded
+        return self.sharding.weight_bytes * float(elements)
+
+    @property
+    def optimizer_bytes(self) -> float:
+        """Bytes of master weights and optimizer state."""
+        return self.sharding.optimizer_bytes * float(self.part)
+
+    @property
+    def bucket_bytes(self) -> float:
+        """Bytes of the buffers into which gradients are copied before they are sent."""
+        sharding = self.sharding
+        in_fp32 = sharding.stage == 1 and sharding.precision != "fp32"
+        size = 4 if in_fp32 else sharding.weight_bytes
+        copies = 2 if sharding.overlap and sharding.stage != 3 else 1
+        return float(size * sharding.reduce_bucket * copies) if sharding.contiguous else 0.0
+
+    @property
+    def kept_gradient_bytes(self) -> float:
+        """Bytes of the gradients that a rank keeps for its update under stages 1 and 2."""
+        # In fp32, the whole of each parameter of which it has a slice; else its part, in a separate buffer.
+        return 4.0 * (self.touched if self.sharding.precision == "fp32" else self.part)
+
+    def send_bytes(self, segment: Segment) -> float:
+        """Bytes of the copy that is sent during a segment, if its gradient fills a bucket."""
+        bucket = self.sharding.reduce_bucket
+        if segment.before + segment.gradient <= bucket and segment.gradient:
+            return 0.0
+        elements = min(max(bucket, segment.gradient), segment.before + segment.gradient)
+        return self.sharding.weight_bytes * float(elements)
+
+
+def _slices(groups: list[list[int]], parts: list[int], world_size: int) -> tuple[int, int]:
+    """(elements of the parameters that the rank with the most has slices of, elements of the largest slice)."""
+    touched, largest = [0] * world_size, 0
+    for group, part in zip(groups, parts, strict=True):
+        for end, size in zip(accumulate(group), group, strict=True):
+            begin = end - size
+            owners = range(begin // part, (end - 1) // part + 1)
+            for rank in owners:
+                touched[rank] += size
+            largest = max(largest, min(size, part) if len(owners) > 1 else size)
+    return max(touched), largest

@@ -1,0 +1,77 @@
+"""The duration of a training step on given machines: computation, exposed communication and update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bellwether.experiments.planner.activations import Profile
+from bellwether.experiments.planner.gpus import Gpu
+from bellwether.experiments.planner.network import Network, collectives
+from bellwether.experiments.planner.sharding import Sharding
+from bellwether.trainer.config import Config
+from bellwether.trainer.phases import Split
+
+# Model FLOP utilization of a training step by kind of model: assumptions, for want of a measurement (--mfu, --throughput).
+MFU = {"bert": 0.35, "resnet": 0.2, "cifar-resnet": 0.05, "wide-resnet": 0.2}
+BANDWIDTH_EFFICIENCY = 0.8  # achieved share of a nominal bandwidth, of memory and links
+# Bytes that an update moves per element, with and without trust ratio: docs/results/optimizers-cpu.md.
+_UPDATE_BYTES = {True: 40, False: 28}
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines of a planned run."""
+
+    gpu: Gpu
+    nodes: int
+    per_node: int
+    headroom: float = 0.1  # share of the memory left to CUDA, NCCL, workspaces and fragmentation
+    mfu: float | None = None
+    throughput: float | None = None  # measured samples per second and GPU; replaces FLOPs and MFU
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.per_node
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a GPU that the run may use."""
+        return self.gpu.memory * 2**30 * (1 - self.headroom)
+
+    @property
+    def network(self) -> Network:
+        link, port = 1e9 * self.gpu.link, 1e9 * self.gpu.network / 8
+        return Network(self.per_node, BANDWIDTH_EFFICIENCY * link, BANDWIDTH_EFFICIENCY * port)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of the parts of a step, which follow each other."""
+
+    compute: float
+    network: float  # not hidden behind computation
+    update: float
+    sent: float  # bytes that a rank sends
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.network + self.update
+
+
+def step_time(profile: Profile, sharding: Sharding, machines: Machines, config: Config, batch: Split) -> StepTime:
+    """Estimate a step with the global batch of `batch`."""
+    per_rank = batch.global_batch / batch.world_size
+    if machines.throughput is not None:
+        compute = per_rank / machines.throughput
+    else:
+        achieved = (machines.mfu or MFU[config.model.kind]) * machines.gpu.peak(config.engine.precision)
+        compute = per_rank * profile.flops / achieved
+    traffic = collectives(profile, sharding, batch.accumulation)
+    times = [(c.hidden, c.seconds(machines.network, batch.world_size)) for c in traffic]
+    overlapped = sum(seconds for hidden, seconds in times if hidden)
+    exposed = sum(seconds for hidden, seconds in times if not hidden)
+    elements = profile.elements / (batch.world_size if sharding.stage else 1)
+    has_trust_ratio = config.optimizer.name in ("lamb", "lars") or bool(config.optimizer.trust_ratio)
+    update = elements * _UPDATE_BYTES[has_trust_ratio] / (BANDWIDTH_EFFICIENCY * 1e9 * machines.gpu.bandwidth)
+    sent = sum(c.sent(batch.world_size) for c in traffic)
+    return StepTime(compute, exposed + max(0.0, overlapped - compute), update, sent)
