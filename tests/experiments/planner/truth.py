@@ -93,11 +93,7 @@ def train(raw: dict[str, Any], accumulation: int, steps: int = 3) -> Measured:
             live.reset_peak()
             sent.bytes.clear()
             for _ in range(accumulation):
-<<<<<<< HEAD
-                losses, _correct = engine.forward(blank.batch(range(micro), range(micro)))
-=======
-                losses, _correct = engine.deepspeed(**dummy.batch(range(micro), range(micro)))
->>>>>>> 85cafd2 (Planner: sharding, step time and scaling in modules of their own; standard names and English)
+                losses, _correct = engine.forward(dummy.batch(range(micro), range(micro)))
                 loss = losses.mean()
                 engine.backward(loss)
                 passes = max(passes, live.reset_peak())
