@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from bellwether import cli
+from bellwether.experiments.sweep import renamed_keys
 from bellwether.experiments.sweep.spec import Sweep
+from bellwether.trainer.config import renamed
 from bellwether.trainer.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +109,12 @@ def test_quoted_messages_exist() -> None:
     for message in messages:
         for part in re.split(r"\b[A-Z][A-Z_]*\b|\.\.\.|[:,]", message):
             assert len(part.strip()) < 6 or part.strip() in code, f"{message}: {part.strip()}"
+
+
+def test_changelog_lists_every_renamed_key() -> None:
+    rows = re.findall(r"^\| `([\w.]+)`[^|]*\| `([\w.]+)`", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    for old, new in {**renamed.RENAMED, **renamed_keys.RENAMED}.items():
+        assert (old, new) in rows
 
 
 def test_make_targets_exist() -> None:
