@@ -1,4 +1,4 @@
-"""From a checkpoint to the format that ``AutoModel...from_pretrained`` reads. One process, no engine."""
+"""Export of a checkpoint to the format that ``AutoModel...from_pretrained`` reads. One process, no engine."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from bellwether.trainer.models.norm import norms
 
 
 def export(source: Path, run: Path, config: Config, data: Data) -> Path:
-    """Write ``run/export`` from a checkpoint's fp32 weights, with BatchNorm statistics as the ranks agree on them.
+    """Write ``run/export`` from a checkpoint's fp32 weights, with BatchNorm statistics averaged over the ranks.
 
-    Of averaged weights, where the run has them, with statistics from ``averaging.batch_norm`` training samples.
-
-    An earlier export of the same run is moved aside, and deleted once the new one is in its place.
+    Where the run averages weights, the average is exported, with statistics from ``averaging.batch_norm`` training samples. An
+    earlier export is replaced once the new one is complete.
     """
     torch.manual_seed(config.seed)
     task = build(config.model, data)
@@ -45,11 +44,12 @@ def export(source: Path, run: Path, config: Config, data: Data) -> Path:
 
 
 def _recompute_batch_norm(task: torch.nn.Module, config: Config, data: Data) -> None:
+    """Recompute BatchNorm's running statistics from training samples."""
     model: Any = task.model
     micro = min(config.batch.micro, config.batch.global_)
     batches = train_batches(
         data.train, seed=key(config.seed, 0), start=0, steps=max(1, min(config.averaging.batch_norm, len(data.train)) // micro),
         global_batch=micro, micro=micro, accumulation=1, rank=0, world_size=1, workers=0,
     )  # fmt: skip
-    # Not optimizers.recompute_batch_norm, which all ranks call together.
+    # Not optimizers.recompute_batch_norm, which is collective.
     torch.optim.swa_utils.update_bn((batch["pixel_values"] for batch in batches), model)

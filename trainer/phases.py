@@ -1,4 +1,4 @@
-"""From a config, a world size and the size of the data: what each rank does at each step, and how fast it learns."""
+"""The phases of a run in numbers: batch split, steps and learning rate, from a config, the world size and the size of the data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bellwether.trainer.config.schema import Optimizer
 
 @dataclass(frozen=True)
 class Split:
-    """How a global batch is reached: ``micro * accumulation * world_size``, exactly."""
+    """How a global batch is split: it is exactly ``micro * accumulation * world_size`` samples."""
 
     global_batch: int
     micro: int
@@ -24,20 +24,20 @@ class Split:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase, in numbers. All lengths are in samples unless they say otherwise."""
+    """One phase in numbers. All lengths are in samples unless stated otherwise."""
 
     config: Config
     index: int
     split: Split
-    epoch: int  # training rows of this phase
+    epoch: int  # number of training samples of this phase
     steps: int
-    first_step: int  # of the run
-    first_sample: int  # of the run
+    first_step: int  # steps of the run before this phase
+    first_sample: int  # samples of the run before this phase
     lr: float
     warmup: int
     cooldown: int
     milestones: tuple[int, ...] = ()
-    average_from: int = 1  # the first update of the run whose weights are taken into an average
+    average_from: int = 1  # the first update of the run whose weights are averaged
     average_every: int = 1  # updates
 
     @property
@@ -50,7 +50,7 @@ class Phase:
         return self.first_step + self.steps
 
     def due(self, step: int, every: Duration | None) -> bool:
-        """Whether a multiple of ``every``, counted from the phase's beginning, lies in the samples of a step of the run."""
+        """Whether a multiple of ``every``, counted from the start of the phase, falls within the samples of a step of the run."""
         if every is None:
             return False
         batch = self.split.global_batch
@@ -59,10 +59,10 @@ class Phase:
 
 
 def split(global_batch: int, most: int, world_size: int, key: str = "batch") -> Split:
-    """The largest micro-batch, at most ``most``, with which ``world_size`` ranks make up the global batch exactly.
+    """Split a global batch over ``world_size`` ranks, with the largest micro-batch of at most ``most`` that divides it.
 
     Raises:
-        ConfigError: naming the nearest global batches that work.
+        ConfigError: if the ranks cannot have equal shares, naming the nearest global batches that work.
     """
     if global_batch % world_size:
         below = global_batch // world_size * world_size
@@ -70,7 +70,7 @@ def split(global_batch: int, most: int, world_size: int, key: str = "batch") -> 
         raise ConfigError(
             f"{key}.global",
             global_batch,
-            f"cannot be shared by {world_size} processes alike",
+            f"cannot be divided equally among {world_size} processes",
             f"the nearest that can: {' and '.join(map(str, near))}",
         )
     per_rank = global_batch // world_size
@@ -79,21 +79,21 @@ def split(global_batch: int, most: int, world_size: int, key: str = "batch") -> 
 
 
 def splits(phases: Sequence[Config], world_size: int) -> list[Split]:
-    """`split` for each phase, with its keys in the errors."""
+    """`split` for each phase; errors name the phase's key."""
     keys = [f"phases[{index}].batch" if len(phases) > 1 else "batch" for index in range(len(phases))]
     return [split(c.batch.global_, c.batch.micro, world_size, key) for c, key in zip(phases, keys, strict=True)]
 
 
 def notes(phase: Phase) -> list[str]:
-    """What a person should know of a phase, beyond its numbers."""
+    """Advice to the user about a phase: a wasteful split, and a batch outside of the schedule recipe's range."""
     config, batch = phase.config, phase.split.global_batch
     name = config.schedule.recipe if phase.index == 0 else None
-    said = (wasteful(phase.split, config.batch.micro), None if name is None else recipe(name).warning(batch))
-    return [note for note in said if note is not None]
+    advice = (wasteful(phase.split, config.batch.micro), None if name is None else recipe(name).warning(batch))
+    return [note for note in advice if note is not None]
 
 
 def wasteful(split: Split, most: int) -> str | None:
-    """A word of advice where the solved micro-batch is far below what memory would allow."""
+    """Advice where the micro-batch of a split is less than half of what memory allows; None elsewhere."""
     best = min(most, split.global_batch // split.world_size)
     if split.micro * 2 > best:
         return None
@@ -112,50 +112,63 @@ def plan(phases: Sequence[Config], world_size: int, epochs: Sequence[int]) -> li
     Args:
         phases: a config for each, from `bellwether.trainer.config.phases`.
         world_size: number of processes.
-        epochs: training rows of each phase's data.
+        epochs: number of training samples of each phase's data.
+
+    Raises:
+        ConfigError: if a batch cannot be split, a duration is zero, or warm-up, cool-down, milestones or averaging do not fit.
     """
     planned: list[Phase] = []
     step = sample = 0
     for index, (config, epoch, shares) in enumerate(zip(phases, epochs, splits(phases, world_size), strict=True)):
         key = f"phases[{index}]." if len(phases) > 1 else ""
-        batch = shares.global_batch
-        steps = math.ceil(config.duration.samples(batch, epoch) / batch)
-        if steps < 1:
-            raise ConfigError(f"{key}duration", str(config.duration), "is no training at all", "write at least 1 steps")
-        total = steps * batch
-        lr, warmup = config.optimizer.lr, config.schedule.warmup.samples(total, batch, epoch)
-        scaling = config.scaling
-        if scaling.base_batch is not None:
-            lr = scaled_lr(lr, batch, scaling.base_batch, scaling.rule)
-            if scaling.warmup:
-                warmup = round(scaled_warmup(warmup, batch, scaling.base_batch))
-        cooldown = config.schedule.cooldown.samples(total, batch, epoch) if config.schedule.kind == "trapezoid" else 0
-        if warmup + cooldown > total:
-            raise ConfigError(
-                f"{key}schedule.warmup",
-                str(config.schedule.warmup),
-                f"warm-up and cool-down take {warmup + cooldown:,} samples at batch {batch:,}, the phase has {total:,}",
-                "shorten them, lengthen the phase, or lower the batch",
-            )
-        milestones = tuple(m.samples(total, batch, epoch) for m in config.schedule.milestones)
-        if list(milestones) != sorted(milestones):
-            written = [str(m) for m in config.schedule.milestones]
-            raise ConfigError(f"{key}schedule.milestones", written, "must rise", "write the earliest first")
-        planned.append(Phase(config, index, shares, epoch, steps, step, sample, lr, warmup, cooldown, milestones))
-        step += steps
-        sample += total
+        phase = _plan_phase(
+            config, key, Phase(config, index, shares, epoch, 0, step, sample, config.optimizer.lr, 0, 0)
+        )
+        planned.append(phase)
+        step, sample = step + phase.steps, sample + phase.samples
+    return _plan_averaging(planned)
+
+
+def _plan_phase(config: Config, key: str, start: Phase) -> Phase:
+    """Add length, peak learning rate, warm-up, cool-down and milestones to a phase of which batch and start are known."""
+    batch, epoch, schedule, scaling = start.split.global_batch, start.epoch, config.schedule, config.scaling
+    steps = math.ceil(config.duration.samples(batch, epoch) / batch)
+    if steps < 1:
+        raise ConfigError(f"{key}duration", str(config.duration), "is less than one step", "write at least 1 steps")
+    total = steps * batch
+    lr, warmup = config.optimizer.lr, schedule.warmup.samples(total, batch, epoch)
+    if scaling.base_batch is not None:
+        lr = scaled_lr(lr, batch, scaling.base_batch, scaling.rule)
+        if scaling.warmup:
+            warmup = round(scaled_warmup(warmup, batch, scaling.base_batch))
+    cooldown = schedule.cooldown.samples(total, batch, epoch) if schedule.kind == "trapezoid" else 0
+    if warmup + cooldown > total:
+        problem = (
+            f"warm-up and cool-down take {warmup + cooldown:,} samples at batch {batch:,}, the phase has {total:,}"
+        )
+        advice = "shorten them, lengthen the phase, or lower the batch"
+        raise ConfigError(f"{key}schedule.warmup", str(schedule.warmup), problem, advice)
+    milestones = tuple(m.samples(total, batch, epoch) for m in schedule.milestones)
+    if list(milestones) != sorted(milestones):
+        written, problem = [str(m) for m in schedule.milestones], "must be in ascending order"
+        raise ConfigError(f"{key}schedule.milestones", written, problem, "write the earliest first")
+    return replace(start, steps=steps, lr=lr, warmup=warmup, cooldown=cooldown, milestones=milestones)
+
+
+def _plan_averaging(planned: list[Phase]) -> list[Phase]:
+    """Add the updates whose weights are averaged, which are those of the last phase."""
     last, wanted = planned[-1], planned[-1].config.averaging
     batch = last.split.global_batch
-    begin = last.first_step + wanted.start.samples(last.samples, batch, last.epoch) // batch + 1
-    if wanted.kind in ("swa", "ema") and begin > last.last_step:
-        problem = f"nothing is left to average after step {last.last_step:,}"
-        raise ConfigError("averaging.start", str(wanted.start), problem, "begin earlier, as in 0.75")
+    first = last.first_step + wanted.start.samples(last.samples, batch, last.epoch) // batch + 1
+    if wanted.kind in ("swa", "ema") and first > last.last_step:
+        problem = f"there is nothing to average after step {last.last_step:,}"
+        raise ConfigError("averaging.start", str(wanted.start), problem, "start earlier, as in 0.75")
     every = max(1, wanted.every.samples(batch, last.epoch) // batch)
-    return [replace(phase, average_from=begin, average_every=every) for phase in planned]
+    return [replace(phase, average_from=first, average_every=every) for phase in planned]
 
 
 def rows(phase: Phase) -> list[tuple[str, str]]:
-    """The plan of a phase as a table of label and value, for people."""
+    """The plan of a phase as rows of label and value, for users."""
     config, s = phase.config, phase.split
     scaling, optimizer, schedule = config.scaling, config.optimizer, config.schedule
     lr = f"{phase.lr:.3e}"
@@ -189,21 +202,17 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
 
 
 def stop_step(config: Config, phases: Sequence[Phase]) -> int:
-    """The step of the run at which to stop: its last, or where ``stop_after`` says."""
+    """The step at which the run stops: its last, or that of ``stop_after``."""
     last = phases[-1].last_step
     if config.stop_after is None:
         return last
-    left, unit = config.stop_after.amount, config.stop_after.unit
+    remaining, unit = config.stop_after.amount, config.stop_after.unit
     for phase in phases:
-        # A phase's length, and that of a step in it, in the unit that the config counts in.
-        step = {
-            "steps": 1.0,
-            "samples": float(phase.split.global_batch),
-            "epochs": phase.split.global_batch / phase.epoch,
-        }[unit]
-        if left <= phase.steps * step:
-            return phase.first_step + math.ceil(round(left / step, 6))
-        left -= phase.steps * step
+        batch = phase.split.global_batch
+        step_length = {"steps": 1.0, "samples": float(batch), "epochs": batch / phase.epoch}[unit]
+        if remaining <= phase.steps * step_length:
+            return phase.first_step + math.ceil(round(remaining / step_length, 6))
+        remaining -= phase.steps * step_length
     return last
 
 

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines in a log."""
+"""Progress of a run: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from bellwether.trainer import output_log
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-_WINDOW = 64  # steps that the estimate of the time left looks back on
+_WINDOW = 64  # steps over which the remaining time is estimated
 _BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}  {text}"
 
 
 class Progress:
-    """Progress over global steps, for rank 0.
+    """Shows progress in global steps, on rank 0.
 
-    On a terminal it is a bar; elsewhere a line at each update that carries values::
+    On a terminal it is a bar; elsewhere a line for each update that has values::
 
         step   120/1000   12.0%  loss  5.4321  lr 1.20e-03  |g|     0.93      412 samples/s  eta 0:01:23
 
-    The time left comes from the median of the recent step times: an evaluation, a checkpoint or the slow
-    first steps after a resume do not move it.
+    The remaining time is estimated from the median of the recent step times, which evaluations, checkpoints and slow first steps
+    after a resume do not change.
 
     Args:
         stream: where to write; stderr by default.
-        clock: seconds that only go forward.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,7 +45,7 @@ class Progress:
         self._values: dict[str, Any] = {}
 
     def start(self, step: int, total_steps: int) -> None:
-        """Begin at `step` steps done (not 0 after a resume) of `total_steps`; a phase goes on in the bar."""
+        """Start at `step` completed steps (more than 0 after a resume) of `total_steps`. Later phases continue the same bar."""
         if total_steps != self._total:
             self.close()
         self._step, self._total, self._last = step, total_steps, self._clock()
@@ -54,7 +54,11 @@ class Progress:
             self._bar = _bar(self._stream, step, total_steps)
 
     def update(self, step: int, values: dict[str, Any] | None = None) -> None:
-        """`step` steps are done. `values`: those of a train event, at the steps that have one."""
+        """Set the number of completed steps.
+
+        Args:
+            values: of the train event, at steps that have one.
+        """
         now = self._clock()
         if step > self._step:
             self._times.append((now - self._last) / (step - self._step))
@@ -70,7 +74,7 @@ class Progress:
             self._print(self._line())
 
     def note(self, text: str) -> None:
-        """A line of its own, such as an evaluation's result. The time since the last step is no step time."""
+        """Print a line, such as the result of an evaluation. The time since the last step does not count as step time."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
@@ -78,7 +82,7 @@ class Progress:
         self._last = self._clock()
 
     def close(self) -> None:
-        """End the bar and leave it on the screen."""
+        """Close the bar and leave it on the screen."""
         if self._bar is not None:
             self._bar.refresh()
             self._bar.close()
@@ -132,20 +136,19 @@ def _bar(stream: TextIO, step: int, total: int) -> tqdm[Any]:
     from tqdm import tqdm
 
     class Bar(tqdm):
-        monitor_interval = 0  # no watching thread beside workers that fork
+        monitor_interval = 0  # no monitor thread in a process that may fork
 
         @property
         def format_dict(self) -> dict[str, Any]:
             # tqdm's own estimate counts evaluations as steps and its {postfix} begins with a comma.
             return {**super().format_dict, "text": self.postfix or ""}
 
-    # A terminal that does not tell its size (docker -t, script) gets a common one: tqdm would show nothing
-    # there.
-    size: dict[str, Any] = {"dynamic_ncols": True} if _knows_size(stream) else {"ncols": 80, "nrows": 20}
+    # A terminal of unknown size (docker -t, script) gets a common one: tqdm would show nothing there.
+    size: dict[str, Any] = {"dynamic_ncols": True} if _has_known_size(stream) else {"ncols": 80, "nrows": 20}
     return Bar(total=total, initial=step, file=stream, bar_format=_BAR, miniters=1, **size)
 
 
-def _knows_size(stream: TextIO) -> bool:
+def _has_known_size(stream: TextIO) -> bool:
     try:
         return min(os.get_terminal_size(stream.fileno())) > 0
     except (OSError, ValueError):

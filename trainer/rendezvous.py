@@ -1,15 +1,16 @@
-"""Where the processes of a SLURM job meet: the first node, its address on the site's network, a free port.
+"""Rendezvous of the processes of a SLURM job: the first node, its address on the site's network, a free port.
 
-A batch script asks once, on the first node, before it starts the tasks::
+A batch script determines it once, on the first node, before it starts the tasks::
 
     eval "$(python -m bellwether.trainer.rendezvous)"        # MASTER_ADDR, MASTER_PORT
 
-A task that finds neither set (``srun python -m bellwether.trainer ...`` by hand) works both out for itself, and comes to what every
-other task comes to. Imports nothing heavy.
+A task without these variables (``srun python -m bellwether.trainer ...`` by hand) computes both, with the same result in every
+task. Light imports only.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -17,28 +18,30 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-# Below Linux's ephemeral ports (32768 and up), so that no outgoing connection sits on one by chance.
+from bellwether.trainer import log
+
+# Below Linux's ephemeral ports (32768 and up), so that no outgoing connection occupies one by chance.
 _FIRST, _COUNT = 10_000, 20_000
-_STRIDE = 7919  # prime to _COUNT: steps over all ports, and neighbouring jobs do not walk into one another
+_STRIDE = 7919  # prime to _COUNT: visits all ports, and jobs with neighbouring ids do not try the same ones
 
 
 def hosts(nodelist: str) -> list[str]:
-    """The host names in SLURM's compressed form, from ``scontrol``, or where there is none, as in a container, by hand.
+    """Host names from SLURM's compressed form, by ``scontrol``, or by `expand` where there is none, as in a container.
 
     Raises:
-        ValueError: if it is no such list.
+        ValueError: if the text is no such list.
     """
     try:
-        told = subprocess.run(
+        expanded = subprocess.run(
             ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, timeout=30, check=True
         )
-        return told.stdout.split() or expand(nodelist)
+        return expanded.stdout.split() or expand(nodelist)
     except (OSError, subprocess.SubprocessError):
         return expand(nodelist)
 
 
 def expand(nodelist: str) -> list[str]:
-    """SLURM's compressed form of host names, as ``scontrol show hostnames`` reads it.
+    """Host names from SLURM's compressed form, as ``scontrol show hostnames`` expands it.
 
     >>> expand("rack[1-2]n[3-4],x7")
     ['rack1n3', 'rack1n4', 'rack2n3', 'rack2n4', 'x7']
@@ -46,7 +49,7 @@ def expand(nodelist: str) -> list[str]:
     ['gpu008-ib', 'gpu009-ib', 'gpu010-ib', 'gpu42-ib']
 
     Raises:
-        ValueError: if it is no such list.
+        ValueError: if the text is no such list.
     """
     parts = re.findall(r"(?:[^\[\],\s]|\[[^\[\]]*\])+", nodelist)
     if not parts or ",".join(parts) != nodelist.strip():
@@ -71,18 +74,18 @@ def _expand(part: str) -> Iterator[str]:
 
 
 def ports(job: int, restart: int = 0) -> Iterator[int]:
-    """The ports that a job tries, in order: another first one for each job and each restart.
+    """The ports that a job tries, in order; each job and each restart starts with a different one.
 
     >>> next(ports(123)) == next(ports(123)) != next(ports(123, restart=1))
     True
     """
     start = job + 4001 * restart
-    for turn in range(_COUNT):
-        yield _FIRST + (start + _STRIDE * turn) % _COUNT
+    for index in range(_COUNT):
+        yield _FIRST + (start + _STRIDE * index) % _COUNT
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on a port of this machine now."""
+    """Whether a server can listen on a port of this machine now."""
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -93,29 +96,29 @@ def is_free(port: int) -> bool:
 
 
 def address(interface: str | None) -> str:
-    """This machine's name or, with an interface such as ``ib0``, its IPv4 address on that.
+    """This machine's host name or, with an interface such as ``ib0``, its IPv4 address on that interface.
 
     Raises:
-        ValueError: if there is no such interface, or it has no address; names those that have.
+        ValueError: if there is no such interface, or it has no address, naming the interfaces with one.
     """
     if not interface:
         return socket.gethostname()
     import psutil
 
-    found = {
+    by_interface = {
         name: next((a.address for a in addresses if a.family == socket.AF_INET), None)
         for name, addresses in psutil.net_if_addrs().items()
     }
-    if (own := found.get(interface)) is not None:
-        return own
-    having = ", ".join(sorted(name for name, own in found.items() if own)) or "none"
+    if (found := by_interface.get(interface)) is not None:
+        return found
+    usable = ", ".join(sorted(name for name, own in by_interface.items() if own)) or "none"
     raise ValueError(
-        f"interface {interface!r}: no IPv4 address on {socket.gethostname()}; interfaces with one: {having}"
+        f"interface {interface!r}: no IPv4 address on {socket.gethostname()}; interfaces with one: {usable}"
     )
 
 
 def of_step() -> tuple[str, int]:
-    """Where the tasks of an ``srun`` meet when nobody told them: its first node, and the job's first port."""
+    """Rendezvous of the tasks of an ``srun`` without MASTER_ADDR: its first node, and the job's first port."""
     e = os.environ
     nodes = e.get("SLURM_STEP_NODELIST") or e["SLURM_JOB_NODELIST"]
     step = int(e.get("SLURM_STEP_ID", "0"))
@@ -123,16 +126,17 @@ def of_step() -> tuple[str, int]:
 
 
 def main() -> int:
-    """Print what a batch script is to ``eval``. To be run on the job's first node."""
+    """Print the assignments that a batch script evaluates. To be run on the job's first node."""
     e = os.environ
     try:
-        master = address(e.get("BELLWETHER_INTERFACE"))
+        master_address = address(e.get("BELLWETHER_INTERFACE"))
     except ValueError as error:
-        print(f"bellwether: BELLWETHER_INTERFACE: {error}", file=sys.stderr)
+        log.setup()
+        logging.getLogger("bellwether.trainer").error("BELLWETHER_INTERFACE: %s", error)
         return 2
     job, restart = int(e.get("SLURM_JOB_ID", "0")), int(e.get("SLURM_RESTART_COUNT", "0"))
     port = next(filter(is_free, ports(job, restart)))
-    print(f"export MASTER_ADDR={master} MASTER_PORT={port}")
+    print(f"export MASTER_ADDR={master_address} MASTER_PORT={port}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A run directory's names, and how its files come there, also for those who do not train: no heavy import."""
+"""Paths in a run directory, and atomic writes of its files. Light imports only: the launcher uses it too."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _CHECKPOINT = re.compile(r"^step-\d{8}$")
 
 
 def directory(config: Config) -> Path:
-    """Where a run lies."""
+    """The run directory of a config."""
     return Path(config.runs).expanduser() / config.name
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The published checkpoints, the oldest first."""
+    """The published checkpoints, oldest first."""
     return sorted(p for p in root.glob("step-*") if _CHECKPOINT.match(p.name)) if root.is_dir() else []
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what then takes the place of ``path``: nobody reads half a file, and a failure leaves the old one."""
-    # A name of its own: a user may write a report while the run does.
+    """Context with a temporary path that then atomically replaces ``path``. A failure leaves the old file."""
+    # A unique name: a user may write a report at the same time as the run.
     partial = path.with_name(f"{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
     try:
         yield partial
@@ -40,6 +40,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def publish(path: Path, text: str) -> None:
-    """`replacing` by a text, in UTF-8."""
+    """Atomically replace a file's content by a text, in UTF-8."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -97,7 +97,7 @@ def test_command_line_overrides_the_variables_of_sbatch(monkeypatch: pytest.Monk
         (["--on", "local", "--nodes", "2"], "--nodes: 2: does not apply to --on local"),
         (["--on", "mpi", "--time", "1:00"], "--time: '1:00': does not apply to --on mpi"),
         (["--on", "mpi", "--hostfile", "nowhere"], "--hostfile: 'nowhere': cannot be read"),
-        (["--on", "slurm", "--nodes", "3"], "batch.global: 256: cannot be shared by 24 processes alike"),
+        (["--on", "slurm", "--nodes", "3"], "batch.global: 256: cannot be divided equally among 24 processes"),
         (["--on", "slurm", "engine.world_size=7"], "engine.world_size: 7: 8 processes would be started"),
         (["--on", "slurm", "--site", "nowhere.yaml"], "--site: 'nowhere.yaml': cannot be read"),
         (["batch.globl=3"], "batch.globl"),

@@ -1,4 +1,4 @@
-"""What `engine.build` refuses, and whom it blames."""
+"""Errors of `engine.build` name the config key that is at fault."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_out_of_memory_is_not_blamed_on_the_config(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_a_run_with_unsupported_precision_makes_no_run_directory(ranks: Ranks, tmp_path: Path) -> None:
+def test_run_with_unsupported_precision_creates_no_run_directory(ranks: Ranks, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"engine\.precision: 'fp16': the CPU of"):
         ranks.run(_train, str(tmp_path))
     assert not list(tmp_path.iterdir())

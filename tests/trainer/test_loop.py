@@ -1,4 +1,4 @@
-"""Whole runs, on real process groups: resumed to the bit, the same at any world size, in phases, in every precision."""
+"""Whole runs on real process groups: bit-exact resume, any world size, phases, every precision, errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tiers import covering
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a small corpus, and the cache of what is prepared from it."""
+    """A directory with a small corpus and the cache of prepared data."""
     folder = tmp_path_factory.mktemp("workspace")
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 7))) for _ in range(120)]
@@ -91,7 +91,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def weights(path: Path, wanted: str = "weight") -> dict[str, np.ndarray]:
-    """Whole fp32 weights of a checkpoint, or state of theirs."""
+    """Whole fp32 weights of a checkpoint, or another kind of tensor by parameter name."""
     pieces: dict[str, list[tuple[int, np.ndarray]]] = {}
     for key, value in tensors(path).items():
         kind, name, start = key.split(":", 1)[1].split("|")
@@ -104,8 +104,8 @@ def weights(path: Path, wanted: str = "weight") -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["text", "images"])
-def test_resumed_to_the_bit(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
-    """2n steps = n steps, stop, resume, n steps; with evaluation and checkpoints at other times in the two."""
+def test_resume_is_bit_exact(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
+    """2n steps equal n steps, stop, resume, n steps, with evaluations and checkpoints at different times."""
     make = {"text": text, "images": images}[kind]
     whole = make(workspace, f"whole-{kind}-{stage}", engine={"stage": stage})
     halves = make(workspace, f"halves-{kind}-{stage}", engine={"stage": stage}, evaluate={"every": "3 steps"})
@@ -131,8 +131,10 @@ TRAJECTORY = {"every": "1 steps", "interpolate": {"steps": [1, 6], "every": "4 s
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["text", "images"])
-def test_diagnosis_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
-    """And the loss where the way begins is the one that training saw."""
+def test_trajectory_measurements_do_not_change_the_training(
+    ranks: Ranks, workspace: Path, kind: str, stage: int
+) -> None:
+    """And the interpolated loss at the weights before the step is the training loss."""
     make = {"text": text, "images": images}[kind]
     plain, watched = (
         make(workspace, f"walk-{kind}-{stage}-{name}", engine={"stage": stage}, trajectory=trajectory)
@@ -147,7 +149,7 @@ def test_diagnosis_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stag
         assert torch.equal(value, found[key]), key
     assert losses(plain) == losses(watched)
     history = read(Path(watched["runs"]) / watched["name"])
-    # The weights before the step that a resume begins with are known, and those before these are not.
+    # After a resume, the weights before the first step are known, and those of the step before are not.
     assert [line["step"] for line in history.walk if line["cosine"] is None] == [1, 6]
     assert [line["step"] for line in history.between] == [1, 4, 6, 8]
     for line in history.between:
@@ -156,7 +158,7 @@ def test_diagnosis_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stag
         assert line["losses"][1] != line["losses"][0]
     assert history.walk[-1]["distance"] > history.walk[0]["distance"] == pytest.approx(history.walk[0]["update_norm"])
     names = history.norms[-1]["update_norms"]
-    # In the model's order: a layer's bias stands behind its weight, which is of another group.
+    # In the model's order: a layer's bias follows its weight, which is in another param group.
     order = list(names)
     weights = [name for name in order if name.endswith(".weight") and name.removesuffix("weight") + "bias" in names]
     assert [order[order.index(name) + 1] for name in weights] == [
@@ -169,7 +171,9 @@ def test_diagnosis_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stag
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["text", "images"])
-def test_watching_the_noise_changes_no_bit(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
+def test_noise_scale_measurement_does_not_change_the_training(
+    ranks: Ranks, workspace: Path, kind: str, stage: int
+) -> None:
     precision = "bf16" if stage == 1 else "fp32"
     skip_without(precision, ranks)
     make = {"text": text, "images": images}[kind]
@@ -189,7 +193,7 @@ def test_watching_the_noise_changes_no_bit(ranks: Ranks, workspace: Path, kind: 
 
 @pytest.fixture(scope="module")
 def alone(workspace: Path) -> dict[str, Any]:
-    """The run on one process that others are compared with."""
+    """A run on one process, with which the others are compared."""
     raw = text(workspace, "alone", model={"dropout": 0.0})
     one = Ranks(1)
     one.run(_run, raw)
@@ -200,7 +204,9 @@ def alone(workspace: Path) -> dict[str, Any]:
 @covering(lambda stage, ranks: stage == 2 or (stage == 3 and ranks == 2))
 @pytest.mark.parametrize("ranks", [2, 4], indirect=True)
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_the_same_at_any_world_size(ranks: Ranks, workspace: Path, alone: dict[str, Any], stage: int) -> None:
+def test_losses_and_weights_are_the_same_at_any_world_size(
+    ranks: Ranks, workspace: Path, alone: dict[str, Any], stage: int
+) -> None:
     raw = text(
         workspace,
         f"world-{ranks.world_size}-{stage}",
@@ -210,13 +216,13 @@ def test_the_same_at_any_world_size(ranks: Ranks, workspace: Path, alone: dict[s
     )
     ranks.run(_run, raw)
     assert losses(raw) == pytest.approx(losses(alone), rel=1e-5)
-    # 10 held-out samples: batches of 4 on 2 or 4 ranks are short at the end, or empty.
+    # 10 held-out samples in batches of 4 on 2 or 4 ranks: the last batch is short or empty.
     ours, theirs = (read(Path(r["runs"]) / r["name"]).eval[-1] for r in (raw, alone))
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     assert (ours["accuracy"], ours["examples"]) == (pytest.approx(theirs["accuracy"]), 10)
     wanted = weights(last(alone))
     for name, found in weights(last(raw)).items():
-        # Early Adam directions are signs of nearly nothing: a gradient's last bit may move a weight by its share of lr.
+        # Early Adam updates are about lr times the sign of tiny gradients: their last bit may move a weight by that much.
         assert np.linalg.norm(found - wanted[name]) < 1e-3 * np.linalg.norm(wanted[name]) + 1e-6, name
 
 
@@ -263,7 +269,7 @@ def test_bf16(ranks: Ranks, workspace: Path, stage: int) -> None:
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_fp16_with_dynamic_loss_scale(ranks: Ranks, workspace: Path, stage: int) -> None:
     skip_without("fp16", ranks)
-    # SGD, which would show a gradient of the wrong scale.
+    # SGD, whose result depends on the scale of the gradient.
     raw = text(
         workspace, f"fp16-{stage}", engine={"stage": stage, "precision": "fp16"}, duration="12 steps",
         optimizer={"name": "sgd", "lr": 0.3},
@@ -289,11 +295,11 @@ RULES = {
 @covering(lambda rule: rule in ("lars", "swats"))
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_trains_and_resumes_to_the_bit(ranks: Ranks, workspace: Path, rule: str) -> None:
-    by_itself = RULES[rule].get("weight_decay_mode") in ("independent", "prox")
+def test_every_rule_trains_and_resumes_bit_exact(ranks: Ranks, workspace: Path, rule: str) -> None:
+    is_independent_of_lr = RULES[rule].get("weight_decay_mode") in ("independent", "prox")
     raw = text(
         workspace, f"rule-{rule}", optimizer=RULES[rule], duration="12 steps",
-        schedule={"momentum": [0.95, 0.85], "scale_decay": not by_itself},
+        schedule={"momentum": [0.95, 0.85], "scale_decay": not is_independent_of_lr},
     )  # fmt: skip
     ranks.run(_run, raw)
     assert losses(raw)[-1] < losses(raw)[0] - 0.05
@@ -305,12 +311,12 @@ def test_every_rule_trains_and_resumes_to_the_bit(ranks: Ranks, workspace: Path,
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize(
-    "rule, decay, minds", [("adamw", "decoupled", False), ("adam", "l2", True), ("sgd", "l2", True)]
+    "rule, decay, depends", [("adamw", "decoupled", False), ("adam", "l2", True), ("sgd", "l2", True)]
 )
-def test_a_factor_of_the_loss_is_seen_by_rules_that_mind(
-    ranks: Ranks, workspace: Path, rule: str, decay: str, minds: bool
+def test_loss_factor_changes_only_rules_that_depend_on_it(
+    ranks: Ranks, workspace: Path, rule: str, decay: str, depends: bool
 ) -> None:
-    """A power of two, which rounds nothing; eps as good as 0. The first loss is reported without it."""
+    """The factor is a power of two, so nothing is rounded, and eps is almost 0. The loss is logged without the factor."""
     found = []
     for factor in (1, 1024):
         raw = images(
@@ -323,7 +329,7 @@ def test_a_factor_of_the_loss_is_seen_by_rules_that_mind(
         found.append((losses(raw), _train_lines(raw)[0]["grad_norm"]))
     assert found[0][0][0] == found[1][0][0]
     assert found[1][1] == pytest.approx(1024 * found[0][1])
-    assert (found[0][0] != pytest.approx(found[1][0], rel=1e-5)) == minds
+    assert (found[0][0] != pytest.approx(found[1][0], rel=1e-5)) == depends
 
 
 AVERAGES = {
@@ -337,7 +343,7 @@ AVERAGES = {
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("kind", AVERAGES)
-def test_averages_resume_to_the_bit_and_are_exported(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
+def test_averages_resume_bit_exact_and_are_exported(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
     averaging, rule, name = AVERAGES[kind]
     whole, halves = (
         images(
@@ -376,7 +382,7 @@ def test_averages_resume_to_the_bit_and_are_exported(ranks: Ranks, workspace: Pa
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("make", [text, images])
-def test_activation_checkpointing_changes_nothing(ranks: Ranks, workspace: Path, make: Any) -> None:
+def test_activation_checkpointing_does_not_change_the_training(ranks: Ranks, workspace: Path, make: Any) -> None:
     plain, again = make(workspace, f"plain-{make.__name__}"), make(workspace, f"recompute-{make.__name__}")
     again["engine"] = {**again["engine"], "activation_checkpointing": True}
     ranks.run(_run, plain)
@@ -388,7 +394,7 @@ def test_activation_checkpointing_changes_nothing(ranks: Ranks, workspace: Path,
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_the_run_directory_and_the_export(ranks: Ranks, workspace: Path) -> None:
+def test_run_directory_and_export(ranks: Ranks, workspace: Path) -> None:
     raw = images(workspace, "directory", checkpoint={"every": "2 steps", "keep": 2})
     ranks.run(_run, merged(raw, {"log": {"report": True}}))
     run = Path(raw["runs"]) / "directory"
@@ -417,7 +423,7 @@ def test_the_run_directory_and_the_export(ranks: Ranks, workspace: Path) -> None
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_precision_may_change_and_the_loss_scale_does_not_cross_over(ranks: Ranks, workspace: Path) -> None:
+def test_precision_may_change_and_the_loss_scale_is_not_carried_over(ranks: Ranks, workspace: Path) -> None:
     skip_without("bf16", ranks)
     raw = text(workspace, "precision", duration="9 steps")
     for stop, precision in (("3 steps", "fp32"), ("6 steps", "bf16"), (None, "fp32")):
@@ -431,7 +437,7 @@ def test_precision_may_change_and_the_loss_scale_does_not_cross_over(ranks: Rank
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_a_damaged_newest_checkpoint_is_passed_over(ranks: Ranks, workspace: Path) -> None:
+def test_damaged_newest_checkpoint_is_skipped(ranks: Ranks, workspace: Path) -> None:
     whole = text(workspace, "undamaged")
     ranks.run(_run, whole)
     raw = text(workspace, "damaged", checkpoint={"every": "2 steps"})
@@ -444,7 +450,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(ranks: Ranks, workspace: Pat
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_a_diverged_run_stops_and_says_so(ranks: Ranks, workspace: Path) -> None:
+def test_nan_loss_ends_the_run_with_an_error(ranks: Ranks, workspace: Path) -> None:
     raw = text(workspace, "diverged", optimizer={"name": "adamw", "lr": 1e30, "clip": 0}, schedule={"warmup": 0})
     with pytest.raises(AssertionError, match=r"optimizer\.lr: 1e\+30: the loss is not a number at step"):
         ranks.run(_run, raw)
@@ -452,7 +458,7 @@ def test_a_diverged_run_stops_and_says_so(ranks: Ranks, workspace: Path) -> None
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_divergence_takes_no_good_checkpoint_and_comes_at_the_same_step_again(ranks: Ranks, workspace: Path) -> None:
+def test_divergence_keeps_the_last_good_checkpoint_and_repeats_at_the_same_step(ranks: Ranks, workspace: Path) -> None:
     raw = text(
         workspace, "range", duration="40 steps", divergence=2.0, optimizer={"name": "sgd", "lr": 1e4, "clip": 0},
         schedule={"kind": "exponential", "start": 1e-6, "final": 1.0, "warmup": 0}, checkpoint={"every": "7 steps", "keep": 1},
@@ -464,7 +470,7 @@ def test_divergence_takes_no_good_checkpoint_and_comes_at_the_same_step_again(ra
     assert 5 < first.train[-1]["step"] < 40
     assert first.train[-1]["loss"] > 2 * first.train[0]["loss"]
     assert Manifest.read(kept).place.step == (first.train[-1]["step"] - 1) // 7 * 7
-    assert first.train[-1]["step"] - Manifest.read(kept).place.step > 1  # lines that come again
+    assert first.train[-1]["step"] - Manifest.read(kept).place.step > 1  # steps that are trained again
     assert not (run / "finished.json").exists()
     ranks.run(_run, raw)
     again = read(run)
@@ -474,7 +480,7 @@ def test_divergence_takes_no_good_checkpoint_and_comes_at_the_same_step_again(ra
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_a_run_goes_on_with_the_data_it_began_with(ranks: Ranks, workspace: Path) -> None:
+def test_resume_with_changed_data_is_refused(ranks: Ranks, workspace: Path) -> None:
     corpus = workspace / "growing.txt"
     corpus.write_bytes((workspace / "corpus.txt").read_bytes())
     raw = text(workspace, "growing", data={"source": str(corpus)}, stop_after="3 steps")
@@ -490,7 +496,7 @@ def test_a_run_goes_on_with_the_data_it_began_with(ranks: Ranks, workspace: Path
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_a_checkpoint_behind_the_end_is_refused(ranks: Ranks, workspace: Path) -> None:
+def test_checkpoint_at_or_after_the_last_step_is_refused(ranks: Ranks, workspace: Path) -> None:
     first = text(workspace, "long-one")
     ranks.run(_run, first)
     for duration in ("8 steps", "5 steps"):
@@ -499,7 +505,7 @@ def test_a_checkpoint_behind_the_end_is_refused(ranks: Ranks, workspace: Path) -
             ranks.run(_run, raw)
 
 
-REFUSED_BY_DEEPSPEED: list[dict[str, Any]] = [
+REJECTED_BY_DEEPSPEED: list[dict[str, Any]] = [
     {"zero_optimization": {"nope": 1}},
     {"zero_optimization": 5},
     {"zero_optimization": {"reduce_bucket_size": "big"}},
@@ -507,27 +513,27 @@ REFUSED_BY_DEEPSPEED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-@pytest.mark.parametrize("given", REFUSED_BY_DEEPSPEED, ids=str)
-def test_what_deepspeed_refuses_is_named(ranks: Ranks, workspace: Path, given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("given", REJECTED_BY_DEEPSPEED, ids=str)
+def test_keys_that_deepspeed_rejects_are_named(ranks: Ranks, workspace: Path, given: dict[str, Any]) -> None:
     raw = text(workspace, "refused", engine={"stage": 2, "deepspeed": given})
     with pytest.raises(AssertionError, match=r"engine\.deepspeed: .*DeepSpeed rejects it"):
         ranks.run(_run, raw)
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_keys_for_deepspeed_reach_it(ranks: Ranks, workspace: Path) -> None:
+def test_engine_deepspeed_keys_reach_deepspeed(ranks: Ranks, workspace: Path) -> None:
     given = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}, "round_robin_gradients": True}}
     raw = text(workspace, "passed-on", engine={"stage": 2, "deepspeed": given})
     plain = text(workspace, "not-passed-on", engine={"stage": 2})
     ranks.run(_run, raw)
     ranks.run(_run, plain)
     assert losses(raw) == pytest.approx(losses(plain), rel=1e-5)
-    # The layout is another: each rank holds other parameters.
+    # With round_robin_gradients each rank holds other parameters.
     assert tensors(last(raw)).keys() != tensors(last(plain)).keys()
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_anothers_optimizer_state_is_refused(ranks: Ranks, workspace: Path) -> None:
+def test_state_of_another_optimizer_is_refused(ranks: Ranks, workspace: Path) -> None:
     first = text(workspace, "lamb", stop_after="3 steps")
     ranks.run(_run, first)
     with pytest.raises(AssertionError, match=r"Lamb's, not AdamW's; set optimizer\.name: lamb"):
@@ -535,7 +541,7 @@ def test_anothers_optimizer_state_is_refused(ranks: Ranks, workspace: Path) -> N
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_another_batch_cannot_go_on_from_a_checkpoint_between_its_steps(ranks: Ranks, workspace: Path) -> None:
+def test_other_batch_size_cannot_resume_between_its_steps(ranks: Ranks, workspace: Path) -> None:
     first = text(workspace, "first", stop_after="3 steps")
     ranks.run(_run, first)
     other = text(workspace, "other", batch={"global": 32}, resume=str(last(first)))
@@ -546,8 +552,8 @@ def test_another_batch_cannot_go_on_from_a_checkpoint_between_its_steps(ranks: R
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_a_target_ends_the_run_where_it_is_reached(ranks: Ranks, workspace: Path) -> None:
-    """Not before, not again, and not for ever: a target that is moved lets the run go on."""
+def test_target_ends_the_run_when_it_is_reached(ranks: Ranks, workspace: Path) -> None:
+    """A restart does not train on, and a run with a changed target resumes."""
     easy = {"every": "1 steps", "target": "loss <= 1e9"}
     raw = text(workspace, "target", evaluate={"every": "3 steps", "target": "loss <= 1e9"})
     run = Path(raw["runs"]) / raw["name"]
@@ -566,8 +572,8 @@ def test_a_target_ends_the_run_where_it_is_reached(ranks: Ranks, workspace: Path
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("step", [4, 8])
-def test_an_evaluation_that_was_cut_off_is_made_when_the_run_goes_on(ranks: Ranks, workspace: Path, step: int) -> None:
-    """Killed after the checkpoint and before the evaluation, in mid-run and at the very end."""
+def test_pending_evaluation_is_made_on_resume(ranks: Ranks, workspace: Path, step: int) -> None:
+    """The run was killed between checkpoint and evaluation, in the middle or at the end."""
     raw = text(workspace, f"cut-{step}", evaluate={"every": "4 steps"}, checkpoint={"every": "4 steps"})
     raw |= {"stop_after": f"{step} steps"}
     ranks.run(_run, raw)
@@ -600,13 +606,13 @@ def test_an_evaluation_that_was_cut_off_is_made_when_the_run_goes_on(ranks: Rank
         ("loss <= 2", {}, False),
     ],
 )
-def test_what_reaches_a_target(text_: str, values: dict[str, float], holds: bool) -> None:
+def test_target_holds(text_: str, values: dict[str, float], holds: bool) -> None:
     assert c.Target.parse(text_).holds(values) is holds
 
 
 @pytest.mark.parametrize(
     "wrong", ["accuracy > 0.9", "loss <= e", "0.9", "perplexity <= 3", 0.9, "accuracy >= 90", "accuracy <= 0.9"]
 )
-def test_a_target_that_is_none_is_refused(workspace: Path, wrong: Any) -> None:
+def test_invalid_target_is_refused(workspace: Path, wrong: Any) -> None:
     with pytest.raises(c.ConfigErrors, match=r"evaluate\.target.*write 'accuracy >= 0\.9'"):
         c.validate(text(workspace, "wrong", evaluate={"target": wrong}))

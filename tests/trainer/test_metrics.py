@@ -1,4 +1,4 @@
-"""What a run says about itself survives kills, resumes and numbers that are none."""
+"""Metrics survive kills, resumes and numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bellwether.trainer.trackers import TENSORBOARD
 
 
 def lines(run: Path) -> list[Any]:
-    """The file as any JSON reader sees it: NaN and Infinity are no JSON."""
+    """The file as a strict JSON reader parses it: NaN and Infinity are not JSON."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -38,7 +38,7 @@ def steps(history: History, event: str = "train") -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in getattr(history, event)]
 
 
-def test_a_line_is_one_json_object_and_is_there_at_once(tmp_path: Path) -> None:
+def test_each_event_is_one_json_line_written_immediately(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "runs" / "a")
     metrics.write("start", step=0, samples=0, version="1", world_size=2, device="cpu", resumed_from=None)
     metrics.write("checkpoint", step=3, samples=24, path=tmp_path, seconds=torch.tensor(0.5))
@@ -49,12 +49,12 @@ def test_a_line_is_one_json_object_and_is_there_at_once(tmp_path: Path) -> None:
     assert (second["path"], second["seconds"]) == (str(tmp_path), 0.5)
 
 
-def test_an_unknown_event_is_refused(tmp_path: Path) -> None:
+def test_unknown_event_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trian.*train"):
         Metrics(tmp_path).write("trian", step=1)
 
 
-def test_a_rank_that_does_not_write_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_without_a_directory_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     metrics = Metrics(None, ["tensorboard"])
     metrics.write("start", step=0)
@@ -62,7 +62,7 @@ def test_a_rank_that_does_not_write_writes_nothing(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
 
 
-def test_numbers_that_are_not_finite_come_back(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_restored(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     metrics.write("start", step=0, samples=0, version="nan")
     ratios = {"min": math.nan, "median": 1.0, "max": math.inf}
@@ -83,7 +83,7 @@ def test_numbers_that_are_not_finite_come_back(tmp_path: Path) -> None:
     assert (history.start[0]["version"], train["phase"]) == ("nan", "inf")
 
 
-def test_nothing_is_ever_truncated(tmp_path: Path) -> None:
+def test_existing_lines_are_never_truncated(tmp_path: Path) -> None:
     launch(tmp_path, 0, 5, loss=1.0)
     before = (tmp_path / FILE).read_bytes()
     launch(tmp_path, 3, 6, loss=2.0)
@@ -107,7 +107,7 @@ RESUMES = [
 @pytest.mark.parametrize(
     ("launches", "expected", "restarts"), [case[1:] for case in RESUMES], ids=[case[0] for case in RESUMES]
 )
-def test_steps_done_again_replace_the_earlier_ones(
+def test_repeated_steps_replace_the_earlier_ones(
     tmp_path: Path, launches: list[tuple[int, int]], expected: dict[int, int], restarts: list[int]
 ) -> None:
     for number, (begin, end) in enumerate(launches):
@@ -137,7 +137,7 @@ def test_every_event_with_steps_is_rewound(tmp_path: Path) -> None:
     assert history.state == "stopped"
 
 
-def test_of_two_lines_for_a_step_the_later_counts_but_phases_are_apart(tmp_path: Path) -> None:
+def test_later_line_for_a_step_replaces_the_earlier_one_of_the_same_phase(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     metrics.write("start", step=0, samples=0)
     for phase, loss in ((0, 1.0), (0, 2.0), (1, 3.0)):
@@ -162,7 +162,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("cut", UNREADABLE, ids=lambda cut: cut[:60])
-def test_a_line_that_is_cut_or_wrong_harms_no_other(tmp_path: Path, cut: str) -> None:
+def test_truncated_or_invalid_line_is_skipped(tmp_path: Path, cut: str) -> None:
     launch(tmp_path, 0, 2, loss=1.0)
     with open(tmp_path / FILE, "ab") as file:
         file.write(cut.encode("latin-1"))
@@ -174,7 +174,7 @@ def test_a_line_that_is_cut_or_wrong_harms_no_other(tmp_path: Path, cut: str) ->
     assert len(history.start) == 2
 
 
-def test_states_and_wall_time_without_the_waits_between(tmp_path: Path) -> None:
+def test_state_and_wall_time_without_the_time_between_launches(tmp_path: Path) -> None:
     assert read(tmp_path).state == "empty"
 
     def log(*entries: tuple[float, str, int]) -> None:
@@ -191,7 +191,7 @@ def test_states_and_wall_time_without_the_waits_between(tmp_path: Path) -> None:
     assert (read(tmp_path).state, read(tmp_path).seconds) == ("unfinished", 27)
 
 
-def test_tensorboard_goes_on_and_hides_what_was_done_again(tmp_path: Path) -> None:
+def test_tensorboard_continues_and_hides_repeated_steps(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     launch(tmp_path, 0, 6, loss=1.0, trackers=["tensorboard"])
@@ -211,6 +211,6 @@ def test_tensorboard_goes_on_and_hides_what_was_done_again(tmp_path: Path) -> No
     assert math.isnan(events.Scalars("train/trust_ratio_max")[0].value)
 
 
-def test_without_tensorboard_nothing_of_it_is_loaded_or_written(tmp_path: Path) -> None:
+def test_tensorboard_is_neither_imported_nor_written_when_disabled(tmp_path: Path) -> None:
     launch(tmp_path, 0, 2, loss=1.0)
     assert [path.name for path in tmp_path.iterdir()] == [FILE]

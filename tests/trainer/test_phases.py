@@ -31,7 +31,9 @@ def config(**changes: object) -> Config:
         (1000, 32, 8, 25, 5),
     ],
 )
-def test_the_global_batch_is_reached_exactly(batch: int, most: int, world: int, micro: int, accumulation: int) -> None:
+def test_split_reaches_the_global_batch_exactly(
+    batch: int, most: int, world: int, micro: int, accumulation: int
+) -> None:
     s = split(batch, most, world)
     assert (s.micro, s.accumulation) == (micro, accumulation)
     assert s.micro * s.accumulation * world == batch
@@ -40,13 +42,13 @@ def test_the_global_batch_is_reached_exactly(batch: int, most: int, world: int, 
 @pytest.mark.parametrize(
     ("batch", "world", "near"), [(510, 4, "508 and 512"), (3, 8, "8"), (1001, 128, "896 and 1024")]
 )
-def test_an_impossible_batch_is_refused_with_its_neighbours(batch: int, world: int, near: str) -> None:
+def test_batch_that_cannot_be_split_is_refused_naming_the_nearest(batch: int, world: int, near: str) -> None:
     with pytest.raises(ConfigError, match=near) as caught:
         split(batch, 32, world)
     assert "batch.global" in str(caught.value)
 
 
-def test_a_batch_that_wastes_the_device_gets_advice() -> None:
+def test_small_micro_batch_gets_advice() -> None:
     assert wasteful(split(509 * 4, 32, 4), 32) == (
         "batch.global: 2036 needs micro-batches of 1 where batch.micro allows 32; 1920 or 2048 would run at 32"
     )
@@ -73,13 +75,13 @@ def test_durations(duration: str, steps: int) -> None:
 @pytest.mark.parametrize(
     "text", ["3", "epochs", "-1 steps", "3 weeks", "1 step extra", None, [], "1e steps", "__ steps", "1_ steps", True]
 )
-def test_what_is_no_duration(text: object) -> None:
+def test_invalid_duration_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="a number and a unit"):
         Duration.parse(text)
 
 
 @pytest.mark.parametrize("text", ["1e30 steps", "1e400 samples"])
-def test_no_duration_is_without_end(text: str) -> None:
+def test_infinite_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="too long"):
         Duration.parse(text)
 
@@ -109,13 +111,13 @@ def test_scaling_follows_the_lamb_table(batch: int) -> None:
     assert any("at batch 512, rule sqrt" in value for _, value in rows(phase))
 
 
-def test_a_warm_up_that_does_not_fit_is_refused() -> None:
+def test_warm_up_longer_than_the_phase_is_refused() -> None:
     run = config(batch={"global": 65536}, schedule={"warmup": 0.1}, scaling={"rule": "sqrt", "base_batch": 512})
     with pytest.raises(ConfigError, match=r"schedule\.warmup"):
         plan([run], 1, [10**6])
 
 
-def test_phases_follow_one_another() -> None:
+def test_phases_start_where_the_previous_one_ends() -> None:
     run = config(phases=[{"duration": "9 steps"}, {"duration": "4 steps", "batch": {"global": 256}}])
     first, second = plan(c.phases(run), 2, [2000, 900])
     assert (first.first_step, first.last_step, first.samples) == (0, 9, 9 * 512)
@@ -131,7 +133,7 @@ def test_phases_follow_one_another() -> None:
         ("4609 samples", 10), ("5120 samples", 11), ("1 epochs", 4), ("2.304 epochs", 9), ("2.5 epochs", 10), ("99 epochs", 13),
     ],
 )  # fmt: skip
-def test_where_to_stop(stop: str | None, step: int) -> None:
+def test_stop_step(stop: str | None, step: int) -> None:
     """Two phases: 9 steps of 512 over 2,000 rows, then 4 steps of 256 over 900."""
     run = config(phases=[{"duration": "9 steps"}, {"duration": "4 steps", "batch": {"global": 256}}], stop_after=stop)
     assert stop_step(run, plan(c.phases(run), 2, [2000, 900])) == step

@@ -1,4 +1,4 @@
-"""Who a process is, from what each launcher sets."""
+"""Rank, world size and rendezvous address are detected from what each launcher sets."""
 
 from __future__ import annotations
 
@@ -17,64 +17,64 @@ OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "OMPI_", "PMI",
 
 
 @pytest.fixture(autouse=True)
-def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(OURS)]:
         monkeypatch.delenv(name)
 
 
-def given(monkeypatch: pytest.MonkeyPatch, **environment: str) -> process_info.ProcessInfo:
+def detect(monkeypatch: pytest.MonkeyPatch, **environment: str) -> process_info.ProcessInfo:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return process_info.detect()
 
 
-def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert given(monkeypatch) == process_info.ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none")
+def test_process_without_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert detect(monkeypatch) == process_info.ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none")
 
 
-def test_torchrun_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Inside a task of srun or mpirun, torchrun's own processes are what counts.
+def test_torchrun_takes_precedence_over_srun_and_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Inside a task of srun or mpirun, torchrun's processes count.
     outer = {**STEP, "OMPI_COMM_WORLD_RANK": "0"}
-    assert given(monkeypatch, **outer, **TORCHRUN) == process_info.ProcessInfo(3, 4, 1, "a", 29400, "environment")
+    assert detect(monkeypatch, **outer, **TORCHRUN) == process_info.ProcessInfo(3, 4, 1, "a", 29400, "environment")
     assert process_info.rank() == 3
 
 
-def test_srun_where_the_script_has_said_where_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = given(monkeypatch, **STEP, MASTER_ADDR="10.0.0.1", MASTER_PORT="12345")
+def test_srun_with_master_addr_from_the_batch_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = detect(monkeypatch, **STEP, MASTER_ADDR="10.0.0.1", MASTER_PORT="12345")
     assert found == process_info.ProcessInfo(5, 8, 1, "10.0.0.1", 12345, "srun")
     assert process_info.rank() == 5
     assert not process_info.is_first_here()
 
 
-def test_srun_by_hand_meets_on_the_first_node_at_the_jobs_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = given(monkeypatch, **STEP)
+def test_srun_by_hand_uses_the_first_node_and_the_jobs_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = detect(monkeypatch, **STEP)
     assert (found.address, found.port) == ("gpu01", next(rendezvous.ports(123)))
-    other = given(monkeypatch, SLURM_STEP_ID="1")
+    other = detect(monkeypatch, SLURM_STEP_ID="1")
     assert other.port != found.port
 
 
-def test_a_batch_script_is_one_process_whatever_slurm_ntasks_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = given(monkeypatch, SLURM_PROCID="0", SLURM_NTASKS="8", SLURM_JOB_ID="1", SLURM_JOB_NODELIST="a[1-8]")
+def test_batch_script_is_one_process_despite_slurm_ntasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = detect(monkeypatch, SLURM_PROCID="0", SLURM_NTASKS="8", SLURM_JOB_ID="1", SLURM_JOB_NODELIST="a[1-8]")
     assert (found.rank, found.size) == (0, 1)
 
 
-def test_a_sites_default_pmi_does_not_need_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pmi_variables_of_srun_do_not_need_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
     pmi = {"PMI_RANK": "5", "PMI_SIZE": "8", "PMIX_RANK": "5"}
-    found = given(monkeypatch, **STEP, **pmi, MASTER_ADDR="a", MASTER_PORT="1")
+    found = detect(monkeypatch, **STEP, **pmi, MASTER_ADDR="a", MASTER_PORT="1")
     assert found.launcher == "srun"
     monkeypatch.setattr(process_info.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("MASTER_ADDR")
     assert process_info.detect().launcher == "srun"
 
 
-def test_one_task_of_srun_is_alone_whatever_the_sites_pmi(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = given(
+def test_single_task_of_srun_is_alone_despite_pmi_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = detect(
         monkeypatch, **{**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, PMIX_RANK="0", PMI_SIZE="1"
     )
     assert (found.rank, found.size, found.launcher) == (0, 1, "none")
 
 
-def test_gpus_that_slurm_gives_and_torch_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_from_slurm_that_torch_does_not_find_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
     with pytest.raises(RuntimeError, match=r"SLURM_JOB_GPUS gives this process GPUs, but torch finds none"):
@@ -84,15 +84,15 @@ def test_gpus_that_slurm_gives_and_torch_does_not_find(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("launcher", "environment", "refused"),
     [
-        ("mpirun", {"SLURM_STEP_NUM_TASKS": "1"}, False),  # mpirun within srun --pty bash
+        ("mpirun", {"SLURM_STEP_NUM_TASKS": "1"}, False),  # mpirun inside srun --pty bash
         ("environment", {"SLURM_STEP_NUM_TASKS": "1"}, False),
-        ("mpirun", {"OMPI_COMM_WORLD_SIZE": "4"}, True),  # an mpi4py of another MPI: each process is alone
+        ("mpirun", {"OMPI_COMM_WORLD_SIZE": "4"}, True),  # mpi4py built for another MPI: each process is alone
         ("srun", {"SLURM_STEP_NUM_TASKS": "4"}, True),
         ("none", {"SLURM_STEP_NUM_TASKS": "4"}, True),
         ("torchrun", {"BELLWETHER_WORLD_SIZE": "4"}, True),
     ],
 )
-def test_the_number_that_counts_is_that_of_the_launcher(
+def test_world_size_is_checked_against_the_launchers_variable(
     monkeypatch: pytest.MonkeyPatch, launcher: str, environment: dict[str, str], refused: bool
 ) -> None:
     for name, value in environment.items():
@@ -107,12 +107,12 @@ def test_the_number_that_counts_is_that_of_the_launcher(
         distributed.check_world_size(world, 3)
 
 
-def test_mpirun_without_mpi4py_needs_to_be_told_where_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpirun_without_mpi4py_needs_master_addr(monkeypatch: pytest.MonkeyPatch) -> None:
     mpi = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
     monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
     with pytest.raises(ConfigError, match=r"mpi4py cannot be imported.*bellwether\[mpi\]"):
-        given(monkeypatch, **mpi)
-    assert given(monkeypatch, MASTER_ADDR="a", MASTER_PORT="7") == process_info.ProcessInfo(2, 4, 0, "a", 7, "mpirun")
+        detect(monkeypatch, **mpi)
+    assert detect(monkeypatch, MASTER_ADDR="a", MASTER_PORT="7") == process_info.ProcessInfo(2, 4, 0, "a", 7, "mpirun")
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ def test_mpirun_without_mpi4py_needs_to_be_told_where_to_meet(monkeypatch: pytes
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR: is not set"),
     ],
 )
-def test_half_an_environment_is_refused(
+def test_incomplete_environment_is_refused(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        given(monkeypatch, **environment)
+        detect(monkeypatch, **environment)
 
 
-def test_a_list_of_hosts_without_scontrol(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_list_is_expanded_without_scontrol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert rendezvous.hosts("rack[1-2]n[3-4],x7") == ["rack1n3", "rack1n4", "rack2n3", "rack2n4", "x7"]
     for wrong in ("", "a[1-2", "a]1[", "a[x-y]", "a[2-1]", "a,,b"):
@@ -139,13 +139,15 @@ def test_a_list_of_hosts_without_scontrol(monkeypatch: pytest.MonkeyPatch) -> No
             rendezvous.hosts(wrong)
 
 
-def test_an_interface_that_is_not_there_is_told_with_those_that_are() -> None:
+def test_unknown_interface_is_refused_naming_the_existing_ones() -> None:
     assert rendezvous.address("lo") == "127.0.0.1"
     with pytest.raises(ValueError, match=r"ib9.*interfaces with one: .*lo"):
         rendezvous.address("ib9")
 
 
-def test_what_the_batch_script_evaluates(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rendezvous_prints_assignments_for_the_batch_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "123")
     monkeypatch.setenv("BELLWETHER_INTERFACE", "lo")
     assert rendezvous.main() == 0

@@ -1,4 +1,4 @@
-"""A bar on a terminal, lines in a log, and an honest time left in both."""
+"""A bar on a terminal, lines in a log, and the remaining time in both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bellwether.trainer.progress import Progress, duration
 
 
 class Stream(io.StringIO):
-    """A terminal or a file, as told."""
+    """A stream that is a terminal or a file."""
 
     def __init__(self, terminal: bool) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def _real_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
 
 
-def test_a_log_gets_one_line_a_logged_step() -> None:
+def test_log_gets_one_line_per_logged_step() -> None:
     progress, stream, clock = make(terminal=False)
     for step in range(1, 121):
         clock.now += 0.5
@@ -68,7 +68,7 @@ def test_a_log_gets_one_line_a_logged_step() -> None:
         ({"loss": None, "grad_norm": None, "lr": None, "samples_per_s": None}, r"^step 10/20   50\.0%  eta 0:00:10$"),
     ],
 )
-def test_a_line_shows_what_there_is(more: dict[str, Any], expected: str) -> None:
+def test_line_shows_the_values_that_exist(more: dict[str, Any], expected: str) -> None:
     progress, stream, clock = make(terminal=False, total=20)
     clock.now += 10
     progress.update(10, values(**more))
@@ -89,7 +89,7 @@ def eta(stream: Stream) -> str:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_evaluation_slow_starts_and_resumed_steps_leave_the_time_left_alone(terminal: bool) -> None:
+def test_evaluations_slow_starts_and_resumed_steps_do_not_change_the_remaining_time(terminal: bool) -> None:
     progress, stream, clock = make(terminal, step=500)
     clock.now += 300  # compiling, filling the data pipeline
     progress.update(501)
@@ -102,7 +102,7 @@ def test_evaluation_slow_starts_and_resumed_steps_leave_the_time_left_alone(term
     assert eta(stream) == "0:07:40"  # 460 steps of a second
 
 
-def test_time_before_a_note_is_no_step_time() -> None:
+def test_time_before_a_note_does_not_count_as_step_time() -> None:
     progress, stream, clock = make(terminal=False, total=4)
     for step in (1, 2):
         clock.now += 1.0
@@ -114,7 +114,7 @@ def test_time_before_a_note_is_no_step_time() -> None:
     assert eta(stream) == "0:00:01"
 
 
-def test_the_time_left_follows_the_newest_steps() -> None:
+def test_remaining_time_follows_the_newest_steps() -> None:
     progress, stream, clock = make(terminal=False)
     for step in range(1, 301):
         clock.now += 1.0 if step <= 200 else 3.0
@@ -122,7 +122,7 @@ def test_the_time_left_follows_the_newest_steps() -> None:
     assert eta(stream) == "0:35:00"
 
 
-def test_a_terminal_gets_a_bar_that_notes_do_not_break() -> None:
+def test_terminal_gets_a_bar_that_notes_do_not_break() -> None:
     progress, stream, clock = make(terminal=True)
     for step in range(1, 11):
         clock.now += 1.0
@@ -138,7 +138,7 @@ def test_a_terminal_gets_a_bar_that_notes_do_not_break() -> None:
     assert text.endswith("\n")
 
 
-def test_the_next_phase_goes_on_in_the_same_bar() -> None:
+def test_next_phase_continues_the_same_bar() -> None:
     progress, stream, _ = make(terminal=True, total=20)
     progress.update(10)
     progress.start(10, 20)
@@ -148,12 +148,12 @@ def test_the_next_phase_goes_on_in_the_same_bar() -> None:
     assert "20/20" in stream.getvalue()
 
 
-def test_a_resumed_bar_begins_where_the_run_stands() -> None:
+def test_bar_of_a_resumed_run_starts_at_its_position() -> None:
     _, stream, _ = make(terminal=True, step=500)
     assert "500/1000" in stream.getvalue()
 
 
-def test_a_dumb_terminal_is_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     progress, stream, _ = make(terminal=True)
     progress.update(1, values())

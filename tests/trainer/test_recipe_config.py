@@ -144,7 +144,7 @@ def test_milestones_must_rise() -> None:
         "optimizer": {"lr": 1},
         "schedule": {"kind": "step", "milestones": [0.5, 0.2]},
     }
-    with pytest.raises(c.ConfigError, match=r"milestones.*must rise"):
+    with pytest.raises(c.ConfigError, match=r"milestones.*must be in ascending order"):
         plan([c.validate(raw)], 1, [10_000])
 
 

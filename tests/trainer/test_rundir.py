@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def prepared(config: Config) -> Path:
-    """A run directory in which training has begun."""
+    """A run directory in which training has started."""
     run, _ = rundir.prepare(config)
     (run / "metrics.jsonl").touch()
     return run
@@ -39,14 +39,14 @@ def changed(config: Config, **changes: object) -> Config:
     return c.validate({**c.dump(config), **changes})
 
 
-def test_the_resolved_config_can_be_run_again(config: Config) -> None:
+def test_resolved_config_can_be_run_again(config: Config) -> None:
     run, _ = rundir.prepare(config)
     assert c.load(run / "config.yaml") == config
     assert (run / "config.yaml").read_text().startswith("# bellwether 0.1.0")
 
 
 @pytest.mark.parametrize(
-    "free",
+    "change",
     [
         {"engine": {"stage": 0, "world_size": 4}},
         {"checkpoint": {"every": "3 steps"}},
@@ -56,12 +56,12 @@ def test_the_resolved_config_can_be_run_again(config: Config) -> None:
         {"phases": [{"batch": {"global": 256, "micro": 8}}]},
     ],
 )
-def test_who_computes_which_part_may_change(config: Config, free: dict) -> None:
+def test_keys_that_do_not_change_the_training_may_change(config: Config, change: dict) -> None:
     prepared(config)
-    rundir.prepare(changed(config, **free))
+    rundir.prepare(changed(config, **change))
 
 
-def test_a_run_that_never_began_may_be_changed(config: Config) -> None:
+def test_config_of_a_run_without_steps_may_be_changed(config: Config) -> None:
     rundir.prepare(config)
     other = changed(config, seed=7)
     assert c.load(rundir.prepare(other)[0] / "config.yaml") == other
@@ -77,7 +77,7 @@ def test_a_run_that_never_began_may_be_changed(config: Config) -> None:
         ({"phases": [{"batch": {"global": 128, "micro": 4}}]}, "phases[0].batch.global: 128"),
     ],
 )
-def test_another_config_is_refused_key_by_key(config: Config, change: dict, key: str) -> None:
+def test_changed_config_is_refused_naming_each_key(config: Config, change: dict, key: str) -> None:
     run = prepared(config)
     before = (run / "config.yaml").read_text()
     with pytest.raises(ConfigErrors) as caught:
@@ -87,20 +87,24 @@ def test_another_config_is_refused_key_by_key(config: Config, change: dict, key:
     assert (run / "config.yaml").read_text() == before
 
 
-def test_a_foreign_directory_is_left_alone(config: Config) -> None:
+def test_directory_that_is_no_run_is_not_touched(config: Config) -> None:
     run = Path(config.runs) / "x"
     run.mkdir(parents=True)
     (run / "thesis.tex").write_text("precious")
-    with pytest.raises(ConfigError, match="no run of Bellwether"):
+    with pytest.raises(ConfigError, match="no run directory of Bellwether"):
         rundir.prepare(config)
     assert [p.name for p in run.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("mine: 1", "no run of Bellwether"), ("# bellwether 0\na: [1", "damaged"), ("# bellwether 0\n- a", "damaged")],
+    [
+        ("mine: 1", "no run directory of Bellwether"),
+        ("# bellwether 0\na: [1", "damaged"),
+        ("# bellwether 0\n- a", "damaged"),
+    ],
 )
-def test_anothers_or_a_damaged_config_is_left_alone(config: Config, text: str, word: str) -> None:
+def test_foreign_or_damaged_config_is_not_overwritten(config: Config, text: str, word: str) -> None:
     run = Path(config.runs) / "x"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(text)
@@ -114,12 +118,12 @@ def test_anothers_or_a_damaged_config_is_left_alone(config: Config, text: str, w
     ("change", "key"),
     [({"runs": "/dev/null"}, "runs"), ({"runs": "/proc/none"}, "runs"), ({"name": "x" * 300}, "name")],
 )
-def test_a_directory_that_cannot_be_made_is_named(config: Config, change: dict, key: str) -> None:
+def test_directory_that_cannot_be_created_is_named(config: Config, change: dict, key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: .* cannot be written"):
         rundir.prepare(changed(config, **change))
 
 
-def test_resume_never_and_resume_from_elsewhere(config: Config, tmp_path: Path) -> None:
+def test_resume_never_and_resume_from_another_run(config: Config, tmp_path: Path) -> None:
     run = prepared(config)
     with pytest.raises(ConfigError, match="already holds a run"):
         rundir.prepare(changed(config, resume="never"))
@@ -130,18 +134,18 @@ def test_resume_never_and_resume_from_elsewhere(config: Config, tmp_path: Path) 
     (other / "manifest.json").write_text("{}")
     for named in (other, other.parent, other.parent.parent):
         assert rundir.start_from(changed(config, resume=str(named)), run, None) == other
-    # Started again with the same words, it goes on with its own; back to an older one of its own it does not go.
+    # Restarted with the same key, it resumes from its own newest checkpoint; an older one of its own is refused.
     older, own = run / "checkpoints" / "step-00000003", run / "checkpoints" / "step-00000009"
     for path in (older, own):
         path.mkdir()
         (path / "manifest.json").write_text("{}")
     assert rundir.start_from(changed(config, resume=str(other)), run, own) == own
     assert rundir.start_from(changed(config, resume=str(own)), run, own) == own
-    with pytest.raises(ConfigError, match="stands at step-00000009 already"):
+    with pytest.raises(ConfigError, match="is at step-00000009 already"):
         rundir.start_from(changed(config, resume=str(older)), run, own)
 
 
-def test_two_processes_do_not_share_a_directory(config: Config) -> None:
+def test_second_process_cannot_train_in_the_directory(config: Config) -> None:
     _, held = rundir.prepare(config)
     assert held is not None
     with pytest.raises(ConfigError, match=f"another process trains in.*process {os.getpid()} on "):
@@ -150,7 +154,9 @@ def test_two_processes_do_not_share_a_directory(config: Config) -> None:
     rundir.prepare(config)
 
 
-def test_a_dead_builds_lock_is_deleted_and_a_live_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_of_a_dead_build_is_deleted_and_that_of_a_running_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     dead, live = tmp_path / "dead_op" / "lock", tmp_path / "py311_cpu" / "live_op" / "lock"
     for lock in (dead, live):
@@ -158,24 +164,24 @@ def test_a_dead_builds_lock_is_deleted_and_a_live_ones_named(tmp_path: Path, mon
         lock.touch()
     hour_ago = time.time() - 3600
     os.utime(dead, (hour_ago, hour_ago))
-    said = build_locks.remove_stale()
+    messages = build_locks.remove_stale()
     assert not dead.exists()
     assert live.exists()
-    assert [str(dead) in line or str(live) in line for line in said] == [True, True]
-    assert any("deleted" in line for line in said)
+    assert [str(dead) in line or str(live) in line for line in messages] == [True, True]
+    assert any("deleted" in line for line in messages)
 
 
-def test_an_earlier_attempt_of_the_same_job_is_waited_for_and_another_job_is_not(
+def test_lock_waits_for_an_earlier_attempt_of_the_same_job_but_not_for_another_job(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rundir, "_OWN_LOCK", 1.5)
+    monkeypatch.setattr(rundir, "_SAME_JOB_TIMEOUT", 1.5)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     run, held = rundir.prepare(config)
     assert held is not None
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(ConfigError, match=r"another process trains in .*, job 7\)"):
         rundir._lock(run)
-    assert time.monotonic() - began > 1
+    assert time.monotonic() - started > 1
     releasing = threading.Timer(0.5, held.close)
     releasing.start()
     again = rundir._lock(run)

@@ -192,7 +192,7 @@ def test_trial_that_needs_more_gpus_than_the_machine_has_is_refused(tmp_path: Pa
         ({"optimizers": {}}, {}, "optimizers: {}: write at least 1"),
         ({"batches": []}, {}, r"batches: \[\]: write at least 1"),
         ({"set": {"batch.global": 64}}, {}, "set: .* batch.global is set by the sweep"),
-        ({"batches": [32, 33], "processes": 2}, {}, "batch.global: 33: cannot be shared by 2 .* 32 and 34"),
+        ({"batches": [32, 33], "processes": 2}, {}, "batch.global: 33: cannot be divided equally among 2 .* 32 and 34"),
         ({"set": {"phases": [{"batch": {"global": 64}}]}}, {}, "config: .* has phases with batch sizes of their own"),
         ({}, {"nodes": 2}, "--nodes: 2: has no effect on this machine"),
     ],
