@@ -266,10 +266,10 @@ def test_the_cpu_asked_for_and_a_gpu_taken(tmp_path: Path) -> None:
     cpu2 = str(ROOT / "configs/accelerate/cpu-2.yaml")
     assert refusals(quick(tmp_path), "--cpu", world_size=1, device="cuda") == [
         "accelerate launch: --cpu: True: the run trains on cuda, with engine.device: auto; "
-        "write engine.device=cpu, or take it out"
+        "write engine.device=cpu, or remove it"
     ]
     assert refusals(quick(tmp_path), "--config_file", cpu2, device="cuda") == [
-        f"{cpu2}: use_cpu: True: the run trains on cuda, with engine.device: auto; write engine.device=cpu, or take it out"
+        f"{cpu2}: use_cpu: True: the run trains on cuda, with engine.device: auto; write engine.device=cpu, or remove it"
     ]
     # --multi_gpu comes before what a file says of CPUs, for accelerate too.
     assert refusals(quick(tmp_path), "--config_file", cpu2, *MULTI, device="cuda") == []
@@ -333,8 +333,8 @@ def test_a_deepspeed_config_is_compared_key_by_key(tmp_path: Path) -> None:
     overlap = "engine.deepspeed.zero_optimization.overlap_comm=true"
     assert refusals(quick(tmp_path, overlap), *words) == []
     assert refusals(quick(tmp_path), *words) == [
-        f"accelerate launch: --deepspeed_config_file: '{file}': the run's engine.deepspeed does not say the same of "
-        f"zero_optimization.overlap_comm; write {overlap} and the like, or take them out there"
+        f"accelerate launch: --deepspeed_config_file: '{file}': the run's engine.deepspeed differs in "
+        f"zero_optimization.overlap_comm; write {overlap} and the like, or remove them there"
     ]
     file.write_text(
         json.dumps(
@@ -349,7 +349,7 @@ def test_a_deepspeed_config_is_compared_key_by_key(tmp_path: Path) -> None:
         "write batch.micro=2 or train_micro_batch_size_per_gpu: 4 there",
         f"{file}: bf16.enabled: True: the run has engine.precision: fp32; write engine.precision=bf16 or bf16.enabled: false there",
         f"{file}: zero_optimization.stage: 3: the run has engine.stage: 2; write engine.stage=3 or zero_optimization.stage: 2 there",
-        f"{file}: optimizer.type: 'AdamW': the run has its own optimizer; take it out there, and set optimizer in the run's config",
+        f"{file}: optimizer.type: 'AdamW': the run has its own optimizer; remove it there, and set optimizer in the run's config",
     ]
     file.unlink()
     assert "cannot be read" in refusals(quick(tmp_path), *words)[0]

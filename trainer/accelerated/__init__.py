@@ -1,4 +1,4 @@
-"""A run under `accelerate launch`: what accelerate was asked for must be what the run does."""
+"""A run under `accelerate launch`: settings of accelerate that contradict the run's config are refused."""
 
 from bellwether.trainer.accelerated.contradictions import check
 

@@ -1,14 +1,15 @@
-"""What `accelerate launch` was asked for, and where.
+"""The settings of an `accelerate launch`, and where each was set.
 
-accelerate hands its settings down in environment variables, but not all of them: with --cpu, and where its file says NO or
-MULTI_CPU, version 1.15 starts one process whatever number is asked for, and does not tell it that number. Only accelerate's
-own command line does, so that is looked up among the parent processes and read with accelerate's own parser.
+accelerate passes its settings to the processes in environment variables, but not all of them. With --cpu, and with NO or MULTI_CPU in
+its config file, version 1.15 starts one process whatever number is requested, and does not export that number; use_cpu of a file is
+not exported to several processes. Only accelerate's command line has them, so it is looked up among the parent processes and parsed
+with accelerate's own parser.
 
-Its defaults look like wishes: `accelerate config` writes mixed_precision: 'no', gradient_accumulation_steps: 1 and offload
-devices of none for who just presses Enter, and the launcher exports mixed_precision no where nobody has said anything. Such
-a value counts where it was typed, or stands in a file that the command names; not from the machine's default file or from
-nowhere, as a plain `accelerate launch -m trainer` would then refuse every bf16 recipe. Any other value, and any ZeRO stage
-that is written down, counts wherever it comes from. The stage 2 of a bare --use_deepspeed is never exported.
+accelerate's defaults look like settings: `accelerate config` writes mixed_precision: 'no', gradient_accumulation_steps: 1 and offload
+devices of none when the user presses Enter, and the launcher exports mixed_precision no by default. Such a value counts only if it is
+on the command line or in a file that the command names. It does not count from the machine's default file, as a plain
+`accelerate launch -m trainer` would then refuse every bf16 recipe. Any other value, and any explicit ZeRO stage, counts wherever it
+is set. The default stage 2 of --use_deepspeed is never exported.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 from bellwether.trainer.config import ConfigError
 
-# accelerate's name of a setting -> the variable that hands it down.
+# accelerate's name of a setting -> the variable in which it is exported.
 VARIABLES = {
     "use_cpu": "ACCELERATE_USE_CPU",
     "mixed_precision": "ACCELERATE_MIXED_PRECISION",
@@ -42,10 +43,10 @@ VARIABLES = {
     "parallelism_config_cp_size": "PARALLELISM_CONFIG_CP_SIZE",
     "parallelism_config_sp_size": "PARALLELISM_CONFIG_SP_SIZE",
 }
-# Where a setting has another name on the command line, or in accelerate's file.
+# Settings with another name on the command line, or in accelerate's config file.
 _TYPED_AS = {"use_cpu": "cpu"}
 _FILED_AS = {"use_fsdp": ("distributed_type", "FSDP"), "use_megatron_lm": ("distributed_type", "MEGATRON_LM")}
-_UNASKED = {
+_DEFAULTS = {
     "mixed_precision": "no",
     "gradient_accumulation_steps": "1",
     "offload_optimizer_device": "none",
@@ -55,38 +56,39 @@ _UNASKED = {
 
 @dataclass(frozen=True)
 class Wish:
-    """One setting that accelerate was asked for, and where."""
+    """A setting of accelerate: its key, its value, and the command or file that sets it."""
 
     key: str
     value: Any
     source: str
 
     def refused(self, problem: str, allowed: str) -> ConfigError:
+        """The error that refuses this setting."""
         return ConfigError(self.key, self.value, problem, allowed, self.source)
 
     def instead(self, value: Any) -> str:
-        """How to ask for something else in the same place."""
+        """How to set another value in the same place."""
         if self.key.startswith("--"):
             return f"{self.key} {value}"
         if self.source == "environment":
             return f"{self.key}={value}"
-        # In quotes, as YAML reads a bare no as false and accelerate then fails on it.
+        # In quotes: YAML reads a bare no as false, on which accelerate fails.
         text = repr(value) if isinstance(value, str) else json.dumps(value)
         return f"{self.key}: {text} there"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """An `accelerate launch` as it was typed, with its config file."""
+    """The command line of an `accelerate launch`, with its config file."""
 
-    typed: Mapping[str, Any]  # options of the command line
-    file: Mapping[str, Any]  # keys of the config file, those of its sections among them
-    path: str  # of that file; nothing: there is none
-    named: bool  # whether the command names it
+    typed: Mapping[str, Any]  # options on the command line
+    file: Mapping[str, Any]  # keys of the config file, with those of its sections
+    path: str  # of the config file; empty where there is none
+    named: bool  # whether the command line names the file
 
 
 def find() -> Launch | None:
-    """The `accelerate launch` that has started this process, where that can be found out."""
+    """The `accelerate launch` that started this process; None where it is not found."""
     try:
         import psutil
 
@@ -96,13 +98,13 @@ def find() -> Launch | None:
             if launch is not None:
                 return launch
     except (Exception, SystemExit):
-        # A process that has gone or may not be looked at, another version of accelerate: no reason to end a run.
+        # A parent that has ended or may not be read, or another version of accelerate, must not end the run.
         return None
     return None
 
 
 def read(words: Sequence[str], own: Sequence[str]) -> Launch | None:
-    """The launch with the command line ``words``, if it is one, and of the process with the command line ``own``."""
+    """Parse the command line ``words``; None unless it is an `accelerate launch` of the command line ``own``."""
     rest = _arguments(words)
     if rest is None:
         return None
@@ -113,7 +115,7 @@ def read(words: Sequence[str], own: Sequence[str]) -> Launch | None:
         given = launch_command_parser().parse_args(rest)
     command = [given.training_script, *given.training_script_args]
     if list(own[-len(command) :]) != command:
-        return None  # it has started a program that has started this one: its settings were for that program
+        return None  # it started another program, which started this one: its settings are for that program
     path = given.config_file or ""
     if not path and not given.cpu and os.path.isfile(default_config_file):
         path = default_config_file
@@ -124,7 +126,7 @@ def read(words: Sequence[str], own: Sequence[str]) -> Launch | None:
 
 
 def _arguments(words: Sequence[str]) -> list[str] | None:
-    """What follows `accelerate launch` in a command line, in one of its spellings."""
+    """The arguments of `accelerate launch` in a command line, in any of its spellings; None where it is another command."""
     for index, word in enumerate(words):
         name = word.rpartition("/")[2]
         if name in ("accelerate-launch", "accelerate.commands.launch"):
@@ -135,36 +137,36 @@ def _arguments(words: Sequence[str]) -> list[str] | None:
 
 
 def wish(option: str, environment: Mapping[str, str], launch: Launch | None) -> Wish | None:
-    """Whether and where a setting was asked for. The command line comes before the file, as it does for accelerate."""
+    """Where a setting is set; None where it is not. The command line overrides the file, as in accelerate."""
     typed = _TYPED_AS.get(option, option)
     if launch is not None and typed in launch.typed:
-        # Counts also where accelerate itself ignores it, such as --zero_stage without --use_deepspeed.
+        # Also where accelerate itself ignores it, such as --zero_stage without --use_deepspeed.
         return Wish(f"--{typed}", launch.typed[typed], "accelerate launch")
     if option == "use_cpu" and launch is not None and launch.file.get(option) and "multi_gpu" not in launch.typed:
-        return Wish(option, True, launch.path)  # which the launcher of several processes does not hand down
+        return Wish(option, True, launch.path)  # not exported to several processes
     value = environment.get(VARIABLES[option], "auto")
     if value == "auto" or (option, value) == ("deepspeed_config_file", "none"):
         return None
-    unasked = same(value, _UNASKED.get(option))
+    is_default = same(value, _DEFAULTS.get(option))
     key, filed = _FILED_AS.get(option, (option, value))
     if launch is not None and same(launch.file.get(key), filed):
-        return None if unasked and not launch.named else Wish(key, launch.file[key], launch.path)
-    return None if unasked else Wish(VARIABLES[option], value, "environment")
+        return None if is_default and not launch.named else Wish(key, launch.file[key], launch.path)
+    return None if is_default else Wish(VARIABLES[option], value, "environment")
 
 
 def processes(launch: Launch) -> Wish | None:
-    """How many processes were asked for, over all machines together."""
+    """The requested number of processes, over all machines together."""
     for key in ("num_processes", "num_machines"):
         typed, filed = (launch.typed, f"--{key}", "accelerate launch"), (launch.file, key, launch.path)
         for given, name, source in (typed, filed):
-            # -1 stands for none, and a number in quotes is good enough for accelerate.
+            # -1 means none, and accelerate accepts a number in quotes.
             if str(given.get(key)).isdigit() and int(given[key]) > 0:
                 return Wish(name, int(given[key]), source)
     return None
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values mean the same, one of them perhaps as an environment variable has it."""
+    """Whether two values are equal, where one may be the text of an environment variable."""
     try:
         return float(one) == float(other)
     except (TypeError, ValueError):
