@@ -1,4 +1,7 @@
-"""The learning rate range test (Smith 2015, 1506.01186): raise the rate until the loss diverges, and look where it fell."""
+"""``bellwether lr-find``: learning rate range test (Smith 2015, 1506.01186).
+
+The learning rate rises exponentially until the loss diverges; the rates at which the loss fell suggest a peak rate.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,22 @@ from bellwether.trainer.config import ConfigError, dump, load, phases, to_yaml, 
 from bellwether.trainer.divergence import smoothed
 from bellwether.trainer.metrics import read
 
-DIVERGED = 4.0  # times the lowest smoothed loss
+DIVERGENCE_FACTOR = 4.0  # the test stops at this multiple of the lowest smoothed loss
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDTH = 60
+_WIDTH = 60  # of the bars in the terminal
+_REACH = 5  # half the window of the slope, in steps: a smoothed loss is still noisy
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a range test says.
+class RangeTest:
+    """The result of a range test, as stored in ``lr-find.json``.
 
     Attributes:
-        suggestion: a tenth of the rate at the lowest smoothed loss: a peak rate with some room above it.
-        steepest: the rate at which the smoothed loss falls fastest in log(rate): a rate to be careful with.
+        suggestion: a tenth of the rate at the lowest smoothed loss: a peak rate with a margin.
+        steepest: the rate at which the smoothed loss falls fastest in log(rate): a cautious choice.
         lowest: the rate at the lowest smoothed loss, at which most runs are about to diverge.
-        note: why the suggestion is none, where the lowest loss lies at an end of what was tried.
+        rates, losses, smooth: learning rate, loss and smoothed loss of each step.
+        note: why the suggestion is not reliable, if the lowest loss lies at an end of the tested rates.
     """
 
     suggestion: float
@@ -43,70 +48,81 @@ class Found:
     note: str = ""
 
 
-def judge(rates: Sequence[float], losses: Sequence[float]) -> Found:
-    """What the losses at rising rates say; those after the first that is no number are left out.
+def analyze(rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
+    """Suggest a learning rate from the losses at rising rates. Losses from the first non-finite one on are ignored.
 
     Raises:
-        ConfigError: if there are fewer than ten.
+        ConfigError: if fewer than ten losses remain.
     """
     count = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if count < 10:
         raise ConfigError(
-            "--from", rates[0] if rates else None, f"the loss diverged after {count} steps", "begin lower"
+            "--from", rates[0] if rates else None, f"the loss diverged after {count} steps", "start at a lower rate"
         )
-    cut = count < len(losses)
+    diverged = count < len(losses)
     rates, losses = list(rates[:count]), list(losses[:count])
     smooth = smoothed(losses)
     bottom = min(range(count), key=smooth.__getitem__)
-    reach = 5  # steps on either side: the slope of a smoothed loss is noisy still
     slopes = {
-        i: (smooth[i + reach] - smooth[i - reach]) / (math.log(rates[i + reach]) - math.log(rates[i - reach]))
-        for i in range(reach, max(reach + 1, min(bottom, count - reach)))
-        if i + reach < count
+        i: (smooth[i + _REACH] - smooth[i - _REACH]) / (math.log(rates[i + _REACH]) - math.log(rates[i - _REACH]))
+        for i in range(_REACH, max(_REACH + 1, min(bottom, count - _REACH)))
+        if i + _REACH < count
     }
     steepest = min(slopes, key=slopes.__getitem__) if slopes else bottom
     note = ""
-    if bottom < reach:
-        note = "the loss rises from the first steps on, so this is no suggestion: begin lower, with --from"
-    elif bottom == count - 1 and not cut:
-        note = "the loss still falls at the highest rate, so this is no suggestion: go higher, with --to"
-    return Found(rates[bottom] / 10, rates[steepest], rates[bottom], rates, losses, smooth, note)
+    if bottom < _REACH:
+        note = "the loss rises from the first steps on: the suggestion is unreliable; lower --from"
+    elif bottom == count - 1 and not diverged:
+        note = "the loss still falls at the highest rate: the suggestion is unreliable; raise --to"
+    return RangeTest(rates[bottom] / 10, rates[steepest], rates[bottom], rates, losses, smooth, note)
 
 
 def find(config: str, overrides: Sequence[str], nproc: int | None, low: float, high: float, steps: int) -> int:
-    """Run the test in a directory of its own under the config's `runs`, draw it and tell. Returns the exit status."""
+    """Run the test in a new run directory, plot the loss and print a suggestion. Returns the exit status for the shell.
+
+    Args:
+        config, overrides: of the run that the learning rate is for.
+        nproc: number of processes; None: one per GPU, or one.
+        low, high: first and last learning rate.
+        steps: number of steps.
+
+    Raises:
+        ConfigError, ConfigErrors: if an option or the config is wrong.
+    """
     if not 0 < low < high:
         raise ConfigError("--from", low, f"must be above 0 and below --to {high:g}", "as in --from 1e-6 --to 1")
     if steps < 20:
-        raise ConfigError("--steps", steps, "are too few to see a course in", "write some hundreds")
-    raw, run = prepared(config, overrides, low, high, steps)
+        raise ConfigError("--steps", steps, "are too few to see a trend", "write a few hundred")
+    raw, run = range_test_config(config, overrides, low, high, steps)
     from bellwether.launcher.local import train
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lr-find.yaml"
         file.write_text(to_yaml(validate(raw)), encoding="utf-8")
-        with _quiet():
+        with _discard_stdout():  # the summary of the run would report its intended divergence
             status = train(str(file), [], nproc)
     if status:
         return status
-    # Nobody goes on from weights on their way to diverging, and they may be large.
+    # Nobody resumes from nearly diverged weights, and they may be large.
     shutil.rmtree(run / "checkpoints")
     history = read(run)
-    found = judge([line["lr"] for line in history.train], [line["loss"] for line in history.train])
-    (run / "lr-find.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
-    draw(found, run / "lr-find.png")
-    print(told(found, run))
+    result = analyze([line["lr"] for line in history.train], [line["loss"] for line in history.train])
+    (run / "lr-find.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+    draw(result, run / "lr-find.png")
+    print(summary(result, run))
     return 0
 
 
-def prepared(config: str, overrides: Sequence[str], low: float, high: float, steps: int) -> tuple[dict[str, Any], Path]:
-    """The config of the test, made of the first phase of a run's, and the directory, which is not there yet."""
+def range_test_config(
+    config: str, overrides: Sequence[str], low: float, high: float, steps: int
+) -> tuple[dict[str, Any], Path]:
+    """(config of the test, its new run directory), based on the first phase of a run's config."""
     raw = dump(phases(load(config, overrides))[0])
     name, number = f"{raw['name']}-lr-find", 1
     while (run := Path(raw["runs"]).expanduser() / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
     raw |= {
-        "name": run.name, "resume": "never", "duration": f"{steps} steps", "stop_after": None, "divergence": DIVERGED,
+        "name": run.name, "resume": "never", "duration": f"{steps} steps", "stop_after": None, "divergence": DIVERGENCE_FACTOR,
         "phases": [], "averaging": {}, "scaling": {}, "trajectory": {}, "checkpoint": {"keep": 1},
         "schedule": {"kind": "exponential", "start": low / high, "final": 1.0},
         "evaluate": {"limit": raw["batch"]["global"]},
@@ -117,21 +133,21 @@ def prepared(config: str, overrides: Sequence[str], low: float, high: float, ste
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the run's own summary, on standard output: how it ended is no news of a run that is to diverge."""
+def _discard_stdout() -> Iterator[None]:
+    """Discard the standard output of this process and its children."""
     sys.stdout.flush()
-    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
+    stdout, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nothing)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(null)
 
 
-def draw(found: Found, path: Path) -> None:
-    """The losses over the rate, raw and smoothed, with the suggestion marked."""
+def draw(result: RangeTest, path: Path) -> None:
+    """Plot the raw and the smoothed loss against the learning rate, with the suggestion marked."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
@@ -145,38 +161,38 @@ def draw(found: Found, path: Path) -> None:
             ax.spines[side].set_visible(False)
         ax.grid(axis="y", color=LIGHT["grid"])
         ax.set_xscale("log")
-        ax.plot(found.rates, found.losses, color=LIGHT["blue"], linewidth=0.8, alpha=0.35, label="loss of each step")
-        ax.plot(found.rates, found.smooth, color=LIGHT["blue"], linewidth=2, label="smoothed loss")
+        ax.plot(result.rates, result.losses, color=LIGHT["blue"], linewidth=0.8, alpha=0.35, label="loss of each step")
+        ax.plot(result.rates, result.smooth, color=LIGHT["blue"], linewidth=2, label="smoothed loss")
         for rate, colour, label in (
-            (found.suggestion, "orange", f"suggestion, lowest / 10: {found.suggestion:.2g}"),
-            (found.steepest, "green", f"steepest descent: {found.steepest:.2g}"),
-            (found.lowest, "mark", f"lowest, about to diverge: {found.lowest:.2g}"),
+            (result.suggestion, "orange", f"suggestion, lowest / 10: {result.suggestion:.2g}"),
+            (result.steepest, "green", f"steepest descent: {result.steepest:.2g}"),
+            (result.lowest, "mark", f"lowest, about to diverge: {result.lowest:.2g}"),
         ):
             ax.axvline(rate, color=LIGHT[colour], linewidth=1.3, linestyle=(0, (5, 3)), label=label)
-        # What lies beyond the first losses, on its way to infinity, would leave nothing to see of the rest.
-        bottom, first = min(found.losses), max(found.losses[:10])
+        # Clip the diverging end, which would flatten the rest.
+        bottom, first = min(result.losses), max(result.losses[:10])
         ax.set_ylim(bottom - 0.1 * (first - bottom), first + 0.5 * (first - bottom) + 1e-9)
         ax.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("learning rate")
         ax.set_ylabel("training loss")
-        ax.set_title(f"{path.parent.name}: a rising learning rate", loc="left")
+        ax.set_title(f"{path.parent.name}: learning rate range test", loc="left")
         ax.legend(frameon=False)
         png(figure, path)
 
 
-def told(found: Found, run: Path) -> str:
-    """For the terminal: the smoothed loss as a row of bars, and the three rates."""
-    picked = [found.smooth[round(i * (len(found.smooth) - 1) / (_WIDTH - 1))] for i in range(_WIDTH)]
+def summary(result: RangeTest, run: Path) -> str:
+    """Text for the terminal: the smoothed loss as a row of bars, and the three rates."""
+    picked = [result.smooth[round(i * (len(result.smooth) - 1) / (_WIDTH - 1))] for i in range(_WIDTH)]
     low, high = min(picked), max(picked[0], min(picked) + 1e-12)
     bars = "".join(_BARS[min(7, max(0, int(8 * (x - low) / (high - low))))] for x in picked)
     rows = [
-        ("suggestion", f"{found.suggestion:.2g}   a tenth of the rate at the lowest loss"),
-        ("steepest", f"{found.steepest:.2g}   where the loss falls fastest"),
-        ("lowest", f"{found.lowest:.2g}   where it is lowest, at {min(found.smooth):.4f}"),
-        *([("note", found.note)] if found.note else []),
+        ("suggestion", f"{result.suggestion:.2g}   a tenth of the rate at the lowest loss"),
+        ("steepest", f"{result.steepest:.2g}   where the loss falls fastest"),
+        ("lowest", f"{result.lowest:.2g}   where it is lowest, at {min(result.smooth):.4f}"),
+        *([("note", result.note)] if result.note else []),
         ("plot", str(run / "lr-find.png")),
         ("numbers", str(run / "lr-find.json")),
     ]
-    head = f"{found.rates[0]:.1e}".ljust(_WIDTH - 7) + f"{found.rates[-1]:.1e}"
+    head = f"{result.rates[0]:.1e}".ljust(_WIDTH - 7) + f"{result.rates[-1]:.1e}"
     return "\n".join([f"  {bars}", f"  {head}", *(f"  {label:<12} {value}" for label, value in rows)])

@@ -8,6 +8,7 @@ The batch script that `bellwether sweep --on slurm` submits calls::
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -23,11 +24,13 @@ from bellwether.experiments.sweep.lock import JOBS, exclusive
 from bellwether.experiments.sweep.spec import Sweep
 from bellwether.experiments.sweep.study import ConfigChanged, NothingToRepeat, Study, open_study
 from bellwether.experiments.sweep.trial_ids import TrialId, trial_ids
-from bellwether.launcher import attempts, launch, sbatch, site_config
+from bellwether.launcher import attempts, console, launch, sbatch, site_config
 from bellwether.launcher.launch import Request
 from bellwether.trainer import signals
 from bellwether.trainer.config import ConfigError, ConfigErrors
 from bellwether.trainer.report.facts import count
+
+_log = logging.getLogger(__name__)
 
 _DONE = 3  # exit status of `begin`: nothing to do; as of launcher.requeue begin
 _MAX_ARRAY_SIZE = 1001  # SLURM's default of MaxArraySize, where scontrol does not tell
@@ -58,7 +61,7 @@ def _print_dry_run(study: Study, resources: sbatch.Job, site: site_config.Site) 
     repetitions = sum(trial_id.setting is None for trial_id in pending)
     after = f", then an array of {count(repetitions, 'repetition')} of the best settings" if repetitions else ""
     summary = f"a job array of {count(len(pending) - repetitions, 'trial')}{after}" if pending else "nothing to run"
-    print(f"bellwether: {summary}", file=sys.stderr)
+    _log.info("%s", summary)
     file = os.path.join(os.path.abspath(study.directory), "array-1.txt")
     print(sbatch.render(resources, site, [file]), end="")
 
@@ -138,18 +141,18 @@ def begin(study: Study, trial_id: TrialId) -> int:
         try:
             resolved = study.resolve(trial_id)
         except NothingToRepeat as error:
-            print(f"bellwether: {error}", file=sys.stderr)
+            _log.info("%s", error)
             return _DONE
         if resolved is None:
-            print(f"bellwether: {trial_id.name} waits for trials that have not ended", file=sys.stderr)
+            _log.error("%s waits for trials that have not ended", trial_id.name)
             return 1
         if study.status(resolved) not in ("unfinished", "failed"):
-            print(f"bellwether: {resolved.name} has ended already", file=sys.stderr)
+            _log.info("%s has ended already", resolved.name)
             return _DONE
         try:
             study.start(resolved)
         except ConfigChanged as error:
-            print(f"bellwether: {error}", file=sys.stderr)
+            _log.error("%s", error)
             return 1
         except (ConfigError, ConfigErrors) as error:
             study.fail(resolved, str(error))
@@ -180,6 +183,7 @@ def _lock(study: Study) -> FileLock:
 
 
 def main() -> int:
+    console.setup()
     when, directory, name = sys.argv[1:]
     try:
         study = open_study(Path(directory))
@@ -188,7 +192,8 @@ def main() -> int:
             raise ConfigError("TRIAL", name, f"is not a trial of {directory}", "submit the sweep again")
         return begin(study, trial_id) if when == "begin" else end(study, trial_id)
     except (ConfigError, ConfigErrors) as error:
-        print(f"bellwether: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            _log.error("%s", line)
         return 2
 
 

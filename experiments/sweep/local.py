@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import os
@@ -26,6 +27,8 @@ from bellwether.experiments.sweep.trial_ids import TrialId, trial_ids
 from bellwether.trainer import signals
 from bellwether.trainer.config import ConfigError, ConfigErrors
 from bellwether.trainer.report.facts import count
+
+_log = logging.getLogger(__name__)
 
 _POLL = 0.2  # seconds
 _SAVE_TIMEOUT = 120  # seconds that trials have to save after a signal
@@ -57,7 +60,7 @@ def run(sweep: Sweep, jobs: int | None, retry: bool) -> int:
     study.prepare()
     with exclusive(study):
         if retry and (failed := study.reset_failed()):
-            _say(f"retrying {count(failed, 'failed trial')}")
+            _log.info("retrying %s", count(failed, "failed trial"))
         return _Scheduler(study, jobs).run()
 
 
@@ -89,10 +92,10 @@ class _Scheduler:
             signal.signal(number, lambda number, _: self.signals.append(number))
         total = sum(1 for _ in trial_ids(self.sweep))
         self.pending = self.study.pending()
-        concurrency = f"{len(self.free)} at a time"
-        _say(
-            f"sweep {self.sweep.name}: {total} trials, {len(self.pending)} left, {concurrency}, in {self.study.directory}"
-        )
+        _log.info(
+            "sweep %s: %d trials, %d left, %d at a time, in %s",
+            self.sweep.name, total, len(self.pending), len(self.free), self.study.directory,
+        )  # fmt: skip
         with tqdm(total=total, initial=total - len(self.pending), unit="trial", disable=not sys.stderr.isatty()) as bar:
             while (self.pending or self.running) and not (self.signals and not self.running):
                 if self.signals:
@@ -102,7 +105,7 @@ class _Scheduler:
                 self._fill_slots()
                 if self.pending and not self.running and not self.signals:
                     names = ", ".join(trial_id.name for trial_id in self.pending)
-                    _say(f"cannot start {names}: trials that they depend on cannot be read")
+                    _log.error("cannot start %s: trials that they depend on cannot be read", names)
                     break
                 if time.monotonic() - self.last_written > _WRITE_INTERVAL:
                     self._write_measurements()
@@ -135,7 +138,7 @@ class _Scheduler:
             try:
                 resolved = self.study.resolve(trial_id)
             except NothingToRepeat as error:
-                _say(str(error))
+                _log.warning("%s", error)
                 return trial_id
             if resolved is None:
                 continue
@@ -148,7 +151,7 @@ class _Scheduler:
                 return None
             except (ConfigError, ConfigErrors) as error:
                 self.study.fail(resolved, str(error))
-                _say(f"{resolved.name}: {error}")
+                _log.error("%s: %s", resolved.name, error)
                 return trial_id
             slot = self.free.pop(0)
             log = self.study.trials_dir / f"{resolved.name}.log"
@@ -186,7 +189,7 @@ class _Scheduler:
             self.study.delete_checkpoints(ended.trial_id)
         see = f"; see {ended.log}" if status == "failed" else ""
         with bar.external_write_mode(sys.stderr):
-            _say(f"{ended.trial_id.name}: {status}, {self._result(ended.trial_id)}{see}")
+            _log.info("%s: %s, %s%s", ended.trial_id.name, status, self._result(ended.trial_id), see)
 
     def _result(self, trial_id: TrialId) -> str:
         """What a trial reached, and its parameters."""
@@ -203,7 +206,7 @@ class _Scheduler:
 
     def _stop(self) -> None:
         """Let the running trials save, and kill those that do not end in time."""
-        _say(f"stopping: {count(len(self.running), 'trial')} save; the same command resumes them")
+        _log.info("stopping: %s will save; the same command resumes them", count(len(self.running), "running trial"))
         for running in self.running:
             with suppress(ProcessLookupError):
                 os.kill(running.process.pid or 0, signal.SIGTERM)
@@ -225,15 +228,15 @@ class _Scheduler:
             status: sum(t.status == status for t in trials) for status in ("complete", "pruned", "diverged", "failed")
         }
         counts = ", ".join(f"{number} {status}" for status, number in ended.items() if number)
-        _say(f"sweep {'stopped' if self.signals else 'done'}: {counts}")
+        _log.info("sweep %s: %s", "stopped" if self.signals else "done", counts or "no trial has ended")
         if self.signals:
             return 130 if self.signals[0] == signal.SIGINT else signals.SAVED
         if self.config_changed:
-            _say(self.config_changed)
+            _log.error("%s", self.config_changed)
             return 2
         if ended["failed"]:
-            _say("run again with --retry to retry the failed trials")
-        _say(f"show the results with bellwether report {self.study.directory}")
+            _log.info("run again with --retry to retry the failed trials")
+        _log.info("show the results with bellwether report %s", self.study.directory)
         return 1 if ended["failed"] else 0
 
 
@@ -249,7 +252,3 @@ def _tail(log: Path) -> str:
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _say(text: str) -> None:
-    print(f"bellwether: {text}", file=sys.stderr, flush=True)

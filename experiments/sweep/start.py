@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,10 +10,13 @@ from dataclasses import replace
 from bellwether.experiments.sweep import search, spec
 from bellwether.experiments.sweep.spec import Sweep
 from bellwether.experiments.sweep.trial_ids import trial_ids
+from bellwether.launcher import console
 from bellwether.launcher.launch import Request
 from bellwether.trainer.config import ConfigError, ConfigErrors, phases
 from bellwether.trainer.config.error_messages import COMMAND_LINE
 from bellwether.trainer.phases import splits
+
+_log = logging.getLogger(__name__)
 
 
 def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
@@ -27,10 +30,11 @@ def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
     Raises:
         ConfigError, ConfigErrors: if the file, or the config of one of its trials, is wrong.
     """
+    console.setup()
     sweep_ = spec.read(path)
     check(sweep_, path, sweep_.processes if request.on == "local" else None)
     for note in [] if request.dry_run else notes(sweep_):
-        print(f"bellwether: {note}", file=sys.stderr)
+        _log.warning("%s", note)
     if request.on == "slurm":
         from bellwether.experiments.sweep import array
 

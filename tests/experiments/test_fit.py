@@ -290,6 +290,6 @@ def test_recipe_prints_published_and_derived_settings(capsys: pytest.CaptureFixt
         cli.main(["recipe", "lamb-bert", "--batch", "4,096"])
     assert "without thousands separators" in capsys.readouterr().err
     assert cli.main(["recipe", "--batch", "512"]) == 2
-    assert "of which recipe?" in capsys.readouterr().err
+    assert "NAME: is required with --batch" in capsys.readouterr().err
     assert cli.main(["recipe", "lamb-brt"]) == 2
     assert "did you mean lamb-bert?" in capsys.readouterr().err

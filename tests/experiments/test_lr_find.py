@@ -1,4 +1,4 @@
-"""The learning rate range test: what it makes of losses, and one real run."""
+"""The learning rate range test: its analysis of losses, and one real run."""
 
 from __future__ import annotations
 
@@ -9,59 +9,61 @@ from pathlib import Path
 import pytest
 
 from bellwether.cli import main
-from bellwether.experiments.lr_find import judge
+from bellwether.experiments.lr_find import analyze
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.divergence import DivergenceDetector
 
 RATES = [10 ** (-6 + 6 * i / 200) for i in range(201)]
 
 
-def test_a_valley_is_found() -> None:
-    """A loss that is a parabola in log(rate), lowest at 1e-2, steepest where it begins to fall."""
+def test_analysis_finds_the_minimum_of_the_loss() -> None:
+    """A loss that is a parabola in log(rate), lowest at 1e-2, steepest where it starts to fall."""
     losses = [
         1 + (min(0.0, math.log10(rate) + 2) ** 2 if rate < 1e-2 else 5 * (math.log10(rate) + 2) ** 2) for rate in RATES
     ]
-    found = judge(RATES, losses)
+    found = analyze(RATES, losses)
     # The mean over ten losses lags by up to ten steps of 10^0.03.
     assert 1e-2 <= found.lowest < 2e-2
     assert found.suggestion == found.lowest / 10
     assert found.steepest < 1e-5
 
 
-def test_what_is_no_number_is_left_out() -> None:
-    found = judge(RATES, [1 - i / 100 for i in range(50)] + [math.nan] * 151)
+def test_non_finite_losses_are_ignored() -> None:
+    found = analyze(RATES, [1 - i / 100 for i in range(50)] + [math.nan] * 151)
     assert len(found.rates) == len(found.losses) == len(found.smooth) == 50
     assert found.lowest == RATES[49]
-    with pytest.raises(ConfigError, match=r"--from.*begin lower"):
-        judge(RATES, [2.0] * 5 + [math.inf] * 196)
+    with pytest.raises(ConfigError, match=r"--from.*start at a lower rate"):
+        analyze(RATES, [2.0] * 5 + [math.inf] * 196)
 
 
 @pytest.mark.parametrize(
-    "losses, said",
+    "losses, message",
     [
-        ([2 - i / 201 for i in range(201)], "go higher, with --to"),
-        ([2 + i / 201 for i in range(201)], "begin lower, with --from"),
+        ([2 - i / 201 for i in range(201)], "raise --to"),
+        ([2 + i / 201 for i in range(201)], "lower --from"),
         ([2 - i / 100 for i in range(100)] + [math.nan] * 101, ""),
         ([2 + abs(i - 100) / 100 for i in range(201)], ""),
     ],
 )
-def test_a_valley_at_an_end_is_no_suggestion(losses: list[float], said: str) -> None:
-    found = judge(RATES, losses)
-    assert said in found.note
-    assert bool(said) == bool(found.note)
+def test_minimum_at_an_end_gives_an_unreliable_suggestion(losses: list[float], message: str) -> None:
+    found = analyze(RATES, losses)
+    assert message in found.note
+    assert bool(message) == bool(found.note)
 
 
 @pytest.mark.parametrize(
-    "loss, times, diverged", [(1.0, 4.0, False), (math.nan, 4.0, True), (1e3, 4.0, True), (1e3, None, False)]
+    "loss, factor, diverged", [(1.0, 4.0, False), (math.nan, 4.0, True), (1e3, 4.0, True), (1e3, None, False)]
 )
-def test_divergence(loss: float, times: float | None, diverged: bool) -> None:
-    course = DivergenceDetector(times)
-    assert not any(course.diverged(2.0) for _ in range(5))
-    assert course.diverged(loss) == diverged
+def test_divergence_is_detected_by_a_multiple_of_the_lowest_loss(
+    loss: float, factor: float | None, diverged: bool
+) -> None:
+    detector = DivergenceDetector(factor)
+    assert not any(detector.diverged(2.0) for _ in range(5))
+    assert detector.diverged(loss) == diverged
 
 
 @pytest.mark.process
-def test_a_real_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_range_test_runs_in_a_new_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(
         f"name: small\nruns: {tmp_path}/runs\nduration: 1 epochs\nmodel: {{kind: cifar-resnet, depth: 8}}\n"
@@ -69,12 +71,12 @@ def test_a_real_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "batch: {global: 16}\noptimizer: {name: sgd, lr: 0.1, clip: 0}\nlog: {trackers: []}\n"
         "engine: {device: cpu, heartbeat: 0}\nphases: [{duration: 1 epochs}, {batch: {global: 32}}]\n"
     )
-    (tmp_path / "runs" / "small-lr-find").mkdir(parents=True)  # someone's: left alone
+    (tmp_path / "runs" / "small-lr-find").mkdir(parents=True)  # existing directories are not touched
     assert main(["lr-find", str(config), "--from", "1e-4", "--to", "1e3", "--steps", "60", "--nproc", "1"]) == 0
     run = tmp_path / "runs" / "small-lr-find-2"
     found = json.loads((run / "lr-find.json").read_text())
     assert 1e-4 < found["suggestion"] < found["lowest"] < 1e3
-    assert found["rates"][0] == pytest.approx(1e-4 * 10 ** (7 / 120))  # in the middle of its step
+    assert found["rates"][0] == pytest.approx(1e-4 * 10 ** (7 / 120))  # the rate in the middle of the step
     assert len(found["rates"]) < 60  # it diverged
     assert (run / "lr-find.png").stat().st_size > 10_000
     assert not (run / "checkpoints").exists()
@@ -82,6 +84,6 @@ def test_a_real_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not list((tmp_path / "runs" / "small-lr-find").iterdir())
 
 
-def test_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_range_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lr-find", "configs/bert-tiny.yaml", "--from", "1", "--to", "0.1"]) == 2
     assert "--from" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from bellwether.experiments.sweep import search, spec, start
 from bellwether.experiments.sweep.measurements import Trial
 from bellwether.experiments.sweep.spec import Range, Sweep
 from bellwether.experiments.sweep.trial_ids import trial_ids
-from bellwether.trainer.config import ConfigError, ConfigErrors
+from bellwether.trainer.config import ConfigError, ConfigErrors, renamed
 
 ROOT = Path(__file__).resolve().parents[3]
 LR = {"optimizer.lr": {"low": 1e-3, "high": 1.0, "log": True}}
@@ -48,7 +48,11 @@ def test_invalid_sweep_is_refused_and_names_the_key(changes: dict[str, Any], mes
         make_sweep(**changes)
 
 
-def test_renamed_key_is_accepted_and_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_renamed_key_is_accepted_and_reported(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renamed, "_reported", set())
+    monkeypatch.delenv("BELLWETHER_WORLD_SIZE", raising=False)  # a test that trained in this process sets it
     assert make_sweep(stop={"beaten": 1.5}).stop.prune_factor == 1.5
     assert "SWEEP.yaml: stop.beaten was renamed to stop.prune_factor" in caplog.text
     with pytest.raises(
