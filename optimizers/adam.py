@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, maximum
 
-from bellwether.optimizers import rules
-from bellwether.optimizers.decay import FORMS, Decay
-from bellwether.optimizers.update import Composed
+from bellwether.optimizers.base import RuleOptimizer
+from bellwether.optimizers.deprecation import renamed_keywords
+from bellwether.optimizers.kernels.coefficients import Coefficients
+from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.weight_decay import MODES, WeightDecayMode, add_to_direction
 
 
-class Adam(Composed):
-    r"""Adam, by default with a decay in the gradient (L2), most of which the second moment divides away again::
+class Adam(RuleOptimizer):
+    r"""Adam, by default with L2 weight decay, most of which the second moment divides away again::
 
         g = g + weight_decay w
         m = beta1 m + (1 - beta1) g;         v = beta2 v + (1 - beta2) g^2
@@ -20,19 +23,19 @@ class Adam(Composed):
 
     Args:
         params: parameters or param groups.
-        lr: learning rate, the change of a weight in one step at most about. At least 0.
-        betas: decay of the first and second moment, each in [0, 1).
+        lr: learning rate, about the largest change of a weight in one step. At least 0.
+        betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to the denominator, in units of the gradient. At least 0.
-        weight_decay: at least 0; its unit depends on the form.
-        decay: the form of the decay, any of `bellwether.optimizers.decay`.
+        weight_decay: at least 0; its unit depends on the mode.
+        weight_decay_mode: any of `bellwether.optimizers.weight_decay`.
         amsgrad: divide by the largest second moment so far (Reddi et al. 2018, 1904.09237).
-        trust_ratio: scale each parameter's update to the size of its weights, as LAMB does.
+        trust_ratio: scale each parameter's update to the norm of its weights, as LAMB does.
         trust_bounds: (lowest, highest) trust ratio.
-        maximize: go up instead of down.
+        maximize: ascend instead of descend.
         kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
 
     Raises:
-        ValueError: for values out of range and for combinations that contradict themselves.
+        ValueError: for values out of range and for combinations that contradict each other.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -43,9 +46,9 @@ class Adam(Composed):
     [0.8999999761581421, 2.0999999046325684]
     """
 
-    rule = staticmethod(rules.adam)
-    decays = FORMS
+    weight_decay_modes = MODES
 
+    @renamed_keywords
     def __init__(
         self,
         params: Any,
@@ -55,7 +58,7 @@ class Adam(Composed):
         weight_decay: float = 0.0,
         amsgrad: bool = False,
         *,
-        decay: Decay = "l2",
+        weight_decay_mode: WeightDecayMode = "l2",
         trust_ratio: bool = False,
         trust_bounds: tuple[float, float] | None = None,
         maximize: bool = False,
@@ -69,8 +72,57 @@ class Adam(Composed):
             eps=eps,
             weight_decay=weight_decay,
             amsgrad=amsgrad,
-            decay=decay,
+            weight_decay_mode=weight_decay_mode,
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
             maximize=maximize,
         )
+
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        return adam_state_names(group)
+
+    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+        beta1, beta2 = group["betas"]
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        if group["amsgrad"]:
+            maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
+
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+        m_hat = state["exp_avg"] * (1 / (1 - group["betas"][0] ** step))
+        u = m_hat.div_(_denominator(state, group, step))
+        return add_to_direction(u, w, group)
+
+    def metric(self, scale: float, state: State, group: Group, step: int) -> Tensor:
+        return _denominator(state, group, step).reciprocal_().mul_(scale)
+
+    def coefficients(self, group: Group, step: int) -> Coefficients:
+        return adam_coefficients(group, step)
+
+
+def _denominator(state: State, group: Group, step: int) -> Tensor:
+    """sqrt(v^) + eps. With AMSGrad v is the largest so far, corrected as in torch."""
+    v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    root_of_v_hat = v.sqrt().mul_(1 / math.sqrt(1 - group["betas"][1] ** step))
+    return root_of_v_hat.add_(group["eps"])
+
+
+def adam_state_names(group: Group) -> tuple[str, ...]:
+    """The moments of Adam and its relatives."""
+    return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group.get("amsgrad") else ("exp_avg", "exp_avg_sq")
+
+
+def adam_coefficients(group: Group, step: int, *, bias_correction: bool = True) -> Coefficients:
+    """Adam in the numbers of the compiled kernels."""
+    beta1, beta2 = group["betas"]
+    return Coefficients(
+        formula="amsgrad" if group.get("amsgrad") else "adam",
+        rate=float(group["lr"]),
+        beta1=beta1,
+        grad_weight=1 - beta1,
+        beta2=beta2,
+        numerator=1 / (1 - beta1**step) if bias_correction else 1.0,
+        v_scale=1 / math.sqrt(1 - beta2**step) if bias_correction else 1.0,
+        eps=group["eps"],
+    )

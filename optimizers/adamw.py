@@ -7,26 +7,28 @@ from typing import Any
 from torch import Tensor
 
 from bellwether.optimizers.adam import Adam
-from bellwether.optimizers.decay import Decay
+from bellwether.optimizers.deprecation import renamed_keywords
+from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.weight_decay import WeightDecayMode
 
 
 class AdamW(Adam):
-    r"""Adam, with a decay that the second moment does not divide away::
+    r"""Adam with a weight decay that the second moment does not divide away::
 
         m = beta1 m + (1 - beta1) g;         v = beta2 v + (1 - beta2) g^2
         w = w - lr (m^ / (sqrt(v^) + eps) + weight_decay w)   (m^, v^ bias-corrected)
 
     Args:
         params: parameters or param groups.
-        lr: learning rate, the change of a weight in one step at most about. At least 0.
-        betas: decay of the first and second moment, each in [0, 1).
+        lr: learning rate, about the largest change of a weight in one step. At least 0.
+        betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to the denominator, in units of the gradient. At least 0.
-        weight_decay: times lr, as in `torch.optim.AdamW`; with ``decay="independent"`` times the schedule's multiplier
-            alone, as in the paper.
-        amsgrad, decay, trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`.
+        weight_decay: multiplied by lr, as in `torch.optim.AdamW`; with ``weight_decay_mode="independent"`` multiplied by
+            the schedule's multiplier alone, as in the paper.
+        amsgrad, weight_decay_mode, trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`.
 
     Raises:
-        ValueError: for values out of range and for combinations that contradict themselves.
+        ValueError: for values out of range and for combinations that contradict each other.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
@@ -37,6 +39,7 @@ class AdamW(Adam):
     1.8
     """
 
+    @renamed_keywords
     def __init__(
         self,
         params: Any,
@@ -46,7 +49,7 @@ class AdamW(Adam):
         weight_decay: float = 0.01,
         amsgrad: bool = False,
         *,
-        decay: Decay = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         trust_ratio: bool = False,
         trust_bounds: tuple[float, float] | None = None,
         maximize: bool = False,
@@ -59,9 +62,17 @@ class AdamW(Adam):
             eps,
             weight_decay,
             amsgrad,
-            decay=decay,
+            weight_decay_mode=weight_decay_mode,
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
             maximize=maximize,
             kernel=kernel,
         )
+
+    # update_moments and direction are Adam's: m, v, and m^ / (sqrt(v^) + eps).
+
+    def apply_update(self, w: Tensor, update: Tensor, state: State, group: Group, step: int) -> None:
+        if group["weight_decay_mode"] == "decoupled" and not group["trust_ratio"]:
+            w.mul_(1 - float(group["lr"]) * group["weight_decay"]).sub_(update)  # update: lr m^ / (sqrt(v^) + eps)
+        else:
+            super().apply_update(w, update, state, group, step)

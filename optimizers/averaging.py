@@ -18,22 +18,22 @@ from bellwether.optimizers.wrapper import Wrapper
 
 
 class WeightAverage(Wrapper):
-    r"""Keeps an average of the weights beside them, to be swapped in for evaluation::
+    r"""Keeps an average of the weights, to be swapped in for evaluation::
 
-        swa:  average = average + (w - average) / n          the n-th weights that are taken
+        swa:  average = average + (w - average) / n          for the n-th sample of the weights
         ema:  average = decay average + (1 - decay) w
 
     Args:
         base: the optimizer, any of this package.
-        kind: ``swa``, the plain mean, or ``ema``.
-        start: the first update whose weights are taken.
-        every: updates between two that are taken.
+        kind: ``swa``, the mean, or ``ema``.
+        start: the first update whose weights are averaged.
+        every: updates between two samples of the weights.
         decay: of the EMA, in [0, 1).
 
     Raises:
         ValueError: for values out of range.
 
-    State of each tensor, beside the inner optimizer's: ``average``, sharded as the weights are.
+    State of each tensor, in addition to the inner optimizer's: ``average``, sharded as the weights are.
 
     >>> from bellwether.optimizers import SGD
     >>> weight = torch.nn.Parameter(torch.tensor([4.0]))
@@ -63,12 +63,12 @@ class WeightAverage(Wrapper):
             raise ValueError(f"kind={kind!r}: must be 'swa' or 'ema'")
         for key, value in {"start": start, "every": every}.items():
             if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"{key}={value!r}: must be a whole number of updates, at least 1")
+                raise ValueError(f"{key}={value!r}: must be an integer number of updates, at least 1")
         if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay!r}: must be from 0 up to, not including, 1")
+            raise ValueError(f"decay={decay!r}: must be in [0, 1)")
         super().__init__(base)
         self.kind, self.start, self.every, self.decay = kind, start, every, decay
-        self._kept: list[tuple[Tensor, Tensor]] | None = None  # the weights, while the averages are in their place
+        self._kept: list[tuple[Tensor, Tensor]] | None = None  # the weights, while the averages are swapped in
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_swapped("a copy")
@@ -80,43 +80,43 @@ class WeightAverage(Wrapper):
 
     def _refuse_swapped(self, what: str) -> None:
         if self._kept is not None:
-            raise RuntimeError(f"{what} while the averages are swapped in: leave `with optimizer.averaged()` first")
+            raise RuntimeError(f"{what} while the averages are swapped in: exit `with optimizer.averaged()` first")
 
-    def _update(self, work: Work) -> None:
+    def update(self, work: Work) -> None:
         self._refuse_swapped("step()")
-        super()._update(work)
+        super().update(work)
         for _, tensor in work:
             state = self.state[tensor]
-            taken, rest = divmod(int(state["step"].item()) - self.start, self.every)
-            if taken < 0 or rest:
+            samples, remainder = divmod(int(state["step"].item()) - self.start, self.every)
+            if samples < 0 or remainder:
                 continue
             if "average" not in state:
-                # Not in 16 bits, in which a slow average would not move at all.
+                # Not in 16 bits, in which the changes of a slow average round to 0.
                 wide = torch.promote_types(tensor.dtype, torch.float32)
                 state["average"] = tensor.detach().to(wide, copy=True)
-            share = 1 / (taken + 1) if self.kind == "swa" else 1 - self.decay
-            if taken:
+            weight = 1 / (samples + 1) if self.kind == "swa" else 1 - self.decay
+            if samples:
                 average = local(state["average"])
-                average.lerp_(local(tensor.detach()).to(average.dtype), share)
+                average.lerp_(local(tensor.detach()).to(average.dtype), weight)
 
     @property
     def has_average(self) -> bool:
-        """Whether any weights were taken by now; the same on every rank that updates anything."""
+        """Whether any weights have been averaged; the same on every rank that updates anything."""
         return any("average" in self.state.get(shard.tensor, {}) for shard in self.shards)
 
     def _publish(self) -> None:
-        # Without an engine, the tensors that are swapped are the model's own.
+        # Without an engine, the swapped tensors are the model's own.
         if self.attachment is not None and self.attachment.publish is not None:
             self.attachment.publish()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model with the averages in place of its weights; before any were taken, as it is.
+        """Give the model the averages in place of its weights, if there are any.
 
-        Collective under an engine. BatchNorm's statistics belong to the other weights: `recompute_batch_norm`.
+        Collective under an engine. BatchNorm's statistics are still those of the weights: see `recompute_batch_norm`.
         """
         self._refuse_swapped("averaged()")
-        if self.is_part:
+        if self.is_partial:
             raise RuntimeError("averaged() inside ZeroRedundancyOptimizer: call optimizers.attach(optimizer) first")
         self._kept = []
         with torch.no_grad():
@@ -139,18 +139,18 @@ class WeightAverage(Wrapper):
 def recompute_batch_norm(
     model: nn.Module, batches: Iterable[Any], process_group: dist.ProcessGroup | None = None
 ) -> None:
-    """BatchNorm's running statistics anew, for weights that were averaged: means over batches, the same on all ranks.
+    """Recompute BatchNorm's running statistics for averaged weights: means over batches, the same on all ranks.
 
     Args:
         model: called once with each batch, in training mode, without gradients.
-        batches: this rank's inputs; a tuple or list gives its first item. Each rank gives as many.
-        process_group: the ranks that agree; all by default, where torch.distributed is in use.
+        batches: this rank's inputs; of a tuple or list the first item. The same number on each rank.
+        process_group: the ranks to average over; all by default, if torch.distributed is initialized.
     """
     update_bn(batches, model)
-    found = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if not found or not (dist.is_available() and dist.is_initialized()):
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not layers or not (dist.is_available() and dist.is_initialized()):
         return
-    buffers = [b for m in found for b in (m.running_mean, m.running_var) if b is not None]
+    buffers = [b for m in layers for b in (m.running_mean, m.running_var) if b is not None]
     packed = torch.cat([b.double() for b in buffers])
     dist.all_reduce(packed, group=process_group)
     packed /= dist.get_world_size(process_group)

@@ -1,18 +1,22 @@
-"""LAMB: layer-wise adaptive large-batch optimisation (You et al. 2019, arXiv 1904.00962, algorithm 2)."""
+"""LAMB: layer-wise adaptive large-batch optimization (You et al. 2019, arXiv 1904.00962, algorithm 2)."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, maximum
 
-from bellwether.optimizers import rules
-from bellwether.optimizers.decay import FORMS, Decay
-from bellwether.optimizers.update import Composed
+from bellwether.optimizers.adam import adam_coefficients, adam_state_names
+from bellwether.optimizers.base import RuleOptimizer
+from bellwether.optimizers.deprecation import renamed_keywords
+from bellwether.optimizers.kernels.coefficients import Coefficients
+from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.weight_decay import MODES, WeightDecayMode, add_to_direction
 
 
-class Lamb(Composed):
-    r"""Adam's direction plus decay, scaled in each parameter to the size of its weights.
+class Lamb(RuleOptimizer):
+    r"""Adam's direction plus weight decay, scaled for each parameter to the norm of its weights.
 
     For each parameter :math:`w` with gradient :math:`g`::
 
@@ -20,28 +24,28 @@ class Lamb(Composed):
         u = m^ / (sqrt(v^) + eps) + weight_decay w            (m^, v^ bias-corrected)
         w = w - lr ||w|| / ||u|| u                            (ratio 1 where a norm is 0)
 
-    The norms are of the whole parameter, also where an engine has cut it over ranks.
+    The norms are of the whole parameter, also where an engine shards it over ranks.
 
     Args:
-        params: parameters, or param groups such as `bellwether.optimizers.groups` makes. A group with ``trust_ratio=False`` is
-            not scaled: biases and normalisation, which also get ``weight_decay=0``.
-        lr: learning rate; with the ratio, the relative change of a weight in one step. At least 0.
-        betas: decay of the first and second moment, each in [0, 1).
+        params: parameters, or param groups such as those of `bellwether.optimizers.groups`. A group with
+            ``trust_ratio=False`` is not scaled: biases and normalization, which also get ``weight_decay=0``.
+        lr: learning rate; with the trust ratio, the relative change of a weight in one step. At least 0.
+        betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to the denominator, in units of the gradient. At least 0.
         weight_decay: at least 0; inside the scaled update, as in the paper.
         amsgrad: divide by the largest second moment so far.
-        decay: ``decoupled`` is the paper's; ``l2`` adds it to the gradient; ``independent`` and ``prox`` take it out
-            of the ratio, and of lr.
-        bias_correction: False for m and v as they are, as some published runs have it.
-        trust_bounds: (lowest, highest) trust ratio, as DeepSpeed's LAMB has it (0.01, 0.3); None for the identity.
-        trust_ratio: False leaves Adam.
-        prenormalize: divide the gradients by the norm of all of them first, as in NVIDIA's LAMB ("NVLAMB"), so that
-            only their direction counts. That norm is DeepSpeed's where it has one; elsewhere it takes an all-reduce.
-        maximize: go up instead of down.
+        weight_decay_mode: ``decoupled`` is the paper's; ``l2`` adds the decay to the gradient; ``independent`` and
+            ``prox`` apply it to the weights, scaled neither by the trust ratio nor by lr.
+        bias_correction: False to use m and v uncorrected, as some published runs do.
+        trust_bounds: (lowest, highest) trust ratio, (0.01, 0.3) in DeepSpeed's LAMB; None for no bounds.
+        trust_ratio: False gives Adam.
+        prenormalize: divide the gradients by their global norm first, as in NVIDIA's LAMB ("NVLAMB"), so that only their
+            direction counts. The norm is DeepSpeed's where it has one; elsewhere it takes one more all-reduce.
+        maximize: ascend instead of descend.
         kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
 
     Raises:
-        ValueError: for values out of range and for combinations that contradict themselves.
+        ValueError: for values out of range and for combinations that contradict each other.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.full((2, 2), 2.0))
@@ -52,9 +56,9 @@ class Lamb(Composed):
     1.8
     """
 
-    rule = staticmethod(rules.adam)
-    decays = FORMS
+    weight_decay_modes = MODES
 
+    @renamed_keywords
     def __init__(
         self,
         params: Any,
@@ -64,7 +68,7 @@ class Lamb(Composed):
         weight_decay: float = 0.01,
         amsgrad: bool = False,
         *,
-        decay: Decay = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         bias_correction: bool = True,
         trust_ratio: bool = True,
         trust_bounds: tuple[float, float] | None = None,
@@ -81,9 +85,46 @@ class Lamb(Composed):
             eps=eps,
             weight_decay=weight_decay,
             amsgrad=amsgrad,
-            decay=decay,
+            weight_decay_mode=weight_decay_mode,
             bias_correction=bias_correction,
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
             maximize=maximize,
         )
+
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        return adam_state_names(group)
+
+    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+        beta1, beta2 = group["betas"]
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        if group["amsgrad"]:
+            maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
+
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+        m_hat = state["exp_avg"] * (1 / self._correction(0, group, step))
+        u = m_hat.div_(self._denominator(state, group, step))
+        return add_to_direction(u, w, group)  # u + weight_decay w
+
+    def trust_ratio(self, weight_norm: Tensor, other_norm: Tensor, group: Group) -> Tensor:
+        return weight_norm / other_norm  # then w = w - lr ratio u
+
+    is_norm_ratio = True
+
+    def metric(self, scale: float, state: State, group: Group, step: int) -> Tensor:
+        return self._denominator(state, group, step).reciprocal_().mul_(scale)
+
+    def _denominator(self, state: State, group: Group, step: int) -> Tensor:
+        """sqrt(v^) + eps."""
+        v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        root_of_v_hat = v.sqrt().mul_(1 / math.sqrt(self._correction(1, group, step)))
+        return root_of_v_hat.add_(group["eps"])
+
+    def _correction(self, moment: int, group: Group, step: int) -> float:
+        """What a moment, which begins at 0, is divided by so that it is unbiased."""
+        return 1 - group["betas"][moment] ** step if group["bias_correction"] else 1.0
+
+    def coefficients(self, group: Group, step: int) -> Coefficients:
+        return adam_coefficients(group, step, bias_correction=group["bias_correction"])

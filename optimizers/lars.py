@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from bellwether.optimizers import rules
-from bellwether.optimizers.sharded import Group
-from bellwether.optimizers.update import Composed
+from bellwether.optimizers.base import RuleOptimizer
+from bellwether.optimizers.kernels.coefficients import Coefficients
+from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.sgd import momentum_coefficients, momentum_state_names
 
 
-class Lars(Composed):
-    r"""Momentum SGD whose gradients are scaled, in each parameter, to the size of its weights.
+class Lars(RuleOptimizer):
+    r"""SGD with momentum, its gradients scaled for each parameter to the norm of its weights.
 
     For each parameter :math:`w` with gradient :math:`g`::
 
@@ -20,24 +22,24 @@ class Lars(Composed):
         m = momentum m + lr ratio (g + weight_decay w)
         w = w - m                                             or w - (lr ratio (...) + momentum m) with Nesterov
 
-    The learning rate is inside the momentum, as in the paper and in MLPerf's reference: when the rate changes, the steps
-    already taken keep theirs.
+    The learning rate is inside the momentum, as in the paper and in MLPerf's reference: a change of the rate does not
+    rescale the steps already in the momentum.
 
     Args:
-        params: parameters, or param groups such as `bellwether.optimizers.groups` makes. A group with ``trust_ratio=False`` is
-            plain momentum SGD: biases and normalisation, which also get ``weight_decay=0``.
-        lr: learning rate; large, as the ratio is small (MLPerf's ResNet-50: 10 to 30). At least 0.
+        params: parameters, or param groups such as those of `bellwether.optimizers.groups`. A group with
+            ``trust_ratio=False`` is plain SGD with momentum: biases and normalization, which also get ``weight_decay=0``.
+        lr: learning rate; large, because the trust ratio is small (MLPerf's ResNet-50: 10 to 30). At least 0.
         momentum: in [0, 1).
         weight_decay: added to the gradient (L2). At least 0.
-        nesterov: look ahead along the momentum.
-        trust_coefficient: how much of itself a weight may change in one step at lr 1.
+        nesterov: use Nesterov momentum.
+        trust_coefficient: relative change of a weight in one step at lr 1.
         eps: added to the denominator of the ratio, in units of the gradient. At least 0.
         trust_bounds: (lowest, highest) trust ratio; None for no bounds.
-        maximize: go up instead of down.
+        maximize: ascend instead of descend.
         kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
 
     Raises:
-        ValueError: for values out of range and for combinations that contradict themselves.
+        ValueError: for values out of range and for combinations that contradict each other.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.full((2, 2), 2.0))
@@ -48,9 +50,8 @@ class Lars(Composed):
     1.98
     """
 
-    rule = staticmethod(rules.lars)
-    decays = ("l2",)
-    adapts_gradient = True
+    weight_decay_modes = ("l2",)
+    scales_gradient = True
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Lars(Composed):
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
-            decay="l2",
+            weight_decay_mode="l2",
             nesterov=nesterov,
             trust_coefficient=trust_coefficient,
             eps=eps,
@@ -81,7 +82,28 @@ class Lars(Composed):
             maximize=maximize,
         )
 
-    def _ratio(self, weight: Tensor, other: Tensor, group: Group) -> Tensor:
-        return super()._ratio(
-            group["trust_coefficient"] * weight, other + group["weight_decay"] * weight + group["eps"], group
-        )
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        return momentum_state_names(group)
+
+    def trust_ratio(self, weight_norm: Tensor, other_norm: Tensor, group: Group) -> Tensor:
+        denominator = other_norm + group["weight_decay"] * weight_norm + group["eps"]
+        return group["trust_coefficient"] * weight_norm / denominator
+
+    def gradient(self, w: Tensor, g: Tensor, rate: float | Tensor, group: Group) -> Tensor:
+        return super().gradient(w, g, rate, group) * rate  # lr ratio (g + weight_decay w)
+
+    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+        if group["momentum"]:
+            state["momentum_buffer"].mul_(group["momentum"]).add_(g)
+
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+        if not group["momentum"]:
+            return g
+        m = state["momentum_buffer"]
+        return g.add(m, alpha=group["momentum"]) if group["nesterov"] else m
+
+    def rate(self, group: Group) -> float:
+        return 1.0  # lr is in the gradient
+
+    def coefficients(self, group: Group, step: int) -> Coefficients:
+        return replace(momentum_coefficients(group, step), rate=1.0, scale=float(group["lr"]))

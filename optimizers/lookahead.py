@@ -15,14 +15,14 @@ class Lookahead(Wrapper):
         slow = slow + alpha (fast - slow);        fast = slow
 
     Args:
-        base: the optimizer of the fast weights, any of this package. Its moments go on as they are.
-        k: steps between synchronisations. At least 1.
-        alpha: how far the slow weights go, in (0, 1].
+        base: the optimizer of the fast weights, any of this package. Its moments are not changed.
+        k: steps between synchronizations. At least 1.
+        alpha: step size of the slow weights, in (0, 1].
 
     Raises:
         ValueError: for values out of range.
 
-    State of each tensor, beside the inner optimizer's: ``slow``.
+    State of each tensor, in addition to the inner optimizer's: ``slow``.
 
     >>> from bellwether.optimizers import SGD
     >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
@@ -30,23 +30,23 @@ class Lookahead(Wrapper):
     >>> for _ in range(2):
     ...     weight.grad = torch.tensor([1.0])
     ...     optimizer.step()
-    >>> round(weight.item(), 6)  # the fast weight went from 1 to 0.8, the slow one goes half the way
+    >>> round(weight.item(), 6)  # the fast weight went from 1 to 0.8, the slow one goes half of that
     0.9
     """
 
     def __init__(self, base: ShardedOptimizer, k: int = 5, alpha: float = 0.5) -> None:
         if not (isinstance(k, int) and k >= 1):
-            raise ValueError(f"k={k!r}: must be a whole number of steps, at least 1")
+            raise ValueError(f"k={k!r}: must be an integer number of steps, at least 1")
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha={alpha!r}: must be above 0 and at most 1")
         super().__init__(base)
         self.k, self.alpha = k, alpha
 
-    def _update(self, work: Work) -> None:
+    def update(self, work: Work) -> None:
         for _, tensor in work:
             if "slow" not in self.state[tensor]:
                 self.state[tensor]["slow"] = tensor.detach().clone(memory_format=torch.preserve_format)
-        super()._update(work)
+        super().update(work)
         for _, tensor in work:
             state = self.state[tensor]
             if int(state["step"].item()) % self.k == 0:

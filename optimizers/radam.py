@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from bellwether.optimizers import rules
-from bellwether.optimizers.decay import FORMS, Decay
-from bellwether.optimizers.update import Composed
+from bellwether.optimizers.adam import adam_coefficients, adam_state_names
+from bellwether.optimizers.base import RuleOptimizer
+from bellwether.optimizers.deprecation import renamed_keywords
+from bellwether.optimizers.kernels.coefficients import Coefficients
+from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.weight_decay import MODES, WeightDecayMode, add_to_direction
 
 
-class RAdam(Composed):
-    r"""Adam that takes plain momentum steps until its second moment can be trusted; needs no chosen warm-up::
+class RAdam(RuleOptimizer):
+    r"""Adam with plain momentum steps while the variance of its second moment is unbounded; needs no warm-up::
 
         rho_t = rho_inf - 2 t beta2^t / (1 - beta2^t),        rho_inf = 2 / (1 - beta2) - 1
         u = r_t m^ sqrt(1 - beta2^t) / (sqrt(v) + eps)        if rho_t > 5, else m^
@@ -22,28 +27,28 @@ class RAdam(Composed):
     Args:
         params: parameters or param groups.
         lr: learning rate. At least 0.
-        betas: decay of the first and second moment, each in [0, 1).
+        betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to the denominator, in units of the gradient. At least 0.
         weight_decay: at least 0.
-        decoupled_weight_decay: as in `torch.optim.RAdam`; the same as ``decay="decoupled"``.
-        decay: the form of the decay, any of `bellwether.optimizers.decay`; None goes by ``decoupled_weight_decay``.
+        decoupled_weight_decay: as in `torch.optim.RAdam`; the same as ``weight_decay_mode="decoupled"``.
+        weight_decay_mode: any of `bellwether.optimizers.weight_decay`; None: by ``decoupled_weight_decay``.
         trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`.
 
     Raises:
-        ValueError: for values out of range and for combinations that contradict themselves.
+        ValueError: for values out of range and for combinations that contradict each other.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     >>> optimizer = RAdam([weight], lr=0.1)
     >>> weight.grad = torch.tensor([0.5, -4.0])
     >>> optimizer.step()
-    >>> weight.tolist()  # the first steps are momentum's: lr times the gradient
+    >>> weight.tolist()  # the first steps are SGD's with momentum: lr times the gradient
     [0.949999988079071, 2.4000000953674316]
     """
 
-    rule = staticmethod(rules.radam)
-    decays = FORMS
+    weight_decay_modes = MODES
 
+    @renamed_keywords
     def __init__(
         self,
         params: Any,
@@ -53,14 +58,15 @@ class RAdam(Composed):
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
         *,
-        decay: Decay | None = None,
+        weight_decay_mode: WeightDecayMode | None = None,
         trust_ratio: bool = False,
         trust_bounds: tuple[float, float] | None = None,
         maximize: bool = False,
         kernel: str = "auto",
     ) -> None:
-        if decay is not None and decoupled_weight_decay and decay != "decoupled":
-            raise ValueError(f"decay={decay!r} with decoupled_weight_decay=True: write decay={decay!r} alone")
+        if decoupled_weight_decay and weight_decay_mode not in (None, "decoupled"):
+            mode = f"weight_decay_mode={weight_decay_mode!r}"
+            raise ValueError(f"{mode} with decoupled_weight_decay=True: write {mode} alone")
         super().__init__(
             params,
             kernel=kernel,
@@ -68,8 +74,48 @@ class RAdam(Composed):
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,
-            decay=decay or ("decoupled" if decoupled_weight_decay else "l2"),
+            weight_decay_mode=weight_decay_mode or ("decoupled" if decoupled_weight_decay else "l2"),
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
             maximize=maximize,
         )
+
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        return adam_state_names(group)
+
+    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+        beta1, beta2 = group["betas"]
+        state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+        r = _rectification(group["betas"][1], step)
+        m_hat_factor = 1 / (1 - group["betas"][0] ** step)
+        if r is None:
+            u = state["exp_avg"] * m_hat_factor
+        else:  # as in torch, eps is added before v is bias-corrected
+            factor = m_hat_factor * r * math.sqrt(1 - group["betas"][1] ** step)
+            u = (state["exp_avg"] * factor).div_(state["exp_avg_sq"].sqrt().add_(group["eps"]))
+        return add_to_direction(u, w, group)
+
+    def metric(self, scale: float, state: State, group: Group, step: int) -> Tensor:
+        r = _rectification(group["betas"][1], step)
+        if r is None:
+            return state["exp_avg_sq"].new_full(state["exp_avg_sq"].shape, scale)
+        root = math.sqrt(1 - group["betas"][1] ** step)
+        return state["exp_avg_sq"].sqrt().add_(group["eps"]).reciprocal_().mul_(scale * r * root)
+
+    def coefficients(self, group: Group, step: int) -> Coefficients:
+        c, r = adam_coefficients(group, step), _rectification(group["betas"][1], step)
+        if r is None:
+            return replace(c, v_scale=0.0, eps=1.0)  # the denominator is 1
+        return replace(c, v_scale=1.0, numerator=c.numerator * r * math.sqrt(1 - group["betas"][1] ** step))
+
+
+def _rectification(beta2: float, step: int) -> float | None:
+    """r_t of algorithm 2, or None while it is not defined. As in torch, from rho_t > 5 on; the paper has 4."""
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * step * beta2**step / (1 - beta2**step)
+    if rho <= 5:
+        return None
+    return math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))

@@ -1,4 +1,4 @@
-"""Learning rate and warm-up from the batch, relative to a batch at which they are known."""
+"""Scales learning rate and warm-up with the batch size, from a batch size at which they are known."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _POWER: dict[str, float] = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
 
 
 def scaled_lr(base_lr: float, batch: int, base_batch: int, rule: Rule) -> float:
-    """lr at a batch: ``base_lr * (batch / base_batch) ** power``, power 0, 1 or 1/2.
+    """Learning rate at a batch size: ``base_lr * (batch / base_batch) ** power``, power 0, 1 or 1/2.
 
     ``linear`` is Goyal et al. 2017 (1706.02677, section 2.1) for SGD; ``sqrt`` is You et al. 2019 (1904.00962, table 4
     and 5) for LAMB.
@@ -22,9 +22,9 @@ def scaled_lr(base_lr: float, batch: int, base_batch: int, rule: Rule) -> float:
 
 
 def scaled_warmup(base_warmup: float, batch: int, base_batch: int) -> float:
-    """Warm-up at a batch, in samples, epochs or as a share of a run of fixed length: in proportion to the batch.
+    """Warm-up at a batch size, proportional to it, in samples, epochs or as a fraction of a run of fixed length.
 
-    The linear-epoch warm-up of You et al. 2019: at 512 1/320 of BERT's steps, at 32,768 64 times as much.
+    The linear-epoch warm-up of You et al. 2019: 1/320 of BERT's steps at 512, and 64 times as much at 32,768.
 
     >>> scaled_warmup(1 / 320, 32768, 512)
     0.2

@@ -74,8 +74,8 @@ class WarmupConstant(LRScheduler):
         # A group remembers its own decay, so that a scheduler made after load_state_dict does not take a share for it.
         self.scale_decay = scale_decay
         if scale_decay:
-            if any(group.get("decay") in ("independent", "prox") for group in optimizer.param_groups):
-                raise ValueError("scale_decay=True: decay='independent' and 'prox' follow the rate by themselves")
+            if any(group.get("weight_decay_mode") in ("independent", "prox") for group in optimizer.param_groups):
+                raise ValueError("scale_decay=True: weight_decay_mode='independent' and 'prox' follow the rate already")
             for group in optimizer.param_groups:
                 group.setdefault("peak_weight_decay", group["weight_decay"])
         super().__init__(optimizer, last_epoch)

@@ -6,16 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
-from bellwether.optimizers import rules
-from bellwether.optimizers.decay import Decay
-from bellwether.optimizers.update import Composed
+from bellwether.optimizers.base import RuleOptimizer
+from bellwether.optimizers.deprecation import renamed_keywords
+from bellwether.optimizers.kernels.coefficients import Coefficients
+from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.weight_decay import WeightDecayMode, add_to_direction
 
 
-class SGD(Composed):
-    r"""Steepest descent, with momentum if asked::
+class SGD(RuleOptimizer):
+    r"""Stochastic gradient descent, with optional momentum::
 
         g = g + weight_decay w
-        m = momentum m + (1 - dampening) g                    (m = g at first)
+        m = momentum m + (1 - dampening) g                    (m = g in the first step)
         w = w - lr m                                          or w - lr (g + momentum m) with Nesterov
 
     Args:
@@ -24,13 +26,13 @@ class SGD(Composed):
         momentum: in [0, 1).
         dampening: in [0, 1]; 0 with Nesterov.
         weight_decay: at least 0.
-        nesterov: look ahead along the momentum.
-        decay: ``l2``, ``decoupled`` (SGDW), ``independent`` or ``prox``, as in `bellwether.optimizers.decay`.
-        trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`. The ratio scales the momentum; one that
-            scales the gradient is `bellwether.optimizers.Lars`.
+        nesterov: use Nesterov momentum.
+        weight_decay_mode: ``l2``, ``decoupled`` (SGDW), ``independent`` or ``prox``: `bellwether.optimizers.weight_decay`.
+        trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`. The ratio scales the momentum;
+            `bellwether.optimizers.Lars` scales the gradient.
 
     Raises:
-        ValueError: for values out of range and for combinations that contradict themselves.
+        ValueError: for values out of range and for combinations that contradict each other.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
@@ -42,9 +44,7 @@ class SGD(Composed):
     0.5
     """
 
-    rule = staticmethod(rules.momentum)
-    decays = ("l2", "decoupled", "independent", "prox")
-
+    @renamed_keywords
     def __init__(
         self,
         params: Any,
@@ -54,7 +54,7 @@ class SGD(Composed):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
-        decay: Decay = "l2",
+        weight_decay_mode: WeightDecayMode = "l2",
         trust_ratio: bool = False,
         trust_bounds: tuple[float, float] | None = None,
         maximize: bool = False,
@@ -68,8 +68,45 @@ class SGD(Composed):
             dampening=dampening,
             weight_decay=weight_decay,
             nesterov=nesterov,
-            decay=decay,
+            weight_decay_mode=weight_decay_mode,
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
             maximize=maximize,
         )
+
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        return momentum_state_names(group)
+
+    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+        if group["momentum"]:
+            # The first gradient counts in full, as in torch: m would be biased towards 0 otherwise.
+            grad_weight = 1.0 if step == 1 else 1 - group["dampening"]
+            state["momentum_buffer"].mul_(group["momentum"]).add_(g, alpha=grad_weight)
+
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+        if not group["momentum"]:
+            u = g.clone()
+        elif group["nesterov"]:
+            u = g.add(state["momentum_buffer"], alpha=group["momentum"])
+        else:
+            u = state["momentum_buffer"].clone()
+        return add_to_direction(u, w, group)
+
+    def coefficients(self, group: Group, step: int) -> Coefficients:
+        return momentum_coefficients(group, step)
+
+
+def momentum_state_names(group: Group) -> tuple[str, ...]:
+    """The state of SGD and LARS."""
+    return ("momentum_buffer",) if group["momentum"] else ()
+
+
+def momentum_coefficients(group: Group, step: int) -> Coefficients:
+    """SGD with momentum (Sutskever et al. 2013, in torch's form) in the numbers of the compiled kernels."""
+    momentum = group["momentum"]
+    return Coefficients(
+        formula="plain" if not momentum else "nesterov" if group["nesterov"] else "momentum",
+        rate=float(group["lr"]),
+        beta1=momentum,
+        grad_weight=1.0 if step == 1 else 1 - group.get("dampening", 0.0),
+    )

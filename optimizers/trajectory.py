@@ -1,4 +1,4 @@
-"""A walk over the loss (Xing et al. 2018, A Walk with SGD, arXiv 1802.08770), measured on shards."""
+"""Measures the trajectory of the weights (Xing et al. 2018, A Walk with SGD, arXiv 1802.08770), on shards."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bellwether.optimizers.shards.layout import dot, local, squared_norm, sum_by
 
 @dataclass(frozen=True)
 class Stride:
-    """What `Walk.read` has found; of all trained parameters together, but for the two by name.
+    """The result of `Trajectory.read`, over all trained parameters together or by name.
 
     Attributes:
-        distance: norm of what lies between the weights now and those at the start.
-        cosine: of the angle between the last update and the one before; None where one of them is 0 or not known.
-        update_norm, weight_norm: of the last update, None where it is not known, and of the weights after it.
-        update_norms, weight_norms: the same of each parameter, by name.
+        distance: norm of the difference between the weights now and at the start.
+        cosine: of the angle between the last two updates; None if one of them is 0 or unknown.
+        update_norm, weight_norm: norm of the last update (None if unknown) and of the weights after it.
+        update_norms, weight_norms: the same for each parameter, by name.
     """
 
     distance: float
@@ -33,22 +33,22 @@ class Stride:
 
 
 class Trajectory:
-    """Where the weights have gone: how far from the start, and whether each update goes on as the last one or turns back.
+    """Measures how far the weights are from the start, and the angle between successive updates.
 
-    In full-batch descent along a valley the cosine between successive updates tends to -1, a bouncing from wall to wall;
-    noise keeps it higher and lets the weights go further. Made where the walk begins, after `attach`::
+    In full-batch descent along a valley the cosine between successive updates tends to -1, as the weights bounce between
+    its walls; gradient noise keeps it higher, and the weights go further. Create it at the start, after `attach`::
 
-        walk = Walk(optimizer)
+        trajectory = Trajectory(optimizer)
         for batch in batches:
             ...
             optimizer.step()
-            print(walk.read())     # now and then; collective
-            walk.keep()            # after each of the two steps before a read
+            print(trajectory.read())     # now and then; collective
+            trajectory.keep()            # after each of the two steps before a read
 
     Args:
         optimizer: any of this package.
 
-    Memory: each `keep`, of which the last two count, and the start are a copy of the weights, sharded as they are.
+    Memory: the start and each of the last two `keep` are a copy of the weights, sharded as they are.
     """
 
     def __init__(self, optimizer: ShardedOptimizer) -> None:
@@ -57,42 +57,42 @@ class Trajectory:
         self._kept: list[list[Tensor]] = []
 
     def _copy(self) -> list[Tensor]:
-        # In 32 bits at least: updates are small differences.
+        # In at least 32 bits: updates are small differences.
         return [
             weights.to(torch.promote_types(weights.dtype, torch.float32), copy=True)
             for weights in (local(shard.tensor.detach()).reshape(-1) for shard in self.optimizer.shards)
         ]
 
     def keep(self) -> None:
-        """Remember the weights as they are now."""
+        """Keep a copy of the current weights."""
         self._kept = [*self._kept[-1:], self._copy()]
 
     def forget(self) -> None:
-        """Let go of what `keep` remembers."""
+        """Free the copies of `keep`."""
         self._kept = []
 
     @torch.no_grad()
     def read(self) -> Stride:
-        """Collective: one all-reduce a process group for all sums."""
-        shards, found = list(self.optimizer.shards), []
+        """Measure. Collective: one all-reduce for each process group."""
+        shards, local_sums = list(self.optimizer.shards), []
         for number, shard in enumerate(shards):
             now = local(shard.tensor.detach()).reshape(-1)
             sums = torch.zeros(5, len(shard.parameters), dtype=torch.float64, device=now.device)
             for offset, length, index in shard.segments():
-                places = [self._start[number], *(kept[number] for kept in self._kept)]
-                start, *kept = (place[offset : offset + length] for place in places)
-                here = now[offset : offset + length].to(start.dtype)
-                sums[0, index] += squared_norm(here)
-                sums[1, index] += squared_norm(here - start)
+                copies = [self._start[number], *(kept[number] for kept in self._kept)]
+                start, *kept = (copy[offset : offset + length] for copy in copies)
+                current = now[offset : offset + length].to(start.dtype)
+                sums[0, index] += squared_norm(current)
+                sums[1, index] += squared_norm(current - start)
                 if kept:
-                    update = here - kept[-1]
+                    update = current - kept[-1]
                     sums[2, index] += squared_norm(update)
                     if len(kept) > 1:
                         before = kept[1] - kept[0]
                         sums[3, index] += squared_norm(before)
                         sums[4, index] += dot(update, before)
-            found.append((shard.process_group, sums if shard.counts else torch.zeros_like(sums)))
-        totals = [sums.cpu() for sums in sum_by_process_group(found)]
+            local_sums.append((shard.process_group, sums if shard.is_counted else torch.zeros_like(sums)))
+        totals = [sums.cpu() for sums in sum_by_process_group(local_sums)]
         whole = sum((sums.sum(1) for sums in totals), torch.zeros(5, dtype=torch.float64))
         attachment = self.optimizer.attachment
         if attachment is not None and attachment.spread_over is not None:
@@ -111,29 +111,29 @@ class Trajectory:
 
     @contextmanager
     def between(self) -> Iterator[Callable[[float], None]]:
-        """Inside, call what it gives with a share: the model has the weights that lie so far from the last kept to the present.
+        """Give the model weights interpolated between the last kept (0) and the current ones (1).
 
-        0 and 1 are these two to the bit, and afterwards it has the present ones again. Collective under an engine, calls and
-        end.
+        Yields a function of the position in [0, 1]. Positions 0 and 1 give these two to the bit, and on exit the model has
+        its current weights again. Under an engine the calls and the exit are collective.
 
         Raises:
             RuntimeError: if nothing was kept.
         """
         if not self._kept:
-            raise RuntimeError("between() without keep(): call it after the step before")
+            raise RuntimeError("between() without keep(): call keep() after the previous step")
         weights = [local(shard.tensor.detach()) for shard in self.optimizer.shards]
-        present = [tensor.clone() for tensor in weights]
+        current = [tensor.clone() for tensor in weights]
         attachment = self.optimizer.attachment
         publish = attachment.publish if attachment is not None else None
 
         @torch.no_grad()
-        def go(share: float) -> None:
-            for tensor, old, new in zip(weights, self._kept[-1], present, strict=True):
-                tensor.copy_(new if share == 1 else torch.lerp(old.view_as(new), new.to(old.dtype), share))
+        def interpolate(position: float) -> None:
+            for tensor, old, new in zip(weights, self._kept[-1], current, strict=True):
+                tensor.copy_(new if position == 1 else torch.lerp(old.view_as(new), new.to(old.dtype), position))
             if publish is not None:
                 publish()
 
         try:
-            yield go
+            yield interpolate
         finally:
-            go(1)
+            interpolate(1)

@@ -1,18 +1,18 @@
-"""What a param group may hold, and what does not go together."""
+"""Checks the options of a param group: ranges, and combinations that contradict each other."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bellwether.optimizers.decay import NEED_PEAK
+from bellwether.optimizers.weight_decay import NEED_PEAK
 
 
-def validate(group: dict[str, Any], decays: tuple[str, ...], inherited_bounds: Any = None) -> None:
-    """Refuse what is out of range or contradicts itself.
+def validate(group: dict[str, Any], modes: tuple[str, ...], inherited_bounds: Any = None) -> None:
+    """Refuse options that are out of range or contradict each other.
 
     Args:
-        decays: the forms of decay that make sense with the rule.
-        inherited_bounds: the optimizer's trust_bounds, which a group without a trust ratio has but does not use.
+        modes: the weight decay modes that the rule supports.
+        inherited_bounds: the optimizer's trust_bounds, which a group without a trust ratio inherits and does not use.
 
     Raises:
         ValueError: with the key, its value, and what to write instead.
@@ -20,25 +20,10 @@ def validate(group: dict[str, Any], decays: tuple[str, ...], inherited_bounds: A
     for key, (good, allowed) in _RANGES.items():
         if key in group and not _holds(good, group[key]):
             raise ValueError(f"{key}={group[key]!r}: must be {allowed}")
-    form, strength = group["decay"], group["weight_decay"]
-    if form not in decays:
-        choices = " or ".join([", ".join(map(repr, decays[:-1])), repr(decays[-1])]) if decays[1:] else repr(decays[0])
-        raise ValueError(f"decay={form!r}: {_WHY.get(form, 'is not a form of decay')}; write {choices}")
-    peak = "peak_lr" if "peak_lr" in group else "lr"
-    if form in NEED_PEAK and strength and not group[peak]:
-        raise ValueError(f"decay={form!r} is measured against the peak rate: {peak}={group[peak]!r} must be above 0")
-    if group.get("decoupled_weight_decay") and form != "decoupled":  # torch's RAdam has it in its groups
-        raise ValueError(f"decoupled_weight_decay=True with decay={form!r}: write decay='decoupled' in the group")
-    if form == "prox-metric" and group["trust_ratio"]:
-        raise ValueError(
-            "decay='prox-metric' with trust_ratio=True: the ratio would rescale the metric; write decay='prox', "
-            "or decay='decoupled' to have the ratio scale the decay too"
-        )
+    _check_weight_decay(group, modes)
     bounds = group["trust_bounds"]
     if bounds is not None and bounds != inherited_bounds and not group["trust_ratio"]:
-        raise ValueError(
-            f"trust_bounds={bounds!r} with trust_ratio=False: write trust_ratio=True, or leave the bounds out"
-        )
+        raise ValueError(f"trust_bounds={bounds!r} with trust_ratio=False: write trust_ratio=True, or omit the bounds")
     if group.get("nesterov"):
         if not group["momentum"]:
             raise ValueError(f"nesterov=True with momentum={group['momentum']!r}: write momentum=0.9")
@@ -47,6 +32,28 @@ def validate(group: dict[str, Any], decays: tuple[str, ...], inherited_bounds: A
     for p in group.get("params", ()):
         if p.is_complex():
             raise ValueError(f"parameter of {p.dtype}: must be real; write it as torch.view_as_real(...)")
+
+
+def _check_weight_decay(group: dict[str, Any], modes: tuple[str, ...]) -> None:
+    mode = group["weight_decay_mode"]
+    if mode not in modes:
+        choices = " or ".join([", ".join(map(repr, modes[:-1])), repr(modes[-1])]) if modes[1:] else repr(modes[0])
+        reason = _REASONS.get(mode, "is not a weight decay mode")
+        raise ValueError(f"weight_decay_mode={mode!r}: {reason}; write {choices}")
+    peak = "peak_lr" if "peak_lr" in group else "lr"
+    if mode in NEED_PEAK and group["weight_decay"] and not group[peak]:
+        raise ValueError(
+            f"weight_decay_mode={mode!r} is relative to the peak learning rate: {peak}={group[peak]!r} must be above 0"
+        )
+    if group.get("decoupled_weight_decay") and mode != "decoupled":  # torch's RAdam has it in its groups
+        raise ValueError(
+            f"decoupled_weight_decay=True with weight_decay_mode={mode!r}: write weight_decay_mode='decoupled' in the group"
+        )
+    if mode == "prox-metric" and group["trust_ratio"]:
+        raise ValueError(
+            "weight_decay_mode='prox-metric' with trust_ratio=True: the ratio would rescale the metric; write 'prox', or "
+            "'decoupled' to have the ratio scale the decay too"
+        )
 
 
 def _holds(good: Any, value: Any) -> bool:
@@ -58,7 +65,7 @@ def _holds(good: Any, value: Any) -> bool:
 
 def _number(low: float, high: float = float("inf"), *, open_top: bool = True) -> Any:
     def good(value: Any) -> bool:
-        if isinstance(value, str):  # YAML reads 1e-3 as a word
+        if isinstance(value, str):  # YAML reads 1e-3 as a string
             return False
         return low <= float(value) and (float(value) < high if open_top else float(value) <= high)
 
@@ -72,8 +79,8 @@ def _bounds(value: Any) -> bool:
 _RANGES: dict[str, tuple[Any, str]] = {
     "lr": (_number(0), "a finite number, at least 0"),
     "peak_lr": (_number(0), "a finite number, at least 0"),
-    "betas": (lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers from 0 up to, not including, 1"),
-    "momentum": (_number(0, 1), "a number from 0 up to, not including, 1"),
+    "betas": (lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
+    "momentum": (_number(0, 1), "a number in [0, 1)"),
     "dampening": (_number(0, 1, open_top=False), "a number from 0 to 1"),
     "eps": (_number(0), "a finite number, at least 0"),
     "weight_decay": (_number(0), "a finite number, at least 0"),
@@ -81,7 +88,7 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "trust_bounds": (_bounds, "None, or (lowest, highest) with 0 <= lowest <= highest"),
 }
 
-_WHY = {
+_REASONS = {
     "l2": "this rule has no decay in the gradient",
     "decoupled": "its trust ratio is defined with the decay in the gradient",
     "independent": "its trust ratio is defined with the decay in the gradient",

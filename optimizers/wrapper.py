@@ -1,4 +1,4 @@
-"""What Lookahead, Swats and WeightAverage share: an optimizer around another, with the same groups and state."""
+"""The base of Lookahead, Swats and WeightAverage: an optimizer around another, with the same groups and state."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from bellwether.optimizers.shards.layout import ShardLayout
 
 
 class Wrapper(ShardedOptimizer):
-    """Does something to the weights before or after the optimizer inside has moved them.
+    """Changes the weights before or after the inner optimizer updates them.
 
     Param groups and state are the inner optimizer's, so that engines, schedulers, `state_dict` and checkpoints see one
-    optimizer. What a wrapper remembers of a tensor lies in that tensor's state, laid out as the tensor: thus it is
-    sharded, offloaded and saved like a moment. Wrappers wrap wrappers.
+    optimizer. A wrapper stores what it needs of a tensor in that tensor's state, with the same layout, so it is sharded,
+    offloaded and saved like a moment. Wrappers can be nested.
 
     Args:
-        base: the optimizer inside. Give engines and schedulers the wrapper.
+        base: the inner optimizer. Pass the wrapper to engines and schedulers.
     """
 
     def __init__(self, base: ShardedOptimizer) -> None:
         if not isinstance(base, ShardedOptimizer):
             raise TypeError(
-                f"{type(self).__name__} around {type(base).__name__}: give one of the optimizers of this package"
+                f"{type(self).__name__} around {type(base).__name__}: pass one of the optimizers of this package"
             )
         self.base = base
-        super().__setstate__({})  # torch's hooks; its constructor would make groups and state anew
+        super().__setstate__({})  # torch's hooks; its constructor would create groups and state
 
     @property
     def param_groups(self) -> list[Group]:
         return self.base.param_groups
 
     @param_groups.setter
-    def param_groups(self, groups: list[Group]) -> None:  # engines assign it
+    def param_groups(self, groups: list[Group]) -> None:  # engines assign to it
         self.base.param_groups = groups
 
     @property
@@ -55,11 +55,11 @@ class Wrapper(ShardedOptimizer):
         self.base.defaults = defaults
 
     def __getstate__(self) -> dict[str, Any]:
-        hooks = ("_optimizer_", "_zero_grad_", "_warned_")  # torch's own, which do not travel
+        hooks = ("_optimizer_", "_zero_grad_", "_warned_")  # torch's, which are not copied
         return {key: value for key, value in self.__dict__.items() if not key.startswith(hooks) and key != "step"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """For pickle and deepcopy, and for torch's load_state_dict, which hands over groups and state."""
+        """For pickle and deepcopy, and for torch's load_state_dict, which passes groups and state."""
         if "param_groups" in state:
             self.base.__setstate__(state)
             state = {}
@@ -76,6 +76,9 @@ class Wrapper(ShardedOptimizer):
     def shards(self) -> Sequence[ShardLayout]:
         return self.base.shards
 
+    def shard_of(self, tensor: Tensor) -> ShardLayout:
+        return self.base.shard_of(tensor)
+
     def use(self, attachment: Attachment) -> None:
         self.base.use(attachment)
 
@@ -86,6 +89,12 @@ class Wrapper(ShardedOptimizer):
     def trust_ratios(self) -> dict[str, float]:
         return self.base.trust_ratios()
 
+    def forget_trust_ratios(self) -> None:
+        self.base.forget_trust_ratios()
+
+    def state_tensors(self, group: Group) -> int:
+        return self.base.state_tensors(group) + 1
+
     def scalars(self) -> dict[str, float]:
         return self.base.scalars()
 
@@ -93,18 +102,21 @@ class Wrapper(ShardedOptimizer):
         self.base.load_scalars(scalars)
 
     @property
-    def sums_over_all(self) -> bool:
-        return self.base.sums_over_all
+    def needs_global_sums(self) -> bool:
+        return self.base.needs_global_sums
 
     @property
-    def is_part(self) -> bool:
-        return self.base.is_part
+    def is_partial(self) -> bool:
+        return self.base.is_partial
 
-    def _update(self, work: Work) -> None:
-        self.base._update(work)
+    def mark_partial(self) -> None:
+        self.base.mark_partial()
 
-    def _is_rehearsal(self, tensors: list[Tensor]) -> bool:
-        return self.base._is_rehearsal(tensors)
+    def update(self, work: Work) -> None:
+        self.base.update(work)
+
+    def is_dry_run(self, tensors: list[Tensor]) -> bool:
+        return self.base.is_dry_run(tensors)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} around {self.base!r}"

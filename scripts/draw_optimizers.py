@@ -41,8 +41,8 @@ from bellwether.optimizers import (
     WeightAverage,
     groups,
 )
-from bellwether.optimizers.decay import Decay
 from bellwether.optimizers.shards.layout import ParameterInfo, ShardLayout, cut
+from bellwether.optimizers.weight_decay import WeightDecayMode
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -70,7 +70,11 @@ STYLE = {
 # ---- one: the plane of learning rate and decay
 
 # The powers of ten to try, for each form.
-RANGES: dict[Decay, tuple[float, float]] = {"l2": (-3.0, 1.0), "decoupled": (-1.5, 2.0), "independent": (-3.0, 0.0)}
+RANGES: dict[WeightDecayMode, tuple[float, float]] = {
+    "l2": (-3.0, 1.0),
+    "decoupled": (-1.5, 2.0),
+    "independent": (-3.0, 0.0),
+}
 
 
 def decay(quick: bool) -> Figure:
@@ -98,7 +102,7 @@ def decay(quick: bool) -> Figure:
     return figure
 
 
-def _held_out(form: Decay, settings: list[tuple[float, float]], steps: int) -> list[float]:
+def _held_out(form: WeightDecayMode, settings: list[tuple[float, float]], steps: int) -> list[float]:
     """Final held-out loss of one net for each (lr, decay), all trained at once on the same samples, a param group each."""
     generator = torch.Generator().manual_seed(0)
     inputs, hidden, samples, nets = 12, 32, 64, len(settings)
@@ -121,9 +125,9 @@ def _held_out(form: Decay, settings: list[tuple[float, float]], steps: int) -> l
     def forward(x: Tensor) -> Tensor:
         return (x @ stacked[0] + stacked[1]).relu() @ stacked[2]
 
-    optimizer = AdamW(  # decay="l2" makes it Adam
+    optimizer = AdamW(  # weight_decay_mode="l2" makes it Adam
         [{"params": p, "lr": lr, "weight_decay": strength} for p, (lr, strength) in zip(each, settings, strict=True)],
-        decay=form,
+        weight_decay_mode=form,
     )
     schedule = WarmupCosine(optimizer, batch=1, total=steps)
     for _ in range(steps):

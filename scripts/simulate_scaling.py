@@ -150,7 +150,7 @@ def one_rank(model: nn.Module, engine: str, world: int, rank: int) -> dict[str, 
     moments = sum(local(t).nbytes for state in optimizer.state.values() for t in state.values() if t.dim())
     return {
         "shards": len(shards),
-        "pieces": sum(len(shard.pieces) for shard in shards),
+        "pieces": sum(len(shard.slices) for shard in shards),
         "weights": sum(local(shard.tensor).nbytes for shard in shards),
         "moments": moments,
         "calls": len(calls),
@@ -158,7 +158,7 @@ def one_rank(model: nn.Module, engine: str, world: int, rank: int) -> dict[str, 
         "most": max(map(len, collectives)),
         "bytes": sum(map(sum, collectives)),
         "attach": attached,
-        "tables": python_bytes + _tensor_bytes(optimizer._layouts),
+        "tables": python_bytes + _tensor_bytes(optimizer._tables),
         "cut": _fingerprint(shards),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -205,7 +205,7 @@ def _python_bytes(action: Callable[[], Any]) -> int:
 
 def _fingerprint(shards: Sequence[ShardLayout]) -> str:
     """Of what is cut how, to be compared with another's."""
-    said = [(local(s.tensor).numel(), s.pieces, s.parameters, s.counts) for s in shards]
+    said = [(local(s.tensor).numel(), s.slices, s.parameters, s.is_counted) for s in shards]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:12]
 
 
@@ -227,8 +227,8 @@ def all_ranks(model: nn.Module, engine: str, world: int, truth: Truth) -> dict[s
     as_rank(0, world)
     layouts = (_fsdp_layouts if engine == "FSDP2" else _zero_layouts)(model, engine, world)
     found: dict[str, Any] = {
-        "pieces": sum(len(shard.pieces) for shards in layouts for shard in shards),
-        "idle": sum(not any(shard.pieces for shard in shards) for shards in layouts),
+        "pieces": sum(len(shard.slices) for shards in layouts for shard in shards),
+        "idle": sum(not any(shard.slices for shard in shards) for shards in layouts),
         "cuts": {rank: _fingerprint(layouts[rank]) for rank in some(world)},
     }
     _check_tiles(layouts, truth)
@@ -277,7 +277,7 @@ def _check_tiles(layouts: list[list[ShardLayout]], truth: Truth) -> None:
     runs: dict[str, list[tuple[int, int]]] = {name: [] for name in truth.weights}
     for shards in layouts:
         for shard in shards:
-            for piece in shard.pieces:
+            for piece in shard.slices:
                 runs[shard.parameters[piece.index].name].append((piece.start, piece.length))
     for name, found in runs.items():
         end = 0
@@ -333,7 +333,7 @@ def _steps(layouts: list[list[ShardLayout]], truth: Truth) -> dict[str, Any]:
 def _filled(shard: ShardLayout, flat: dict[str, tuple[Tensor, Tensor]]) -> tuple[ShardLayout, Tensor]:
     """A shard with its weights, and its gradients; NaN where nothing belongs to a parameter."""
     weights, gradients = torch.full((2, local(shard.tensor).numel()), float("nan")).unbind()
-    for piece in shard.pieces:
+    for piece in shard.slices:
         for target, source in zip((weights, gradients), flat[shard.parameters[piece.index].name], strict=True):
             target[piece.offset : piece.offset + piece.length] = source[piece.start : piece.start + piece.length]
     return replace(shard, tensor=weights), gradients

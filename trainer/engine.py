@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bellwether import optimizers
 from bellwether.optimizers import ShardedOptimizer, WarmupConstant
 from bellwether.optimizers.param_groups import named
+from bellwether.optimizers.registry import OPTIMIZERS
 from bellwether.optimizers.shards import deepspeed as zero_shards
 from bellwether.trainer import buffers
 from bellwether.trainer.config import Config, ConfigError
@@ -286,17 +287,8 @@ def deepspeed_config(phase: Phase, elements: int) -> dict[str, Any]:
 
 
 def make_optimizer(task: nn.Module, wanted: Optimizer, lr: float) -> ShardedOptimizer:
-    """The update rule that a config names, on the model's two param groups."""
-    make: dict[str, Callable[..., ShardedOptimizer]] = {
-        "lamb": optimizers.Lamb,
-        "lars": optimizers.Lars,
-        "adamw": optimizers.AdamW,
-        "adam": optimizers.Adam,
-        "radam": optimizers.RAdam,
-        "sgd": optimizers.SGD,
-        "swats": _swats,
-    }
-    return make[wanted.name](optimizers.groups(task), **{**wanted.options(), "lr": lr})
+    """The optimizer that a config names, with a model's two param groups."""
+    return OPTIMIZERS[wanted.name].make(optimizers.groups(task), **{**wanted.options(), "lr": lr})
 
 
 def _averaged(optimizer: ShardedOptimizer, phase: Phase) -> ShardedOptimizer:
@@ -309,10 +301,6 @@ def _averaged(optimizer: ShardedOptimizer, phase: Phase) -> ShardedOptimizer:
     return optimizers.WeightAverage(
         optimizer, average.kind, start=phase.average_from, every=phase.average_every, decay=average.decay
     )
-
-
-def _swats(groups: Any, tolerance: float = 1e-9, **options: Any) -> ShardedOptimizer:
-    return optimizers.Swats(optimizers.AdamW(groups, **options), tolerance)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:

@@ -14,7 +14,6 @@ from bellwether.experiments.planner.network import Collective, collectives
 from bellwether.experiments.planner.scaling import Row, Scaling
 from bellwether.experiments.planner.sharding import Sharding
 from bellwether.experiments.planner.step_time import Machines, StepTime, step_time
-from bellwether.optimizers.kernels.tensor_list import STATE
 from bellwether.trainer.config import Config, ConfigError
 from bellwether.trainer.engine import make_optimizer
 from bellwether.trainer.phases import Phase, Split, split
@@ -108,10 +107,7 @@ def _stage_plan(profile: Profile, sharding: Sharding, machines: Machines, phase:
 
 def state_tensors(config: Config) -> int:
     """Number of tensors as large as the weights that the optimizer, averaging and trajectory measurement keep."""
-    wanted = config.optimizer
-    swats = wanted.name == "swats"  # AdamW, and a copy of the weights while it evaluates its own step
-    rule = wanted.model_copy(update={"name": "adamw", "tolerance": None}) if swats else wanted
-    optimizer = make_optimizer(nn.Linear(1, 1), rule, wanted.lr)
-    kept = len(STATE[optimizer.rule(optimizer.param_groups[0], 1).formula])  # type: ignore[attr-defined]
+    optimizer = make_optimizer(nn.Linear(1, 1), config.optimizer, config.optimizer.lr)
+    kept = optimizer.state_tensors(optimizer.param_groups[0])
     trajectory = 3 if config.trajectory.every is not None else 0
-    return kept + swats + (config.averaging.kind != "none") + trajectory
+    return kept + (config.averaging.kind != "none") + trajectory

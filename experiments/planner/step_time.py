@@ -8,6 +8,7 @@ from bellwether.experiments.planner.activations import Profile
 from bellwether.experiments.planner.gpus import Gpu
 from bellwether.experiments.planner.network import Network, collectives
 from bellwether.experiments.planner.sharding import Sharding
+from bellwether.optimizers.registry import is_layer_wise
 from bellwether.trainer.config import Config
 from bellwether.trainer.phases import Split
 
@@ -71,7 +72,7 @@ def step_time(profile: Profile, sharding: Sharding, machines: Machines, config: 
     overlapped = sum(seconds for hidden, seconds in times if hidden)
     exposed = sum(seconds for hidden, seconds in times if not hidden)
     elements = profile.elements / (batch.world_size if sharding.stage else 1)
-    has_trust_ratio = config.optimizer.name in ("lamb", "lars") or bool(config.optimizer.trust_ratio)
+    has_trust_ratio = is_layer_wise(config.optimizer.name, config.optimizer.trust_ratio)
     update = elements * _UPDATE_BYTES[has_trust_ratio] / (BANDWIDTH_EFFICIENCY * 1e9 * machines.gpu.bandwidth)
     sent = sum(c.sent(batch.world_size) for c in traffic)
     return StepTime(compute, exposed + max(0.0, overlapped - compute), update, sent)

@@ -1,4 +1,4 @@
-"""The arithmetic of an update, three times: in torch (`reference`, the specification), C++ (`cpu`), Triton (`triton`)."""
+"""The arithmetic of an update: in torch (`reference`, the rules' own code), C++ (`cpu`) and Triton (`triton`)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from types import ModuleType
 import torch.distributed as dist
 
 from bellwether.optimizers.kernels import reference
-from bellwether.optimizers.kernels.tensor_list import Kernel, TensorList
+from bellwether.optimizers.kernels.interface import Kernel
+from bellwether.optimizers.kernels.tensor_list import TensorList
 
 NAMES = ("auto", "reference", "cpu", "triton")
 
-_COMPILED = {"cpu": "cpu", "cuda": "triton"}  # for each type of device
-_WORKS_ON = {"cpu": "on the CPU", "triton": "on a GPU (on the CPU with TRITON_INTERPRET=1 in the environment)"}
+_COMPILED = {"cpu": "cpu", "cuda": "triton"}  # by type of device
+_REQUIRES = {"cpu": "on the CPU", "triton": "on a GPU (on the CPU with TRITON_INTERPRET=1 in the environment)"}
 
 _log = logging.getLogger(__name__)
 
 
 def check(name: str) -> None:
-    """Refuse a kernel that is not known or cannot run here.
+    """Refuse a kernel that is unknown or cannot run here.
 
     Raises:
         ValueError: if there is no such kernel.
@@ -29,41 +30,41 @@ def check(name: str) -> None:
     """
     if name not in NAMES:
         raise ValueError(f"kernel={name!r}: must be one of {', '.join(NAMES)}")
-    if name in _WORKS_ON:
+    if name in _REQUIRES:
         problem = _load(name)[1]
         if problem:
             raise RuntimeError(f"kernel={name!r} cannot run here: {problem}; kernel='auto' falls back to torch")
 
 
-def choose(name: str, batch: TensorList) -> Kernel:
-    """The kernel for a batch. ``auto`` takes the compiled one that fits, or torch where none does.
+def choose(name: str, tensors: TensorList) -> Kernel:
+    """The kernel for a list of tensors. ``auto`` takes the compiled one that fits, or torch if none does.
 
     Raises:
-        TypeError: if a kernel was asked for by name and the tensors are not what it works on.
+        TypeError: if the kernel is given by name and does not support the tensors.
     """
-    wanted = _COMPILED.get(batch.device.type, "reference") if name == "auto" else name
-    flat = batch.is_flat()
+    wanted = _COMPILED.get(tensors.device.type, "reference") if name == "auto" else name
+    flat = tensors.is_flat()
     if wanted == "reference" or (name == "auto" and not flat):
         if wanted == "triton":
-            _say_once(f"it is for dense float32 tensors, and {batch.describe()} came")
+            _warn_once(f"it supports dense float32 tensors, not {tensors.describe()}")
         return reference
     kernel, problem = _load(wanted)
     if kernel is None:
-        _say_once(problem)
+        _warn_once(problem)
         return reference
-    if flat and batch.device.type == kernel.DEVICE:
+    if flat and tensors.device.type == kernel.DEVICE:
         return kernel
-    if name == "auto":  # the interpreter of Triton, which cannot read a GPU's memory
+    if name == "auto":  # Triton's interpreter, which cannot read a GPU's memory
         return reference
     raise TypeError(
-        f"kernel={name!r} works on dense float32 tensors {_WORKS_ON[name]}, and {batch.describe()} came; "
+        f"kernel={name!r} supports dense float32 tensors {_REQUIRES[name]}, not {tensors.describe()}; "
         "write kernel='auto'"
     )
 
 
 @functools.cache
 def _load(name: str) -> tuple[ModuleType | None, str]:
-    """A compiled kernel, or why there is none. Imported late: not everyone has Triton, and it takes a second."""
+    """A compiled kernel, or None and the reason. Imported late: Triton is optional, and its import takes a second."""
     try:
         kernel = importlib.import_module(f"bellwether.optimizers.kernels.{name}")
         kernel.prepare()
@@ -73,6 +74,6 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
 
 
 @functools.cache
-def _say_once(problem: str) -> None:
+def _warn_once(problem: str) -> None:
     if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
-        _log.warning("the compiled kernel cannot run here, torch's operations take its place: %s", problem)
+        _log.warning("the compiled kernel cannot run here, using torch's operations instead: %s", problem)

@@ -1,4 +1,4 @@
-"""Compiles the CPU kernel, once a machine and version: plain C++, no headers of torch, so it takes a second or two."""
+"""Compiles the CPU kernel, once for each machine and version. Plain C++ without torch's headers takes a second or two."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# Rounded as written: no contraction to fused multiply-add, so that processors with and without it give the same bits.
+# No contraction to fused multiply-add, so that processors with and without it give the same bits.
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 
-# What the compiler and the linker get in addition, tried in this order. First without an OpenMP library of our own, so
-# that torch's, which is loaded already, serves both and their threads are the same.
+# Additional flags of the compiler and the linker, tried in this order. First without linking an OpenMP library, so that
+# the kernel uses torch's, which is loaded already, and its threads.
 _VARIANTS = [
     (["-march=native", "-fopenmp"], []),
     (["-march=native", "-fopenmp"], ["-fopenmp"]),
@@ -27,27 +27,31 @@ _VARIANTS = [
     ([], []),
 ]
 
-_PATIENCE = 60.0  # seconds to wait for another process that compiles the same
+_TIMEOUT = 60.0  # seconds to wait for another process that compiles the same source
 
 
-def load(source: Path) -> ctypes.CDLL:
-    """The library made of a C++ file, compiled now unless a cache has it.
+def load(source: Path, definitions: Mapping[str, str] | None = None) -> ctypes.CDLL:
+    """Load the library of a C++ file. Compiles it unless the cache has it.
 
-    The cache is ``$XDG_CACHE_HOME/bellwether/kernels`` or ``~/.cache/bellwether/kernels``; where that cannot be written,
-    a folder of this user's, or else of this process's, for temporary files.
+    The cache is ``$XDG_CACHE_HOME/bellwether/kernels`` or ``~/.cache/bellwether/kernels``; if that is not writable, a
+    temporary folder of this user, or else of this process.
+
+    Args:
+        definitions: preprocessor macros.
 
     Raises:
-        RuntimeError: if there is no compiler or it fails, with what it said.
+        RuntimeError: if there is no compiler or it fails, with its error.
     """
     compiler = _compiler()
-    name = f"{source.stem}-{_key(source, compiler)}.so"
+    flags = [*_FLAGS, *(f"-D{name}={value}" for name, value in (definitions or {}).items())]
+    name = f"{source.stem}-{_key(source, compiler, flags)}.so"
     folder = _folder()
     library = folder / name
-    with _alone(folder / f"{name}.lock", until=library.exists):
+    with _locked(folder / f"{name}.lock"):
         if library.exists():
             with contextlib.suppress(OSError):
                 return ctypes.CDLL(str(library))
-        return _compile(compiler, source, library)
+        return _compile([compiler, *flags], source, library)
 
 
 def _compiler() -> str:
@@ -58,10 +62,10 @@ def _compiler() -> str:
     raise RuntimeError("no C++ compiler was found (c++, g++, clang++, or the one that CXX names)")
 
 
-def _key(source: Path, compiler: str) -> str:
-    """What the library depends on: home directories are shared by machines with different processors."""
+def _key(source: Path, compiler: str, flags: list[str]) -> str:
+    """Hash of what the library depends on. Machines with different processors may share a home directory."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=30).stdout
-    parts = [source.read_bytes(), version, repr((_FLAGS, _VARIANTS, platform.machine(), _processor())).encode()]
+    parts = [source.read_bytes(), version, repr((flags, _VARIANTS, platform.machine(), _processor())).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
@@ -80,7 +84,7 @@ def _folder() -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=folder):
-                # What is loaded from here runs as this user: nobody else may have put it there.
+                # Its files run as this user, so nobody else may be able to write them.
                 if folder.stat().st_uid == os.getuid():
                     return folder
         except OSError:
@@ -89,15 +93,15 @@ def _folder() -> Path:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path, until: object) -> Iterator[None]:
-    """Hold a lock, so that of many ranks one compiles. The system drops the lock of a process that was killed.
+def _locked(lock: Path) -> Iterator[None]:
+    """Hold a file lock, so that only one of many ranks compiles. The system releases the lock of a killed process.
 
-    It only spares work: a library appears by one rename, so nothing breaks where a file system knows no locks.
+    The lock only saves work: a library appears by an atomic rename, so a file system without locks is safe too.
     """
     import fcntl
 
     with open(lock, "w") as file:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         while time.monotonic() < deadline:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,30 +113,34 @@ def _alone(lock: Path, until: object) -> Iterator[None]:
         yield
 
 
-def _compile(compiler: str, source: Path, library: Path) -> ctypes.CDLL:
-    complaints = []
+def _compile(compile_command: list[str], source: Path, library: Path) -> ctypes.CDLL:
+    compiler, errors = compile_command[0], []
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as scratch:
-        made = Path(scratch) / library.name
+        built = Path(scratch) / library.name
         compiled = Path(scratch) / "kernel.o"
         for compile_flags, link_flags in _VARIANTS:
             commands = [
-                [compiler, *_FLAGS, *compile_flags, "-c", str(source), "-o", str(compiled)],
-                [compiler, "-shared", *link_flags, str(compiled), "-o", str(made)],
+                [*compile_command, *compile_flags, "-c", str(source), "-o", str(compiled)],
+                [compiler, "-shared", *link_flags, str(compiled), "-o", str(built)],
             ]
             try:
                 for command in commands:
                     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-                ctypes.CDLL(str(made))  # where it would not load, the next variant is tried
+                ctypes.CDLL(str(built))  # if it does not load, the next variant is tried
             except subprocess.CalledProcessError as error:
-                complaints.append(_first_error(error.stderr))
+                errors.append(_first_error(error.stderr))
             except (OSError, subprocess.TimeoutExpired) as error:
-                complaints.append(str(error))
+                errors.append(str(error))
             else:
-                os.replace(made, library)
+                os.replace(built, library)
                 return ctypes.CDLL(str(library))
-    raise RuntimeError(f"{compiler} could not build {source.name}: {complaints[-1]}")
+    raise RuntimeError(f"{compiler} could not build {source.name}: {errors[-1]}")
 
 
-def _first_error(said: str) -> str:
-    lines = [line for line in said.splitlines() if "error" in line] or said.splitlines() or ["it failed in silence"]
+def _first_error(stderr: str) -> str:
+    lines = (
+        [line for line in stderr.splitlines() if "error" in line]
+        or stderr.splitlines()
+        or ["it failed without a message"]
+    )
     return lines[0][:300]

@@ -1,4 +1,4 @@
-"""The CPU kernel: one pass over memory in C++, on as many threads as torch has."""
+"""The CPU kernel: one pass over memory in C++, on as many threads as torch uses."""
 
 from __future__ import annotations
 
@@ -11,25 +11,33 @@ import torch
 from torch import Tensor
 
 from bellwether.optimizers.kernels import build
-from bellwether.optimizers.kernels.tensor_list import Blocks, Coefficients, TensorList
+from bellwether.optimizers.kernels.coefficients import FORMULAS, Coefficients, Scalars
+from bellwether.optimizers.kernels.tensor_list import COLUMNS, BlockTable, TensorList
 
 DEVICE = "cpu"
 
-_FORMULAS = {"adam": 0, "amsgrad": 1, "momentum": 2, "nesterov": 3, "plain": 4}
-_GRADIENT_NORMS, _ADVANCE, _DESCEND, _STEP = range(4)
+_PASSES = ("gradient_norms", "update_moments", "apply_update", "step")
+# The C++ source takes the names and the order of these from here.
+_DEFINITIONS = {
+    "FORMULAS": ", ".join(FORMULAS).upper(),
+    "PASSES": ", ".join(_PASSES).upper(),
+    "SCALARS": ", ".join(Scalars._fields),
+    "COLUMNS": str(COLUMNS),
+}
 _BLOCK = 1 << 14  # elements
-_TOGETHER = 8  # blocks a thread, of which three columns are read twice: 1.5 MiB
+_BLOCKS_IN_CACHE = 8  # for each thread; the fused step reads three of their columns twice: 1.5 MiB
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    found = build.load(Path(__file__).with_name("cpu.cpp"))
+    """The compiled library, built if the cache does not have it."""
+    found = build.load(Path(__file__).with_name("cpu.cpp"), _DEFINITIONS)
     integer, number, pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-    found.bellwether_run.restype = found.bellwether_adapt.restype = None
+    found.bellwether_run.restype = found.bellwether_fused_step.restype = None
     found.bellwether_run.argtypes = [
         ctypes.c_int, ctypes.c_int, pointer, pointer, pointer, pointer, integer, pointer, pointer, pointer, ctypes.c_int,
     ]  # fmt: skip
-    found.bellwether_adapt.argtypes = [
+    found.bellwether_fused_step.argtypes = [
         ctypes.c_int, pointer, pointer, pointer, pointer, integer, number, number, number, integer, pointer, pointer,
         pointer, ctypes.c_int,
     ]  # fmt: skip
@@ -37,7 +45,7 @@ def library() -> ctypes.CDLL:
 
 
 def prepare() -> None:
-    """Compile the kernel, unless that has been done.
+    """Compile the kernel if needed.
 
     Raises:
         RuntimeError: if it cannot be compiled here.
@@ -45,54 +53,54 @@ def prepare() -> None:
     library()
 
 
-def gradient_norms(batch: TensorList, c: Coefficients) -> Tensor:
-    return _run(batch, c, _GRADIENT_NORMS)
+def gradient_norms(tensors: TensorList, c: Coefficients) -> Tensor:
+    return _run(tensors, c, "gradient_norms")
 
 
-def advance(batch: TensorList, c: Coefficients) -> Tensor:
-    return _run(batch, c, _ADVANCE)
+def update_moments(tensors: TensorList, c: Coefficients) -> Tensor:
+    return _run(tensors, c, "update_moments")
 
 
-def descend(batch: TensorList, c: Coefficients, rates: Tensor) -> None:
-    _run(batch, c, _DESCEND, rates)
+def apply_update(tensors: TensorList, c: Coefficients, rates: Tensor) -> None:
+    _run(tensors, c, "apply_update", rates)
 
 
-def step(batch: TensorList, c: Coefficients, scales: Tensor | None = None) -> None:
-    _run(batch, c, _STEP, scales)
+def step(tensors: TensorList, c: Coefficients, scales: Tensor | None = None) -> None:
+    _run(tensors, c, "step", scales)
 
 
-def adapt(batch: TensorList, c: Coefficients, lr: float, bounds: tuple[float, float]) -> Tensor:
-    """`advance`, the trust ratios, and `descend` in one call, where nothing has to be asked of other ranks between.
+def fused_step(tensors: TensorList, c: Coefficients, lr: float, bounds: tuple[float, float]) -> Tensor:
+    """`update_moments`, trust ratios ||w|| / ||u|| and `apply_update` in one call, for parameters that are not sharded.
 
     Each segment is a whole parameter. Returns the ratios, float64 [segments].
     """
-    call = _Call.of(batch, c)
+    call = _Call.of(tensors, c)
     ratios = torch.empty(call.segments, dtype=torch.float64, device="cpu")
     rates = torch.empty(call.segments, dtype=torch.float32, device="cpu")
-    library().bellwether_adapt(
+    library().bellwether_fused_step(
         call.formula, call.scalars, call.addresses, call.table, call.first, call.segments, lr, *bounds,
-        _TOGETHER * call.threads, call.partial.data_ptr(), ratios.data_ptr(), rates.data_ptr(), call.threads,
+        _BLOCKS_IN_CACHE * call.threads, call.partial.data_ptr(), ratios.data_ptr(), rates.data_ptr(), call.threads,
     )  # fmt: skip
     return ratios
 
 
-def _run(batch: TensorList, c: Coefficients, which: int, each: Tensor | None = None) -> Tensor:
-    call = _Call.of(batch, c)
-    each = None if each is None else each.to(torch.float32).contiguous()
+def _run(tensors: TensorList, c: Coefficients, which: str, factors: Tensor | None = None) -> Tensor:
+    call = _Call.of(tensors, c)
+    factors = None if factors is None else factors.to(torch.float32).contiguous()
     sums = torch.empty(call.segments, 2, dtype=torch.float64, device="cpu")
     library().bellwether_run(
-        call.formula, which, call.scalars, call.addresses, call.table, call.first, call.segments,
-        None if each is None else each.data_ptr(), call.partial.data_ptr(), sums.data_ptr(), call.threads,
+        call.formula, _PASSES.index(which), call.scalars, call.addresses, call.table, call.first, call.segments,
+        None if factors is None else factors.data_ptr(), call.partial.data_ptr(), sums.data_ptr(), call.threads,
     )  # fmt: skip
     return sums.t()
 
 
 class _Call(NamedTuple):
-    """What every call of the library is given."""
+    """The arguments that every function of the library takes."""
 
     formula: int
     scalars: Any  # float [15]
-    addresses: Any  # pointers [tensors, 5]
+    addresses: Any  # pointers [tensors, COLUMNS]
     table: int
     first: int
     segments: int
@@ -100,20 +108,20 @@ class _Call(NamedTuple):
     threads: int
 
     @classmethod
-    def of(cls, batch: TensorList, c: Coefficients) -> _Call:
-        blocks = batch.tables.get("cpu")
+    def of(cls, tensors: TensorList, c: Coefficients) -> _Call:
+        blocks = tensors.cache.get("cpu")
         if blocks is None:
-            blocks = batch.tables["cpu"] = Blocks.of(batch.layout, _BLOCK)
-        assert isinstance(blocks, Blocks)
-        addresses, scalars = batch.addresses(), c.scalars()
+            blocks = tensors.cache["cpu"] = BlockTable.of(tensors.segments, _BLOCK)
+        assert isinstance(blocks, BlockTable)
+        addresses, scalars = tensors.addresses(), c.scalars()
         count = len(blocks.table)
         return cls(
-            _FORMULAS[c.formula],
+            FORMULAS.index(c.formula),
             (ctypes.c_float * len(scalars))(*scalars),
             (ctypes.c_void_p * len(addresses))(*addresses),
             blocks.table.data_ptr(),
             blocks.first.data_ptr(),
-            len(batch.layout.length),
+            len(tensors.segments.length),
             torch.empty(count, 2, dtype=torch.float64, device="cpu"),
             max(1, min(torch.get_num_threads(), count)),
         )

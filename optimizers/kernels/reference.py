@@ -1,118 +1,91 @@
-"""The arithmetic of every optimizer here, in torch. This is the specification; the other kernels must equal it.
-
-With weights w, gradient g, first and second moment m and v, all of a segment, any shape and dtype::
-
-    g = scale (grad g + l2 w)
-    m = beta1 m + weight1 g                    where there is momentum
-    v = beta2 v + (1 - beta2) g^2              where it is adaptive; the largest v so far for AMSGrad
-    u = numerator m / (root sqrt(v) + eps)     or numerator times g, m, or g + beta1 m
-    u = u + inside w
-    w = prox (shrink w - rate u)               divided by 1 + rate metric / (root sqrt(v) + eps)
-"""
+"""Runs a rule's own code on a list of tensors, with torch's operations. The compiled kernels are tested against this."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bellwether.optimizers.kernels.tensor_list import Coefficients, TensorList
+from bellwether.optimizers.kernels.interface import FusedStep
+from bellwether.optimizers.kernels.tensor_list import TensorList
 from bellwether.optimizers.shards.layout import squared_norm
 
-Segment = tuple[Tensor, Tensor, list[Tensor]]  # weights, gradient, moments
+if TYPE_CHECKING:
+    from bellwether.optimizers.rule import Group, Rule, State
+
+Segment = tuple[Tensor, Tensor, "State"]  # weights, gradient, state
+
+fused_step: FusedStep | None = None
 
 
-def gradient_norms(batch: TensorList, c: Coefficients) -> Tensor:
-    return _stack(
-        batch, [(squared_norm(w), squared_norm(g) * c.grad**2) for w, g, _ in _segments(batch)]
-    )  # squared, so that a sign does not count
+@dataclass(frozen=True)
+class RuleCall:
+    """A rule at one step of one param group: what `Coefficients` are to the compiled kernels."""
+
+    rule: Rule
+    group: Group
+    step: int
+    grad: float = 1.0  # factor of the gradient: -1 to maximize, 1 / norm to normalize
+
+    def gradient(self, w: Tensor, g: Tensor, rate: float | Tensor) -> Tensor:
+        return self.rule.gradient(w, g if self.grad == 1 else g * self.grad, rate, self.group)
+
+    def direction(self, w: Tensor, g: Tensor, state: State) -> Tensor:
+        """In memory that may be overwritten."""
+        u = self.rule.direction(w, g, state, self.group, self.step)
+        given = (w, g, *state.values())
+        return u.clone() if any(u.data_ptr() == tensor.data_ptr() for tensor in given) else u
 
 
-def advance(batch: TensorList, c: Coefficients) -> Tensor:
+def gradient_norms(tensors: TensorList, call: RuleCall) -> Tensor:
+    # The factor squared, so that its sign does not matter.
+    sums = [(squared_norm(w), squared_norm(g) * call.grad**2) for w, g, _ in _segments(tensors)]
+    return _stack(tensors, sums)
+
+
+def update_moments(tensors: TensorList, call: RuleCall) -> Tensor:
     sums = []
-    for w, g, moments in _segments(batch):
-        g = gradient(w, g, c, c.scale)
-        move(g, moments, c)
-        sums.append((squared_norm(w), squared_norm(direction(w, g, moments, c))))
-    return _stack(batch, sums)
+    for w, g, state in _segments(tensors):
+        g = call.gradient(w, g, 1.0)
+        call.rule.update_moments(g, state, call.group, call.step)
+        sums.append((squared_norm(w), squared_norm(call.direction(w, g, state))))
+    return _stack(tensors, sums)
 
 
-def descend(batch: TensorList, c: Coefficients, rates: Tensor) -> None:
-    for (w, g, moments), rate in zip(_segments(batch), rates, strict=True):
-        update = direction(w, gradient(w, g, c, c.scale), moments, c) * _factor(rate, w)
-        _take(w, update, moments, c)
+def apply_update(tensors: TensorList, call: RuleCall, rates: Tensor) -> None:
+    for (w, g, state), rate in zip(_segments(tensors), rates, strict=True):
+        update = call.direction(w, call.gradient(w, g, 1.0), state) * _factor(rate, w)
+        call.rule.apply_update(w, update, state, call.group, call.step)
 
 
-def step(batch: TensorList, c: Coefficients, scales: Tensor | None = None) -> None:
-    for i, (w, g, moments) in enumerate(_segments(batch)):
-        g = gradient(w, g, c, c.scale if scales is None else _factor(scales[i], w))
-        move(g, moments, c)
-        _take(w, direction(w, g, moments, c).mul_(c.rate), moments, c)
-
-
-def gradient(w: Tensor, g: Tensor, c: Coefficients, scale: float | Tensor) -> Tensor:
-    """What the rule sees as its gradient: fresh memory, unless that is the gradient as it is."""
-    if c.grad != 1:
-        g = g * c.grad
-    if c.l2:
-        g = g.add(w, alpha=c.l2)
-    return g if isinstance(scale, float) and scale == 1 else g * scale
-
-
-def move(g: Tensor, moments: list[Tensor], c: Coefficients) -> None:
-    """The moments, in place."""
-    if moments:
-        moments[0].mul_(c.beta1).add_(g, alpha=c.weight1)
-    if c.formula in ("adam", "amsgrad"):
-        moments[1].mul_(c.beta2).addcmul_(g, g, value=1 - c.beta2)
-    if c.formula == "amsgrad":
-        torch.maximum(moments[2], moments[1], out=moments[2])
-
-
-def direction(w: Tensor, g: Tensor, moments: list[Tensor], c: Coefficients) -> Tensor:
-    """Where the weights go down, in fresh memory."""
-    if c.formula in ("adam", "amsgrad"):
-        update = (moments[0] * c.numerator).div_(denominator(moments, c))
-    elif c.formula == "nesterov":
-        update = g.add(moments[0], alpha=c.beta1).mul_(c.numerator)
-    else:
-        update = (moments[0] if moments else g) * c.numerator
-    return update.add_(w, alpha=c.inside) if c.inside else update
-
-
-def denominator(moments: list[Tensor], c: Coefficients) -> Tensor:
-    return moments[-1].sqrt().mul_(c.root).add_(c.eps)
-
-
-def _take(w: Tensor, update: Tensor, moments: list[Tensor], c: Coefficients) -> None:
-    """Subtract what the learning rate has left of the direction, between the factors of the decay."""
-    if c.shrink != 1:
-        w.mul_(c.shrink)
-    w.sub_(update)
-    if c.prox != 1:
-        w.mul_(c.prox)
-    if c.metric:
-        w.div_(denominator(moments, c).reciprocal_().mul_(c.rate * c.metric).add_(1))
+def step(tensors: TensorList, call: RuleCall, scales: Tensor | None = None) -> None:
+    for i, (w, g, state) in enumerate(_segments(tensors)):
+        g = call.gradient(w, g, float(call.group["lr"]) if scales is None else _factor(scales[i], w))
+        call.rule.update_moments(g, state, call.group, call.step)
+        update = call.direction(w, g, state).mul_(call.rule.rate(call.group))
+        call.rule.apply_update(w, update, state, call.group, call.step)
 
 
 def _factor(value: Tensor, w: Tensor) -> Tensor:
-    """A scalar tensor to multiply with, in no less than float32: the smallest rates are nothing in 16 bits."""
+    """A scalar as a tensor to multiply with, in at least float32: the smallest rates underflow in 16 bits."""
     return value.to(torch.promote_types(w.dtype, torch.float32)).view([1] * w.dim())
 
 
-def _segments(batch: TensorList) -> Iterator[Segment]:
-    """Views of the batch's tensors. A tensor that is one segment is taken as it is, whatever its strides."""
-    layout = batch.layout
-    rows = zip(layout.tensor.tolist(), layout.offset.tolist(), layout.length.tolist(), strict=True)
+def _segments(tensors: TensorList) -> Iterator[Segment]:
+    """Views of the tensors. A tensor that is one segment is taken as it is, whatever its strides."""
+    table = tensors.segments
+    rows = zip(table.tensor.tolist(), table.offset.tolist(), table.length.tolist(), strict=True)
     for index, offset, length in rows:
-        tensors = [column[index] for column in batch.columns]
-        if length != tensors[0].numel():
-            tensors = [t.view(-1)[offset : offset + length] for t in tensors]
-        yield tensors[0], tensors[1], tensors[2:]
+        views = [column[index] for column in tensors.columns]
+        if length != views[0].numel():
+            views = [t.view(-1)[offset : offset + length] for t in views]
+        yield views[0], views[1], dict(zip(tensors.states, views[2:], strict=True))
 
 
-def _stack(batch: TensorList, sums: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _stack(tensors: TensorList, sums: list[tuple[Tensor, Tensor]]) -> Tensor:
     if not sums:
-        return torch.zeros(2, 0, dtype=torch.float64, device=batch.device)
+        return torch.zeros(2, 0, dtype=torch.float64, device=tensors.device)
     return torch.stack([torch.stack(pair) for pair in sums], dim=1)

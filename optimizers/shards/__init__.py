@@ -1,1 +1,1 @@
-"""For a flat tensor: which pieces belong to which parameter, for every engine."""
+"""Which slice of which parameter lies where in a flat tensor, for every engine."""

@@ -1,8 +1,8 @@
-"""The pieces in DTensors, as FSDP2's fully_shard and tensor parallelism make them: a DTensor says itself how it is cut.
+"""The slices in DTensors, of FSDP2's fully_shard and of tensor parallelism. Their placements have all the information.
 
-One all-reduce has to serve all parameters, also where some are cut over one dimension of a device mesh and others over
-two. So the sums of all go over every dimension that any parameter is cut over, and of the ranks that hold the same part
-of a parameter the first alone counts.
+One all-reduce has to serve all parameters, also when some are sharded over one dimension of a device mesh and others over
+two. So all sums go over every dimension that any parameter is sharded over, and of the ranks that hold the same part of
+a parameter only the first is counted.
 """
 
 from __future__ import annotations
@@ -15,43 +15,44 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, local
+from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, is_dtensor, local
 
 
 def shards(names: dict[Tensor, str]) -> list[ShardLayout]:
-    """The shards of parameters that no engine has replaced: cut where they are DTensors, whole otherwise.
+    """The shards of parameters that no engine has replaced: slices of DTensors, and other parameters whole.
 
-    Collective where a DTensor is cut over several dimensions: a process group over all of them may have to be made.
+    Collective if a DTensor is sharded over several dimensions, for which a process group may have to be created.
 
     Raises:
-        NotImplementedError: for a placement or a mesh that cannot be summed over, and under FSDP1, which tells nothing.
+        NotImplementedError: for a placement or a mesh that cannot be summed over, and for FSDP1, which hides the layout.
     """
     for parameter, name in names.items():
         if getattr(parameter, "_fsdp_flattened", False):
             raise NotImplementedError(f"{name} is in a FullyShardedDataParallel: use fully_shard (FSDP2)")
-    cuts = {p: _cut_dimensions(p, name) for p, name in names.items() if hasattr(p, "device_mesh")}
-    together: dict[Any, set[int]] = {}  # mesh -> the dimensions that anything is cut over
-    for mesh, dimensions in cuts.values():
-        together.setdefault(mesh, set()).update(dimensions)
-    groups = {mesh: _process_group(mesh, sorted(found)) for mesh, found in together.items() if found}
-    made = []
+    sharded = {p: _sharded_dimensions(p, name) for p, name in names.items() if is_dtensor(p)}
+    by_mesh: dict[Any, set[int]] = {}  # the dimensions that any parameter is sharded over
+    for mesh, dimensions in sharded.values():
+        by_mesh.setdefault(mesh, set()).update(dimensions)
+    groups = {mesh: _process_group(mesh, sorted(dimensions)) for mesh, dimensions in by_mesh.items() if dimensions}
+    layouts = []
     for parameter, name in names.items():
-        mesh, dimensions = cuts.get(parameter, (None, set()))
+        mesh, dimensions = sharded.get(parameter, (None, set()))
         if not dimensions:
-            made.append(ShardLayout.whole(parameter, name))
+            layouts.append(ShardLayout.whole(parameter, name))
             continue
-        first = all(mesh.get_local_rank(d) == 0 for d in together[mesh] - dimensions)
+        is_first = all(mesh.get_local_rank(d) == 0 for d in by_mesh[mesh] - dimensions)
         whole = ParameterInfo(name, tuple(parameter.shape))
-        made.append(ShardLayout(parameter, (whole,), tuple(_pieces(parameter)), groups[mesh], counts=first))
-    return made
+        slices = tuple(_slices(parameter))
+        layouts.append(ShardLayout(parameter, (whole,), slices, groups[mesh], is_counted=is_first))
+    return layouts
 
 
-def _cut_dimensions(parameter: Any, name: str) -> tuple[Any, set[int]]:
-    """The root mesh of a DTensor, and over which of its dimensions the DTensor is cut into several parts."""
+def _sharded_dimensions(parameter: Any, name: str) -> tuple[Any, set[int]]:
+    """The root mesh of a DTensor, and the dimensions of it that the DTensor is sharded over."""
     mesh = parameter.device_mesh
     root = _root_mesh(mesh) if mesh.mesh_dim_names else mesh
     if mesh.mesh_dim_names and not set(mesh.mesh_dim_names) <= set(root.mesh_dim_names):
-        root = mesh  # several dimensions flattened to one, which the root does not have
+        root = mesh  # several dimensions flattened into one, which the root does not have
     found = set()
     for dimension, placement in enumerate(parameter.placements):
         if placement.is_partial():
@@ -75,14 +76,14 @@ def _process_group(mesh: Any, dimensions: list[int]) -> dist.ProcessGroup:
         return mesh.get_group(dimensions[0])
     if mesh.mesh_dim_names is None:
         raise NotImplementedError(
-            "parameters cut over several dimensions of a device mesh without names: write mesh_dim_names=... where "
-            "the mesh is made, so that a process group over these dimensions can be had"
+            "parameters sharded over several dimensions of a device mesh without names: pass mesh_dim_names=... where "
+            "the mesh is created, so that a process group over these dimensions can be created"
         )
     return mesh[tuple(mesh.mesh_dim_names[d] for d in dimensions)]._flatten().get_group()
 
 
-def _pieces(parameter: Any) -> Iterator[ParameterSlice]:
-    """The runs of this rank's block of a parameter, which is a box in its index space."""
+def _slices(parameter: Any) -> Iterator[ParameterSlice]:
+    """The consecutive elements in this rank's block of a parameter, which is a box in its index space."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     shape = tuple(parameter.shape)
@@ -91,7 +92,7 @@ def _pieces(parameter: Any) -> Iterator[ParameterSlice]:
         raise NotImplementedError(f"a DTensor of shape {shape} whose local part is not the box {tuple(box)}")
     if not math.prod(box):
         return
-    # Dimensions after `inner` are whole, so a run goes through them.
+    # Dimensions after `inner` are whole, so consecutive elements span them.
     inner = max((d for d in range(len(shape)) if box[d] != shape[d]), default=0)
     strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
     length = box[inner] * strides[inner]

@@ -1,12 +1,13 @@
-"""Which part of which parameter lies where in the tensors that an engine hands to the optimizer.
+"""Which slice of which parameter lies where in the tensors that an engine hands to the optimizer.
 
-All that is about whole parameters (norms, trust ratios, checkpoints, logging) is written once, on pieces,
-and every engine is a function that lists them.
+All that concerns whole parameters (norms, trust ratios, checkpoints, logging) is written once, on these slices. Each
+engine is a function that lists them.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """A parameter as the model knows it, whole."""
+    """A whole parameter of the model."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,26 +33,25 @@ class ParameterInfo:
 class ParameterSlice:
     """``length`` consecutive elements of a parameter that this rank owns."""
 
-    index: int  # of the parameter in Shard.parameters
-    offset: int  # where the piece begins in the flat tensor
-    start: int  # where it begins in the flattened parameter
+    index: int  # of the parameter in ShardLayout.parameters
+    offset: int  # first element in the flat tensor
+    start: int  # first element in the flattened parameter
     length: int
 
 
 @dataclass(frozen=True, eq=False)
 class ShardLayout:
-    """One tensor that the optimizer updates, and what is in it.
+    """A tensor that the optimizer updates, and which slices of which parameters it holds.
 
-    Elements that no piece covers are padding: they may hold anything and are never read as a weight.
+    Elements outside of all slices are padding: they may have any value and are never read as weights.
     """
 
     tensor: Tensor
-    parameters: tuple[
-        ParameterInfo, ...
-    ]  # all that are split over `process_group`, in the same order on each of its ranks
-    pieces: tuple[ParameterSlice, ...]  # what this rank owns of them; may be nothing
+    # All parameters that are split over `process_group`, in the same order on each of its ranks.
+    parameters: tuple[ParameterInfo, ...]
+    slices: tuple[ParameterSlice, ...]  # what this rank owns of them; may be empty
     process_group: dist.ProcessGroup | None  # None: every rank holds the parameters whole
-    counts: bool = True  # whether this rank's part counts in sums over `process_group`; False for all but one replica
+    is_counted: bool = True  # whether sums over `process_group` include this rank; False for all but one replica
 
     @classmethod
     def whole(cls, tensor: Tensor, name: str) -> ShardLayout:
@@ -60,61 +60,66 @@ class ShardLayout:
         return cls(tensor, (parameter,), (ParameterSlice(0, 0, 0, parameter.numel),), None)
 
     def views(self, tensor: Tensor) -> Iterator[tuple[ParameterSlice, Tensor]]:
-        """The pieces of a tensor laid out as this shard's: the weights, a moment, an update. Each of shape [length].
+        """The slices of a tensor with this layout: the weights, a moment, an update. Each of shape [length].
 
-        Views into a contiguous tensor, such as every split one; else copies, in the order of the contiguous one.
+        Views if the tensor is contiguous, as every split one is; else copies, in the order of a contiguous one.
         """
         flat = local(tensor).reshape(-1)
-        for piece in self.pieces:
-            yield piece, flat.narrow(0, piece.offset, piece.length)
+        for part in self.slices:
+            yield part, flat.narrow(0, part.offset, part.length)
 
     def segments(self) -> list[tuple[int, int, int]]:
-        """(offset, length, index of the parameter) of each run of elements: pieces that touch are one."""
+        """(offset, length, index of the parameter) of each run of elements. Adjacent slices are one run."""
         runs: list[tuple[int, int, int]] = []
-        for piece in self.pieces:
-            if runs and runs[-1][2] == piece.index and sum(runs[-1][:2]) == piece.offset:
-                runs[-1] = (runs[-1][0], runs[-1][1] + piece.length, piece.index)
+        for part in self.slices:
+            if runs and runs[-1][2] == part.index and sum(runs[-1][:2]) == part.offset:
+                runs[-1] = (runs[-1][0], runs[-1][1] + part.length, part.index)
             else:
-                runs.append((piece.offset, piece.length, piece.index))
+                runs.append((part.offset, part.length, part.index))
         return runs
 
 
+def is_dtensor(tensor: Tensor) -> bool:
+    # Not imported here, which takes a second: who has a DTensor has imported it.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
-    """What of a tensor lies on this rank: its own part of a DTensor, any other as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    """This rank's part of a DTensor; any other tensor as it is."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local_gradient(tensor: Tensor) -> Tensor:
-    """A tensor's gradient, laid out over ranks as the tensor.
+    """This rank's part of a tensor's gradient, with the placements of the tensor.
 
-    Under tensor parallelism the gradient of a replicated DTensor is left as a sum of which each rank has a summand.
+    Under tensor parallelism the gradient of a replicated DTensor may be partial: each rank has one summand.
     """
     grad: Any = tensor.grad
-    placements = getattr(tensor, "placements", None)
-    if placements is not None and grad.placements != placements:
-        grad = grad.redistribute(placements=placements)
+    if is_dtensor(tensor) and grad.placements != tensor.placements:  # type: ignore[attr-defined]
+        grad = grad.redistribute(placements=tensor.placements)  # type: ignore[attr-defined]
     return local(grad)
 
 
 def cut(parameters: Iterable[tuple[ParameterInfo, int]], begin: int, end: int) -> tuple[ParameterSlice, ...]:
-    """The pieces inside [begin, end) of a long flat tensor that holds each parameter at its offset."""
-    pieces = []
+    """The slices inside [begin, end) of a flat tensor that holds each parameter at the given offset."""
+    slices = []
     for index, (parameter, offset) in enumerate(parameters):
         left, right = max(begin, offset), min(end, offset + parameter.numel)
         if left < right:
-            pieces.append(ParameterSlice(index, left - begin, left - offset, right - left))
-    return tuple(pieces)
+            slices.append(ParameterSlice(index, left - begin, left - offset, right - left))
+    return tuple(slices)
 
 
 def squared_norm(tensor: Tensor) -> Tensor:
-    """Sum of squares, float64: sums over ranks must not depend on how a parameter is cut."""
+    """Sum of squares in float64, so that sums over ranks do not depend on how a parameter is sharded."""
     return dot(tensor, tensor)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products, float64, of two tensors of the same shape."""
+    """Sum of products in float64 of two tensors of the same shape."""
     a, b = a.reshape(-1), b.reshape(-1)
-    # In chunks, as torch has to copy to float64: on the CPU so small that the copies stay in cache.
+    # In chunks, because torch copies to float64: on the CPU small enough for the copies to stay in cache.
     size = 1 << (17 if a.device.type == "cpu" else 24)
     sums = [torch.dot(x.double(), y.double()) for x, y in zip(a.split(size), b.split(size), strict=True)]
     return torch.stack(sums).sum() if len(sums) > 1 else sums[0]
@@ -123,8 +128,8 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def sqrt(squares: Tensor) -> Tensor:
     """Square roots of a few float64 numbers, correctly rounded on every machine.
 
-    torch computes them with MKL on CPUs, which is off by one unit in the last place on some processors. Then a trust
-    ratio of two passes, with norms from here, would not be the one of a fused step, whose norms are from C++.
+    On CPUs torch uses MKL, which is off by one unit in the last place on some processors. The trust ratios of a sharded
+    step would then differ from those of a fused step, which C++ computes.
     """
     if squares.device.type != "cpu":
         return squares.sqrt()
@@ -133,9 +138,9 @@ def sqrt(squares: Tensor) -> Tensor:
 
 
 def sum_over_ranks(sums: list[Tensor], process_group: dist.ProcessGroup) -> list[Tensor]:
-    """Sums of any shapes over all ranks of a group, in one all-reduce. Each rank gives the same shapes."""
+    """Sum tensors of any shapes over all ranks of a group, in one all-reduce. Each rank passes the same shapes."""
     packed = torch.cat([s.reshape(-1) for s in sums])
-    # NCCL cannot carry the tensors of an offloaded optimizer.
+    # NCCL cannot reduce the CPU tensors of an offloaded optimizer.
     on_device = packed.to(_device(process_group, packed.device))
     dist.all_reduce(on_device, group=process_group)
     return [
@@ -144,11 +149,11 @@ def sum_over_ranks(sums: list[Tensor], process_group: dist.ProcessGroup) -> list
     ]
 
 
-def sum_by_process_group(found: list[tuple[dist.ProcessGroup | None, Tensor]]) -> list[Tensor]:
-    """Each sum over the ranks of its process group, or as it is without one: one all-reduce a group, in their order."""
-    sums = [s for _, s in found]
-    for process_group in dict.fromkeys(group for group, _ in found if group is not None):
-        mine = [i for i, (group, _) in enumerate(found) if group is process_group]
+def sum_by_process_group(local_sums: list[tuple[dist.ProcessGroup | None, Tensor]]) -> list[Tensor]:
+    """Sum each tensor over the ranks of its process group, if it has one. One all-reduce for each group, in order."""
+    sums = [s for _, s in local_sums]
+    for process_group in dict.fromkeys(group for group, _ in local_sums if group is not None):
+        mine = [i for i, (group, _) in enumerate(local_sums) if group is process_group]
         for i, total in zip(mine, sum_over_ranks([sums[i] for i in mine], process_group), strict=True):
             sums[i] = total
     return sums

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-import sys
+import functools
 from typing import Any
 
-from bellwether.optimizers.sharded import Attachment
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from bellwether.optimizers.sharded import Attachment, ShardedOptimizer
 from bellwether.optimizers.shards.layout import ShardLayout
 
 
-def attachment(engine: Any) -> Attachment:
-    """What a `ZeroRedundancyOptimizer` has made of its parameters, on this rank.
+def is_engine(optimizer: object) -> bool:
+    """Whether this is a `ZeroRedundancyOptimizer`. By name: its module is slow to import, and not in every build."""
+    return type(optimizer).__name__ == "ZeroRedundancyOptimizer"
 
-    No parameter is cut, so that trust ratios need nothing. But a sum over all parameters goes over all ranks.
+
+def attachment(engine: Any) -> Attachment:
+    """What a `ZeroRedundancyOptimizer` has done to its parameters, on this rank.
+
+    No parameter is split, so trust ratios need no collective. A sum over all parameters goes over all ranks.
     """
-    inside = engine.optim
-    known = {shard.tensor: shard for shard in inside.shards}
+    inner = engine.optim
+    known = {shard.tensor: shard for shard in inner.shards}
     shards = [
         known.get(parameter) or ShardLayout.whole(parameter, f"{index}.{i}")
-        for index, group in enumerate(inside.param_groups)
+        for index, group in enumerate(inner.param_groups)
         for i, parameter in enumerate(group["params"])
     ]
     return Attachment(shards, spread_over=engine.process_group, publish=engine._sync_params)
 
 
-def is_constructing() -> bool:
-    """Whether a `ZeroRedundancyOptimizer` is being made right now: the only way for an optimizer to know that it is in one.
+@functools.cache
+def watch() -> None:
+    """Mark the optimizer inside a `ZeroRedundancyOptimizer` as partial when that steps.
 
-    It gets some of the parameters and is told nothing of the others.
+    It gets some of the parameters and no information about the others, so it cannot find out alone.
     """
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if type(frame.f_locals.get("self")).__name__ == "ZeroRedundancyOptimizer":
-            return True
-    return False
+    register_optimizer_step_pre_hook(_mark)
+
+
+def _mark(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if is_engine(optimizer) and isinstance(optimizer.optim, ShardedOptimizer):  # type: ignore[attr-defined]
+        optimizer.optim.mark_partial()  # type: ignore[attr-defined]

@@ -6,17 +6,20 @@ import pytest
 import torch
 
 from bellwether.optimizers import Lamb, kernels
-from bellwether.optimizers.kernels import cpu, reference
-from bellwether.optimizers.kernels.tensor_list import Formula, Kernel, Layout, TensorList
+from bellwether.optimizers.kernels import cpu
+from bellwether.optimizers.kernels.coefficients import Formula
+from bellwether.optimizers.kernels.interface import Kernel
+from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
 from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout
-from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_batch, run, same_bits
+from tests.optimizers import coefficients_in_torch
+from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_tensors, run, same_bits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 
 @pytest.fixture
 def triton() -> Kernel:
-    found = kernels.choose("auto", make_batch("flat", "adam", device="cuda"))
+    found = kernels.choose("auto", make_tensors("flat", "adam", device="cuda"))
     assert found.__name__ == "bellwether.optimizers.kernels.triton"  # type: ignore[attr-defined]
     return found
 
@@ -24,14 +27,14 @@ def triton() -> Kernel:
 @pytest.mark.parametrize(("layout", "formula", "options"), CASES)
 def test_equals_the_reference(triton: Kernel, layout: str, formula: Formula, options: str) -> None:
     for which, ours in compare(triton, layout, formula, options, "cuda").items():
-        assert same_bits(ours, run(cpu, which, make_batch(layout, formula), coefficients(formula, options)))
+        assert same_bits(ours, run(cpu, which, make_tensors(layout, formula), coefficients(formula, options)))
 
 
 @pytest.mark.parametrize("which", PASSES)
 def test_same_bits_every_time_and_no_wait(triton: Kernel, which: str) -> None:
     outcomes = []
     for _ in range(3):
-        batch = make_batch("flat", "adam", device="cuda")
+        batch = make_tensors("flat", "adam", device="cuda")
         torch.cuda.set_sync_debug_mode("error")
         try:
             outcomes.append(run(triton, which, batch, coefficients("adam", "all")))
@@ -49,13 +52,15 @@ def test_one_large_shard(triton: Kernel) -> None:
     names = (ParameterInfo("a", (length - 2053,)), ParameterInfo("b", (2053,)))
     pieces = (ParameterSlice(0, 0, 0, length - 2053), ParameterSlice(1, length - 2053, 0, 2053))
     columns = [torch.full((length,), value, device="cuda") for value in (1.0, 0.5, 0.25, 0.125)]
-    layout = Layout.of([ShardLayout(columns[0], names, pieces, None)], by_parameter=True)
+    layout = SegmentTable.of([ShardLayout(columns[0], names, pieces, None)], by_parameter=True)
     c = coefficients("adam", "bare")
-    batch = TensorList([columns[0]], [columns[1]], [[columns[2]], [columns[3]]], layout)
+    batch = TensorList([columns[0]], [columns[1]], {"exp_avg": [columns[2]], "exp_avg_sq": [columns[3]]}, layout)
     sums = triton.gradient_norms(batch, c)
     assert sums.tolist() == [[length - 2053, 2053], [(length - 2053) / 4, 2053 / 4]]  # exact, as all are powers of two
     few = [[column[:8].clone()] for column in columns]
-    reference.step(TensorList(few[0], few[1], few[2:], Layout.of([ShardLayout.whole(few[0][0], "few")], True)), c)
+    states = {"exp_avg": few[2], "exp_avg_sq": few[3]}
+    few_tensors = TensorList(few[0], few[1], states, SegmentTable.of([ShardLayout.whole(few[0][0], "few")], True))
+    coefficients_in_torch.step(few_tensors, c)
     triton.step(batch, c)
     weights = columns[0]
     assert weights.min() == weights.max()

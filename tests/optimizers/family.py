@@ -35,7 +35,7 @@ FAMILY = {
     ),
     "nvlamb": Member(_of(Lamb, prenormalize=True, eps=0.01), Spec(eps=0.01, trust=True, normalized=True)),
     "lamb-amsgrad-l2": Member(
-        _of(Lamb, amsgrad=True, decay="l2", betas=FORGETFUL),
+        _of(Lamb, amsgrad=True, weight_decay_mode="l2", betas=FORGETFUL),
         Spec(eps=1e-6, trust=True, amsgrad=True, decay="l2", betas=FORGETFUL),
     ),
     "lars": Member(_of(Lars, trust_coefficient=0.1), Spec("lars", decay="l2", coefficient=0.1), lr=0.05),
@@ -47,16 +47,16 @@ FAMILY = {
     "adam": Member(_of(Adam), Spec(decay="l2")),
     "adamw": Member(_of(AdamW), Spec()),
     "adamw-amsgrad": Member(_of(AdamW, amsgrad=True, betas=FORGETFUL), Spec(amsgrad=True, betas=FORGETFUL)),
-    "adamw-independent": Member(_of(AdamW, decay="independent"), Spec(decay="independent")),
-    "adamw-prox": Member(_of(AdamW, decay="prox"), Spec(decay="prox")),
-    "adamw-prox-metric": Member(_of(AdamW, decay="prox-metric"), Spec(decay="prox-metric")),
+    "adamw-independent": Member(_of(AdamW, weight_decay_mode="independent"), Spec(decay="independent")),
+    "adamw-prox": Member(_of(AdamW, weight_decay_mode="prox"), Spec(decay="prox")),
+    "adamw-prox-metric": Member(_of(AdamW, weight_decay_mode="prox-metric"), Spec(decay="prox-metric")),
     "radam": Member(_of(RAdam), Spec("radam", decay="l2")),
     "radam-trust": Member(
-        _of(RAdam, trust_ratio=True, decay="decoupled"), Spec("radam", trust=True)
+        _of(RAdam, trust_ratio=True, weight_decay_mode="decoupled"), Spec("radam", trust=True)
     ),
     "sgd-nesterov": Member(_of(SGD, momentum=0.9, nesterov=True), Spec("momentum", nesterov=True, decay="l2")),
     "sgd-trust-prox": Member(
-        _of(SGD, momentum=0.9, trust_ratio=True, decay="prox"), Spec("momentum", trust=True, decay="prox")
+        _of(SGD, momentum=0.9, trust_ratio=True, weight_decay_mode="prox"), Spec("momentum", trust=True, decay="prox")
     ),
     "lookahead-lamb": Member(
         _around(lambda base: Lookahead(base, k=3, alpha=0.6), Lamb), Spec(eps=1e-6, trust=True, lookahead=(3, 0.6))

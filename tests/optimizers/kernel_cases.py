@@ -1,4 +1,4 @@
-"""The cases that every kernel is tried with, and how it is compared with the reference."""
+"""The cases that every kernel is tested with, and the comparison with the same formula in torch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bellwether.optimizers.kernels import reference
-from bellwether.optimizers.kernels.tensor_list import STATE, Coefficients, Formula, Kernel, Layout, TensorList
+from bellwether.optimizers.kernels.coefficients import Coefficients, Formula
+from bellwether.optimizers.kernels.interface import Kernel
+from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
 from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout
+from tests.optimizers import coefficients_in_torch as reference
 
-# How far a kernel may be from the reference. Both round each operation, but not the same ones: torch multiplies and
-# adds at once here and there, and takes a reciprocal in the metric. The longest way to a weight has some twenty
-# roundings of half an ulp in either, so 20 ulps could be explained; 2.1 is the most that these cases have shown.
+# Tolerance between a kernel and torch. Both round each operation, but not the same ones: torch fuses some multiplies
+# and adds, and takes a reciprocal in the metric. The longest path to a weight has about twenty roundings of half an ulp
+# in either, so 20 ulps could be explained; the largest error seen in these cases is 2.1.
 ULPS = 4
 
-# Elements of a segment: around the width of vectors, none at all, and more than a block of either kernel.
+# Segment lengths: around the width of vectors, zero, and more than a block of either kernel.
 _LONG = 16384 + 3
 
 
-def _flat(numel: int, parameters: int, pieces: list[tuple[int, int, int]]) -> ShardLayout:
-    """A flat tensor with pieces (parameter, offset, length); what lies between them is padding."""
+def _flat(numel: int, parameters: int, slices: list[tuple[int, int, int]]) -> ShardLayout:
+    """A flat tensor with slices (parameter, offset, length), and padding between them."""
     names = tuple(ParameterInfo(f"{numel}.{i}", (1,)) for i in range(parameters))
     return ShardLayout(
-        torch.empty(numel), names, tuple(ParameterSlice(i, offset, 0, length) for i, offset, length in pieces), None
+        torch.empty(numel), names, tuple(ParameterSlice(i, offset, 0, length) for i, offset, length in slices), None
     )
 
 
@@ -38,10 +40,17 @@ LAYOUTS = {
 }
 
 _PLAIN = Coefficients("plain", rate=0.02)
-_MOMENTUM = replace(_PLAIN, formula="momentum", beta1=0.9, weight1=0.7)
+_MOMENTUM = replace(_PLAIN, formula="momentum", beta1=0.9, grad_weight=0.7)
 _ADAM = Coefficients(
-    "adam", rate=0.02, beta1=0.9, weight1=0.1, beta2=0.99, numerator=1 / 0.271, root=1 / 0.0297**0.5, eps=1e-6
+    "adam", rate=0.02, beta1=0.9, grad_weight=0.1, beta2=0.99, numerator=1 / 0.271, v_scale=1 / 0.0297**0.5, eps=1e-6
 )
+STATE: dict[Formula, tuple[str, ...]] = {
+    "adam": ("exp_avg", "exp_avg_sq"),
+    "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    "momentum": ("momentum_buffer",),
+    "nesterov": ("momentum_buffer",),
+    "plain": (),
+}
 FORMULAS: dict[Formula, Coefficients] = {
     "adam": _ADAM,
     "amsgrad": replace(_ADAM, formula="amsgrad"),
@@ -51,15 +60,23 @@ FORMULAS: dict[Formula, Coefficients] = {
 }
 OPTIONS: dict[str, dict[str, float]] = {
     "bare": {},
-    "no eps": {"eps": 0.0},  # 0 / 0 where a vector reaches beyond the end
+    "no eps": {"eps": 0.0},  # 0 / 0 where a vector extends past the end
     "maximize": {"grad": -1.0},
     "l2": {"l2": 0.03},
     "scale": {"scale": 0.7},
-    "inside": {"inside": 0.05},
+    "coupled_decay": {"coupled_decay": 0.05},
     "shrink": {"shrink": 0.999},
     "prox": {"prox": 0.998},
     "metric": {"metric": 0.1},
-    "all": {"grad": -1.0, "l2": 0.03, "scale": 0.7, "inside": 0.05, "shrink": 0.999, "prox": 0.998, "metric": 0.1},
+    "all": {
+        "grad": -1.0,
+        "l2": 0.03,
+        "scale": 0.7,
+        "coupled_decay": 0.05,
+        "shrink": 0.999,
+        "prox": 0.998,
+        "metric": 0.1,
+    },
 }
 CASES = [("fragments", formula, options) for formula in FORMULAS for options in OPTIONS]
 CASES += [(layout, formula, "all") for layout in LAYOUTS for formula in FORMULAS if layout != "fragments"]
@@ -70,10 +87,10 @@ def coefficients(formula: Formula, options: str) -> Coefficients:
     return c if formula in ("adam", "amsgrad") else replace(c, metric=0.0)
 
 
-def make_batch(
+def make_tensors(
     layout: str, formula: Formula, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
 ) -> TensorList:
-    """The same float32 values every time, in any dtype; NaN where there is padding."""
+    """The same float32 values every time, in any dtype, with NaN in the padding."""
     generator = torch.Generator().manual_seed(seed)
     columns: list[list[Tensor]] = []
     for name in ("weights", "grads", *STATE[formula]):
@@ -86,67 +103,70 @@ def make_batch(
             for offset, length, _ in shard.segments():
                 padded[offset : offset + length] = values[offset : offset + length]
             columns[-1].append(padded.to(device, dtype))
-    return TensorList(columns[0], columns[1], columns[2:], Layout.of(LAYOUTS[layout], by_parameter=True))
+    states = dict(zip(STATE[formula], columns[2:], strict=True))
+    return TensorList(columns[0], columns[1], states, SegmentTable.of(LAYOUTS[layout], by_parameter=True))
 
 
 @dataclass
 class Outcome:
     sums: Tensor | None  # float64 [2, segments]
-    columns: list[Tensor]  # weights and moments, all tensors one behind the other
+    columns: list[Tensor]  # weights and moments, all tensors concatenated
 
 
-def run(kernel: Kernel, which: str, batch: TensorList, c: Coefficients, sign: int = 1) -> Outcome:
-    """One of PASSES; the batch is changed."""
-    segments = len(batch.layout.length)
-    each = torch.linspace(0.01, 0.05, segments, dtype=torch.float64, device=batch.device)
+def run(kernel: Kernel, which: str, tensors: TensorList, c: Coefficients, sign: int = 1) -> Outcome:
+    """Run one of PASSES, which changes the tensors."""
+    segments = len(tensors.segments.length)
+    factors = torch.linspace(0.01, 0.05, segments, dtype=torch.float64, device=tensors.device)
     sums = None
     if which == "gradient_norms":
-        sums = kernel.gradient_norms(batch, c)
-    elif which == "advance, descend":
-        sums = kernel.advance(batch, c)
-        kernel.descend(batch, c, sign * each)
+        sums = kernel.gradient_norms(tensors, c)
+    elif which == "update_moments, apply_update":
+        sums = kernel.update_moments(tensors, c)
+        kernel.apply_update(tensors, c, sign * factors)
     else:
-        kernel.step(batch, c, each if which == "step, scaled" else None)
-    return Outcome(sums, [torch.cat(column) for i, column in enumerate(batch.columns) if i != 1])
+        kernel.step(tensors, c, factors if which == "step, scaled" else None)
+    return Outcome(sums, [torch.cat(column) for i, column in enumerate(tensors.columns) if i != 1])
 
 
-PASSES = ("gradient_norms", "advance, descend", "step", "step, scaled")
+PASSES = ("gradient_norms", "update_moments, apply_update", "step", "step, scaled")
 
 
 def compare(kernel: Kernel, layout: str, formula: Formula, options: str, device: str = "cpu") -> dict[str, Outcome]:
-    """With the reference in float32 and in float64, pass by pass. Returns what the kernel has made.
+    """Compare each pass with torch in float32 and in float64. Returns the kernel's results.
 
-    Errors are counted in ulps of the largest sum of terms that a number can come from: of itself, where none cancel.
+    Errors are in ulps of the sum of the absolute terms of a number, so that cancellation does not count.
     """
     outcomes = {}
     for which in PASSES:
         theirs, exact, terms = _expected(layout, formula, options, device, which)
-        ours = run(kernel, which, make_batch(layout, formula, device=device), coefficients(formula, options))
-        for mine, his, truth, size in zip(ours.columns, theirs.columns, exact.columns, terms.columns, strict=True):
-            real = ~truth.isnan()
-            assert torch.equal(~mine.isnan(), real), which
-            if real.any():
-                mine, his, truth, size = (t[real].double() for t in (mine, his, truth, size))
-                assert _ulps(mine, his, size) <= ULPS, which
-                assert _ulps(mine, truth, size) <= max(2 * _ulps(his, truth, size), 1), which
+        ours = run(kernel, which, make_tensors(layout, formula, device=device), coefficients(formula, options))
+        for mine, other, truth, size in zip(ours.columns, theirs.columns, exact.columns, terms.columns, strict=True):
+            valid = ~truth.isnan()
+            assert torch.equal(~mine.isnan(), valid), which
+            if valid.any():
+                mine, other, truth, size = (t[valid].double() for t in (mine, other, truth, size))
+                assert _ulps(mine, other, size) <= ULPS, which
+                assert _ulps(mine, truth, size) <= max(2 * _ulps(other, truth, size), 1), which
         if ours.sums is not None:
-            # Squares of float32 are exact in float64, so only the order differs. The direction is itself rounded.
-            bars = (1e-12, 1e-12 if which == "gradient_norms" else 1e-6)
-            for mine, his, bar in zip(ours.sums, theirs.sums, bars, strict=True):
-                torch.testing.assert_close(mine, his, rtol=bar, atol=0.0)
+            # Squares of float32 are exact in float64, so only the order differs. The direction itself is rounded.
+            tolerances = (1e-12, 1e-12 if which == "gradient_norms" else 1e-6)
+            for mine, other, rtol in zip(ours.sums, theirs.sums, tolerances, strict=True):
+                torch.testing.assert_close(mine, other, rtol=rtol, atol=0.0)
         outcomes[which] = ours
     return outcomes
 
 
 @functools.cache
 def _expected(layout: str, formula: Formula, options: str, device: str, which: str) -> tuple[Outcome, Outcome, Outcome]:
-    """The reference in float32 and in float64, and the size of the terms."""
+    """Torch in float32 and in float64, and the sum of the absolute terms."""
     c = coefficients(formula, options)
-    single, double, positive = (make_batch(layout, formula, d, device) for d in (torch.float32, *[torch.float64] * 2))
+    single, double, positive = (make_tensors(layout, formula, d, device) for d in (torch.float32, *[torch.float64] * 2))
     for tensor in itertools.chain(*positive.columns):
         tensor.abs_()
-    added = replace(c, grad=abs(c.grad), rate=-c.rate, metric=-c.metric)  # no term is taken from another any more
-    terms = run(reference, which, positive, added, sign=-1)
+    positive_terms = replace(
+        c, grad=abs(c.grad), rate=-c.rate, metric=-c.metric
+    )  # all terms are added, none subtracted
+    terms = run(reference, which, positive, positive_terms, sign=-1)
     return run(reference, which, single, c), run(reference, which, double, c), terms
 
 
@@ -155,6 +175,6 @@ def _ulps(a: Tensor, b: Tensor, size: Tensor) -> float:
 
 
 def same_bits(a: Outcome, b: Outcome) -> bool:
-    """Of weights and moments, also of NaN, wherever they lie."""
+    """Whether weights and moments, NaN included, are equal to the bit, on any device."""
     pairs = zip(a.columns, b.columns, strict=True)
     return all(torch.equal(x.cpu().view(torch.int32), y.cpu().view(torch.int32)) for x, y in pairs)

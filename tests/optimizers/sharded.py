@@ -163,7 +163,7 @@ def poison(optimizer: Any) -> int:
     count = 0
     for shard in optimizer.shards:
         padding = torch.ones(shard.tensor.numel(), dtype=torch.bool)
-        for piece in shard.pieces:
+        for piece in shard.slices:
             padding[piece.offset : piece.offset + piece.length] = False
         if shard.process_group is not None:
             shard.tensor.data.view(-1)[padding] = float("nan")
@@ -194,7 +194,7 @@ def train(rule: str, zero: dict[str, Any], **keywords: Any) -> dict[str, Any]:
         "reduces": len(reduces),
         "wrapper": type(made.optimizer).__name__,
         "shards": len(optimizer.shards),
-        "idle": any(len({p.index for p in s.pieces}) < len(s.parameters) for s in optimizer.shards),
+        "idle": any(len({p.index for p in s.slices}) < len(s.parameters) for s in optimizer.shards),
     }
     made.destroy()
     return found

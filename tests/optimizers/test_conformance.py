@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import lr_scheduler
 
-from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, update
+from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, base
 from tests.optimizers.configurations import (
     CLOSE,
     JOINT,
@@ -219,20 +219,20 @@ def test_groups_that_are_added_again_and_again(kernel: str) -> None:
             for o in (optimizer, other):
                 o.add_param_group({"params": parameters(shapes=[(size,)])})
             drive(optimizer, 1)
-            other._layouts.clear()
+            other._tables.clear()
             drive(other, 1)
         assert distance(held(optimizer), held(other)) < CLOSE[torch.float32]
 
 
 def test_what_is_remembered_of_combinations_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update, "_LAYOUTS", 8)
+    monkeypatch.setattr(base, "_MAX_TABLES", 8)
     params = parameters(shapes=[(3,)] * 6)
     optimizer = Lamb(params)
     for combination in range(1, 64):
         for i, p in enumerate(params):
             p.grad = torch.ones(3) if combination >> i & 1 else None
         optimizer.step()
-        assert len(optimizer._layouts) <= 8
+        assert len(optimizer._tables) <= 8
     assert len(optimizer.trust_ratios()) == 6
 
 
@@ -287,7 +287,7 @@ def test_refused_parameters(name: str, case: str) -> None:
 @every
 def test_a_group_that_is_refused_is_not_kept(name: str) -> None:
     optimizer = OPTIMIZERS[name](parameters())
-    for bad in ({"lr": -1.0}, {"weight_decay": math.nan}, {"decay": "l3"}):
+    for bad in ({"lr": -1.0}, {"weight_decay": math.nan}, {"weight_decay_mode": "l3"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             optimizer.add_param_group({"params": parameters(), **bad})
     with pytest.raises(ValueError, match="complex64"):

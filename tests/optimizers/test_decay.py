@@ -94,7 +94,7 @@ CASES = [
     (rule, form)
     for rule, (_, kind, options) in RULES.items()
     for form in DECAYED
-    if form in kind.decays and not (form == "prox-metric" and options.get("trust_ratio"))
+    if form in kind.weight_decay_modes and not (form == "prox-metric" and options.get("trust_ratio"))
 ]
 
 
@@ -167,7 +167,7 @@ def test_follows_the_formula(rule: str, form: str, kernel: str, dtype: torch.dty
     except RuntimeError as error:
         pytest.skip(str(error))
     _, kind, options = RULES[rule]
-    found = run(kind, dtype=dtype, lr=ALPHA, weight_decay=LAMBDA, decay=form, kernel=kernel, **options)
+    found = run(kind, dtype=dtype, lr=ALPHA, weight_decay=LAMBDA, weight_decay_mode=form, kernel=kernel, **options)
     assert off(found, followed(rule, form)) < close
 
 
@@ -197,7 +197,7 @@ def test_lars_follows_the_formula(nesterov: bool, trust_ratio: bool) -> None:
 def test_without_decay_the_forms_are_one(rule: str) -> None:
     _, kind, options = RULES[rule]
     forms = [form for r, form in CASES if r == rule]
-    found = [run(kind, lr=ALPHA, weight_decay=0.0, decay=form, **options) for form in forms]
+    found = [run(kind, lr=ALPHA, weight_decay=0.0, weight_decay_mode=form, **options) for form in forms]
     assert all((w == found[0]).all() for w in found[1:])
 
 
@@ -217,7 +217,7 @@ SHRINKS: dict[str, Callable[[float, float], float]] = {
 def test_decay_alone_follows_the_schedule(rule: str, form: str, alpha: float) -> None:
     """Independent and prox count its multiplier and not the peak rate; decoupled and prox-metric count both."""
     _, kind, options = RULES[rule]
-    found = run(kind, gradients=lambda t, w: 0 * w, lr=alpha, weight_decay=LAMBDA, decay=form, **options)
+    found = run(kind, gradients=lambda t, w: 0 * w, lr=alpha, weight_decay=LAMBDA, weight_decay_mode=form, **options)
     wanted = start() * math.prod(SHRINKS[form](eta(t), alpha) for t in range(STEPS))
     np.testing.assert_allclose(found, wanted, rtol=1e-14, atol=0)
 
@@ -226,7 +226,7 @@ def test_decay_alone_follows_the_schedule(rule: str, form: str, alpha: float) ->
 def test_the_peak_rate_travels_with_the_state(form: str) -> None:
     """Into an optimizer that was made with another rate: the multiplier is that of the schedule under way."""
     p, q = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
-    optimizer = AdamW([p], lr=ALPHA, weight_decay=LAMBDA, decay=form)
+    optimizer = AdamW([p], lr=ALPHA, weight_decay=LAMBDA, weight_decay_mode=form)
     schedule = LambdaLR(optimizer, lambda step: 0.5)
     p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -247,7 +247,7 @@ def path(kind: type, scale: float, form: str, **options: Any) -> Array:
         gradients=lambda t, w: scale * gradient(t, w),
         lr=ALPHA,
         weight_decay=LAMBDA,
-        decay=form,
+        weight_decay_mode=form,
         eps=0.0,
         betas=(BETA1, BETA2),
         **options,
@@ -283,7 +283,9 @@ def test_how_close_prox_is(form: str, order: int) -> None:
     apart = []
     for h in (0.01, 0.005):
         one = {"steps": 2, "lr": h, "weight_decay": h}
-        apart.append(np.linalg.norm(run(AdamW, decay="prox", **one) - run(AdamW, decay=form, **one)))
+        apart.append(
+            np.linalg.norm(run(AdamW, weight_decay_mode="prox", **one) - run(AdamW, weight_decay_mode=form, **one))
+        )
     assert math.log2(apart[0] / apart[1]) == pytest.approx(order, abs=0.05)
 
 
@@ -299,7 +301,7 @@ def test_l2_is_divided_away_where_gradients_are_large_and_adamw_is_not() -> None
             lr=1e-3,
             eps=0.0,
             weight_decay=LAMBDA,
-            decay=form,
+            weight_decay_mode=form,
         )
 
     neither = 1 - run(

@@ -37,11 +37,11 @@ def libraries(cache: Path) -> list[Path]:
 
 
 def test_cold_build_and_then_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(build.load(SOURCE).bellwether_run, ctypes._CFuncPtr)
+    assert isinstance(build.load(SOURCE, cpu._DEFINITIONS).bellwether_run, ctypes._CFuncPtr)
     assert len(libraries(cache)) == 1
     assert not list(cache.glob(".build-*"))
     monkeypatch.delattr(build, "_compile")
-    assert build.load(SOURCE).bellwether_run
+    assert build.load(SOURCE, cpu._DEFINITIONS).bellwether_run
 
 
 def test_what_a_killed_build_leaves_does_no_harm(cache: Path, source: Path) -> None:

@@ -18,9 +18,11 @@ import torch
 
 from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, ShardedOptimizer, kernels
 from bellwether.optimizers.kernels import cpu, reference
-from bellwether.optimizers.kernels.tensor_list import Blocks, Coefficients, Formula, Kernel, Layout, TensorList
+from bellwether.optimizers.kernels.coefficients import Coefficients, Formula
+from bellwether.optimizers.kernels.interface import Kernel
+from bellwether.optimizers.kernels.tensor_list import BlockTable, SegmentTable, TensorList
 from bellwether.optimizers.shards.layout import ShardLayout, sqrt
-from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_batch, run, same_bits
+from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_tensors, run, same_bits
 
 
 @pytest.fixture(params=["cpu", "triton"])
@@ -52,7 +54,7 @@ def test_equals_the_reference(kernel: Kernel, layout: str, formula: Formula, opt
     outcomes = compare(kernel, layout, formula, options)
     if kernel is not cpu:
         for which, ours in outcomes.items():
-            assert same_bits(ours, run(cpu, which, make_batch(layout, formula), coefficients(formula, options)))
+            assert same_bits(ours, run(cpu, which, make_tensors(layout, formula), coefficients(formula, options)))
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -60,7 +62,7 @@ def test_same_bits_every_time(kernel: Kernel, which: str, threads: Callable[[int
     outcomes = []
     for count in (1, 2, 3):
         threads(count)
-        outcomes.append(run(kernel, which, make_batch("flat", "adam"), coefficients("adam", "all")))
+        outcomes.append(run(kernel, which, make_tensors("flat", "adam"), coefficients("adam", "all")))
     for other in outcomes[1:]:
         assert same_bits(outcomes[0], other)
         if other.sums is not None:
@@ -70,8 +72,8 @@ def test_same_bits_every_time(kernel: Kernel, which: str, threads: Callable[[int
 def test_tables_are_kept_and_tensors_change(kernel: Kernel) -> None:
     c, tables = coefficients("adam", "all"), {}
     for seed in (1, 2):
-        ours, theirs = (make_batch("fragments", "adam", seed=seed) for _ in range(2))
-        ours = replace(ours, layout=ours.layout, tables=tables)
+        ours, theirs = (make_tensors("fragments", "adam", seed=seed) for _ in range(2))
+        ours = replace(ours, cache=tables)
         assert same_bits(run(kernel, "step", ours, c), run(kernel, "step", theirs, c))
     assert len(tables) == 1
 
@@ -79,15 +81,17 @@ def test_tables_are_kept_and_tensors_change(kernel: Kernel) -> None:
 def test_integers_among_the_coefficients(kernel: Kernel) -> None:
     c = coefficients("adam", "bare")
     ours, theirs = replace(c, beta1=0, numerator=1), replace(c, beta1=0.0, numerator=1.0)
-    outcomes = [run(kernel, "step", make_batch("fragments", "adam"), x) for x in (ours, theirs)]
+    outcomes = [run(kernel, "step", make_tensors("fragments", "adam"), x) for x in (ours, theirs)]
     assert same_bits(*outcomes)
 
 
 def test_blocks_of_more_elements_than_an_int32_counts() -> None:
     lengths = torch.tensor([5, 0, 2**33 + 1])
     index = torch.arange(3)
-    layout = Layout(torch.zeros(3, dtype=torch.int64), lengths.cumsum(0) - lengths, lengths, index, 3, None, False)
-    blocks = Blocks.of(layout, 2**20)
+    layout = SegmentTable(
+        torch.zeros(3, dtype=torch.int64), lengths.cumsum(0) - lengths, lengths, index, 3, None, False
+    )
+    blocks = BlockTable.of(layout, 2**20)
     assert blocks.first.tolist() == [0, 1, 1, 2**13 + 2]
     assert blocks.table[0].tolist() == [0, 0, 5, 0]
     assert blocks.table[1].tolist() == [0, 5, 2**20, 2]
@@ -101,7 +105,7 @@ MAKE: dict[str, Callable[..., ShardedOptimizer]] = {
     "sgd-nesterov": lambda p, **k: SGD(p, momentum=0.9, nesterov=True, weight_decay=0.1, **k),
     "adam-amsgrad": lambda p, **k: Adam(p, amsgrad=True, weight_decay=0.1, **k),
     "adamw": lambda p, **k: AdamW(p, weight_decay=0.1, **k),
-    "adamw-prox-metric": lambda p, **k: AdamW(p, weight_decay=0.1, decay="prox-metric", **k),
+    "adamw-prox-metric": lambda p, **k: AdamW(p, weight_decay=0.1, weight_decay_mode="prox-metric", **k),
     "radam": RAdam,
 }
 
@@ -130,18 +134,18 @@ def test_ten_steps(optimizer: str, name: str) -> None:
 
 
 def test_auto_takes_what_fits() -> None:
-    assert kernels.choose("auto", make_batch("flat", "adam")) is cpu
-    assert kernels.choose("auto", make_batch("flat", "adam", torch.bfloat16)) is reference
-    assert kernels.choose("auto", make_batch("flat", "adam", device="meta")) is reference
-    assert kernels.choose("reference", make_batch("flat", "adam")) is reference
+    assert kernels.choose("auto", make_tensors("flat", "adam")) is cpu
+    assert kernels.choose("auto", make_tensors("flat", "adam", torch.bfloat16)) is reference
+    assert kernels.choose("auto", make_tensors("flat", "adam", device="meta")) is reference
+    assert kernels.choose("reference", make_tensors("flat", "adam")) is reference
 
 
 def test_tensors_that_do_not_fit_are_named(name: str) -> None:
-    with pytest.raises(TypeError, match="bfloat16 on cpu came; write kernel='auto'"):
-        kernels.choose(name, make_batch("flat", "adam", torch.bfloat16))
+    with pytest.raises(TypeError, match=r"not bfloat16 on cpu.*; write kernel='auto'"):
+        kernels.choose(name, make_tensors("flat", "adam", torch.bfloat16))
     with pytest.raises(TypeError, match="float32 on meta"):
-        kernels.choose(name, make_batch("flat", "adam", device="meta"))
-    gap = TensorList([torch.zeros(4, 4)[:, ::2]], [torch.zeros(4, 2)], [], make_batch("flat", "plain").layout)
+        kernels.choose(name, make_tensors("flat", "adam", device="meta"))
+    gap = TensorList([torch.zeros(4, 4)[:, ::2]], [torch.zeros(4, 2)], {}, make_tensors("flat", "plain").segments)
     with pytest.raises(TypeError, match="dense"):
         kernels.choose(name, gap)
 
@@ -156,10 +160,10 @@ def test_triton_that_is_missing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "bellwether.optimizers.kernels.triton", raising=False)
     monkeypatch.setitem(kernels._COMPILED, "cpu", "triton")
-    kernels._load.cache_clear(), kernels._say_once.cache_clear()
+    kernels._load.cache_clear(), kernels._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "bellwether.optimizers"):
         for _ in range(2):
-            assert kernels.choose("auto", make_batch("flat", "adam")) is reference
+            assert kernels.choose("auto", make_tensors("flat", "adam")) is reference
     assert len(caplog.records) == 1
     with pytest.raises(RuntimeError, match="kernel='triton' cannot run here"):
         kernels.check("triton")
@@ -206,9 +210,9 @@ def test_what_triton_compiles_to(tmp_path: Path) -> None:
         from triton.compiler import ASTSource, compile
         from bellwether.optimizers.kernels.triton import _pass
 
-        pointers = {"blocks": "*i64", "addresses": "*i64", "each": "*fp64", "sums": "*fp64"}
-        for which in ("advance", "step"):
-            fixed = {"PASS": which, "FORMULA": "amsgrad", "EACH": which == "step", "METRIC": True, "BLOCK": 1024}
+        pointers = {"blocks": "*i64", "addresses": "*i64", "factors": "*fp64", "sums": "*fp64"}
+        for which in ("update_moments", "step"):
+            fixed = {"PASS": which, "FORMULA": "amsgrad", "FACTORS": which == "step", "METRIC": True, "COLUMNS": 5, "BLOCK": 1024}
             signature = {n: "constexpr" if n in fixed else pointers.get(n, "fp32") for n in _pass.arg_names}
             source = ASTSource(_pass, signature=signature, constexprs=fixed)
             print(compile(source, GPUTarget("cuda", 80, 32), {"enable_fp_fusion": False}).asm["ptx"])
@@ -230,8 +234,8 @@ def test_one_call_is_the_two_passes_to_the_bit(threads: int, bounds: tuple[float
     weights = [torch.randn(n, generator=generator) for n in sizes]
     weights[3].zero_()
     grads = [torch.randn(n, generator=generator) for n in sizes]
-    layout = Layout.of([ShardLayout.whole(w, str(i)) for i, w in enumerate(weights)], by_parameter=True)
-    c = Coefficients("adam", rate=0.1, beta1=0.9, weight1=0.1, beta2=0.999, eps=1e-6, inside=0.01)
+    layout = SegmentTable.of([ShardLayout.whole(w, str(i)) for i, w in enumerate(weights)], by_parameter=True)
+    c = Coefficients("adam", rate=0.1, beta1=0.9, grad_weight=0.1, beta2=0.999, eps=1e-6, coupled_decay=0.01)
     grads[4].zero_()
     made = []
     before = torch.get_num_threads()
@@ -242,13 +246,13 @@ def test_one_call_is_the_two_passes_to_the_bit(threads: int, bounds: tuple[float
             moments = [[x.clone() for x in weights], [x.square() for x in weights]]
             moments[0][4].zero_()
             w[4].zero_()
-            batch = TensorList(w, grads, moments, layout)
+            tensors = TensorList(w, grads, dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True)), layout)
             if at_once:
-                ratios = cpu.adapt(batch, c, 0.1, bounds)
+                ratios = cpu.fused_step(tensors, c, 0.1, bounds)
             else:
-                weight, update = sqrt(cpu.advance(batch, c))
+                weight, update = sqrt(cpu.update_moments(tensors, c))
                 ratios = torch.where((weight > 0) & (update > 0), (weight / update).clamp(*bounds), 1.0)
-                cpu.descend(batch, c, ratios * 0.1)
+                cpu.apply_update(tensors, c, ratios * 0.1)
             made.append((ratios, [*w, *moments[0], *moments[1]]))
     finally:
         torch.set_num_threads(before)

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from bellwether.optimizers import AdamW, Lamb, attach
-from bellwether.optimizers.kernels import reference
-from bellwether.optimizers.kernels.tensor_list import Coefficients, Layout, TensorList
+from bellwether.optimizers.kernels.coefficients import Coefficients
+from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
 from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, cut, sqrt
-from tests.optimizers import sharded
+from tests.optimizers import coefficients_in_torch, sharded
 from tests.precision import skip_without
 from tests.ranks import Ranks
 
@@ -35,10 +35,10 @@ def test_fragments_of_one_tensor_add_up() -> None:
     flat = torch.tensor([3.0, float("nan"), 4.0, 7.0, 12.0])
     shard = ShardLayout(flat, (ParameterInfo("a", (3,)), ParameterInfo("b", (1,)), ParameterInfo("elsewhere", (9,))),
                   (ParameterSlice(0, 0, 0, 1), ParameterSlice(0, 2, 1, 1), ParameterSlice(1, 3, 0, 1), ParameterSlice(0, 4, 2, 1)), None)  # fmt: skip
-    layout = Layout.of([shard], by_parameter=True)
-    batch = TensorList([flat], [flat], [], layout)
-    sums = reference.gradient_norms(batch, Coefficients("plain", rate=1.0))
-    assert layout.by_slot(sums).tolist() == [[169.0, 49.0, 0.0]] * 2
+    layout = SegmentTable.of([shard], by_parameter=True)
+    batch = TensorList([flat], [flat], {}, layout)
+    sums = coefficients_in_torch.gradient_norms(batch, Coefficients("plain", rate=1.0))
+    assert layout.sum_by_parameter(sums).tolist() == [[169.0, 49.0, 0.0]] * 2
 
 
 def test_pieces_that_touch_are_one_segment() -> None:
@@ -203,7 +203,7 @@ def test_a_copy_of_an_attached_optimizer_asks_for_attach() -> None:
         ({"offload_optimizer": SimpleNamespace(device="cpu", ratio=0.5, super_offload=False)}, "ratio"),
         ({"offload_optimizer": SimpleNamespace(device="cpu", ratio=1.0, super_offload=True)}, "super_offload"),
         ({"offload_optimizer": SimpleNamespace(device="nvme", ratio=1.0, super_offload=False)}, "nvme"),
-        ({"wrapper": True}, "not known here"),
+        ({"wrapper": True}, "not supported"),
     ],
 )
 def test_what_bypasses_the_optimizer_is_refused(changes: dict, key: str) -> None:

@@ -104,10 +104,10 @@ def test_the_peak_rate_of_a_schedule_of_torch_is_taken_over() -> None:
     p = parameters()
     other = torch.optim.SGD(p, lr=0.4)
     lr_scheduler.LambdaLR(other, lambda step: 0.25)
-    optimizer = SGD(p, lr=1.0, weight_decay=0.1, decay="prox")
+    optimizer = SGD(p, lr=1.0, weight_decay=0.1, weight_decay_mode="prox")
     optimizer.load_state_dict(other.state_dict())
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["peak_lr"], group["decay"]) == (0.1, 0.4, "prox")
+    assert (group["lr"], group["peak_lr"], group["weight_decay_mode"]) == (0.1, 0.4, "prox")
 
 
 def test_steps_that_old_versions_saved_as_numbers() -> None:

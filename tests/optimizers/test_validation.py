@@ -28,7 +28,7 @@ ILLEGAL: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
         for value in (-1e-9, nan, inf, "1e-3", None)
     ],
     *[
-        (kind, {"betas": value}, (f"betas={value!r}", "two numbers from 0 up to, not including, 1"))
+        (kind, {"betas": value}, (f"betas={value!r}", "two numbers in [0, 1)"))
         for kind in (Adam, AdamW, Lamb, RAdam)
         for value in ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (nan, 0.9), (0.9, nan), (0.9,), (0.9, 0.9, 0.9), 0.9, ("a", "b"))
     ],
@@ -38,7 +38,7 @@ ILLEGAL: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
         for value in (-1e-9, nan, inf)
     ],
     *[
-        (kind, {"momentum": value}, (f"momentum={value!r}", "a number from 0 up to, not including, 1"))
+        (kind, {"momentum": value}, (f"momentum={value!r}", "a number in [0, 1)"))
         for kind in (SGD, Lars)
         for value in (-0.1, 1.0, nan)
     ],
@@ -52,19 +52,19 @@ ILLEGAL: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
         for kind in (Adam, AdamW, Lamb, RAdam, SGD)
     ],
     *[
-        (kind, {"decay": "l3"}, ("decay='l3'", "write 'l2', 'decoupled', 'independent', 'prox' or 'prox-metric'"))
+        (kind, {"weight_decay_mode": "l3"}, ("weight_decay_mode='l3'", "write 'l2', 'decoupled', 'independent', 'prox' or 'prox-metric'"))
         for kind in (Adam, AdamW, Lamb, RAdam)
     ],
     *[
-        (kind, {"decay": "prox-metric", "trust_ratio": True}, ("decay='prox-metric' with trust_ratio=True", "'prox'"))
+        (kind, {"weight_decay_mode": "prox-metric", "trust_ratio": True}, ("weight_decay_mode='prox-metric' with trust_ratio=True", "'prox'"))
         for kind in (Adam, AdamW, Lamb, RAdam)
     ],
     *[
-        (kind, {"decay": decay, "lr": 0.0, "weight_decay": 0.1}, (f"decay={decay!r}", "lr=0.0 must be above 0"))
+        (kind, {"weight_decay_mode": decay, "lr": 0.0, "weight_decay": 0.1}, (f"weight_decay_mode={decay!r}", "lr=0.0 must be above 0"))
         for kind in (Adam, AdamW, Lamb, RAdam, SGD)
         for decay in ("independent", "prox")
     ],
-    (SGD, {"decay": "prox-metric"}, ("decay='prox-metric'", "no metric", "write 'l2', 'decoupled', 'independent' or 'prox'")),
+    (SGD, {"weight_decay_mode": "prox-metric"}, ("weight_decay_mode='prox-metric'", "no metric", "write 'l2', 'decoupled', 'independent' or 'prox'")),
     (SGD, {"dampening": 1.1}, ("dampening=1.1", "a number from 0 to 1")),
     (SGD, {"dampening": nan}, ("dampening=nan", "a number from 0 to 1")),
     (SGD, {"nesterov": True}, ("nesterov=True with momentum=0.0", "write momentum=0.9")),
@@ -76,20 +76,27 @@ ILLEGAL: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
     (Lamb, {"lr": torch.ones(2)}, ("lr=tensor([1., 1.])", "a finite number, at least 0")),
 ]  # fmt: skip
 OF_THE_CONSTRUCTOR: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
-    (RAdam, {"decoupled_weight_decay": True, "decay": "prox"}, ("decoupled_weight_decay=True", "write decay='prox' alone")),
+    (RAdam, {"decoupled_weight_decay": True, "weight_decay_mode": "prox"}, ("decoupled_weight_decay=True", "write weight_decay_mode='prox' alone")),
     *[
         (kind, {"kernel": "gpu"}, ("kernel='gpu'", "auto, reference, cpu"))
         for kind in (Adam, AdamW, Lamb, Lars, RAdam, SGD)
     ],
 ]  # fmt: skip
 OF_A_GROUP: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
-    *[(Lars, {"decay": decay}, (f"decay={decay!r}", "write 'l2'")) for decay in ("decoupled", "prox", "prox-metric")],
     *[
-        (RAdam, {"decoupled_weight_decay": True, **decay}, ("decoupled_weight_decay=True", "write decay='decoupled'"))
-        for decay in ({}, {"decay": "prox"})
+        (Lars, {"weight_decay_mode": decay}, (f"weight_decay_mode={decay!r}", "write 'l2'"))
+        for decay in ("decoupled", "prox", "prox-metric")
     ],
-    (AdamW, {"decay": "prox", "peak_lr": 0.0}, ("decay='prox'", "peak_lr=0.0 must be above 0")),
-    (AdamW, {"decay": "prox", "peak_lr": nan}, ("peak_lr=nan", "a finite number, at least 0")),
+    *[
+        (
+            RAdam,
+            {"decoupled_weight_decay": True, **decay},
+            ("decoupled_weight_decay=True", "write weight_decay_mode='decoupled'"),
+        )
+        for decay in ({}, {"weight_decay_mode": "prox"})
+    ],
+    (AdamW, {"weight_decay_mode": "prox", "peak_lr": 0.0}, ("weight_decay_mode='prox'", "peak_lr=0.0 must be above 0")),
+    (AdamW, {"weight_decay_mode": "prox", "peak_lr": nan}, ("peak_lr=nan", "a finite number, at least 0")),
 ]
 
 
@@ -128,5 +135,5 @@ def test_a_group_may_drop_the_trust_ratio_and_keep_the_bounds_of_all() -> None:
 
 
 def test_lars_has_no_form_of_decay() -> None:
-    with pytest.raises(TypeError, match="decay"):
-        Lars(parameters(), decay="prox")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="weight_decay_mode"):
+        Lars(parameters(), weight_decay_mode="prox")  # type: ignore[call-arg]

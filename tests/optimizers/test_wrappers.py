@@ -36,17 +36,17 @@ def step(optimizer: torch.optim.Optimizer, gradient: float = 1.0) -> None:
 
 
 REFUSED = {
-    "k": (lambda base: Lookahead(base, k=0), ValueError, "k=0: must be a whole number of steps"),
+    "k": (lambda base: Lookahead(base, k=0), ValueError, "k=0: must be an integer number of steps"),
     "alpha": (lambda base: Lookahead(base, alpha=0.0), ValueError, "alpha=0.0: must be above 0"),
     "kind": (lambda base: WeightAverage(base, "sma"), ValueError, "kind='sma': must be 'swa' or 'ema'"),
-    "start": (lambda base: WeightAverage(base, start=0), ValueError, "start=0: must be a whole number of updates"),
+    "start": (lambda base: WeightAverage(base, start=0), ValueError, "start=0: must be an integer number of updates"),
     "every": (lambda base: WeightAverage(base, every=1.5), ValueError, "every=1.5"),
-    "decay": (lambda base: WeightAverage(base, "ema", decay=1.0), ValueError, "decay=1.0: must be from 0"),
+    "decay": (lambda base: WeightAverage(base, "ema", decay=1.0), ValueError, r"decay=1.0: must be in \[0, 1\)"),
     "tolerance": (lambda base: Swats(base, tolerance=0.0), ValueError, "tolerance=0.0: must be above 0"),
     "swats around sgd": (lambda base: Swats(SGD([weight(1.0)])), TypeError, r"write Swats\(AdamW"),
     "swats outside": (lambda base: Swats(Lookahead(base)), TypeError, "other wrappers outside"),
     "swats and metric": (
-        lambda base: Swats(Adam([weight(1.0)], decay="prox-metric")), ValueError, "write decay='prox'"
+        lambda base: Swats(Adam([weight(1.0)], weight_decay_mode="prox-metric")), ValueError, "weight_decay_mode='prox-metric' under Swats.*write 'prox'"
     ),
     "torch's": (lambda base: Lookahead(torch.optim.Adam([weight(1.0)])), TypeError, "one of the optimizers of this"),
 }  # fmt: skip

@@ -13,13 +13,13 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from bellwether.optimizers.registry import is_layer_wise
 from bellwether.trainer.metrics import History, Line, read
 
 CONFIG = "config.yaml"
 ABSENT = "–"
 # An untrained model gives each entry the same probability: its loss is ln(entries).
 _ENTRIES = ("vocabulary", "classes")
-_ADAPTIVE = ("lamb", "lars")
 # Steps that the noise scale is averaged over: optimizers.noise_scale.HORIZON, whose import would load torch.
 SMOOTHED = 200
 
@@ -180,7 +180,7 @@ class Facts:
             gone.append("No training step has been logged yet.")
         if h.train and not h.eval:
             gone.append("No held-out evaluation has been made.")
-        adapts = str(self.setting("optimizer", "name")).lower() in _ADAPTIVE
+        adapts = is_layer_wise(str(self.setting("optimizer", "name")).lower())
         if adapts and h.train and not h.layers and not any("trust_ratio" in line for line in h.train):
             gone.append("No trust ratios have been logged.")
         if self.nonfinite:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from bellwether.optimizers.registry import OPTIMIZERS, is_layer_wise
 from bellwether.trainer.config.schema.section import FRACTION, SAMPLES, STEPS, Count, Section, Share, unit
 from bellwether.trainer.config.units import Duration, IntervalField, Span, SpanField
 
-_ADAM = {"betas", "eps", "weight_decay_mode", "trust_ratio", "trust_bounds"}
-_RULES: dict[str, set[str]] = {
-    "lamb": {*_ADAM, "amsgrad", "bias_correction", "prenormalize"},
-    "lars": {"momentum", "nesterov", "trust_coefficient", "trust_bounds", "eps"},
-    "adamw": {*_ADAM, "amsgrad"},
-    "adam": {*_ADAM, "amsgrad"},
-    "radam": _ADAM,
-    "sgd": {"momentum", "nesterov", "weight_decay_mode", "trust_ratio", "trust_bounds"},
-    "swats": {"betas", "eps", "weight_decay_mode", "amsgrad", "tolerance"},
-}
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 
 class Optimizer(Section):
     """The optimizer. docs/optimizers.md describes when to use which."""
 
-    name: Literal["lamb", "lars", "adamw", "adam", "radam", "sgd", "swats"] = Field(
-        "lamb", description="the update rule; swats starts as AdamW and switches to SGD"
-    )
+    name: OptimizerName = Field("lamb", description="the update rule; swats starts as AdamW and switches to SGD")
     lr: Annotated[float, Field(gt=0)] = Field(
         description="peak learning rate; if `scaling.base_batch` is set, the rate at that batch size"
     )
@@ -85,27 +78,23 @@ class Optimizer(Section):
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for the optimizer's constructor, lr included. Unset keys are left to its defaults."""
-        given = self.model_dump(exclude_none=True, include={*_RULES[self.name], "lr", "weight_decay", "kernel"})
-        if "weight_decay_mode" in given:
-            given["decay"] = given.pop("weight_decay_mode")
-        if self.name == "radam":
-            given.setdefault("decay", "decoupled")
-        if self.name == "sgd":
-            given.setdefault("momentum", 0.9)
-        return given
+        entry = OPTIMIZERS[self.name]
+        given = self.model_dump(exclude_none=True, include={*entry.options, "lr", "weight_decay", "kernel"})
+        return {**entry.defaults, **given}
 
     @model_validator(mode="after")
     def _options(self) -> Optimizer:
-        self.refuse_others("name", _RULES)
-        no_metric = self.name in ("lamb", "sgd", "swats") or self.trust_ratio
-        if self.weight_decay_mode == "prox-metric" and no_metric:
+        entry = OPTIMIZERS[self.name]
+        self.refuse_others("name", {name: set(other.options) for name, other in OPTIMIZERS.items()})
+        if self.weight_decay_mode == "prox-metric" and (not entry.prox_metric or self.trust_ratio):
+            *others, last = [name for name, other in OPTIMIZERS.items() if other.prox_metric]
             raise ValueError(
-                "weight_decay_mode: prox-metric is for adamw, adam and radam without a trust ratio; write prox"
+                f"weight_decay_mode: prox-metric is for {', '.join(others)} and {last} without a trust ratio; write prox"
             )
         if self.trust_bounds is not None:
             if self.trust_bounds[0] > self.trust_bounds[1]:
                 raise ValueError("trust_bounds: the lowest first, then the highest")
-            if self.trust_ratio is False or (self.trust_ratio is None and self.name not in ("lamb", "lars")):
+            if not is_layer_wise(self.name, self.trust_ratio):
                 raise ValueError("trust_bounds: there is no trust ratio; write trust_ratio: true, or take it out")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs momentum above 0, as in momentum: 0.9")

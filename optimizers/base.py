@@ -1,0 +1,269 @@
+"""The optimizer around an update rule: parameter names, shards, pickling, and state dicts of torch and older versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bellwether.optimizers import deprecation, kernels
+from bellwether.optimizers.kernels import reference
+from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
+from bellwether.optimizers.rule import Rule
+from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
+from bellwether.optimizers.shards import dtensor, zero_redundancy
+from bellwether.optimizers.shards.layout import ShardLayout, local, local_gradient
+from bellwether.optimizers.update import Bucket, update
+from bellwether.optimizers.validation import validate
+from bellwether.optimizers.weight_decay import NEED_PEAK, with_weight_decay
+
+# Most segment tables kept: gradients that come and go, as of experts, make ever new combinations of tensors.
+_MAX_TABLES = 256
+
+
+class RuleOptimizer(Rule, ShardedOptimizer):
+    """w <- w - lr trust_ratio (direction(g) + weight decay). Subclasses are the rules: see `Rule`.
+
+    State of each tensor: ``step`` (float32 scalar, on the CPU), and the moments under torch's names, with its shape.
+    """
+
+    def __init__(self, params: Any, *, kernel: str = "auto", prenormalize: bool = False, **defaults: Any) -> None:
+        kernels.check(kernel)
+        self.kernel, self.prenormalize = kernel, prenormalize
+        self._is_part = False
+        if dist.is_available() and dist.is_initialized():
+            zero_redundancy.watch()
+        self._reset()
+        validate(defaults, self.weight_decay_modes)
+        super().__init__(params, defaults)
+
+    def _reset(self) -> None:
+        self._names: dict[Tensor, str] = {}  # of the parameters as given, until an engine replaces them
+        self._shards: dict[Tensor, ShardLayout] | None = None
+        self._tables: dict[tuple[bool, tuple[int, ...]], tuple[SegmentTable, dict[str, object]]] = {}
+        self._ratios: dict[str, tuple[Tensor, int]] = {}  # all ratios of a bucket are one tensor, on the device
+        self._attachment: Attachment | None = None
+
+    # --- pickling, and state dicts of torch and of older versions ---
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"kernel": self.kernel, "prenormalize": self.prenormalize, "_is_part": self._is_part}
+        own["attached"] = self._attachment is not None
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """For pickle and deepcopy, and for torch's load_state_dict, which leaves the tensors in place."""
+        attached = state.pop("attached", None)
+        super().__setstate__(state)
+        self._upgrade_torch_state()
+        if attached is None:
+            return
+        self._reset()
+        if not attached:  # an engine's shards cannot be copied: step() asks for attach again
+            for index, group in enumerate(self.param_groups):
+                self._register(group, index)
+
+    def _upgrade_torch_state(self) -> None:
+        """Complete a state dict of torch's optimizer of the same name, or of an older version of this one."""
+        deprecation.upgrade(self.defaults, warn=False)
+        for group in self.param_groups:
+            deprecation.upgrade(group, warn=False)
+            if "weight_decay_mode" in group:
+                continue
+            if "decoupled_weight_decay" in group:
+                group["weight_decay_mode"] = "decoupled" if group["decoupled_weight_decay"] else "l2"
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+            if group["weight_decay_mode"] in NEED_PEAK:
+                group.setdefault("peak_lr", float(group.get("initial_lr", group["lr"])))  # a scheduler's, if it had one
+        for state in self.state.values():
+            step = state.get(
+                "step", 1 if "momentum_buffer" in state else 0
+            )  # torch's SGD does not count: not the first
+            if isinstance(
+                step, Tensor
+            ):  # torch.load(map_location="cuda") puts it on a GPU: a synchronization each step
+                state["step"] = step.to("cpu", torch.float32)
+            elif step:
+                state["step"] = torch.tensor(float(step), dtype=torch.float32, device="cpu")
+
+    # --- parameters and their shards ---
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        deprecation.upgrade(param_group)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            validate(group, self.weight_decay_modes, inherited_bounds=self.defaults["trust_bounds"])
+        except ValueError:
+            self.param_groups.pop()  # a caller that catches the error must not train it
+            raise
+        if group["weight_decay_mode"] in NEED_PEAK:
+            group.setdefault("peak_lr", float(group["lr"]))
+        self._register(group, len(self.param_groups) - 1)
+
+    def _register(self, group: Group, index: int) -> None:
+        """Remember the parameters as given: an engine that shards puts other tensors in their place."""
+        names = group.get("param_names", ())
+        if len(names) != len(group["params"]):  # an engine that takes a part of the group leaves all names in it
+            names = [f"{index}.{i}" for i in range(len(group["params"]))]
+        taken = set(self._names.values())  # two models may have the same names
+        names = [f"{index}.{name}" if name in taken else name for name in names]
+        self._names.update(zip(group["params"], names, strict=True))
+        self._shards = None
+        self._tables.clear()  # their keys are ids of shards, which new shards may reuse
+
+    @property
+    def shards(self) -> Sequence[ShardLayout]:
+        return list(self._shard_by_tensor.values())
+
+    def shard_of(self, tensor: Tensor) -> ShardLayout:
+        return self._shard_by_tensor[tensor]
+
+    @property
+    def _shard_by_tensor(self) -> dict[Tensor, ShardLayout]:
+        # Computed late: all parameters together decide over which ranks DTensors are summed.
+        if self._shards is None:
+            self._shards = {shard.tensor: shard for shard in dtensor.shards(self._names)}
+        return self._shards
+
+    def use(self, attachment: Attachment) -> None:
+        self._reset()
+        self._shards = {shard.tensor: shard for shard in attachment.shards}
+        self._attachment = attachment
+
+    @property
+    def attachment(self) -> Attachment | None:
+        return self._attachment
+
+    @property
+    def needs_global_sums(self) -> bool:
+        return self.prenormalize
+
+    @property
+    def is_partial(self) -> bool:
+        return self._is_part and self._attachment is None
+
+    def mark_partial(self) -> None:
+        self._is_part = True
+
+    def is_dry_run(self, tensors: list[Tensor]) -> bool:
+        if self._attachment is not None:
+            if not all(tensor in self._shard_by_tensor for tensor in tensors):
+                raise RuntimeError(
+                    f"{type(self).__name__}.step() on tensors that came after attach: call optimizers.attach(engine) again"
+                )
+            return False
+        if all(tensor in self._names for tensor in tensors):
+            return False
+        # DeepSpeed's 16-bit stage-0 wrapper calls step() with zero gradients during its construction.
+        if not any(tensor.grad.any() for tensor in tensors):  # type: ignore[union-attr]
+            return True
+        raise RuntimeError(
+            f"{type(self).__name__}.step() on tensors that an engine put in place of the parameters: call "
+            "bellwether.optimizers.attach(engine) once, right after deepspeed.initialize(). Without it the optimizer cannot know "
+            "which parameter each element belongs to, and trust ratios and state would be wrong."
+        )
+
+    # --- the update ---
+
+    def update(self, work: Work, rule: Rule | None = None) -> None:
+        """Update these tensors, by another rule if one is given."""
+        for group in self.param_groups:  # an engine's load may put keys of older versions there
+            deprecation.upgrade(group, warn=False)
+        if self._attachment is not None:
+            self._check_groups()
+        for bucket, ratios in update(self._buckets(work, rule or self), self._attachment, self.prenormalize):
+            names = [p.name for shard in bucket.shards for p in shard.parameters]
+            self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
+
+    def _buckets(self, work: Work, rule: Rule) -> list[Bucket]:
+        found: dict[Any, Work] = {}
+        steps: dict[Any, int] = {}
+        for group, tensor in work:
+            # A step count for each tensor: engines call step() for one sub-group at a time.
+            step = self._count(tensor)
+            weights = local(tensor)
+            key = (id(group), step, self.shard_of(tensor).process_group, weights.device, weights.dtype)
+            found.setdefault(key, []).append((group, tensor))
+            steps[key] = step
+        return [
+            self._bucket(rule, pairs[0][0], [self.shard_of(tensor) for _, tensor in pairs], steps[key])
+            for key, pairs in found.items()
+        ]
+
+    def _bucket(self, rule: Rule, group: Group, shards: list[ShardLayout], step: int) -> Bucket:
+        by_parameter = group["trust_ratio"] or self.prenormalize
+        tensors = self._tensor_list(shards, rule.state_names(group), by_parameter)
+        coefficients = rule.coefficients(group, step)
+        grad = -1.0 if group.get("maximize") else 1.0
+        if coefficients is None:
+            if self.kernel not in ("auto", "reference"):
+                raise ValueError(f"kernel={self.kernel!r}: {self.name} has no compiled kernel; write kernel='auto'")
+            return Bucket(rule, group, shards, tensors, reference, reference.RuleCall(rule, group, step, grad))
+        kernel = kernels.choose(self.kernel, tensors)
+        if kernel is reference:
+            return Bucket(rule, group, shards, tensors, kernel, reference.RuleCall(rule, group, step, grad))
+        formula = replace(with_weight_decay(coefficients, group, step), grad=grad)
+        return Bucket(rule, group, shards, tensors, kernel, formula)
+
+    def _check_groups(self) -> None:
+        first = [group["param_names"][0] for group in self.param_groups if group.get("param_names")]
+        if len(set(first)) < len(first):
+            raise RuntimeError(
+                "several param groups have the same param_names: DeepSpeed's universal checkpoint at ZeRO stage 3 has "
+                "given all groups the options of the first one, its weight decay and trust ratio too. Keep the options "
+                "before load_checkpoint() and update() each group with its own after it"
+            )
+
+    def _count(self, tensor: Tensor) -> int:
+        if tensor.grad.is_sparse:  # type: ignore[union-attr]
+            raise RuntimeError(f"{type(self).__name__} needs dense gradients: build the embedding with sparse=False")
+        state = self.state[tensor]
+        if "step" not in state:
+            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
+        # Not in place: DeepSpeed's universal checkpoint gives all tensors the same step tensor.
+        state["step"] = state["step"] + 1
+        return int(state["step"].item())
+
+    def _tensor_list(self, shards: list[ShardLayout], names: tuple[str, ...], by_parameter: bool) -> TensorList:
+        key = (by_parameter, tuple(id(shard) for shard in shards))
+        if key not in self._tables:
+            self._tables[key] = (SegmentTable.of(shards, by_parameter), {})
+        segments, cache = self._tables[key] = self._tables.pop(key)  # the most recently used is last
+        if len(self._tables) > _MAX_TABLES:
+            del self._tables[next(iter(self._tables))]
+        states = {name: [local(self._state(shard.tensor, name)) for shard in shards] for name in names}
+        weights = [local(shard.tensor) for shard in shards]
+        grads = [_like(local_gradient(shard.tensor), w) for shard, w in zip(shards, weights, strict=True)]
+        return TensorList(weights, grads, states, segments, cache)
+
+    def _state(self, tensor: Tensor, name: str) -> Tensor:
+        state = self.state[tensor]
+        if name not in state:
+            state[name] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+        return state[name]
+
+    # --- what it knows ---
+
+    def trust_ratios(self) -> dict[str, float]:
+        tensors = {id(ratios): ratios for ratios, _ in self._ratios.values()}
+        values = {key: ratios.tolist() for key, ratios in tensors.items()}
+        return {name: values[id(ratios)][i] for name, (ratios, i) in self._ratios.items()}
+
+    def forget_trust_ratios(self) -> None:
+        self._ratios.clear()
+
+    def state_tensors(self, group: Group) -> int:
+        return len(self.state_names(group))
+
+
+def _like(grad: Tensor, weights: Tensor) -> Tensor:
+    """A gradient with the memory layout of its weights."""
+    if grad.stride() == weights.stride() or (grad.is_contiguous() and weights.is_contiguous()):
+        return grad
+    return torch.empty_like(weights, dtype=grad.dtype).copy_(grad)

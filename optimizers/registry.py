@@ -1,0 +1,73 @@
+"""The optimizers that a config can name. A new one is a file with a `Rule` and a `register` line here. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bellwether.optimizers.sharded import ShardedOptimizer
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the trainer's config, the engine, the planner and the reports need to know about an optimizer.
+
+    Attributes:
+        target: class, or function that makes one, as ``module:name``. Called with params, lr, weight_decay, kernel and
+            options.
+        options: its other keyword arguments that a config may set.
+        layer_wise: whether it has trust ratios unless they are turned off.
+        prox_metric: whether it supports ``weight_decay_mode="prox-metric"``.
+        defaults: options where a config has another default than the constructor.
+    """
+
+    name: str
+    target: str
+    options: frozenset[str]
+    layer_wise: bool = False
+    prox_metric: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, params: Any, **options: Any) -> ShardedOptimizer:
+        module, _, attribute = self.target.partition(":")
+        optimizer: ShardedOptimizer = getattr(importlib.import_module(module), attribute)(params, **options)
+        return optimizer
+
+
+OPTIMIZERS: dict[str, Entry] = {}
+
+
+def register(name: str, target: str, options: Iterable[str], **facts: Any) -> None:
+    """Add an optimizer. ``facts`` are the other attributes of `Entry`.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if name in OPTIMIZERS:
+        raise ValueError(f"optimizer {name!r} is registered already")
+    OPTIMIZERS[name] = Entry(name, target, frozenset(options), **facts)
+
+
+def is_layer_wise(name: str, trust_ratio: bool | None = None) -> bool:
+    """Whether an optimizer has trust ratios, with the given option. An unknown name is not layer-wise."""
+    return trust_ratio if trust_ratio is not None else name in OPTIMIZERS and OPTIMIZERS[name].layer_wise
+
+
+_PACKAGE = "bellwether.optimizers"
+_ADAM = ("betas", "eps", "weight_decay_mode", "trust_ratio", "trust_bounds")
+
+register("lamb", f"{_PACKAGE}.lamb:Lamb", {*_ADAM, "amsgrad", "bias_correction", "prenormalize"}, layer_wise=True)
+register(
+    "lars", f"{_PACKAGE}.lars:Lars", {"momentum", "nesterov", "trust_coefficient", "trust_bounds", "eps"}, layer_wise=True
+)  # fmt: skip
+register("adamw", f"{_PACKAGE}.adamw:AdamW", {*_ADAM, "amsgrad"}, prox_metric=True)
+register("adam", f"{_PACKAGE}.adam:Adam", {*_ADAM, "amsgrad"}, prox_metric=True)
+register("radam", f"{_PACKAGE}.radam:RAdam", _ADAM, prox_metric=True, defaults={"weight_decay_mode": "decoupled"})
+register(
+    "sgd", f"{_PACKAGE}.sgd:SGD", {"momentum", "nesterov", "weight_decay_mode", "trust_ratio", "trust_bounds"},
+    defaults={"momentum": 0.9},
+)  # fmt: skip
+register("swats", f"{_PACKAGE}.swats:swats_adamw", {"betas", "eps", "weight_decay_mode", "amsgrad", "tolerance"})
