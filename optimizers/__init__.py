@@ -4,14 +4,14 @@ optimizer = Lamb(groups(model), lr=2e-3)
 engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
 attach(engine)
 
-Submodules are imported on first use, so that those without torch (`registry`, `recipes`, `scaling`) load at once.
+Submodules are imported on first use (see `exports`), so that those without torch (`registry`, `recipes`, `scaling`) load at once.
 """
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bellwether.optimizers.exports import names
 
 if TYPE_CHECKING:
     from bellwether.optimizers.adam import Adam as Adam
@@ -40,44 +40,7 @@ if TYPE_CHECKING:
     from bellwether.optimizers.sharded import ShardedOptimizer as ShardedOptimizer
     from bellwether.optimizers.swats import Swats as Swats
     from bellwether.optimizers.trajectory import Trajectory as Trajectory
+else:
+    from bellwether.optimizers.exports import __dir__, __getattr__
 
-_MODULES = {
-    "adam": ("Adam",),
-    "adamw": ("AdamW",),
-    "attachment": ("attach",),
-    "averaging": ("WeightAverage", "recompute_batch_norm"),
-    "base": ("RuleOptimizer",),
-    "lamb": ("Lamb",),
-    "lars": ("Lars",),
-    "lookahead": ("Lookahead",),
-    "noise_scale": ("NoiseScale",),
-    "param_groups": ("groups",),
-    "radam": ("RAdam",),
-    "scaling": ("scaled_lr", "scaled_warmup"),
-    "schedules": (
-        "Exponential", "OneCycle", "Trapezoid", "WarmupConstant", "WarmupCosine", "WarmupLinear", "WarmupPolynomial",
-        "WarmupStep",
-    ),
-    "sgd": ("SGD",),
-    "sharded": ("ShardedOptimizer",),
-    "swats": ("Swats",),
-    "trajectory": ("Trajectory",),
-}  # fmt: skip
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-_RENAMED = {"Walk": "Trajectory", "Composed": "RuleOptimizer"}  # old names, which work for one more version
-
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _RENAMED:
-        warnings.warn(f"{__name__}.{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
-        return __getattr__(_RENAMED[name])
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = names()
