@@ -41,6 +41,6 @@ if TYPE_CHECKING:
     from bellwether.optimizers.swats import Swats as Swats
     from bellwether.optimizers.trajectory import Trajectory as Trajectory
 else:
-    from bellwether.optimizers.exports import __dir__, __getattr__
+    from bellwether.optimizers.exports import __dir__, __getattr__  # noqa: F401
 
 __all__ = names()
