@@ -1,11 +1,10 @@
-"""Makes .venv hold exactly what requirements/ says. Every make target calls it; it needs only Python itself.
+"""Creates .venv with exactly the versions of requirements/. Every make target calls it; it needs only the standard library.
 
     python3 scripts/setup.py
-    BELLWETHER_TORCH=cuda python3 scripts/setup.py    # or cpu: says which torch, instead of looking for a GPU
+    BELLWETHER_TORCH=cuda python3 scripts/setup.py    # or cpu: chooses torch's build, instead of looking for a GPU
 
-torch comes first and the lock after it without dependencies, so that nothing can bring a second torch. An
-environment is either finished, and then carries its stamp, or it is built again from nothing: a setup that
-was killed is mended by calling it again.
+torch is installed first, then the lock without dependencies, so that nothing can install a second torch. A finished
+environment has a stamp; one without a stamp is built again from scratch, so calling setup again repairs one that was killed.
 """
 
 import hashlib
@@ -18,15 +17,15 @@ import time
 from pathlib import Path
 from typing import IO
 
-if sys.version_info < (3, 10):  # noqa: UP036 - this is the one file that an older Python comes to read
+if sys.version_info < (3, 10):  # noqa: UP036 - an older Python runs this file
     sys.exit(
-        f"setup: Bellwether needs Python 3.10 or newer, and {sys.executable} is {sys.version.split()[0]}. "
-        "Name a newer one, for instance: make train PYTHON=python3.11"
+        f"setup: Bellwether needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}. "
+        "Choose a newer one, for example: make train PYTHON=python3.11"
     )
 if os.name != "posix":
     sys.exit("setup: Bellwether runs on Linux and macOS; on Windows, use WSL.")
 
-import fcntl  # Windows has none
+import fcntl  # not available on Windows
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = ROOT / "pyproject.toml"
@@ -35,7 +34,7 @@ CUDA_LOCK = ROOT / "requirements" / "cuda.txt"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOG = VENV / "setup.log"
-# Two stamps, because pyproject.toml changes often and the rest seldom.
+# Two stamps: pyproject.toml changes often, and then bellwether alone is installed again.
 ENVIRONMENT_STAMP = VENV / "environment.stamp"
 PROJECT_STAMP = VENV / "project.stamp"
 
@@ -43,81 +42,81 @@ PYTHON_VERSION = sys.version.split()[0]
 
 
 class SetupError(Exception):
-    """Something the user can mend. The text says how."""
+    """A problem that the user can fix. The message says how."""
 
 
 class CommandError(SetupError):
-    """A command failed; `output` is what it printed."""
+    """A command that failed, with its output."""
 
     def __init__(self, output: str) -> None:
         end = "\n".join("    " + line[:200] for line in output.splitlines()[-12:])
-        super().__init__(f"a step failed; this is the end of {LOG}\n{end}")
+        super().__init__(f"a step failed; the end of {LOG}:\n{end}")
         self.output = output
 
 
 def main() -> None:
     started = time.monotonic()
-    asked = os.environ.get("BELLWETHER_TORCH", "")
-    if asked not in ("", "cpu", "cuda"):
-        raise SetupError(f"BELLWETHER_TORCH={asked} is not known: write cpu or cuda, or unset it.")
+    requested = os.environ.get("BELLWETHER_TORCH", "")
+    if requested not in ("", "cpu", "cuda"):
+        raise SetupError(f"BELLWETHER_TORCH={requested} is unknown: set it to cpu or cuda, or unset it.")
 
-    with only_setup():
-        found, key = read_stamp(ENVIRONMENT_STAMP)
-        # A build that is there stays until another is asked for by name: a login node without a GPU often
-        # shares its checkout with the GPU nodes, and must not take their CUDA away.
-        build = asked or found or ("cuda" if has_nvidia_gpu() else "cpu")
-        environment_key = digest(LOCK, CUDA_LOCK, Path(__file__), made_by=where_and_by_what())
+    with setup_lock():
+        installed, key = read_stamp(ENVIRONMENT_STAMP)
+        # Keep an installed build unless another is requested: a login node without a GPU often shares its
+        # checkout with the GPU nodes, and must not replace their CUDA build.
+        build = requested or installed or ("cuda" if has_nvidia_gpu() else "cpu")
+        environment_key = digest(LOCK, CUDA_LOCK, Path(__file__), extra=location_and_python())
         project_key = digest(PYPROJECT)
 
-        if (found, key) != (build, environment_key) or not PYTHON.exists():
-            make_environment(build)
+        if (installed, key) != (build, environment_key) or not PYTHON.exists():
+            create_environment(build)
             write_stamp(ENVIRONMENT_STAMP, build, environment_key)
         elif read_stamp(PROJECT_STAMP) == (build, project_key):
             say("setup: .venv is up to date")
-            if build == "cpu" and not asked and has_nvidia_gpu():
-                say("setup: its torch is the CPU build; BELLWETHER_TORCH=cuda make setup brings the other")
+            if build == "cpu" and not requested and has_nvidia_gpu():
+                say("setup: its torch is the CPU build; BELLWETHER_TORCH=cuda make setup installs the CUDA build")
             return
 
-        say("[4/4] installing bellwether itself")
+        say("[4/4] installing bellwether")
         pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
         pip("check")
         write_stamp(PROJECT_STAMP, build, project_key)
     say(f"setup: .venv is ready after {time.monotonic() - started:.0f} s")
 
 
-def only_setup() -> IO[str]:
-    """Waits until no other setup works on this checkout; closing what it returns lets the next one in.
+def setup_lock() -> IO[str]:
+    """Waits until no other setup runs in this checkout, and locks it until the returned file is closed.
 
-    Every command that is run inherits the lock: a setup after a killed one also waits for the orphaned pip.
+    Child processes inherit the lock, so that a setup started after a killed one also waits for its orphaned pip.
     """
     lock = open(ROOT / ".setup.lock", "w")  # noqa: SIM115 - the caller's `with` closes it
     os.set_inheritable(lock.fileno(), True)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say("setup: waiting for another setup of this checkout to end")
+        say("setup: waiting for another setup in this checkout to end")
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:  # some parallel file systems are mounted without locks
-        say("setup: this file system knows no locks; see to it that no other setup of this checkout runs now")
+        say("setup: this file system has no locks; make sure that no other setup runs in this checkout")
     return lock
 
 
-def make_environment(build: str) -> None:
+def create_environment(build: str) -> None:
     if importlib.util.find_spec("ensurepip") is None:
         package = "python{}.{}-venv".format(*sys.version_info)
         raise SetupError(
-            f"{sys.executable} cannot make virtual environments, as it has no ensurepip. "
+            f"{sys.executable} cannot create virtual environments, because ensurepip is missing. "
             f"On Debian and Ubuntu: apt-get install {package}"
         )
 
-    say(f"[1/4] making .venv with Python {PYTHON_VERSION}")
+    say(f"[1/4] creating .venv with Python {PYTHON_VERSION}")
     for stamp in (ENVIRONMENT_STAMP, PROJECT_STAMP):
         stamp.unlink(missing_ok=True)
-    home = VENV.resolve()  # .venv may be a link to a larger disk
+    home = VENV.resolve()  # .venv may be a symbolic link to a larger disk
     if home.exists():
         shutil.rmtree(home)
     home.mkdir(parents=True)
-    # sys.executable lies inside .venv when the user has activated it.
+    # sys.executable is inside .venv if the user has activated it.
     run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", str(home))
 
     locked = requirements(LOCK)
@@ -126,22 +125,22 @@ def make_environment(build: str) -> None:
     install_torch(build, torch)
     say(f"[3/4] installing the rest of {LOCK.relative_to(ROOT)}, about a minute")
     pip("install", "--no-deps", *(line for line in locked if line != deepspeed))
-    # DeepSpeed comes as source only. Its setup.py imports torch and others of the lock; an isolated build
-    # would not have them, or would bring a torch of its own.
+    # DeepSpeed is distributed as source only. Its setup.py imports torch and other packages of the lock; an isolated
+    # build would lack them, or download another torch.
     pip("install", "--no-deps", "--no-build-isolation", deepspeed)
 
 
 def install_torch(build: str, torch: str) -> None:
-    """Installs the pinned `torch`, a line like torch==2.13.0, as the build `cpu` or `cuda`."""
+    """Installs the pinned `torch`, such as torch==2.13.0, in the build `cpu` or `cuda`."""
     if build == "cuda":
         say(f"[2/4] installing {torch} with CUDA, several GB")
         pip("install", "--no-deps", torch, *requirements(CUDA_LOCK))
         return
-    if sys.platform != "linux":  # elsewhere the one build there is has no CUDA
+    if sys.platform != "linux":  # other platforms have one build, without CUDA
         say(f"[2/4] installing {torch}")
         pip("install", "--no-deps", torch)
         return
-    say(f"[2/4] installing {torch}+cpu (BELLWETHER_TORCH=cuda asks for the CUDA build)")
+    say(f"[2/4] installing {torch}+cpu (BELLWETHER_TORCH=cuda selects the CUDA build)")
     try:
         pip("install", "--no-deps", f"{torch}+cpu")
     except CommandError as error:
@@ -149,18 +148,18 @@ def install_torch(build: str, torch: str) -> None:
             raise
         raise SetupError(
             f"{error}\n"
-            f"Where pip looks there is no CPU build of {torch} for Python {PYTHON_VERSION}. Either\n"
-            "  - tell it where one is: set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to PyTorch's index of CPU\n"
-            "    wheels, whose address is on PyTorch's install page; or\n"
-            "  - take the default build, with several GB of CUDA libraries: set BELLWETHER_TORCH=cuda\n"
-            "and call the same again."
+            f"pip's package indexes have no CPU build of {torch} for Python {PYTHON_VERSION}. Either\n"
+            "  - set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to PyTorch's index of CPU wheels, whose address is on\n"
+            "    PyTorch's install page; or\n"
+            "  - use the default build, with several GB of CUDA libraries: set BELLWETHER_TORCH=cuda\n"
+            "and run the same command again."
         ) from error
 
 
 def has_nvidia_gpu() -> bool:
     if any(Path("/proc/driver/nvidia/gpus").glob("*")):
         return True
-    nvidia_smi = shutil.which("nvidia-smi")  # all that WSL and some containers have
+    nvidia_smi = shutil.which("nvidia-smi")  # WSL and some containers have no /proc entry
     if nvidia_smi is None:
         return False
     try:
@@ -175,45 +174,45 @@ def pip(command: str, *arguments: str) -> None:
 
 
 def run(*command: str) -> None:
-    """Runs a command with its output in LOG."""
+    """Runs a command; its output goes to LOG."""
     environment = dict(os.environ)
-    # Cluster modules set it, and pip would count what lies there as installed.
+    # Cluster modules set PYTHONPATH, and pip would count the packages there as installed.
     environment.pop("PYTHONPATH", None)
     environment["PIP_USER"] = "0"
-    # DeepSpeed names other dependencies when it is built in sight of a GPU, and pip keeps what it built:
-    # build it alike everywhere. Its kernels are compiled at run time, for whatever is there then.
+    # DeepSpeed declares other dependencies when built on a machine with a GPU, and pip caches the wheel: build it the
+    # same way everywhere. Its kernels are compiled at run time, for the machine's hardware.
     environment.setdefault("DS_ACCELERATOR", "cpu")
     with open(LOG, "a+", errors="replace") as log:
         log.write(f"\n$ {' '.join(command)}\n")
         log.flush()
         start = log.tell()
-        # close_fds=False hands on the lock.
-        ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, close_fds=False)
-        if ended.returncode != 0:
+        # close_fds=False: the child inherits the lock.
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, close_fds=False)
+        if done.returncode != 0:
             log.seek(start)
             raise CommandError(log.read())
 
 
 def requirements(lock: Path) -> list[str]:
-    """What a lock asks for, as pip's command line takes it; pip passes over what is for another Python."""
+    """The requirements in a lock file, as arguments for pip, which skips those for another Python or platform."""
     lines = (line.partition("#")[0].strip() for line in lock.read_text().splitlines())
     return [line for line in lines if line]
 
 
-def digest(*files: Path, made_by: str = "") -> str:
-    content = hashlib.sha256(made_by.encode())
+def digest(*files: Path, extra: str = "") -> str:
+    content = hashlib.sha256(extra.encode())
     for file in files:
         content.update(file.read_bytes())
     return content.hexdigest()
 
 
-def where_and_by_what() -> str:
-    """A virtual environment holds absolute paths, to itself and to the Python that made it."""
+def location_and_python() -> str:
+    """What a virtual environment depends on: it contains absolute paths to itself and to its Python."""
     return f"{ROOT} {sys.base_prefix} {sys.version_info[:2]}"
 
 
 def read_stamp(stamp: Path) -> tuple[str, str]:
-    """The build of torch and the digest it was written with, both empty where there is no stamp."""
+    """The build of torch and the digest in a stamp; both empty if there is no stamp."""
     build, _, key = (stamp.read_text() if stamp.exists() else "").partition(" ")
     return build, key.strip()
 
@@ -230,6 +229,6 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nsetup: interrupted; call the same again to finish it")
+        sys.exit("\nsetup: interrupted; run the same command again to finish")
     except (SetupError, OSError) as error:
         sys.exit(f"setup: {error}")

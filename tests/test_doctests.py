@@ -1,4 +1,4 @@
-"""The examples in docstrings run as they stand."""
+"""The examples in docstrings run and print what they show."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import pytest
 
 import bellwether
 
-ACTS = (
-    "bellwether.trainer.data.ignore_signals",
-)  # on being imported: a process that does so hears no signals any more
+# Importing it changes the process: it ignores signals from then on.
+SIDE_EFFECTS = ("bellwether.trainer.data.ignore_signals",)
 
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(bellwether.__path__, "bellwether.")
-    if not module.name.endswith("__main__") and module.name not in ACTS
+    if not module.name.endswith("__main__") and module.name not in SIDE_EFFECTS
 )
 
 
