@@ -13,7 +13,9 @@ def add(commands: Commands) -> None:
         help="train over batch sizes, settings, seeds and optimizers",
         description="Run the trials of SWEEP.yaml, here or as SLURM job arrays. The same command resumes a sweep.",
     )
-    parser.add_argument("sweep", metavar="SWEEP", help="a YAML file, as in configs/experiments/")
+    parser.add_argument(
+        "sweep", metavar="SWEEP", help="a YAML file, or the name of a shipped sweep such as 4-batch-bert"
+    )
     parser.add_argument("--on", choices=["local", "slurm"], default="local", help="default: local")
     parser.add_argument(
         "--jobs", type=positive_int, metavar="N", help="most trials at a time; default: as many as fit, or all on slurm"

@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from bellwether.experiments.sweep.measurements import Target, Value
 from bellwether.experiments.sweep.renamed_keys import with_new_names
-from bellwether.trainer.config import Config, ConfigError, ConfigErrors, load
+from bellwether.trainer.config import Config, ConfigError, ConfigErrors, load, shipped
 from bellwether.trainer.config.error_messages import explain
 from bellwether.trainer.config.load import parse_yaml, yaml_problem
 from bellwether.trainer.config.renamed import Renaming, report
@@ -195,16 +195,18 @@ def grid_values(values: Range | list[Value], ratio: float) -> list[Value]:
 
 
 def read(path: str | Path) -> Sweep:
-    """Read and validate SWEEP.yaml.
+    """Read and validate SWEEP.yaml, or the shipped sweep of that name, such as ``1-decay``.
 
     Raises:
         ConfigError, ConfigErrors: naming each key that is wrong.
     """
+    if shipped.is_name(path) and not Path(path).is_file():
+        path = shipped.find(path, shipped.SWEEPS) or path
     source = str(path)
     try:
         raw = parse_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        advice = "give the path of a YAML file, as in configs/experiments/"
+        advice = f"give the path of a YAML file, or one of {', '.join(shipped.shipped_recipes(shipped.SWEEPS))}"
         raise ConfigError("SWEEP", source, f"cannot be read: {error.strerror}", advice) from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError("SWEEP", source, f"not YAML: {yaml_problem(error)}") from None

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bellwether.trainer.config import ConfigErrors, load, shipped_recipes
+from bellwether.experiments.sweep.spec import read
+from bellwether.trainer.config import ConfigError, ConfigErrors, load, shipped_recipes
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +29,12 @@ def test_a_config_may_extend_a_recipe(tmp_path: Path) -> None:
     config = load(tmp_path / "mine.yaml", ["seed=7"])
     assert (config.name, config.seed) == ("mine", 7)
     assert config.optimizer == load("bert-tiny").optimizer
+
+
+def test_sweeps_are_found_by_name() -> None:
+    assert read("4-batch-bert") == read(ROOT / "configs/experiments/4-batch-bert.yaml")
+    with pytest.raises(ConfigError, match=r"'4-batch': cannot be read: No such file.*4-batch-bert, "):
+        read("4-batch")
 
 
 @pytest.mark.parametrize(
