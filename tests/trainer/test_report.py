@@ -1,4 +1,4 @@
-"""The report of a run: whole, broken and hostile run directories, in and out."""
+"""The report of a run, from complete, incomplete and hostile run directories."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ version: 0.1.0+g1a2b3c4
 
 
 def bert_names(layers: int) -> list[str]:
-    """`layers` names of weights as BERT has them."""
+    """The names of the first `layers` weights of BERT."""
     inside = (
         "attention.self.query",
         "attention.self.key",
@@ -66,7 +66,7 @@ def bert_names(layers: int) -> list[str]:
 
 
 class Run:
-    """Writes the metrics of a run that learns: two phases, evaluations, checkpoints, and launches as told."""
+    """Writes the metrics of a run that learns: two phases, evaluations, checkpoints, and the given launches."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Run:
     def launch(
         self, begin: int, end: int, *, reason: str | None = None, losses: dict[int, float | str] | None = None
     ) -> Run:
-        """Steps begin+1..end, as one process would log them; `reason` None for one that was killed."""
+        """Steps begin+1..end, as one process would log them; `reason` None for a killed process."""
         at = {"step": begin, "samples": self.samples(begin)}
         resumed = f"{self.path}/checkpoints/step-{begin:08d}" if begin else None
         self.line("start", version="0.1.0+g1a2b3c4", world_size=8, device="NVIDIA H100", resumed_from=resumed, **at)
@@ -170,7 +170,7 @@ class Run:
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags that balance, texts, references."""
+    """A parsed page: its tags, which must balance, its texts and references."""
 
     VOID = ("meta", "link", "br", "hr", "img", "input")
 
@@ -217,7 +217,7 @@ NAME = "bert <b>&\"two'</b>"
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two phases, 120 layers, killed at step 230 and resumed from 200; the report is made."""
+    """Two phases, 120 layers, killed at step 230 and resumed from 200; with its report."""
     run = Run(tmp_path_factory.mktemp("runs") / "full", name=NAME, steps=400).launch(0, 230)
     run.clock += 3600
     run.launch(200, 400, reason="finished")
@@ -227,7 +227,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.path
 
 
-def test_the_page_stands_alone(full: Path) -> None:
+def test_page_is_self_contained(full: Path) -> None:
     text = (full / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert not re.findall(r"https?:|[\"'(]//|@import|<script[^>]", text)
@@ -239,7 +239,7 @@ def test_the_page_stands_alone(full: Path) -> None:
     assert used <= set(page.ids)
 
 
-def test_the_page_says_what_was(full: Path) -> None:
+def test_page_shows_what_the_run_logged(full: Path) -> None:
     text = Page((full / "report.html").read_text(encoding="utf-8")).text
     for part in (
         NAME, "finished", "1,556,480", "1 restart", "2 launches", "2 phases", "LAMB", "ZeRO-2", "<wiki> & books",
@@ -247,33 +247,53 @@ def test_the_page_says_what_was(full: Path) -> None:
         "512 tokens", "checkpoints/step-00000400", "Bellwether 0.1.0+g1a2b3c4", "2,048", "after 4,096",
     ):  # fmt: skip
         assert part in text, part
-    # Every curve shows where phase 2 and the second launch began; the plan has a column for phase 2.
+    # Every curve marks phase 2 and the restart; the plan has a column for phase 2.
     assert text.split("\n").count("phase 2") == 6 + 1
     assert text.split("\n").count("restart") == 6
     assert text.count("not kept") == 2  # steps 100 and 200
     assert "missing" not in text
 
 
-def test_what_a_run_says_is_escaped(full: Path) -> None:
+def test_tooltips_have_the_measured_values_at_their_places_in_the_chart(full: Path) -> None:
+    raw = (full / "report.html").read_text(encoding="utf-8")
+    curves = json.loads(re.findall(r"data-tips='([^']*)'", raw)[0])
+    assert [(curve["name"], curve["colour"]) for curve in curves] == [("training", "blue"), ("held-out", "orange")]
+    history = Facts.load(full).history
+    _, width, height = (float(n) for n in re.findall(r'viewBox="0 (\S+) (\S+) (\S+)"', raw)[0])
+    for curve, lines in zip(curves, (history.train, history.eval), strict=True):
+        last = lines[-1]
+        assert curve["points"][-1][2:] == [
+            f"step {last['step']:,} · {last['samples']:,} samples",
+            (f"{last['loss']:.4g}" if curve["name"] == "training" else f"{last['loss']:.4f}"),
+        ]
+        xs, ys = ([point[i] for point in curve["points"]] for i in (0, 1))
+        assert xs == sorted(xs)
+        assert 0 < xs[0] < xs[-1] < width
+        assert 0 < min(ys) < max(ys) < height
+    # Loss falls, so the curve goes down: y grows in an SVG.
+    assert curves[0]["points"][0][1] < curves[0]["points"][-1][1]
+
+
+def test_text_of_a_run_is_escaped(full: Path) -> None:
     raw = (full / "report.html").read_text(encoding="utf-8")
     assert NAME not in raw
     assert "<wiki>" not in raw
     assert "bert &lt;b&gt;&amp;&#34;two&#39;&lt;/b&gt;" in raw
 
 
-def test_both_palettes_are_in_the_page_and_pictures_use_them(full: Path) -> None:
+def test_pictures_use_the_palettes_of_the_page(full: Path) -> None:
     raw = (full / "report.html").read_text(encoding="utf-8")
     for name, (light, dark) in PALETTE.items():
         assert f"--{name}: {light}" in raw
         assert f"--{name}: {dark}" in raw
     pictures = "".join(re.findall(r"<svg.*?</svg>", raw, flags=re.DOTALL))
     assert "var(--blue)" in pictures
-    # Every colour of a drawn line or letter follows the page.
+    # Every colour of a line or letter is a variable of the page.
     fixed = set(re.findall(r"(?:stroke|fill): (#[0-9a-f]+)", pictures))
     assert fixed <= {SCALE[0], SCALE[-1]}  # the ends of the heat map's scale
 
 
-def test_png_files_show_something(full: Path) -> None:
+def test_png_files_are_not_blank(full: Path) -> None:
     from PIL import Image
 
     assert sorted(path.stem for path in (full / "plots").iterdir()) == sorted(PLOTS)
@@ -285,14 +305,14 @@ def test_png_files_show_something(full: Path) -> None:
         assert drawn > 0.005, key
 
 
-def test_the_same_run_gives_the_same_bytes(full: Path) -> None:
+def test_same_run_gives_the_same_bytes(full: Path) -> None:
     files = [full / "report.html", *(full / "plots").iterdir()]
     before = [path.read_bytes() for path in files]
     write(full)
     assert [path.read_bytes() for path in files] == before
 
 
-def test_a_diagnosis_is_drawn(tmp_path: Path) -> None:
+def test_trajectory_is_drawn(tmp_path: Path) -> None:
     run = Run(tmp_path / "walk", layers=30, steps=60).launch(0, 40)
     for step in range(1, 61):  # measured at more steps than the loss
         at = {"step": step, "samples": run.samples(step)}
@@ -308,7 +328,7 @@ def test_a_diagnosis_is_drawn(tmp_path: Path) -> None:
 
 
 def incomplete(path: Path, kind: str) -> None:
-    """A run directory that lacks something."""
+    """Make a run directory in which something is missing."""
     if kind == "nothing":
         path.mkdir()
     elif kind == "config only":
@@ -350,7 +370,7 @@ INCOMPLETE = [
 
 
 @pytest.mark.parametrize(("kind", "expected"), INCOMPLETE, ids=[kind for kind, _ in INCOMPLETE])
-def test_an_incomplete_run_gets_a_report_that_says_so(tmp_path: Path, kind: str, expected: list[str]) -> None:
+def test_report_of_incomplete_run_names_what_is_missing(tmp_path: Path, kind: str, expected: list[str]) -> None:
     path = tmp_path / "run"
     incomplete(path, kind)
     page = Page(write(path).read_text(encoding="utf-8"))
@@ -364,7 +384,7 @@ def test_no_tile_is_alone_in_a_row(count: int, expected: int) -> None:
     assert columns(count) == expected
 
 
-def test_plots_that_a_new_report_cannot_draw_do_not_stay(tmp_path: Path) -> None:
+def test_outdated_plots_are_removed(tmp_path: Path) -> None:
     run = Run(tmp_path / "run").launch(0, 10)
     write(run.path)
     assert (run.path / "plots" / "trust-ratio.png").exists()
@@ -381,7 +401,7 @@ def test_any_number_of_layers(tmp_path: Path, layers: int) -> None:
         assert "layer 0 · attention.self.query" in text
 
 
-def test_a_long_run_makes_a_light_page(tmp_path: Path) -> None:
+def test_report_of_long_run_is_small(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", steps=4800).launch(0, 4800)
     assert len((run.path / "metrics.jsonl").read_text().splitlines()) > 5000
     assert write(run.path).stat().st_size < 700_000
@@ -410,21 +430,21 @@ NOISES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("logged", "expected", "said"), NOISES, ids=["early", "late", "early in a phase"])
-def test_the_critical_batch_is_told_once_it_is_smoothed(
-    tmp_path: Path, logged: list[tuple[int, int, Any]], expected: Noise, said: str
+@pytest.mark.parametrize(("logged", "expected", "message"), NOISES, ids=["early", "late", "early in a phase"])
+def test_critical_batch_is_reported_once_it_is_smoothed(
+    tmp_path: Path, logged: list[tuple[int, int, Any]], expected: Noise, message: str
 ) -> None:
     run = Run(tmp_path / "run")
     for step, phase, scale in logged:
         run.line("train", step=step, samples=step, phase=phase, loss=1.0, noise_scale=scale, noise_scale_error=0.8)
     assert Facts.load(run.path).noise == expected
-    assert re.search(rf"critical batch +{re.escape(said)}\n", summary(run.path))
+    assert re.search(rf"critical batch +{re.escape(message)}\n", summary(run.path))
     page = Page(write(run.path).read_text(encoding="utf-8")).text
     assert (f"too early: {expected.early}" in page) == (expected.early is not None)
     assert SMOOTHED == HORIZON
 
 
-def test_every_kind_of_evaluation_is_in_the_table(tmp_path: Path) -> None:
+def test_evaluation_table_has_a_column_for_each_kind(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     values = {
         "loss": 1.25,
@@ -450,13 +470,13 @@ PLAN_ROWS = [
 
 
 @pytest.mark.parametrize(("label", "value", "expected"), PLAN_ROWS)
-def test_what_guessing_gives(tmp_path: Path, label: str, value: str, expected: tuple[int, float] | None) -> None:
+def test_loss_of_uniform_guessing(tmp_path: Path, label: str, value: str, expected: tuple[int, float] | None) -> None:
     run = Run(tmp_path / "run")
     run.line("plan", phases=[[{"label": label, "value": value}]])
     assert Facts.load(run.path).expectation == expected
 
 
-def test_smoothing_follows_a_line_to_its_ends_and_stays_within_a_phase() -> None:
+def test_smoothing_keeps_lines_up_to_their_ends_and_phase_boundaries() -> None:
     line = np.linspace(10.0, 2.0, 200)
     np.testing.assert_allclose(smoothed(line), line, rtol=1e-9)  # float64 rounding
     step = np.r_[np.full(100, 5.0), np.full(100, 1.0)]
@@ -484,11 +504,11 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("full_names", "expected"), NAMES)
-def test_names_for_people(full_names: list[str], expected: list[tuple[str, str]]) -> None:
+def test_short_parameter_names(full_names: list[str], expected: list[tuple[str, str]]) -> None:
     assert [(name.group, name.short) for name in shorten(full_names)] == expected
 
 
-def test_columns_of_the_heat_map_hold_the_lines_that_tell_of_them(tmp_path: Path) -> None:
+def test_heat_map_columns_cover_the_steps_of_their_lines(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     for step, ratio in ((10, 1.0), (20, 4.0), (30, "nan"), (60, 16.0)):
         run.line("layers", step=step, samples=step, trust_ratio={"a.weight": ratio, "b.weight": 1.0})

@@ -1,4 +1,4 @@
-"""The report of a sweep: its numbers against ones made by hand, and the page of whole, poor and hostile tables."""
+"""The report of a sweep: its numbers against hand-computed ones, and pages of complete, sparse and hostile tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trial(
     number: int, batch: int = 64, steps: float = 10, optimizer: str = "lamb", lr: float = 0.1, seed: int = 0,
     status: Any = "complete", best: float = 0.8, **more: Any,
 ) -> Trial:  # fmt: skip
-    """A run that reaches the target after `steps`, or comes to `best` in 100 where they are infinite."""
+    """A run that reaches the target after `steps`; if they are infinite, it reaches `best` in 100 steps."""
     reached = math.isfinite(steps)
     rows: list[dict[str, float]] = [{"step": 1, "samples": batch, "val/accuracy": 0.1, "train/samples_per_s": 50.0}]
     last = int(steps) if reached else 100
@@ -79,7 +79,7 @@ def test_the_median_counts_a_miss_as_infinite(steps: list[float], median: float)
     assert cell.reached == math.isfinite(median)
 
 
-def test_runs_that_failed_or_go_on_say_nothing_and_others_that_end_early_missed() -> None:
+def test_failed_and_unfinished_runs_do_not_count_and_pruned_ones_missed() -> None:
     states = ["failed", "unfinished", "diverged", "pruned", "complete"]
     runs = [trial(i, steps=math.inf, seed=i, status=state) for i, state in enumerate(states)]
     [cell] = group_trials([*runs, trial(9, steps=40, seed=9, status="failed")], TARGET)
@@ -97,21 +97,21 @@ def test_runs_that_failed_or_go_on_say_nothing_and_others_that_end_early_missed(
     assert facts(runs).verdicts == {"missed": 1, "pruned": 1, "diverged": 1, "failed": 1, "unfinished": 1}
 
 
-def test_a_run_that_the_sweep_ended_at_its_own_target_does_not_miss_a_stricter_one() -> None:
+def test_run_ended_at_the_sweeps_target_does_not_miss_a_stricter_one() -> None:
     strict = Target("val/accuracy", 0.95, True)
     missed, beaten = trial(0, 128, math.inf), trial(0, 128, math.inf, lr=0.2, status="pruned")
     made = facts([trial(0), trial(0, 128, 20, lr=0.3), missed, beaten], strict, own=EarlyStop(TARGET, {}))
     assert made.verdicts == {"missed": 1, "ended early": 2, "pruned": 1}
     assert [cell.missed for cell in made.cells] == [False, False]  # what was best at 128 was not let go on
-    said = report.summary(made, Path("report.html"))
-    assert "ended at the sweep's own target, val/accuracy >= 0.9, and do not count" in said
-    assert "at batch 128: no result: 1 missed, 1 ended early, 1 pruned" in said
-    assert "missed at batch" not in said
-    # Without a target of its own nothing ended them.
+    summary = report.summary(made, Path("report.html"))
+    assert "ended at the sweep's own target, val/accuracy >= 0.9, and do not count" in summary
+    assert "at batch 128: no result: 1 missed, 1 ended early, 1 pruned" in summary
+    assert "missed at batch" not in summary
+    # Without a target of the sweep nothing ended them.
     assert facts([trial(0)], strict).verdicts == {"missed": 1}
-    # One that got further than it had to counts.
+    # A run that got further than the target counts.
     assert facts([trial(0)], TARGET, own=EarlyStop(TARGET, {})).verdicts == {"reached": 1}
-    # One that came to the sweep's target with the last step of its budget was not ended by it.
+    # A run that reached the sweep's target at the last step of its budget was not ended by it.
     for steps, verdict in [(10, "missed"), (11, "ended early")]:
         own = EarlyStop(TARGET, {"lamb": Duration(64 * steps, "samples")})
         assert facts([trial(0, steps=10)], strict, own=own).verdicts == {verdict: 1}
@@ -128,7 +128,7 @@ STANDING = [
 
 
 @pytest.mark.parametrize(("ends", "expected"), STANDING, ids=[" ".join(ends) for ends, _ in STANDING])
-def test_only_what_ran_to_its_end_has_missed(ends: list[str], expected: str) -> None:
+def test_only_completed_runs_can_miss(ends: list[str], expected: str) -> None:
     runs = [
         trial(0, 128, 20 if end == "reached" else math.inf, seed=i, status=end if end in ("failed", "unfinished") else "complete")
         for i, end in enumerate(ends)
@@ -143,10 +143,10 @@ def test_only_what_ran_to_its_end_has_missed(ends: list[str], expected: str) -> 
     assert f"lamb    {expected}" in report.summary(facts(runs), Path("report.html")).replace("  \n", "\n")
 
 
-def test_a_report_while_a_sweep_runs_says_how_many_runs_are_to_come(tmp_path: Path) -> None:
+def test_report_of_running_sweep_counts_the_runs_to_come(tmp_path: Path) -> None:
     asked = "name: s\nconfig: a.yaml\nbatches: [64, 128]\nspace: {optimizer.lr: [0.1, 0.2]}\nsearch: {kind: grid}\nseeds: 2\nrepeat: all\n"
     path = directory(tmp_path / "sweep", [trial(0), trial(1, 128, math.inf, status="unfinished")], asked)
-    assert report.load(path).to_come == 0  # a table whose runs are elsewhere
+    assert report.load(path).to_come == 0  # a table without its runs
     (path / "trials").mkdir(exist_ok=True)
     for begun in ("config-64-000-0.yaml", "config-128-000-0.yaml"):
         (path / "trials" / begun).touch()
@@ -163,21 +163,21 @@ def best(*runs: Trial) -> Any:
     return cell.best.parameters["optimizer.lr"]
 
 
-def test_the_best_setting_has_the_least_median_among_those_repeated_most() -> None:
+def test_best_setting_has_the_least_median_among_the_most_repeated() -> None:
     lucky, other = trial(0, steps=9, lr=0.2), trial(1, steps=30, lr=0.3)
     seeds = [trial(2 + s, steps=10 + s, lr=0.1, seed=s) for s in range(3)]
     assert best(lucky, other) == 0.2
     assert best(lucky, other, *seeds) == 0.1
-    # A second and a third seed that fail are no reason to believe in a setting that was never repeated ...
+    # A setting whose second and third seed missed beats one that was never repeated ...
     missed = [replace(run, measurements=run.measurements[:1]) for run in seeds[1:]]
     assert best(other, seeds[0], *missed) == 0.1
-    # ... but what was repeated and always missed is not better than what reached.
+    # ... but a repeated setting that always missed does not beat one that reached the target.
     assert best(other, *[replace(run, measurements=run.measurements[:1]) for run in seeds]) == 0.3
-    # Where nothing reached, the nearest.
+    # If nothing reached the target, the nearest is the best.
     assert best(trial(0, steps=math.inf, best=0.7), trial(1, steps=math.inf, best=0.8, lr=0.5)) == 0.5
 
 
-def test_a_curve_is_found_again_and_what_missed_is_told() -> None:
+def test_fit_recovers_a_curve_and_misses_are_noted() -> None:
     made = facts([*curve(), *[trial(0, 2048, math.inf, lr=0.01, seed=s) for s in range(3)]])
     [series] = made.series
     assert series.fit is not None
@@ -193,7 +193,7 @@ def test_a_curve_is_found_again_and_what_missed_is_told() -> None:
     assert any("1 seed of best settings missed" in note for note in alone.notes)
 
 
-def test_the_best_lr_follows_a_power_with_the_error_of_the_search() -> None:
+def test_best_lr_follows_a_power_with_the_error_of_the_search() -> None:
     [series] = facts(curve(power=0.5)).series
     assert series.law is not None
     assert series.law.exponent == pytest.approx(0.5)
@@ -201,7 +201,7 @@ def test_the_best_lr_follows_a_power_with_the_error_of_the_search() -> None:
     assert series.law.error == pytest.approx(1 / math.sqrt(120))
     assert series.law.interval == pytest.approx((0.5 - 2.35 / math.sqrt(120), 0.5 + 2.35 / math.sqrt(120)))
     assert (series.law.edges, series.law.notes) == ([], [])
-    # Without the two largest lrs of each batch the best is an end of what was tried.
+    # Without the two largest lrs of each batch the best is at an end of the range.
     narrow = [t for t in curve() if t.parameters["optimizer.lr"] <= 0.0101 * (t.batch_size / 64) ** 0.5]  # type: ignore[operator]
     [series] = facts(narrow).series
     assert series.law is not None
@@ -209,8 +209,8 @@ def test_the_best_lr_follows_a_power_with_the_error_of_the_search() -> None:
     assert "highest that was tried at batch 64, 128" in series.law.notes[0]
 
 
-def test_an_exponent_of_nothing_has_no_sign() -> None:
-    # Best lrs that fall by next to nothing as the batch grows.
+def test_zero_exponent_has_no_sign() -> None:
+    # Best lrs that hardly fall as the batch grows.
     runs = [trial(0, b, 10 + 5 * i, lr=lr * b**-0.001) for b in (64, 128, 256) for i, lr in enumerate((0.1, 0.2))]
     made = facts(runs)
     assert made.series[0].law is not None
@@ -218,7 +218,7 @@ def test_an_exponent_of_nothing_has_no_sign() -> None:
     assert "to the power 0.00 ±" in report.summary(made, Path("report.html"))
 
 
-def test_a_diverged_lr_bounds_the_search_and_one_lr_is_none() -> None:
+def test_diverged_lr_bounds_the_search_and_a_single_lr_is_no_search() -> None:
     tried = [trial(0, lr=0.1), trial(1, lr=0.05, steps=30)]
     [cell] = group_trials(tried, TARGET)
     assert cell.lr_edge == "highest"
@@ -255,7 +255,7 @@ def gridded(optimizer: str = "adamw", batch: int = 64, count: int = 9) -> list[T
     ]
 
 
-def test_two_numbers_on_a_grid_are_told_from_a_random_search() -> None:
+def test_grid_of_two_numbers_is_distinguished_from_random_search() -> None:
     [grid] = facts(gridded(count=8)).grids
     assert (grid.x, grid.y) == ("optimizer.lr", "optimizer.weight_decay")
     assert (grid.xs, grid.ys) == ([0.001, 0.01, 0.1], [0, 1e-4, 1e-2])
@@ -270,7 +270,7 @@ def test_two_numbers_on_a_grid_are_told_from_a_random_search() -> None:
     assert (len(many), len(shown(many))) == (59, 24)
 
 
-def test_without_a_target_settings_are_compared_by_what_was_measured() -> None:
+def test_without_target_settings_are_compared_by_a_measured_metric() -> None:
     runs = gridded()
     made = facts(runs, None)
     assert (made.metric.metric, made.metric.at_least) == ("val/accuracy", True)
@@ -290,7 +290,7 @@ def test_mean_and_deviation_over_the_seeds() -> None:
     assert cell.best_value == 0.8
 
 
-def test_captions_tell_of_what_is_there_alone() -> None:
+def test_captions_describe_only_what_is_drawn() -> None:
     whole = facts([*curve(), trial(0, 2048, math.inf)])
     assert pictures.steps_note(whole) == (
         "median and range over the seeds; pale dots: other settings; missed: more than the most that was tried"
@@ -313,7 +313,7 @@ def test_learning_curves_side_by_side_share_their_axes() -> None:
     assert limits[0][1][0] < 0.1 < 0.6 < limits[0][1][1]
 
 
-def test_the_best_optimizer_at_each_batch() -> None:
+def test_best_optimizer_at_each_batch() -> None:
     runs = [
         trial(0, 64, 20, "a"),
         trial(1, 64, 10, "b"),
@@ -326,7 +326,7 @@ def test_the_best_optimizer_at_each_batch() -> None:
 
 
 def directory(path: Path, trials: Sequence[Trial], sweep: str = "target: accuracy >= 0.9\n") -> Path:
-    """A sweep's directory, in which every second run has a report."""
+    """A sweep's directory, where every second run has a report."""
     path.mkdir(exist_ok=True)
     trials = numbered(trials)
     write(path / "measurements.csv", trials)
@@ -337,14 +337,14 @@ def directory(path: Path, trials: Sequence[Trial], sweep: str = "target: accurac
     return path
 
 
-def test_the_page_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [*curve(), *curve(9000, 700, NAME), *[trial(0, 2048, math.inf, best=0.87, seed=s) for s in range(3)]]
     runs[3] = replace(runs[3], status="failed", measurements=[])
     path = directory(tmp_path / "sweep", runs, f"target: accuracy >= 0.9\nname: {json.dumps(NAME)}\nprice: 3\n")
     assert cli.main(["report", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"B_crit +2[456]\d, ", said)
-    assert "149 reached, 3 missed, 1 failed" in said
+    output = capsys.readouterr().out
+    assert re.search(r"B_crit +2[456]\d, ", output)
+    assert "149 reached, 3 missed, 1 failed" in output
     raw = (path / "report.html").read_text(encoding="utf-8")
     page = Page(raw)
     assert '<b>"' not in raw
@@ -363,11 +363,11 @@ def test_the_page_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ):
         assert part in page.text, part
     assert len(page.ids) == len(set(page.ids))
-    assert ">2,048</text>" in raw  # a batch as it is, on the axes too
+    assert ">2,048</text>" in raw  # batch sizes in full, on the axes too
     assert sorted(file.stem for file in (path / "plots").iterdir()) == [
         "best-lr", "cost", "course-0", "course-1", "hours", "samples", "steps",
     ]  # fmt: skip
-    # Colours follow the page, dark or light.
+    # All colours are variables of the page.
     assert set(re.findall(r"(?:stroke|fill): (#[0-9a-f]+)", raw)) == set()
     before = raw
     assert cli.main(["report", str(path)]) == 0
@@ -399,7 +399,7 @@ def test_any_table_gets_a_page(tmp_path: Path, kind: str, trials: list[Trial], e
         assert expected in page.text
 
 
-def test_a_large_sweep_stays_light(tmp_path: Path) -> None:
+def test_report_of_large_sweep_is_small(tmp_path: Path) -> None:
     trials = [
         trial(0, 2**i, 1000 // (i + 1) + seed, f"o{o}", lr=0.001 * (k + 1), seed=seed)
         for o in range(3) for i in range(4, 12) for k in range(30) for seed in range(3)
@@ -408,7 +408,7 @@ def test_a_large_sweep_stays_light(tmp_path: Path) -> None:
     assert report.write(path, report.load(path)).stat().st_size < 3_000_000
 
 
-def test_a_table_alone_gets_its_report_beside_it_but_over_no_other(
+def test_report_of_a_table_is_next_to_it_and_overwrites_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("back.csv", "a.parquet"):
@@ -437,7 +437,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
-def test_what_is_wrong_is_said(
+def test_wrong_arguments_are_config_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     for name in ("run", "empty"):
@@ -453,13 +453,13 @@ def test_what_is_wrong_is_said(
 
 
 @pytest.mark.parametrize("option", ["--price=-1", "--price=nan", "--throughput=0", "--throughput=8=", "--throughput=a"])
-def test_numbers_that_are_none(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_numbers_are_rejected(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["report", "runs/sweep", option])
     assert "expected" in capsys.readouterr().err
 
 
-def test_a_link_leads_out_of_no_sweep(tmp_path: Path) -> None:
+def test_links_stay_inside_the_sweep(tmp_path: Path) -> None:
     (tmp_path / "a #1").mkdir()
     (tmp_path / "a #1" / "report.html").write_text("a run")
     made = facts([trial(0)], root=tmp_path)
@@ -474,7 +474,7 @@ def test_a_link_leads_out_of_no_sweep(tmp_path: Path) -> None:
     }
 
 
-def test_reports_of_the_runs_are_made_where_they_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_reports_of_runs_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = directory(tmp_path / "sweep", [trial(i, steps=10 + i, seed=i) for i in range(3)])
     Run(path / "trials/0001", steps=4, layers=4).launch(0, 4, reason="finished")
     assert cli.main(["report", str(path)]) == 0
@@ -484,7 +484,7 @@ def test_reports_of_the_runs_are_made_where_they_lack(tmp_path: Path, capsys: py
     assert (path / "trials/0000/report.html").read_text() == "a run"
 
 
-def test_the_newest_of_table_and_runs_counts_and_the_sweep_says_what_to_compare_by(tmp_path: Path) -> None:
+def test_newest_of_table_and_runs_counts_and_sweep_sets_the_metric(tmp_path: Path) -> None:
     runs = [replace(t, measurements=[{**m, "val/loss": 1.0} for m in t.measurements]) for t in gridded()]
     path = directory(tmp_path / "sweep", runs, "base: {data: {kind: text}}\n")
     assert report.load(path).metric.metric == "val/loss"
@@ -493,21 +493,21 @@ def test_the_newest_of_table_and_runs_counts_and_the_sweep_says_what_to_compare_
     record = path / "trials" / "lamb-64-000-0.json"
     record.write_text("{}")
     os.utime(record, (2e9, 2e9))
-    with pytest.raises(ConfigErrors):  # the study is asked, and this one is no whole sweep
+    with pytest.raises(ConfigErrors):  # the study is read, and this one is incomplete
         report.load(path)
 
 
-def test_fit_reads_a_sweeps_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_reads_the_measurements_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "measurements.csv"
     write(path, numbered([*curve(), trial(0, 2048, math.inf)]))
     assert cli.main(["fit", str(path)]) == 2
     assert "measurements without a target" in capsys.readouterr().err
     assert cli.main(["fit", str(path), "--target", "val/accuracy >= 0.9"]) == 0
-    said = capsys.readouterr().out
-    assert "15 runs at 5 batch sizes; 1 run that missed" in said
+    output = capsys.readouterr().out
+    assert "15 runs at 5 batch sizes; 1 run that missed" in output
     (tmp_path / "sweep.yaml").write_text("target: accuracy >= 0.9\n")
     assert cli.main(["fit", str(path)]) == 0
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == output
     write(path, numbered([*curve(), *curve(9000, 700, "adamw")]))
     assert cli.main(["fit", str(path)]) == 2
     assert "holds 2 optimizers: adamw, lamb; write --optimizer" in capsys.readouterr().err
