@@ -10,15 +10,15 @@ import torch.distributed as dist
 
 from bellwether import optimizers
 from bellwether.trainer import buffers
-from bellwether.trainer.data import Data, Samples, images
+from bellwether.trainer.data import Dataset, Samples, image_samples
 from bellwether.trainer.data.loader import evaluation_batches, train_batches
-from bellwether.trainer.data.sampling import key
+from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.distributed import World
 from bellwether.trainer.engine import Batch, Engine
 from bellwether.trainer.phases import Phase
 
 
-def evaluate_phase(engine: Engine, phase: Phase, dataset: Data, world: World) -> dict[str, float]:
+def evaluate_phase(engine: Engine, phase: Phase, dataset: Dataset, world: World) -> dict[str, float]:
     """All that the config evaluates: plain, with test-time augmentation, and with averaged weights. Collective.
 
     Returns:
@@ -35,12 +35,12 @@ def evaluate_phase(engine: Engine, phase: Phase, dataset: Data, world: World) ->
 
     results = evaluate(engine, held_out(dataset.validation), world.device)
     if config.evaluate.augment:
-        assert isinstance(dataset.validation, images.ImageSamples)
-        views = images.Views(dataset.validation, config.evaluate.augment, config.seed)
+        assert isinstance(dataset.validation, image_samples.ImageSamples)
+        views = image_samples.AugmentedViews(dataset.validation, config.evaluate.augment, config.seed)
         augmented = evaluate(engine, held_out(views), world.device)
         results |= {f"{name}_augmented": augmented[name] for name in ("loss", "accuracy")}
     training_batches = train_batches(
-        dataset.train, seed=key(config.seed, phase.index), start=0,
+        dataset.train, seed=fold_in(config.seed, phase.index), start=0,
         steps=max(1, min(config.averaging.batch_norm, phase.epoch) // split.global_batch),
         global_batch=split.global_batch, micro=split.micro, accumulation=split.accumulation, workers=0, **rank,
     )  # fmt: skip

@@ -11,14 +11,14 @@ import transformers
 
 from bellwether.trainer import checkpoint
 from bellwether.trainer.config import Config
-from bellwether.trainer.data import Data
+from bellwether.trainer.data import Dataset
 from bellwether.trainer.data.loader import train_batches
-from bellwether.trainer.data.sampling import key
+from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.models import build
 from bellwether.trainer.models.norm import norms
 
 
-def export(source: Path, run: Path, config: Config, data: Data) -> Path:
+def export(source: Path, run: Path, config: Config, data: Dataset) -> Path:
     """Write ``run/export`` from a checkpoint's fp32 weights, with BatchNorm statistics averaged over the ranks.
 
     Where the run averages weights, the average is exported, with statistics from ``averaging.batch_norm`` training samples. An
@@ -43,12 +43,12 @@ def export(source: Path, run: Path, config: Config, data: Data) -> Path:
     return final
 
 
-def _recompute_batch_norm(task: torch.nn.Module, config: Config, data: Data) -> None:
+def _recompute_batch_norm(task: torch.nn.Module, config: Config, data: Dataset) -> None:
     """Recompute BatchNorm's running statistics from training samples."""
     model: Any = task.model
     micro = min(config.batch.micro, config.batch.global_)
     batches = train_batches(
-        data.train, seed=key(config.seed, 0), start=0, steps=max(1, min(config.averaging.batch_norm, len(data.train)) // micro),
+        data.train, seed=fold_in(config.seed, 0), start=0, steps=max(1, min(config.averaging.batch_norm, len(data.train)) // micro),
         global_batch=micro, micro=micro, accumulation=1, rank=0, world_size=1, workers=0,
     )  # fmt: skip
     # Not optimizers.recompute_batch_norm, which is collective.

@@ -14,7 +14,7 @@ from bellwether.trainer import checkpoint, models
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.data.loader import train_batches
-from bellwether.trainer.data.sampling import key
+from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.distributed import raised_by_all_ranks, run_on_rank0
 from bellwether.trainer.engine import Batch, build
 from bellwether.trainer.evaluate import evaluate_phase
@@ -51,7 +51,7 @@ class PhaseLoop:
         self.engine.schedule.seek(run.position.samples - phase.first_sample)
         self.step_metrics = StepMetrics(self.engine, phase, run.world, noise)
         # Everything random is a function of (seed, phase, position): no random state is saved.
-        self.seed = key(run.config.seed, phase.index)
+        self.seed = fold_in(run.config.seed, phase.index)
         self.batches = self._open_batches()
 
     def _load_checkpoint(self) -> dict[str, float]:
@@ -106,7 +106,7 @@ class PhaseLoop:
     def seed_torch(self, step: int) -> int:
         """Seed torch's generator for this rank and step; returns the seed."""
         world = self.run.world
-        step_seed = key(self.seed, step * world.size + world.rank)
+        step_seed = fold_in(self.seed, step * world.size + world.rank)
         torch.manual_seed(step_seed)
         return step_seed
 

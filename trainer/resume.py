@@ -6,7 +6,7 @@ import itertools
 
 from bellwether.trainer.checkpoint import Manifest, Position
 from bellwether.trainer.config import Config, ConfigError, phases
-from bellwether.trainer.data import Data
+from bellwether.trainer.data import Dataset
 from bellwether.trainer.phases import Phase
 
 
@@ -33,7 +33,7 @@ def check_position(planned: list[Phase], position: Position, config: Config, is_
         raise ConfigError("resume", config.resume, problem, "resume with the batch size that it was made with")
 
 
-def check_phases(datasets: list[Data]) -> None:
+def check_phases(datasets: list[Dataset]) -> None:
     """Refuse phases with different vocabularies or classes: one model is trained over all of them.
 
     Raises:
@@ -48,7 +48,7 @@ def check_phases(datasets: list[Data]) -> None:
             raise ConfigError(f"phases[{index}].data", "", problem, "set one data.tokenizer for all, outside phases")
 
 
-def check_unchanged(config: Config, manifest: Manifest, datasets: list[Data]) -> None:
+def check_unchanged(config: Config, manifest: Manifest, datasets: list[Dataset]) -> None:
     """Refuse to resume a run with other samples than it began with.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import Config
-from bellwether.trainer.data import Data
+from bellwether.trainer.data import Dataset
 from bellwether.trainer.distributed import World
 from bellwether.trainer.divergence import DivergenceDetector
 from bellwether.trainer.heartbeat import Heartbeat
@@ -26,7 +26,7 @@ class Run:
     directory: Path
     world: World
     phases: list[Phase]
-    datasets: list[Data]  # one for each phase
+    datasets: list[Dataset]  # one for each phase
     position: Position
     newest_checkpoint: Path | None  # the next phase starts from it
     stop_step: int  # the run's last step, or an earlier one

@@ -33,7 +33,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
         log.warning(line)
     source = run_on_rank0(world, lambda: rundir.start_from(config, directory, own))
     configs = phases(config)
-    datasets: list[data.Data] = []
+    datasets: list[data.Dataset] = []
     run_on_all_ranks(world, lambda: datasets.extend(data.load(c.data) for c in configs))
     planned = plan(configs, world.size, [len(dataset.train) for dataset in datasets])
     check_phases(datasets)

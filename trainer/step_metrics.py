@@ -15,7 +15,6 @@ from torch import Tensor
 
 from bellwether.optimizers import NoiseScale
 from bellwether.trainer.checkpoint import Position
-from bellwether.trainer.config.schema import TextData
 from bellwether.trainer.distributed import World
 from bellwether.trainer.engine import Engine, StepResult
 from bellwether.trainer.phases import Phase
@@ -95,8 +94,9 @@ class StepMetrics:
         }
         if self._grad_norm is not None:
             values["grad_norm"] = float(self._grad_norm)
-        if isinstance(self._phase.config.data, TextData):
-            values["tokens_per_s"] = samples_per_s * self._phase.config.data.sequence_length
+        tokens = self._phase.config.data.tokens_per_sample
+        if tokens is not None:
+            values["tokens_per_s"] = samples_per_s * tokens
         if self._noise is not None:
             values.update(self._noise.read())
         trust_ratios = self._engine.optimizer.trust_ratios()

@@ -14,7 +14,8 @@ from torch.nn import functional
 from bellwether import optimizers
 from bellwether.experiments.planner.live_bytes import LiveBytes
 from bellwether.trainer import models
-from bellwether.trainer.data import Data
+from bellwether.trainer.config.schema import DataConfig
+from bellwether.trainer.data import Dataset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +70,7 @@ class Profile:
 class DummySamples:
     """All-zero samples of the right shape and number, for data that is not on this machine."""
 
-    config: Any
+    config: DataConfig
     rows: int = 0
 
     def __len__(self) -> int:
@@ -79,17 +80,10 @@ class DummySamples:
         self, indices: Sequence[int] | npt.NDArray[np.int64], keys: Sequence[int] | npt.NDArray[np.int64]
     ) -> dict[str, Tensor]:
         """See `bellwether.trainer.data.Samples`."""
-        size, config = len(indices), self.config
-        if config.kind == "text":
-            length = config.sequence_length
-            positions = torch.zeros(size, max(1, round(config.mask_share * (length - 2))), dtype=torch.int64)
-            ids = torch.zeros(size, length, dtype=torch.int64)
-            return {"input_ids": ids, "masked_positions": positions, "labels": torch.zeros_like(positions)}
-        shape = (size, len(config.mean), config.size, config.size)
-        return {"pixel_values": torch.zeros(shape), "labels": torch.zeros(size, dtype=torch.int64)}
+        return self.config.zeros(len(indices))
 
 
-def measure(config: Config, data: Data, *, on_gpu: bool = True) -> Profile:
+def measure(config: Config, data: Dataset, *, on_gpu: bool = True) -> Profile:
     """Profile one forward and backward pass without allocating the model.
 
     The passes run with ``batch.micro`` samples and with twice as many; the bytes of each segment are assumed to be linear in

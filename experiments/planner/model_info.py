@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 from bellwether.experiments.planner.activations import DummySamples
 from bellwether.trainer.config import Config, ConfigError, Duration
-from bellwether.trainer.config.schema import TextData
-from bellwether.trainer.data import Data, peek
+from bellwether.trainer.data import Dataset, peek
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """What determines the model of a phase and the length of its epoch."""
 
-    data: Data
+    data: Dataset
     rows: int | None  # training samples; None: unknown, and not needed
     assumed: tuple[str, ...] = ()
 
@@ -39,14 +38,8 @@ def model_info(config: Config, dataset_size: int | None, key: str = "") -> Model
     if known is not None:
         return ModelInfo(known, rows)
     dummy = DummySamples(config.data, rows or 0)
-    if isinstance(config.data, TextData):
-        size = config.data.vocabulary_size
-        assumed = f"a vocabulary of {size:,}, as data.vocabulary_size says: the tokenizer was not read"
-        return ModelInfo(Data(dummy, dummy, vocabulary_size=size), rows, (assumed,))
-    classes = 1000 if config.model.kind == "resnet" else 10
-    labels = [str(i) for i in range(classes)]
-    data = Data(dummy, dummy, classes=classes, channels=len(config.data.mean), labels=labels)
-    return ModelInfo(data, rows, (f"{classes:,} classes: the data were not read",))
+    dataset, assumption = config.data.assumed(dummy, config.model.assumed_classes)
+    return ModelInfo(dataset, rows, (assumption,))
 
 
 def _lengths(config: Config) -> list[tuple[str, Duration]]:

@@ -12,8 +12,6 @@ from bellwether.optimizers.registry import is_layer_wise
 from bellwether.trainer.config import Config
 from bellwether.trainer.phases import Split
 
-# Model FLOP utilization of a training step by kind of model: assumptions, for want of a measurement (--mfu, --throughput).
-MFU = {"bert": 0.35, "resnet": 0.2, "cifar-resnet": 0.05, "wide-resnet": 0.2}
 BANDWIDTH_EFFICIENCY = 0.8  # achieved share of a nominal bandwidth, of memory and links
 # Bytes that an update moves per element, with and without trust ratio: docs/results/optimizers-cpu.md.
 _UPDATE_BYTES = {True: 40, False: 28}
@@ -65,7 +63,7 @@ def step_time(profile: Profile, sharding: Sharding, machines: Machines, config: 
     if machines.throughput is not None:
         compute = per_rank / machines.throughput
     else:
-        achieved = (machines.mfu or MFU[config.model.kind]) * machines.gpu.peak(config.engine.precision)
+        achieved = (machines.mfu or config.model.assumed_mfu) * machines.gpu.peak(config.engine.precision)
         compute = per_rank * profile.flops / achieved
     traffic = collectives(profile, sharding, batch.accumulation)
     times = [(c.hidden, c.seconds(machines.network, batch.world_size)) for c in traffic]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from bellwether.experiments.planner.critical_batch import CriticalBatch
 from bellwether.experiments.planner.estimate import PhasePlan
 from bellwether.experiments.planner.scaling import MAX_GPUS, Row
-from bellwether.experiments.planner.step_time import BANDWIDTH_EFFICIENCY, MFU
+from bellwether.experiments.planner.step_time import BANDWIDTH_EFFICIENCY
 from bellwether.trainer.phases import notes, rows
 
 _WIDTH = 100
@@ -176,7 +176,7 @@ def _assumptions(plans: Sequence[PhasePlan], price: float | None) -> Iterator[st
             f"computation: {machines.throughput:,g} samples/s per GPU as measured, at every micro-batch size"
         )
     else:
-        mfu, precision = machines.mfu or MFU[config.model.kind], config.engine.precision
+        mfu, precision = machines.mfu or config.model.assumed_mfu, config.engine.precision
         assumed.append(
             f"computation: {mfu:.0%} of {gpu.peak(precision) / 1e12:,.4g} TFLOP/s in {precision}, at every micro-batch size; "
             "no waiting for data (--mfu; better --throughput, measured on one GPU)"

@@ -17,7 +17,7 @@ from bellwether.trainer.config import Config, ConfigError, ConfigErrors, load, s
 from bellwether.trainer.config.error_messages import explain
 from bellwether.trainer.config.load import parse_yaml, yaml_problem
 from bellwether.trainer.config.renamed import Renaming, report
-from bellwether.trainer.config.schema import Count, Section
+from bellwether.trainer.config.schema import Count, DataConfig, Section
 from bellwether.trainer.config.units import TargetField
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -170,7 +170,7 @@ class Sweep(Section):
         """(metric, higher is better): compares trials where none reached the target."""
         if self.goal is not None:
             return self.goal.metric, self.goal.at_least
-        return default_metric(base(self).data.kind)
+        return base(self).data.metric
 
     def space_of(self, optimizer: str) -> Space:
         """The search space of an optimizer."""
@@ -183,7 +183,7 @@ def _reserved(key: str) -> str:
 
 def default_metric(data_kind: str) -> tuple[str, bool]:
     """(metric, higher is better): compares trials on a kind of data if the sweep has no target."""
-    return ("val/accuracy", True) if data_kind == "images" else ("val/loss", False)
+    return DataConfig.kinds().get(data_kind, DataConfig).metric
 
 
 def grid_values(values: Range | list[Value], ratio: float) -> list[Value]:

@@ -6,14 +6,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bellwether.experiments.sweep import spec
 from bellwether.experiments.sweep.measurements import Status, Trial, Value
 from bellwether.trainer import metrics
-from bellwether.trainer.config import Config, ConfigErrors
+from bellwether.trainer.config import ConfigErrors
 from bellwether.trainer.config.renamed import convert_paths
-from bellwether.trainer.config.schema import BertModel, ResNetModel
 
 _TRAIN_METRICS = ("loss", "lr", "grad_norm", "samples_per_s", "step_time", "noise_scale")
 
@@ -45,7 +43,7 @@ def read_trial(trials_dir: Path, name: str, processes: int) -> Trial | None:
     history = metrics.read(trials_dir / name)
     epochs = [line for line in history.train if line.get("epoch") and line["samples"]]
     return Trial(
-        0, Path(config.data.source).name, _model_name(config), record.optimizer, record.batch, record.seed,
+        0, Path(config.data.source).name, config.model.label, record.optimizer, record.batch, record.seed,
         _status(history, record, failed=(trials_dir / f"{name}.failed").exists()), record.parameters, _measurements(history),
         epoch=round(epochs[-1]["samples"] / epochs[-1]["epoch"]) if epochs else None,
         processes=int(history.start[-1].get("world_size", 1)) if history.start else processes,
@@ -86,11 +84,3 @@ def _row(evaluation: metrics.Line, train: metrics.Line) -> dict[str, float]:
     row = {f"train/{key}": train[key] for key in _TRAIN_METRICS if train.get(key) is not None}
     row |= {f"val/{key}": value for key, value in evaluation.items() if key in metrics.HELD}
     return {"step": position["step"], "samples": position["samples"], **row}
-
-
-def _model_name(config: Config) -> str:
-    model: Any = config.model
-    if isinstance(model, BertModel):
-        return f"bert-{model.size}"
-    width = "" if isinstance(model, ResNetModel) or not hasattr(model, "width") else f"-{model.width}"
-    return f"{model.kind}-{model.depth}{width}"

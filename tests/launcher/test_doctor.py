@@ -33,7 +33,7 @@ from bellwether.launcher.site_config import Site
 from bellwether.optimizers.kernels import build
 from bellwether.trainer import build_locks
 from bellwether.trainer.config import ConfigError
-from bellwether.trainer.config.schema import TextData
+from bellwether.trainer.data.text import TextData
 
 ROOT = Path(__file__).parents[2]
 GB = 10**9

@@ -215,11 +215,11 @@ def test_failed_rank_ends_the_run_and_its_error_comes_first(space: Path, tmp_pat
 UNREADABLE = """
 import os
 if os.environ.get("RANK") == "1":
-    import bellwether.trainer.data.images
+    import bellwether.trainer.data.image_samples
     from bellwether.trainer.config import ConfigError
     def batch(self, indices, keys):
         raise ConfigError("data.source", "cat.png", "cannot be decoded", "mend it or take it out")
-    bellwether.trainer.data.images.ImageSamples.batch = batch
+    bellwether.trainer.data.image_samples.ImageSamples.batch = batch
 """
 
 

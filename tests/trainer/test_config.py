@@ -205,7 +205,9 @@ def test_a_default_that_does_not_fit_is_shown(base: Path) -> None:
 def test_a_decay_that_follows_the_rate_is_not_scaled_again(base: Path, decay: str) -> None:
     overrides = ["optimizer.name=adamw", f"optimizer.weight_decay_mode={decay}"]
     c.load(base, overrides)
-    with pytest.raises(ConfigErrors, match=rf"schedule\.scale_decay: True: .*{decay} follows the rate by itself"):
+    with pytest.raises(
+        ConfigErrors, match=rf"schedule\.scale_decay: True: .*{decay} already follows the learning rate"
+    ):
         c.load(base, [*overrides, "schedule.scale_decay=true"])
 
 

@@ -409,7 +409,7 @@ def test_run_directory_and_export(ranks: Ranks, workspace: Path) -> None:
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000006", "step-00000008"]
     from transformers import AutoModelForImageClassification
 
-    import bellwether.trainer.models  # noqa: F401  (knows the CIFAR ResNets; without it, from_pretrained wants trust_remote_code)
+    import bellwether.trainer.models.auto_classes  # noqa: F401  (registers CIFAR ResNets; else from_pretrained needs trust_remote_code)
 
     model = AutoModelForImageClassification.from_pretrained(run / "export")
     wanted = weights(run / "checkpoints" / "step-00000008")

@@ -1,4 +1,4 @@
-"""pydantic's complaints in the words of someone who edits a YAML file."""
+"""Converts pydantic's validation errors into messages for someone who edits a YAML file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pydantic import BaseModel
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.config.schema import Config
+from bellwether.trainer.config.schema.kinds import Kind
 
-Key = tuple[str | int, ...]
-Origins = dict[Key, str]
-COMMAND_LINE = "command line"  # in place of a file's name
+KeyPath = tuple[str | int, ...]
+Origins = dict[KeyPath, str]  # the file, or COMMAND_LINE, that has set each key
+COMMAND_LINE = "command line"
 
-# What a value of the wrong type is not.
-_WANTED = {
+# By pydantic's error type: what a value of the wrong type should have been.
+_EXPECTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
     "dict_type": "a section of key: value lines",
@@ -34,55 +35,52 @@ _WANTED = {
     "string_type": "text",
     "tuple_type": "a list",
 }
+_SECTION = ("model_type", "model_attributes_type")
+_KIND = ("union_tag_not_found", "union_tag_invalid")
 
 
 def explain(
     error: Any, raw: dict[str, Any], origins: Origins, source: str, top: type[BaseModel] = Config
 ) -> ConfigError:
-    """One of ``ValidationError.errors()`` of the model `top`, naming file, key, value and what to write instead."""
-    place = _without_tags(error["loc"], raw)
+    """Converts one of ``ValidationError.errors()`` into a `ConfigError` with file, key, value and what to write instead.
+
+    Args:
+        error: the error, from validation by the model `top`.
+        raw: the mapping that was validated.
+        origins: the file that has set each key.
+        source: the file to name for keys without an origin.
+        top: the model that validated `raw`.
+    """
+    path: KeyPath = tuple(error["loc"])
     value, kind = error["input"], error["type"]
     message: str = error["msg"].removeprefix("Value error, ")
     if kind == "value_error" and re.match(r"^[a-z0-9_.]+( and [a-z0-9_.]+)?: ", message):
-        # A check over several keys names the one to change at the head of its message.
+        # The message of a check over several keys begins with the key to change.
         named, message = message.split(": ", 1)
-        place = (*place, *named.split(" and ")[0].split("."))
-        value = at(raw, place)
-        if value is None and (field := _field(place, raw, top)):
+        path = (*path, *named.split(" and ")[0].split("."))
+        value = at(raw, path)
+        if value is None and (field := _field(path, raw, top)):
             value = field.get_default(call_default_factory=True)
-    elif kind in ("union_tag_not_found", "union_tag_invalid"):
-        place = (*place, "kind")
-        value = at(raw, place)
+    elif kind in _KIND:
+        path = (*path, "kind")
+        value = at(raw, path)
     elif kind == "missing":
         value = None
-    problem, allowed = _words(kind, message, place, value, error, raw, top)
-    # A key that is not there was set nowhere: name the file that was asked for.
-    absent = kind == "missing" and isinstance(place[-1], str)
-    section = at(raw, place[:-1])
-    if value is None and isinstance(section, dict) and place[-1] in section:
-        value = "null"  # as it stands there
-    return ConfigError(dotted(place), value, problem, allowed, origin_of(() if absent else place, origins, source))
+    problem, allowed = _describe(kind, message, path, value, error, raw, top)
+    # A missing key has no origin: name the file that was given.
+    absent = kind == "missing" and isinstance(path[-1], str)
+    section = at(raw, path[:-1])
+    if value is None and isinstance(section, dict) and path[-1] in section:
+        value = "null"  # as written in the file
+    return ConfigError(dotted(path), value, problem, allowed, origin_of(() if absent else path, origins, source))
 
 
-def _words(
-    kind: str, message: str, place: Key, value: Any, error: Any, raw: Any, top: type[BaseModel]
+def _describe(
+    kind: str, message: str, path: KeyPath, value: Any, error: Any, raw: Any, top: type[BaseModel]
 ) -> tuple[str, str]:
     """What is wrong, and what is allowed."""
-    if kind == "extra_forbidden":
-        return "there is no such key", nearest(str(place[-1]), _fields(place[:-1], raw, top))
-    if kind == "missing":
-        return "this list is too short" if isinstance(place[-1], int) else "this key is needed", meaning(
-            place, raw, top
-        )
-    if kind in ("union_tag_not_found", "union_tag_invalid"):
-        return (
-            "this key is needed" if value is None else "not one of the kinds",
-            f"write one of {_kinds(place[:-1], top)}",
-        )
-    if kind in ("model_type", "model_attributes_type"):
-        # Which keys a section with a kind has is open before the kind is known.
-        keys = ", ".join(_fields(place, raw, top)) or f"kind: one of {_kinds(place, top)}, and the keys of that kind"
-        return "this is a section", f"write its keys below it: {keys}"
+    if kind in ("extra_forbidden", "missing", *_KIND, *_SECTION):
+        return _describe_key(kind, path, value, raw, top)
     if kind == "literal_error":
         allowed = error["ctx"]["expected"]
         near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", allowed), 1, 0.5)
@@ -94,86 +92,44 @@ def _words(
     if kind == "string_type" and isinstance(value, int | float):
         return "not text", """put it in quotes: "..." in a file, '"..."' on the command line"""
     if kind == "too_short":
-        return f"write at least {error['ctx']['min_length']}", meaning(place, raw, top)
+        return f"write at least {error['ctx']['min_length']}", meaning(path, raw, top)
     if kind == "too_long":
-        return f"more than {error['ctx']['max_length']} values", meaning(place, raw, top)
-    if kind in _WANTED:
-        return f"not {_WANTED[kind]}", meaning(place, raw, top)
-    return message.replace("Input should be", "must be"), meaning(place, raw, top)
+        return f"more than {error['ctx']['max_length']} values", meaning(path, raw, top)
+    if kind in _EXPECTED:
+        return f"not {_EXPECTED[kind]}", meaning(path, raw, top)
+    return message.replace("Input should be", "must be"), meaning(path, raw, top)
 
 
-def meaning(place: Key, raw: Any, top: type[BaseModel] = Config) -> str:
-    """What the key at a place is for, with its default as an example where that is a list."""
-    while place and isinstance(place[-1], int):
-        place = place[:-1]
-    field = _field(place, raw, top)
+def _describe_key(kind: str, path: KeyPath, value: Any, raw: Any, top: type[BaseModel]) -> tuple[str, str]:
+    """`_describe` for errors about a key or a section, not about the value of a key."""
+    if kind == "extra_forbidden":
+        return "there is no such key", nearest(str(path[-1]), _fields(path[:-1], raw, top))
+    if kind == "missing":
+        problem = "this list is too short" if isinstance(path[-1], int) else "this key is needed"
+        return problem, meaning(path, raw, top)
+    if kind in _KIND:
+        problem = "this key is needed" if value is None else "not one of the kinds"
+        return problem, f"write one of {_kinds(path[:-1], top)}"
+    # The keys of a section of several kinds are unknown until its kind is.
+    keys = ", ".join(_fields(path, raw, top)) or f"kind: one of {_kinds(path, top)}, and the keys of that kind"
+    return "this is a section", f"write its keys below it: {keys}"
+
+
+def meaning(path: KeyPath, raw: Any, top: type[BaseModel] = Config) -> str:
+    """The description of a key, with its default as an example if that is a list."""
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    field = _field(path, raw, top)
     if field is None:
         return ""
     example = f", as in {list(field.default)}" if isinstance(field.default, list | tuple) else ""
     return f"{field.description or ''}{example}"
 
 
-def _kinds(place: Key, top: type[BaseModel]) -> str:
-    field = top.model_fields[str(place[-1])]
-    return ", ".join(
-        kind for model in models_of(field.annotation) for kind in typing.get_args(model.model_fields["kind"].annotation)
-    )
-
-
-def _without_tags(loc: tuple[Any, ...], raw: Any) -> Key:
-    """pydantic puts a union's tag into the path; the file does not have it."""
-    place: list[str | int] = []
-    node = raw
-    for part in loc:
-        if isinstance(node, dict) and part not in node and node.get("kind") == part:
-            continue
-        place.append(part)
-        try:
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            node = None
-    return tuple(place)
-
-
-def at(raw: Any, place: Key) -> Any:
-    for key in place:
-        try:
-            raw = raw[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return raw
-
-
-def _field(place: Key, raw: Any, top: type[BaseModel]) -> Any:
-    return _fields(place[:-1], raw, top).get(str(place[-1])) if place else None
-
-
-def _fields(place: Key, raw: Any, top: type[BaseModel]) -> dict[str, Any]:
-    """The fields of the section at a place, by the names used in YAML."""
-    model: Any = top
-    inner: Any = None  # of a mapping whose keys are the user's: what each holds
-    node = raw
-    for key in place:
-        field = next((f for n, f in model.model_fields.items() if (f.alias or n) == key), None)
-        node = node.get(key) if isinstance(node, dict) else None
-        annotation = inner or (field and field.annotation)
-        if annotation is None:
-            return {}
-        if typing.get_origin(annotation) is dict:
-            model, inner = BaseModel, typing.get_args(annotation)[1]
-            continue
-        inner = None
-        choices = models_of(annotation)
-        if len(choices) > 1:
-            kind = node.get("kind") if isinstance(node, dict) else None
-            choices = [m for m in choices if kind in typing.get_args(m.model_fields["kind"].annotation)]
-        if not choices:
-            return {}
-        model = choices[0]
-    return {f.alias or n: f for n, f in model.model_fields.items()}
-
-
 def models_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field's annotation allows: none for a plain value, one for each kind if there are several."""
+    if isinstance(annotation, type) and issubclass(annotation, Kind):
+        return list(annotation.kinds().values())
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
@@ -181,18 +137,70 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
+def kinds_of(section: type[BaseModel]) -> tuple[str, ...]:
+    """The names by which ``kind`` selects a section."""
+    return typing.get_args(section.model_fields["kind"].annotation)
+
+
+def _kinds(path: KeyPath, top: type[BaseModel]) -> str:
+    field = top.model_fields[str(path[-1])]
+    return ", ".join(kind for model in models_of(field.annotation) for kind in kinds_of(model))
+
+
+def at(raw: Any, path: KeyPath) -> Any:
+    """The value at a key path, or None."""
+    for key in path:
+        try:
+            raw = raw[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return raw
+
+
+def _field(path: KeyPath, raw: Any, top: type[BaseModel]) -> Any:
+    return _fields(path[:-1], raw, top).get(str(path[-1])) if path else None
+
+
+def _fields(path: KeyPath, raw: Any, top: type[BaseModel]) -> dict[str, Any]:
+    """The fields of the section at a key path, by their names in YAML; none if its kind is unknown."""
+    model: Any = top
+    value_type: Any = None  # inside a mapping whose keys are the user's: the type of its values
+    node = raw
+    for key in path:
+        field = next((f for n, f in model.model_fields.items() if (f.alias or n) == key), None)
+        node = node.get(key) if isinstance(node, dict) else None
+        annotation = value_type or (field and field.annotation)
+        if annotation is None:
+            return {}
+        if typing.get_origin(annotation) is dict:
+            model, value_type = BaseModel, typing.get_args(annotation)[1]
+            continue
+        value_type = None
+        choices = models_of(annotation)
+        if len(choices) > 1:
+            kind = node.get("kind") if isinstance(node, dict) else None
+            choices = [m for m in choices if kind in kinds_of(m)]
+        if not choices:
+            return {}
+        model = choices[0]
+    return {f.alias or n: f for n, f in model.model_fields.items()}
+
+
 def nearest(key: str, keys: Iterable[str]) -> str:
+    """A hint for an unknown key: the most similar known one, or else all of them."""
     keys = list(keys)
     near = difflib.get_close_matches(key, keys, 1, 0.6)
     return f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(keys)}"
 
 
-def origin_of(place: Key, origins: Origins, default: str) -> str:
-    for depth in range(len(place), 0, -1):
-        if place[:depth] in origins:
-            return origins[place[:depth]]
+def origin_of(path: KeyPath, origins: Origins, default: str) -> str:
+    """The file, or ``command line``, that has set a key or the nearest section around it."""
+    for depth in range(len(path), 0, -1):
+        if path[:depth] in origins:
+            return origins[path[:depth]]
     return default
 
 
-def dotted(place: Key) -> str:
-    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in place).lstrip(".") or "(the file)"
+def dotted(path: KeyPath) -> str:
+    """A key path as text, as in ``phases[0].batch.global``."""
+    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in path).lstrip(".") or "(the file)"

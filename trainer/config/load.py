@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from bellwether.trainer.config.error_messages import (
     COMMAND_LINE,
-    Key,
+    KeyPath,
     Origins,
     at,
     dotted,
@@ -201,7 +201,7 @@ def _override(raw: dict[str, Any], origins: Origins, text: str, found: list[Rena
         parsed = parse_yaml(value)
     except (yaml.YAMLError, ValueError):
         parsed = value
-    keys: Key = tuple(int(part) if part.isdecimal() else part for part in parts)
+    keys: KeyPath = tuple(int(part) if part.isdecimal() else part for part in parts)
     keys, parsed = convert_setting(keys, parsed, source=where, found=found)
     if keys[0] == "schedule" and len(keys) > 1 and isinstance(raw.get("schedule"), str):
         # A recipe by its name alone: the key goes beside it.
@@ -259,7 +259,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _leaves(value: Any) -> Iterable[Key]:
+def _leaves(value: Any) -> Iterable[KeyPath]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     yield ()
     for key, inner in items:
@@ -288,7 +288,7 @@ def _check(raw: dict[str, Any], origins: Origins, source: str) -> tuple[Config |
 def _phase_errors(
     raw: dict[str, Any], phase: dict[str, Any], index: int, origins: Origins, source: str
 ) -> list[ConfigError]:
-    at: Key = ("phases", index)
+    at: KeyPath = ("phases", index)
     errors = []
     for key in phase:
         if key not in PHASE_KEYS:

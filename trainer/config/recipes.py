@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bellwether.trainer.config.error_messages import COMMAND_LINE, Key, Origins, origin_of
+from bellwether.trainer.config.error_messages import COMMAND_LINE, KeyPath, Origins, origin_of
 from bellwether.trainer.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
         raise ConfigError("batch.global", batch, f"schedule: {name} needs the batch", "write a whole number", where)
     settings = chosen.at(batch)
 
-    def is_written(place: Key) -> bool:
+    def is_written(place: KeyPath) -> bool:
         return origin_of(place, origins, source) in (where, COMMAND_LINE)
 
     _check(raw, chosen, settings, where, is_written)
@@ -68,7 +68,7 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
 
 
 def _check(
-    raw: dict[str, Any], chosen: Recipe, settings: list[Settings], source: str, is_written: Callable[[Key], bool]
+    raw: dict[str, Any], chosen: Recipe, settings: list[Settings], source: str, is_written: Callable[[KeyPath], bool]
 ) -> None:
     rule = _section(raw, "optimizer").get("name")
     if rule is not None and rule != settings[0].optimizer and is_written(("optimizer", "name")):
@@ -108,7 +108,7 @@ def _section(raw: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _laid_over(ours: dict[str, Any], theirs: dict[str, Any], is_written: Callable[[Key], bool]) -> dict[str, Any]:
+def _laid_over(ours: dict[str, Any], theirs: dict[str, Any], is_written: Callable[[KeyPath], bool]) -> dict[str, Any]:
     """What a config says over what a recipe says, section by section, as far as it is written in the right place."""
     merged = {**theirs, **{key: value for key, value in ours.items() if key not in theirs or not is_written((key,))}}
     for key, value in theirs.items():

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from bellwether.trainer.config.error_messages import models_of
+from bellwether.trainer.config.error_messages import kinds_of, models_of
 from bellwether.trainer.config.schema import Config
 from bellwether.trainer.config.units import Duration, Span, Target
 
@@ -85,7 +85,7 @@ def _section(model: type[BaseModel], path: str, condition: str = "") -> Iterator
 
 def _kinds(sections: list[type[BaseModel]], path: str) -> Iterator[KeyInfo]:
     """The keys of a section whose ``kind`` decides which it has; first those that all kinds have."""
-    kinds = [str(typing.get_args(section.model_fields["kind"].annotation)[0]) for section in sections]
+    kinds = [str(kinds_of(section)[0]) for section in sections]
     yield KeyInfo(f"{path}.kind", f"one of {', '.join(kinds)}", "", "required", f"the kind of {path}")
     keys = [[key for key in _section(section, path) if key.path != f"{path}.kind"] for section in sections]
     common = [key for key in keys[0] if all(key in others for others in keys)]

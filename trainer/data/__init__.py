@@ -1,24 +1,30 @@
-"""Data for training: from a source in the config to batches of tensors, prepared once and cached on disk."""
+"""Data for training: from ``data.source`` to batches of tensors, prepared once and cached on disk.
+
+Importing this package imports neither torch nor numpy, because configs are validated with it.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from bellwether.trainer.config.schema import ImageData, TextData
+from bellwether.trainer.config.schema.data import DataConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
-__all__ = ["Data", "Samples", "load", "peek"]
+__all__ = ["Dataset", "Samples", "load", "peek"]
+
+# The modules that define a kind of data, in the order in which messages list them.
+_KINDS = ("text", "images")
 
 
 class Samples(Protocol):
-    """Rows that can be made into batches. Picklable, so that worker processes can do it."""
+    """The rows of one split, and how they are made into batches. Picklable, so that worker processes can do it."""
 
     def __len__(self) -> int: ...
 
@@ -28,28 +34,28 @@ class Samples(Protocol):
         """B samples.
 
         Args:
-            indices: B rows.
-            keys: B numbers of 63 bits, from which all that is random about each sample follows (masking,
-                augmentation). Held-out samples have nothing random and ignore them.
+            indices: B row numbers.
+            keys: B random numbers of 63 bits. All random choices of a sample (masking, augmentation) are a function of
+                its key. Held-out samples have no random choices and ignore the keys.
 
         Returns:
             Text: ``input_ids`` int64 [B, L], masked already; ``masked_positions`` int64 [B, k], ascending; ``labels``
-            int64 [B, k], the tokens that stood there. Images: ``pixel_values`` float32 [B, C, S, S], normalised;
-            ``labels`` int64 [B].
+            int64 [B, k], the original tokens at these positions. Images: ``pixel_values`` float32 [B, C, S, S],
+            normalized; ``labels`` int64 [B].
         """
         ...
 
 
 @dataclass(frozen=True)
-class Data:
-    """What a run trains on.
+class Dataset:
+    """The splits that a run trains and evaluates on, and what a model has to know about them.
 
     Attributes:
-        train, validation: the samples.
-        vocabulary_size: entries of the tokenizer, for text.
+        train, validation: the samples of the two splits.
+        vocabulary_size: size of the tokenizer's vocabulary, for text.
         classes, channels, labels: number and names of the classes, and channels of the images, for images.
         tokenizer: a fast tokenizer of transformers, for text.
-        fingerprint: stands for the content and all that was made of it; another one means other samples.
+        fingerprint: identifies the prepared content. Datasets with different samples have different fingerprints.
     """
 
     train: Samples
@@ -62,11 +68,11 @@ class Data:
     fingerprint: str = ""
 
 
-def load(config: TextData | ImageData) -> Data:
-    """Prepare the data, or find it prepared. Any number of processes may call it at once; one does the work.
+def load(config: DataConfig) -> Dataset:
+    """Prepares the dataset, or finds it prepared. Any number of processes may call it at once; one of them prepares it.
 
-    Nothing that is prepared depends on a run's seed: runs that differ in it alone are held out the same rows, with the
-    same vocabulary and the same masks, so their losses can be compared, and share one cache.
+    The prepared data do not depend on the seed of the run. Runs that differ only in their seed hold out the same rows and
+    share vocabulary, evaluation masks and cache, so their losses can be compared.
 
     Args:
         config: the section `data` of a config.
@@ -74,24 +80,22 @@ def load(config: TextData | ImageData) -> Data:
     Raises:
         ConfigError: if the source cannot be read as the config says, or is too small to hold out a part of it.
     """
-    if isinstance(config, TextData):
-        from bellwether.trainer.data import text
-
-        return text.load(config)
-    from bellwether.trainer.data import images
-
-    return images.load(config)
+    return config.load()
 
 
-def peek(config: TextData | ImageData) -> Data | None:
-    """`load` where that takes no time: None where the data would have to be prepared first, or a hub asked for them."""
+def peek(config: DataConfig) -> Dataset | None:
+    """Like `load` if the dataset is already prepared; None if it would have to be prepared, or read from a hub."""
     from bellwether.trainer.config import ConfigError
-    from bellwether.trainer.data import cache, sources
+    from bellwether.trainer.data import cache
 
-    if not sources.is_here(config):
+    if not config.is_local():
         return None
     try:
         with cache.found_only():
             return load(config)
     except (cache.NotPrepared, ConfigError):
         return None
+
+
+for _kind in _KINDS:
+    importlib.import_module(f"{__name__}.{_kind}")

@@ -1,8 +1,9 @@
-"""Prepared data on disk: built once, by one process, and seen by others whole or not at all.
+"""The cache of prepared data on disk: each entry is built once, by one process, and published atomically.
 
-An entry is a directory named after what it holds and a digest of everything that it was made from. It is built beside
-its place and moved there by one rename. A lock that dies with its process makes the others wait for the builder; what
-a killed builder left behind is removed by the next. An entry whose files have lost their sizes is built anew.
+An entry is a directory named after its kind and a digest of everything that its content depends on. It is built in a
+temporary directory and published by one rename. Other processes wait for the builder on a file lock that is released when
+its process dies; the next builder removes what a killed builder has left. An entry whose files do not have the recorded
+sizes is rebuilt.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from filelock import FileLock, Timeout
 
 from bellwether.trainer.config.errors import ConfigError
 
-# Up to this size, files are known by their content, beyond it by path, size and modification time.
+# Files up to this total size are identified by their content, larger ones by path, size and modification time.
 CONTENT_LIMIT = 2**28
-_FOREIGN_LEFTOVER = 24 * 3600  # seconds
-_IMPATIENCE = 1.0  # seconds
+_LEFTOVER_AGE = 24 * 3600  # seconds until a temporary directory of another machine counts as abandoned
+_LOCK_POLL = 1.0  # seconds
 _BUILDS: ContextVar[bool] = ContextVar("builds", default=True)
 
 
 class NotPrepared(LookupError):
-    """There is no such entry, and none was to be built."""
+    """The entry does not exist, and building was not allowed."""
 
 
 @contextmanager
 def found_only() -> Iterator[None]:
-    """Inside, `prepared` builds nothing: it raises `NotPrepared` where it would."""
+    """Inside this context `prepared` raises `NotPrepared` instead of building an entry."""
     token = _BUILDS.set(False)
     try:
         yield
@@ -47,16 +48,15 @@ def found_only() -> Iterator[None]:
 
 
 def digest(key: Any) -> str:
-    """32 hexadecimal digits that stand for a JSON-like value."""
+    """A hash of a JSON-like value, in 32 hexadecimal digits."""
     text = json.dumps(key, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def files_fingerprint(files: Sequence[Path]) -> dict[str, Any]:
-    """What tells these files from others: names, sizes, and content where they are at most 256 MiB together.
+    """Identifies files by name, size and content if they have at most 256 MiB together, else by path, size and time.
 
-    Larger ones are known by path and modification time: reading them all would take longer than the start of a run
-    may, on every rank.
+    Every rank computes it at the start of a run, which leaves no time to read more.
     """
     stats = [f.stat() for f in files]
     if sum(s.st_size for s in stats) > CONTENT_LIMIT:
@@ -70,10 +70,10 @@ def files_fingerprint(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def local_path(key: str, name: str) -> Path:
-    """The path that ``key`` of the config names, with ``~`` written out.
+    """The path that the config key `key` names, with ``~`` expanded.
 
     Raises:
-        ConfigError: if no file can have this name, or ``~`` is of no user.
+        ConfigError: if it is not a valid path, or ``~`` refers to an unknown user.
     """
     try:
         path = Path(name).expanduser()
@@ -84,37 +84,37 @@ def local_path(key: str, name: str) -> Path:
         raise ConfigError(key, name, f"is not a path: {error}", "correct it") from error
 
 
-def say(text: str) -> None:
-    """A line about the preparation, on stderr."""
+def log(text: str) -> None:
+    """Prints a line about the preparation to stderr, from whichever process does the work."""
     print(f"data: {text}", file=sys.stderr, flush=True)
 
 
 def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
-    """The directory of an entry, which is built if it is not there or damaged.
+    """Returns the directory of an entry. The entry is built if it does not exist or is damaged.
 
     Args:
         root: ``data.cache`` of the config.
-        name: kind of the entry, the readable part of its name.
-        key: everything that the content depends on; JSON-like. Kept beside the content, in ``key.json``,
-            together with the sizes of all ``files``.
-        build: fills the empty directory it is given. Called by one process at a time over all that share ``root``.
+        name: kind of the entry, the readable part of its directory's name.
+        key: everything that the content depends on; JSON-like. Stored with the content in ``key.json``, together with the
+            sizes of all ``files``.
+        build: fills the empty directory that it is given. Of all processes that share ``root``, one at a time calls it.
 
     Raises:
-        ConfigError: if nothing can be written to ``root``.
+        ConfigError: if ``root`` is not writable.
         NotPrepared: inside `found_only`.
     """
     directory = local_path("data.cache", root)
     final = directory / f"{name}-{digest(key)}"
-    if _whole(final):
+    if _is_intact(final):
         return final
     if not _BUILDS.get():
         raise NotPrepared(str(final))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _waited_for(FileLock(directory / f"{final.name}.lock"), final):
-            if not _whole(final):
+        with _acquire(FileLock(directory / f"{final.name}.lock"), final):
+            if not _is_intact(final):
                 if final.exists():
-                    say(f"{final} is damaged and prepared anew")
+                    log(f"{final} is damaged and is prepared again")
                     final.rename(_partial(final))
                 _remove_leftovers(final)
                 _publish(final, key, build)
@@ -128,8 +128,8 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
     return final
 
 
-def _whole(entry: Path) -> bool:
-    """Whether an entry is there, and its files as long as they were when it was published."""
+def _is_intact(entry: Path) -> bool:
+    """Whether an entry exists and its files have the sizes that were recorded when it was published."""
     try:
         sizes = json.loads((entry / "key.json").read_text(encoding="utf-8"))["files"]
         return all((entry / name).stat().st_size == size for name, size in sizes.items())
@@ -141,15 +141,15 @@ def _partial(final: Path) -> Path:
     return final.with_name(f"{final.name}.partial-{socket.gethostname()}-{os.getpid()}")
 
 
-def _waited_for(lock: FileLock, final: Path) -> Any:
+def _acquire(lock: FileLock, final: Path) -> Any:
     try:
-        return lock.acquire(timeout=_IMPATIENCE)
+        return lock.acquire(timeout=_LOCK_POLL)
     except Timeout:
-        # The other ranks of this process's machine wait for the same.
+        # The other ranks on this machine wait for the same lock.
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            say(f"waiting for another process that prepares {final}")
-        # Seldom: hundreds of ranks may wait for the same entry of a shared file system.
-        return lock.acquire(poll_interval=_IMPATIENCE)
+            log(f"waiting for another process that prepares {final}")
+        # Poll slowly: hundreds of ranks may wait for the same lock on a shared file system.
+        return lock.acquire(poll_interval=_LOCK_POLL)
 
 
 def _publish(final: Path, key: dict[str, Any], build: Callable[[Path], None]) -> None:
@@ -166,7 +166,7 @@ def _publish(final: Path, key: dict[str, Any], build: Callable[[Path], None]) ->
         try:
             partial.rename(final)
         except OSError:
-            # Where the file system keeps no locks, two may build; the second finds the same content in place.
+            # On a file system without locks two processes may build; the second finds the same content published.
             if not final.is_dir():
                 raise
     finally:
@@ -174,15 +174,15 @@ def _publish(final: Path, key: dict[str, Any], build: Callable[[Path], None]) ->
 
 
 def _flush(path: Path) -> None:
-    # The rename must not reach the disk before the content does.
+    # The content must reach the disk before the rename does.
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def _remove_leftovers(final: Path) -> None:
-    """Directories of builders that were killed. We hold the lock, so on this machine none is alive."""
+    """Removes temporary directories of killed builders. The lock is held, so no builder on this machine is alive."""
     own = f".partial-{socket.gethostname()}-"
     for path in final.parent.glob(f"{final.name}.partial-*"):
-        # On another machine one may be, if the file system does not carry locks between them.
-        if own in path.name or time.time() - path.stat().st_mtime > _FOREIGN_LEFTOVER:
+        # A builder on another machine may be alive if the file system does not share locks between machines.
+        if own in path.name or time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
             shutil.rmtree(path, ignore_errors=True)

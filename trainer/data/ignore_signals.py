@@ -1,5 +1,8 @@
-"""Imported by the fork server of the data workers, first thing: signals of a notice reach all processes of a rank's group, and
-where the fork server dies of one, its workers follow, though the training process still needs them for some steps."""
+"""Ignores termination signals. The fork server of the data workers imports this module first.
+
+A signal that announces a preemption reaches all processes of a rank's process group. If the fork server died of it, its
+workers would follow, although the training process needs them for some more steps.
+"""
 
 import signal
 

@@ -1,6 +1,6 @@
-"""Batches for one rank, prepared by worker processes.
+"""The micro-batches of one rank, prepared by worker processes.
 
-Which samples make up a global batch is decided here, from (seed, position) alone; a rank takes its part of them.
+The samples of a global batch are a function of (seed, position) alone; each rank takes its part of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import Samples
-from bellwether.trainer.data.sampling import Integers, Order, keys
+from bellwether.trainer.data.sampling import Integers, SampleOrder, sample_keys
 
 
 class WorkerError(RuntimeError):
-    """A batch could not be prepared: an error of ours, or a worker process that died."""
+    """A batch could not be prepared, because of an unexpected error or because a worker process died."""
 
 
 class _Job(NamedTuple):
@@ -54,32 +54,32 @@ def train_batches(
     workers: int,
     pin_memory: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
-    """The micro-batches of one rank: ``steps * accumulation`` of them, each of ``micro`` samples.
+    """Yields the micro-batches of one rank: ``steps * accumulation`` of them, each of ``micro`` samples.
 
     In step s, micro-batch a, rank r takes the ``micro`` global positions from
     ``start + s * global_batch + (a * world_size + r) * micro`` on.
 
     Args:
-        seed: of sample order and of masking or augmentation.
-        start: global sample position to begin at; any number, so that a run resumes where it stopped.
-        steps: weight updates.
-        workers: processes that prepare batches ahead; 0 prepares them here.
-        pin_memory: put batches in page-locked memory, for copies to a GPU.
+        seed: seed of the sample order and of masking or augmentation.
+        start: global sample position of the first step. It can be any number, so that a run resumes where it stopped.
+        steps: number of weight updates.
+        workers: number of processes that prepare batches in advance; 0: prepare them in this process.
+        pin_memory: copy batches to page-locked memory, for asynchronous copies to a GPU.
 
     Raises:
-        ConfigError: from the iterator, when a sample cannot be read.
-        WorkerError: from the iterator, when a batch cannot be prepared for another reason or a worker dies.
+        ConfigError: from the iterator, if a sample cannot be read.
+        WorkerError: from the iterator, if a batch cannot be prepared for another reason or a worker dies.
     """
     if micro * accumulation * world_size != global_batch:
         raise ValueError(f"{micro} x {accumulation} x {world_size} ranks do not make a global batch of {global_batch}")
-    order = Order(seed, len(samples))
+    order = SampleOrder(seed, len(samples))
 
     def jobs() -> Iterator[_Job]:
         for step in range(steps):
             for part in range(accumulation):
                 first = start + step * global_batch + (part * world_size + rank) * micro
                 positions = np.arange(first, first + micro)
-                yield _Job(order(positions), keys(seed, positions), None)
+                yield _Job(order(positions), sample_keys(seed, positions), None)
 
     return _batches(samples, jobs, steps * accumulation, workers, pin_memory)
 
@@ -87,13 +87,13 @@ def train_batches(
 def evaluation_batches(
     samples: Samples, *, limit: int | None, micro: int, rank: int, world_size: int, workers: int
 ) -> Iterator[dict[str, Tensor]]:
-    """One rank's share of the held-out samples, each of which appears once over all ranks.
+    """Yields one rank's share of the held-out samples, each of which appears once over all ranks.
 
-    Every rank yields the same number of batches of exactly ``micro`` samples. An extra entry ``weight``, float32 [B],
-    is 1 for a held-out sample and 0 for one that only fills up the batch.
+    Every rank yields the same number of batches of exactly ``micro`` samples. The additional entry ``weight``, float32 [B],
+    is 1 for a held-out sample and 0 for padding.
 
     Args:
-        limit: use this many samples at most, spread evenly over all; None uses all.
+        limit: use at most this many samples, spread evenly over all of them; None: use all.
     """
     total = len(samples)
     count = total if limit is None else min(limit, total)
@@ -104,15 +104,15 @@ def evaluation_batches(
             first = (batch * world_size + rank) * micro
             positions = np.arange(first, first + micro)
             weight = torch.from_numpy((positions < count).astype(np.float32))
-            # Rows may lie sorted by class: a limit takes every n-th, not the first ones.
+            # Rows may be sorted by class, so a limit takes every n-th row instead of the first ones.
             rows = (positions % count) * total // count
-            yield _Job(rows, keys(0, rows), weight)
+            yield _Job(rows, sample_keys(0, rows), weight)
 
     return _batches(samples, jobs, batches, workers, pin_memory=False)
 
 
 class _Batches(Dataset[Any]):
-    """What a worker does: a job in, a batch out. An error comes back as a value, to be raised in one piece."""
+    """Maps a job to a batch, in a worker. Errors are returned as values, so that they can be raised unchanged."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -142,10 +142,10 @@ def _batches(
     samples: Samples, jobs: Callable[[], Iterator[_Job]], count: int, workers: int, pin_memory: bool
 ) -> Iterator[dict[str, Tensor]]:
     workers = min(workers, count)
-    many: dict[str, Any] = {}
+    worker_options: dict[str, Any] = {}
     if workers:
-        # Not fork: by now this process has threads (tokenizers, arrow, NCCL) that hold locks, and a forked child
-        # could wait for one of them for ever. The fork server has none, and imports torch once for all workers.
+        # Not fork: this process has threads (tokenizers, arrow, NCCL) that may hold locks, for which a forked child would
+        # wait forever. The fork server has no such threads, and imports torch once for all workers.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
             [
@@ -156,22 +156,22 @@ def _batches(
                 "PIL.Image",
             ]
         )
-        many = {"multiprocessing_context": context, "worker_init_fn": _start_worker}
+        worker_options = {"multiprocessing_context": context, "worker_init_fn": _start_worker}
     loader: DataLoader[Any] = DataLoader(
         _Batches(samples),
         batch_size=None,
         sampler=_Jobs(jobs, count),
         num_workers=workers,
         pin_memory=pin_memory,
-        # Without one of its own, it would draw from torch's global generator, which belongs to dropout.
+        # By default it would draw from torch's global generator, which is reserved for dropout.
         generator=torch.Generator(),
-        **many,
+        **worker_options,
     )
     iterator = iter(loader)
-    stop = getattr(iterator, "_shutdown_workers", lambda: None)
-    # Also where the interpreter ends with this iterator still alive: workers ignore the SIGTERM they would get then.
-    atexit.register(stop)
-    forget = atexit.unregister  # when the interpreter has ended, the module is gone before this generator
+    shut_down = getattr(iterator, "_shutdown_workers", lambda: None)
+    # Needed if the interpreter exits while this iterator is alive: workers ignore the SIGTERM that they would get then.
+    atexit.register(shut_down)
+    unregister = atexit.unregister  # at interpreter exit the module may be gone before this generator is closed
     try:
         for batch in iterator:
             if isinstance(batch, ConfigError):
@@ -187,20 +187,20 @@ def _batches(
             f"set data.workers lower than {workers}, or to 0, to prepare batches in the training process"
         ) from error
     finally:
-        stop()
-        forget(stop)
+        shut_down()
+        unregister(shut_down)
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C, and the signals by which SLURM announces a preemption, reach every process of a step. They are for the
-    # training process, which may go on for some steps and needs its workers for them.
+    # Ctrl-C, and the signals by which SLURM announces a preemption, reach every process of a job step. Only the training
+    # process handles them; it may continue for some steps and needs its workers for them.
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # torch's own watch looks at the parent, which is the fork server and outlives a killed training process.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # torch's own watchdog checks the parent, which is the fork server and outlives a killed training process.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

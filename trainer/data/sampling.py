@@ -1,8 +1,7 @@
-"""Which row is the sample at a global position, and which random numbers belong to it.
+"""Counter-based random numbers, and the order of samples: the row at each global position, and the sample's random key.
 
-Both are functions of (seed, position) alone, written out in integer arithmetic instead of taken from a library's
-generator: they are the same on every machine and with every version, and whoever computes a sample, it comes out
-the same.
+Both are functions of (seed, position) alone. They are written in integer arithmetic instead of taken from a library's
+generator, so that they are equal on every machine and with every version of every library.
 """
 
 from __future__ import annotations
@@ -13,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
-Keys = npt.NDArray[np.uint64]
+Bits = npt.NDArray[np.uint64]
 
 _STEP = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
 _MASK = 2**64 - 1
+_ORDER = 0x6F72646572  # separates the seeds of sample orders from those of sample keys
 
 
-def _mix(z: Keys) -> Keys:
-    """The output function of SplitMix64 (Steele, Lea and Flood 2014): each input bit moves half of the output bits."""
+def _mix(z: Bits) -> Bits:
+    """The output function of SplitMix64 (Steele, Lea and Flood 2014): each input bit flips half of the output bits."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -31,53 +31,56 @@ def _state(seed: int) -> np.uint64:
     return np.uint64(_mix(np.array([(seed + _STEP) & _MASK], dtype=np.uint64))[0])
 
 
-def keys(seed: int, positions: npt.ArrayLike) -> Integers:
-    """63-bit random numbers, one for each position: element i of SplitMix64 seeded by ``seed``.
+def sample_keys(seed: int, positions: npt.ArrayLike) -> Integers:
+    """A random key of 63 bits for each position: element i of SplitMix64 seeded with ``seed``.
 
     Args:
         seed: any integer; taken modulo 2^64.
-        positions: integers of any shape.
+        positions: non-negative integers of any shape.
     """
     steps = np.asarray(positions).astype(np.uint64) + np.uint64(1)
     return (_mix(_state(seed) + steps * np.uint64(_STEP)) >> np.uint64(1)).astype(np.int64)
 
 
-def key(seed: int, position: int) -> int:
-    """`keys` for one position.
+def fold_in(seed: int, position: int) -> int:
+    """Derives a new seed from a seed and a counter, as `jax.random.fold_in` does: `sample_keys` for one position.
 
-    >>> key(1, 0) == int(keys(1, [0])[0]), 0 <= key(1, 0) < 2**63
+    >>> fold_in(1, 0) == int(sample_keys(1, [0])[0]), 0 <= fold_in(1, 0) < 2**63
     (True, True)
     """
-    return int(keys(seed, [position])[0])
+    return int(sample_keys(seed, [position])[0])
 
 
-def draws(sample_keys: npt.ArrayLike, count: int) -> Keys:
-    """``count`` 64-bit random numbers for each of B keys: ``[B, count]``."""
-    state = _mix(np.asarray(sample_keys).astype(np.uint64))
+def random_bits(keys: npt.ArrayLike, count: int) -> Bits:
+    """``count`` random numbers of 64 bits for each of B keys: [B, count]."""
+    state = _mix(np.asarray(keys).astype(np.uint64))
     return _mix(state[:, None] + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_STEP))
 
 
-def uniform(numbers: Keys) -> npt.NDArray[np.float64]:
-    """64-bit numbers as fractions in [0, 1), by their upper 53 bits."""
-    return (numbers >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def uniform(bits: Bits) -> npt.NDArray[np.float64]:
+    """Converts random numbers of 64 bits to fractions in [0, 1), by their upper 53 bits."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, length: int) -> Integers:
-    """The numbers 0 .. length - 1 in an order that the seed decides."""
-    order = np.argsort(keys(seed, np.arange(length)), kind="stable")
-    # An epoch of a large corpus stays in memory: half of it where 32 bits are enough.
+    """A random permutation of 0 .. length - 1."""
+    order = np.argsort(sample_keys(seed, np.arange(length)), kind="stable")
+    # The permutation of a large corpus stays in memory: half the size if 32 bits are enough.
     return order.astype(np.uint32) if length < 2**32 else order
 
 
-class Order:
-    """The row that stands at each global sample position: one permutation of all rows after another.
+class SampleOrder:
+    """The row at each global sample position: an independent permutation of all rows for each epoch.
 
-    The permutation of epoch e depends on (seed, e) alone; a position lies in epoch ``position // length``. A global
-    batch may straddle two epochs, so the last two permutations are kept.
+    The permutation of epoch e depends on (seed, e) alone; a position belongs to epoch ``position // length``. A global
+    batch may span two epochs, so the last two permutations are cached.
 
     Args:
-        seed: of the run (or of one phase of it).
-        length: rows of the data.
+        seed: of the run, or of one phase of it.
+        length: number of rows.
+
+    Raises:
+        ValueError: if there are no rows.
     """
 
     def __init__(self, seed: int, length: int) -> None:
@@ -92,19 +95,18 @@ class Order:
     def __call__(self, position: npt.NDArray[Any]) -> Integers: ...
 
     def __call__(self, position: int | npt.NDArray[Any]) -> int | Integers:
-        """Rows at positions (0, 1, 2, ...; a number or an array of any shape)."""
+        """The rows at positions 0, 1, 2, ...; for a number, or for an array of any shape."""
         positions = np.asarray(position, dtype=np.int64)
-        epochs, places = np.divmod(positions, self.length)
+        epochs, offsets = np.divmod(positions, self.length)
         rows = np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = self._epoch(int(epoch))[places[here]]
+            rows[here] = self._permutation(int(epoch))[offsets[here]]
         return rows if isinstance(position, np.ndarray) else int(rows)
 
-    def _epoch(self, epoch: int) -> Integers:
+    def _permutation(self, epoch: int) -> Integers:
         if epoch not in self._epochs:
             while len(self._epochs) >= 2:
                 del self._epochs[min(self._epochs)]
-            # A tag apart from the seeds of samples: order and content are independent.
-            self._epochs[epoch] = permutation(key(self.seed ^ 0x6F72646572, epoch), self.length)
+            self._epochs[epoch] = permutation(fold_in(self.seed ^ _ORDER, epoch), self.length)
         return self._epochs[epoch]

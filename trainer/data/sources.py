@@ -1,4 +1,4 @@
-"""Where rows come from: the built-in data, local files, or a hub. Everything becomes a `datasets.Dataset`."""
+"""Reads ``data.source``: a built-in dataset, local files, or a hub dataset, as a `datasets.Dataset`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.config.schema import ImageData, TextData
+from bellwether.trainer.config.schema.data import DataConfig
 from bellwether.trainer.data import builtin
 from bellwether.trainer.data.cache import files_fingerprint, local_path
 from bellwether.trainer.data.sampling import Integers, permutation
 
-_BUILT_IN = {"text": "python-docs", "images": "digits"}
 _SUFFIXES = {
     "text": (".txt", ".text"),
     "parquet": (".parquet",),
     "imagefolder": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
 }
-# Which rows are held out does not depend on the run: see `bellwether.trainer.data.load`.
+# The seed of the split. It does not depend on the run: see `bellwether.trainer.data.load`.
 _HOLD_OUT = 0x686F6C64
 
 
@@ -31,55 +32,58 @@ class Source:
     """Rows that have been located but not read.
 
     Attributes:
-        fingerprint: tells this content from any other; part of the keys of what is made from it.
-        open: reads it into a `datasets.Dataset`.
+        fingerprint: identifies the content; part of the cache keys of everything prepared from it.
+        open: reads the rows into a `datasets.Dataset`.
     """
 
     fingerprint: dict[str, Any]
     open: Callable[[], Any]
 
 
-def locate(config: TextData | ImageData, key: str = "data.source") -> Source:
-    """Find ``data.source``, or what ``data.validation`` names.
+def locate(config: DataConfig, key: str = "data.source") -> Source:
+    """Finds ``data.source``, or the held-out data that ``data.validation`` names.
+
+    Args:
+        key: ``data.source`` or ``data.validation``.
 
     Raises:
-        ConfigError: if there is no such thing, or no telling what it is.
+        ConfigError: if it does not exist, or its format cannot be determined.
     """
     held_out = key == "data.validation"
     name = config.validation if held_out else config.source
     assert name is not None
     form: str = config.format
-    built_in = form == "auto" and config.source == _BUILT_IN[config.kind]
-    if built_in and not held_out:
-        return _built_in(name)
-    if form == "hub" or (form == "auto" and not built_in and not _is_path(config.source)):
-        # Beside a hub's data set, `validation` is the name of one of its splits.
+    built_in = builtin.find(config.kind, config.source) if form == "auto" else None
+    if built_in is not None and not held_out:
+        return Source(built_in.fingerprint, built_in.rows)
+    if form == "hub" or (form == "auto" and built_in is None and not _is_path(config.source)):
+        # For a hub dataset, `validation` is the name of one of its splits.
         return _hub(config, config.validation if held_out else config.split, key)
     files = _files(name, form, key)
     form = _format(files, name, key) if form == "auto" else form
     wanted = [f for f in files if f.suffix.lower() in _SUFFIXES[form]] or files
     if form == "imagefolder":
-        _needs(config, "images", form, name, key)
+        _check_kind(config, "images", form, name, key)
         _in_class_folders(wanted, Path(name).expanduser(), key)
         return Source({"imagefolder": files_fingerprint(wanted)}, lambda: _image_folder(wanted, name, key))
     if form == "text":
-        _needs(config, "text", form, name, key)
+        _check_kind(config, "text", form, name, key)
     return Source({form: files_fingerprint(wanted)}, lambda: _read(form, wanted, config, name, key))
 
 
-def is_here(config: TextData | ImageData) -> bool:
-    """Whether no hub has to be asked for the data or for their tokenizer."""
-    built_in = config.format == "auto" and config.source == _BUILT_IN[config.kind]
-    words = config.tokenizer if isinstance(config, TextData) else "train"
-    own = words == "train" or local_path("data.tokenizer", words).exists()
-    return own and (built_in or (config.format != "hub" and _is_path(config.source)))
+def is_local(config: DataConfig) -> bool:
+    """Whether the rows can be read without access to a hub."""
+    built_in = config.format == "auto" and builtin.find(config.kind, config.source) is not None
+    return built_in or (config.format != "hub" and _is_path(config.source))
 
 
-def split(rows: int, config: TextData | ImageData) -> tuple[Integers, Integers]:
-    """Rows to train on and rows held out, both ascending: a fixed choice of ``validation_share``, at least one.
+def split(rows: int, config: DataConfig) -> tuple[Integers, Integers]:
+    """The row numbers of the training and of the validation split, both ascending.
+
+    The same rows are held out in every run: a fraction ``data.validation_share`` of them, at least one.
 
     Raises:
-        ConfigError: if that leaves nothing to train on, or nothing held out.
+        ConfigError: if one of the splits would be empty.
     """
     share = config.validation_share
     held_out = max(1, round(share * rows)) if share > 0 else 0
@@ -89,36 +93,12 @@ def split(rows: int, config: TextData | ImageData) -> tuple[Integers, Integers]:
         if rows < 2:
             advice = "name held-out data in data.validation"
         raise ConfigError("data.validation_share", share, problem, advice)
-    order = permutation(_HOLD_OUT, rows)
-    return _ascending(order[held_out:]), _ascending(order[:held_out])
-
-
-def _ascending(rows: Integers) -> Integers:
-    ascending = rows.astype("int64")
-    ascending.sort()
-    return ascending
-
-
-def _built_in(name: str) -> Source:
-    def documents() -> Any:
-        from datasets import Dataset
-
-        return Dataset.from_dict({"text": builtin.python_docs()})
-
-    def digits() -> Any:
-        from datasets import ClassLabel, Dataset, Features, Image
-
-        images, labels, names = builtin.digits()
-        features = Features({"image": Image(decode=False), "label": ClassLabel(names=names)})
-        return Dataset.from_dict({"image": [{"bytes": i, "path": None} for i in images], "label": labels}, features)
-
-    if name == "digits":
-        return Source(builtin.digits_fingerprint(), digits)
-    return Source(builtin.python_docs_fingerprint(), documents)
+    order = permutation(_HOLD_OUT, rows).astype("int64")
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 def _is_path(name: str) -> bool:
-    """Whether this is meant as a local path, be it there or not. A hub's name is ``name`` or ``owner/name``."""
+    """Whether a source is meant as a local path, whether it exists or not. A hub name is ``name`` or ``owner/name``."""
     known = Path(name).suffix.lower() in sum(_SUFFIXES.values(), ())
     looks_like_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) is not None
     return known or not looks_like_hub or Path(name).expanduser().exists()
@@ -155,31 +135,31 @@ def _format(files: list[Path], name: str, key: str) -> str:
     raise ConfigError(key, name, problem, "set data.format, or name the files by a glob such as folder/*.parquet")
 
 
-def _needs(config: TextData | ImageData, kind: str, form: str, name: str, key: str) -> None:
+def _check_kind(config: DataConfig, kind: str, form: str, name: str, key: str) -> None:
     if config.kind != kind:
         raise ConfigError(key, name, f"is {form}, but data.kind is {config.kind}", "name other data, or set data.kind")
 
 
-def _read(form: str, files: list[Path], config: TextData | ImageData, name: str, key: str) -> Any:
+def _read(form: str, files: list[Path], config: DataConfig, name: str, key: str) -> Any:
     from datasets.arrow_writer import SchemaInferenceError
 
     cache = local_path("data.cache", config.cache)
     options: dict[str, Any] = {}
     if form == "text":
-        # Blank lines separate documents or paragraphs. Files without any have one on each line.
+        # Blank lines separate documents or paragraphs. Without any, each line is a document.
         options = {"sample_by": "paragraph" if any(map(_has_blank_line, files)) else "line"}
     try:
         return _load_dataset(cache, form, data_files=[str(f) for f in files], split="train", **options)
     except Exception as error:
         if isinstance(error.__cause__, SchemaInferenceError):
             raise ConfigError(key, name, "has no rows", "name other data") from error
-        file, problem = _unreadable(form, files) or (name, _said(error))
+        file, problem = _unreadable(form, files) or (name, _reason(error))
         advice = "text must be UTF-8" if form == "text" else "all files must be parquet, with rows and the same columns"
         raise ConfigError(key, name, f"{file} cannot be read: {problem}", advice) from error
 
 
 def _unreadable(form: str, files: list[Path]) -> tuple[Path, str] | None:
-    """The first file that cannot be read, and why. `datasets` does not say which it was."""
+    """The first file that cannot be read, and the reason. The errors of `datasets` do not name the file."""
     from pyarrow import parquet
 
     columns = None
@@ -192,7 +172,7 @@ def _unreadable(form: str, files: list[Path]) -> tuple[Path, str] | None:
                 continue
             metadata = parquet.read_metadata(file)
         except Exception as error:
-            return file, _said(error)
+            return file, _reason(error)
         found = metadata.schema.to_arrow_schema().names
         columns = columns or found
         if not metadata.num_rows:
@@ -212,34 +192,34 @@ def _has_blank_line(file: Path) -> bool:
     return False
 
 
-def _hub(config: TextData | ImageData, part: str | None, key: str) -> Source:
+def _hub(config: DataConfig, part: str | None, key: str) -> Source:
     name = config.source if key == "data.source" else str(part)
     cache = local_path("data.cache", config.cache)
     try:
         dataset = _load_dataset(cache, config.source, config.subset, split=part)
     except Exception as error:
-        advice = "give a path, or a data set's name on the hub; data.subset and data.split choose a part of it"
-        raise ConfigError(key, name, f"datasets cannot load it: {_said(error)}", advice) from error
+        advice = "give a path, or the name of a dataset on the hub; data.subset and data.split choose a part of it"
+        raise ConfigError(key, name, f"datasets cannot load it: {_reason(error)}", advice) from error
     return Source({"hub": config.source, "split": part, "digest": dataset._fingerprint}, lambda: dataset)
 
 
 def _load_dataset(cache: Path, *args: Any, **options: Any) -> Any:
-    """`datasets.load_dataset`. Its own copies go to the cache too."""
+    """`datasets.load_dataset`, with its own cache below ours."""
     import datasets
 
     datasets.disable_progress_bars()
     return datasets.load_dataset(*args, cache_dir=str(cache / "datasets"), **options)
 
 
-def _said(error: BaseException) -> str:
-    """What an error says, or what it was raised from: `datasets` hides the reason behind errors of its own."""
+def _reason(error: BaseException) -> str:
+    """Type and message of an error's root cause: `datasets` wraps the reason in errors of its own."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _in_class_folders(files: list[Path], folder: Path, key: str) -> None:
-    """Refuse what would make a class of a folder that is none, such as ``train`` and ``val`` side by side."""
+    """Refuses layouts in which a folder that is not a class, such as ``train`` or ``val``, would become one."""
     if not folder.is_dir():
         return
     for file in files:
@@ -249,7 +229,7 @@ def _in_class_folders(files: list[Path], folder: Path, key: str) -> None:
 
 
 def _image_folder(files: list[Path], name: str, key: str) -> Any:
-    """One sub-folder a class. The class is the folder that the image lies in; classes are sorted by name."""
+    """Reads images of which each folder is a class; classes are sorted by name."""
     from datasets import ClassLabel, Dataset, Features, Image
 
     classes = sorted({f.parent.name for f in files})

@@ -1,230 +1,81 @@
-"""Text for masked language modelling: tokenized once, packed without padding, masked anew each time it is drawn.
+"""Text for masked language modelling: the keys of ``data: {kind: text}``. `text_samples` prepares the data.
 
-On disk a corpus is one long stream of tokens without any special token. Row i of a model that reads L tokens is
-``[CLS] + stream[i (L - 2) : (i + 1) (L - 2)] + [SEP]``, so one preparation serves every sequence length.
+Configs are read where torch and numpy are not wanted, so they are imported in the methods.
 """
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.config.schema import TextData
-from bellwether.trainer.data import Data, sampling, tokenizer
-from bellwether.trainer.data.cache import digest, prepared, say
-from bellwether.trainer.data.sources import Source, locate, split
+from bellwether.trainer.config.schema.data import DataConfig
+from bellwether.trainer.config.schema.section import FRACTION, TOKENS
 
-_REVISION = 2
-_PIECE = 100_000  # characters; a longer document is cut at white space, for the tokenizer's threads
-_CHUNK = 4_000_000  # characters tokenized at a time
-# Runs of letters and digits longer than any word, such as base64. BERT makes one [UNK] of all beyond 100 characters; to
-# learn a vocabulary takes time quadratic in their length. Chinese characters are words of their own, however many.
-_IN_WORD = r"[^\W_\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]"
-_LONG_WORD = re.compile(f"(?<!{_IN_WORD})({_IN_WORD}{{200}}){_IN_WORD}+")
-_VALIDATION_MASKS = 0x6D61736B
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Tokens = npt.NDArray[np.unsignedinteger[Any]]
+    from bellwether.trainer.data import Dataset, Samples
 
 
-@dataclass
-class TextSamples:
-    """Rows of a token stream. See `bellwether.trainer.data.Samples`.
+class TextData(DataConfig):
+    """Text for masked language modelling, packed into sequences without padding."""
 
-    Attributes:
-        path: a flat file of tokens, uint16 or uint32.
-        sequence_length: L, in tokens, [CLS] and [SEP] included.
-        masked: k, how many tokens of each row are to be predicted.
-        fixed: mask each row the same way each time.
-    """
-
-    path: Path
-    dtype: str
-    sequence_length: int
-    masked: int
-    vocabulary_size: int
-    cls: int
-    sep: int
-    mask: int
-    fixed: bool
-    _stream: Tokens | None = field(default=None, repr=False)
-
-    def __len__(self) -> int:
-        return self.path.stat().st_size // np.dtype(self.dtype).itemsize // (self.sequence_length - 2)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None}  # a worker maps the file itself
-
-    def batch(
-        self, indices: Sequence[int] | npt.NDArray[np.int64], keys: Sequence[int] | npt.NDArray[np.int64]
-    ) -> dict[str, Tensor]:
-        rows = np.asarray(indices, dtype=np.int64)
-        if self.fixed:
-            keys = sampling.keys(_VALIDATION_MASKS, rows)
-        content = self.sequence_length - 2
-        if self._stream is None:
-            self._stream = np.memmap(self.path, dtype=self.dtype, mode="r")
-        tokens = self._stream[rows[:, None] * content + np.arange(content)].astype(np.int64)
-
-        # 3 random numbers a token: which k tokens, what becomes of each, and by which other it may be replaced.
-        choice, fate, other = np.split(sampling.draws(keys, 3 * content), 3, axis=1)
-        places = np.sort(np.argsort(choice, axis=1, kind="stable")[:, : self.masked], axis=1)
-        labels = np.take_along_axis(tokens, places, axis=1)
-        fate_of = sampling.uniform(np.take_along_axis(fate, places, axis=1))
-        random = (sampling.uniform(np.take_along_axis(other, places, axis=1)) * self.vocabulary_size).astype(np.int64)
-        # Devlin et al. 2018, section 3.1: 80 % [MASK], 10 % a random token, 10 % left as they are.
-        seen = np.where(fate_of < 0.8, self.mask, np.where(fate_of < 0.9, random, labels))
-        np.put_along_axis(tokens, places, seen, axis=1)
-
-        ids = np.empty((len(rows), self.sequence_length), dtype=np.int64)
-        ids[:, 0], ids[:, 1:-1], ids[:, -1] = self.cls, tokens, self.sep
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "masked_positions": torch.from_numpy(places + 1),
-            "labels": torch.from_numpy(labels),
-        }
-
-
-def load(config: TextData) -> Data:
-    """See `bellwether.trainer.data.load`."""
-    source = locate(config)
-    validation = locate(config, "data.validation") if config.validation is not None else None
-    corpus = _Corpus(config, source, validation)
-    words = tokenizer.load(config, corpus.key, corpus.train)
-    size = max(words.get_vocab().values()) + 1
-    dtype = "uint16" if size <= 2**16 else "uint32"
-    key = {
-        "revision": _REVISION, "corpus": corpus.key, "dtype": dtype,
-        "validation": None if validation is None else validation.fingerprint,
-        "tokenizer": digest(words.backend_tokenizer.to_str()),
-    }  # fmt: skip
-    entry = prepared(config.cache, "tokens", key, lambda folder: _tokenize(corpus, words, dtype, folder))
-
-    def samples(part: str, fixed: bool) -> TextSamples:
-        content = config.sequence_length - 2
-        return TextSamples(
-            entry / f"{part}.bin", dtype, config.sequence_length, max(1, round(config.mask_share * content)),
-            size, words.cls_token_id, words.sep_token_id, words.mask_token_id, fixed,
-        )  # fmt: skip
-
-    train, held_out = samples("train", False), samples("validation", True)
-    for part, what, advice in (
-        (train, "text", "more text"),
-        (held_out, "held-out text", "hold out more, by data.validation_share or data.validation"),
-    ):
-        if not len(part):
-            problem = f"the {what} does not fill one sequence"
-            raise ConfigError(
-                "data.sequence_length", config.sequence_length, problem, f"use shorter sequences, or {advice}"
-            )
-    return Data(train, held_out, vocabulary_size=size, tokenizer=words, fingerprint=entry.name)
-
-
-class _Corpus:
-    """The rows of the two parts, read when they are first needed and only once."""
-
-    def __init__(self, config: TextData, source: Source, validation: Source | None) -> None:
-        self.config, self.source, self.validation_source = config, source, validation
-        self.key = {
-            "source": source.fingerprint, "column": config.column,
-            "share": None if validation is not None else config.validation_share,
-        }  # fmt: skip
-        self._parts: tuple[Any, Any] | None = None
-
-    def train(self) -> Iterator[str]:
-        return _texts(self._open()[0], self.config.column)
-
-    def validation(self) -> Iterator[str]:
-        return _texts(self._open()[1], self.config.column)
-
-    def _open(self) -> tuple[Any, Any]:
-        if self._parts is None:
-            say(f"reading {self.config.source}")
-            rows = self._checked(self.source.open(), "data.source")
-            if self.validation_source is not None:
-                self._parts = rows, self._checked(self.validation_source.open(), "data.validation")
-            else:
-                train, held_out = split(len(rows), self.config)
-                self._parts = rows.select(train), rows.select(held_out)
-        return self._parts
-
-    def _checked(self, rows: Any, key: str) -> Any:
-        column = self.config.column
-        if column not in rows.column_names:
-            have = ", ".join(rows.column_names)
-            raise ConfigError("data.column", column, f"no such column in {key}", f"it has: {have}")
-        feature = rows.features[column]
-        held = getattr(feature, "dtype", feature)  # lists and structs have none
-        if held not in ("string", "large_string"):
-            raise ConfigError("data.column", column, f"holds {held}, not text", "name another column")
-        if not len(rows):
-            raise ConfigError(key, getattr(self.config, key.removeprefix("data.")), "has no rows", "name other data")
-        return rows.select_columns([column])
-
-
-def _texts(rows: Any, column: str) -> Iterator[str]:
-    for batch in rows.iter(batch_size=100):
-        for text in batch[column]:
-            yield _LONG_WORD.sub(r"\1", text or "")
-
-
-def _tokenize(corpus: _Corpus, words: Any, dtype: str, folder: Path) -> None:
-    from tokenizers import Tokenizer
-
-    began = time.monotonic()
-    # A copy: text that spells "[MASK]" is text, and the tokenizer that gets exported stays as it was.
-    encoder = Tokenizer.from_str(words.backend_tokenizer.to_str())
-    encoder.no_padding()
-    encoder.no_truncation()
-    encoder.encode_special_tokens = True
-    counts = {}
-    for part, texts in (("train", corpus.train()), ("validation", corpus.validation())):
-        counts[part] = 0
-        reported = began
-        with (folder / f"{part}.bin").open("wb") as file:
-            for chunk in _chunks(texts):
-                for encoding in encoder.encode_batch_fast(chunk, add_special_tokens=False):
-                    ids = np.array(encoding.ids, dtype=dtype)
-                    file.write(ids.tobytes())
-                    counts[part] += len(ids)
-                if time.monotonic() - reported > 10:
-                    reported = time.monotonic()
-                    say(f"{counts[part]:,} tokens so far")
-    seconds = time.monotonic() - began
-    say(
-        f"{counts['train']:,} tokens to train on and {counts['validation']:,} held out, tokenized in {seconds:.1f} s: "
-        f"{folder.parent}"
+    kind: Literal["text"]
+    source: str = Field(
+        "python-docs", description="python-docs (built in), a file, folder or glob, or the name of a hub dataset"
+    )
+    column: str = Field("text", description="name of the text column")
+    tokenizer: str = Field(
+        "train",
+        description="train (WordPiece, trained on this corpus), a vocabulary file, a tokenizer folder, or the name of one "
+        "on the hub",
+    )
+    vocabulary_size: Annotated[int, Field(ge=64, le=2**24)] = Field(
+        30522,
+        description="size of a trained WordPiece vocabulary; ignored for a given tokenizer",
+        json_schema_extra=TOKENS,
+    )
+    lowercase: bool = Field(
+        True, description="lowercase the text and strip accents (for a trained vocabulary or a vocabulary file)"
+    )
+    sequence_length: Annotated[int, Field(ge=8)] = Field(
+        128, description="sequence length, [CLS] and [SEP] included", json_schema_extra=TOKENS
+    )
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.15, description="fraction of the tokens to mask and predict", json_schema_extra=FRACTION
     )
 
+    @property
+    def masked_tokens(self) -> int:
+        """Number of tokens to predict in each sequence."""
+        return max(1, round(self.mask_share * (self.sequence_length - 2)))
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    size = 0
-    for text in texts:
-        for piece in _pieces(text):
-            chunk.append(piece)
-            size += len(piece)
-            if size >= _CHUNK:
-                yield chunk
-                chunk, size = [], 0
-    if chunk:
-        yield chunk
+    @property
+    def tokens_per_sample(self) -> int:
+        return self.sequence_length
 
+    def load(self) -> Dataset:
+        from bellwether.trainer.data import text_samples
 
-def _pieces(text: str) -> Iterator[str]:
-    while len(text) > _PIECE:
-        cut = max(text.rfind(space, 1, _PIECE) for space in " \n\t")
-        if cut < 1:
-            break  # no white space: let the tokenizer make of it what it will
-        yield text[:cut]
-        text = text[cut:]
-    yield text
+        return text_samples.load(self)
+
+    def is_local(self) -> bool:
+        from bellwether.trainer.data.cache import local_path
+
+        own = self.tokenizer == "train" or local_path("data.tokenizer", self.tokenizer).exists()
+        return own and super().is_local()
+
+    def zeros(self, count: int) -> dict[str, Tensor]:
+        import torch
+
+        ids = torch.zeros(count, self.sequence_length, dtype=torch.int64)
+        masked = torch.zeros(count, self.masked_tokens, dtype=torch.int64)
+        return {"input_ids": ids, "masked_positions": masked, "labels": torch.zeros_like(masked)}
+
+    def assumed(self, samples: Samples, classes: int) -> tuple[Dataset, str]:
+        from bellwether.trainer.data import Dataset
+
+        size = self.vocabulary_size
+        note = f"a vocabulary of {size:,}, as data.vocabulary_size says: the tokenizer was not read"
+        return Dataset(samples, samples, vocabulary_size=size), note

@@ -1,4 +1,4 @@
-"""The tokenizer: WordPiece trained on the corpus, a vocabulary file, a folder, or one of the hub's."""
+"""The tokenizer: WordPiece trained on the corpus, a vocabulary file, a tokenizer folder, or one from the hub."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.config.schema import TextData
-from bellwether.trainer.data.cache import local_path, prepared, say
+from bellwether.trainer.data.cache import local_path, log, prepared
+from bellwether.trainer.data.text import TextData
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# A vocabulary is learnt from this many characters at most; more would not change it much, but needs the memory.
+# A vocabulary is trained on at most this many characters. More would hardly change it, but need more memory.
 _CHARACTERS = 200_000_000
 _REVISION = 2
 
 
 def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iterable[str]]) -> Any:
-    """The fast tokenizer of transformers that ``data.tokenizer`` names.
+    """Loads or trains the fast tokenizer of transformers that ``data.tokenizer`` names.
 
     Args:
-        corpus_key: what tells the training rows from others.
-        corpus: reads the training rows; called only to train a vocabulary that is not cached.
+        corpus_key: identifies the training rows, for the cache.
+        corpus: reads the training rows; only called to train a vocabulary that is not cached.
 
     Raises:
         ConfigError: if it cannot be loaded, or lacks a token that masked language modelling needs.
@@ -43,24 +43,24 @@ def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iter
 def _given(config: TextData) -> Any:
     path = local_path("data.tokenizer", config.tokenizer)
     if path.is_file():
-        advice = "give a vocabulary file of BERT's, one token a line"
+        advice = "give a vocabulary file of BERT's, one token per line"
         try:
             found = _from_vocabulary(path, config.lowercase)
         except ValueError as error:
             raise ConfigError("data.tokenizer", config.tokenizer, f"cannot be read: {error}", advice) from error
         known = found.get_vocab()
-        lacking = [token for token in SPECIAL if token not in known or known[token] >= found.vocab_size]
-        if lacking:
-            raise ConfigError("data.tokenizer", config.tokenizer, f"does not list {' '.join(lacking)}", advice)
+        missing = [token for token in SPECIAL if token not in known or known[token] >= found.vocab_size]
+        if missing:
+            raise ConfigError("data.tokenizer", config.tokenizer, f"does not list {' '.join(missing)}", advice)
         return found
     if not path.exists() and config.tokenizer.startswith(("/", ".", "~")):
         raise ConfigError(
             "data.tokenizer", config.tokenizer, "no such file or folder", "write train, or correct the path"
         )
     found = _pretrained(str(path) if path.exists() else config.tokenizer, config)
-    lacking = [name for name in ("cls", "sep", "mask") if getattr(found, f"{name}_token_id") is None]
-    if lacking or not found.is_fast:
-        problem = "is not a fast tokenizer" if not found.is_fast else f"has no {' and no '.join(lacking)} token"
+    missing = [name for name in ("cls", "sep", "mask") if getattr(found, f"{name}_token_id") is None]
+    if missing or not found.is_fast:
+        problem = "is not a fast tokenizer" if not found.is_fast else f"has no {' and no '.join(missing)} token"
         raise ConfigError("data.tokenizer", config.tokenizer, problem, "name one made for masked language modelling")
     return found
 
@@ -78,7 +78,7 @@ def _pretrained(name: str, config: TextData) -> Any:
 
 
 def _from_vocabulary(path: Path, lowercase: bool) -> Any:
-    """BERT's tokenizer with the tokens of a file, one a line; the line's number is the token's."""
+    """BERT's tokenizer with the vocabulary of a file: one token per line, in the order of their numbers."""
     from transformers import BertTokenizerFast
 
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -90,20 +90,20 @@ def _from_vocabulary(path: Path, lowercase: bool) -> Any:
 
 
 def _train(config: TextData, corpus: Iterable[str], file: Path) -> None:
-    """Learn a WordPiece vocabulary and write it, one token a line.
+    """Trains a WordPiece vocabulary and writes it to a file, one token per line.
 
     `tokenizers` numbers the pieces ``##c`` in the order of a randomly seeded hash map and breaks ties between merges
-    by these numbers, so two calls give two vocabularies. Naming all pieces of one character beforehand fixes the
-    numbers, and with them the result.
+    by these numbers, so two calls give two vocabularies. Passing all one-character pieces as special tokens fixes the
+    numbers, and thus makes the result reproducible.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     texts = list(_first_characters(corpus, _CHARACTERS))
-    alphabet = _alphabet(map(learner.normalizer.normalize_str, texts), config.vocabulary_size // 4)
-    say(f"learning a vocabulary of {config.vocabulary_size:,} from {sum(map(len, texts)):,} characters")
+    alphabet = _alphabet(map(trained.normalizer.normalize_str, texts), config.vocabulary_size // 4)
+    log(f"training a vocabulary of {config.vocabulary_size:,} from {sum(map(len, texts)):,} characters")
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocabulary_size,
         min_frequency=2,
@@ -112,10 +112,10 @@ def _train(config: TextData, corpus: Iterable[str], file: Path) -> None:
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
     )
-    learner.train_from_iterator(texts, trainer)
-    vocabulary = learner.get_vocab()
+    trained.train_from_iterator(texts, trainer)
+    vocabulary = trained.get_vocab()
     if len(vocabulary) < config.vocabulary_size:
-        say(f"the corpus gives {len(vocabulary):,} pieces that occur twice, not {config.vocabulary_size:,}")
+        log(f"the corpus gives {len(vocabulary):,} pieces that occur twice, not {config.vocabulary_size:,}")
     file.write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n", encoding="utf-8")
 
 
@@ -123,18 +123,18 @@ def _first_characters(corpus: Iterable[str], limit: int) -> Iterator[str]:
     seen = 0
     for text in corpus:
         if seen >= limit:
-            say(f"the vocabulary is learnt from the first {seen:,} characters")
+            log(f"the vocabulary is trained on the first {seen:,} characters")
             return
         seen += len(text)
         yield text
 
 
 def _alphabet(texts: Iterable[str], limit: int) -> list[str]:
-    """The commonest characters, in the order of their code points. What is not among them becomes [UNK]."""
+    """The most frequent characters, in the order of their code points. Words with any other character become [UNK]."""
     counts = np.zeros(0x110000, dtype=np.int64)
     for text in texts:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         found = np.bincount(points)
         counts[: len(found)] += found
-    commonest = np.argsort(-counts, kind="stable")[: min(limit, 1000)]
-    return [chr(point) for point in sorted(commonest) if counts[point] and not chr(point).isspace()]
+    most_frequent = np.argsort(-counts, kind="stable")[: min(limit, 1000)]
+    return [chr(point) for point in sorted(most_frequent) if counts[point] and not chr(point).isspace()]

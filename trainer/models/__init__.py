@@ -1,49 +1,37 @@
-"""Models for training: transformers' BERT and ResNet, and residual networks for small images of our own."""
+"""Models for training: BERT and ResNet of transformers, and our own residual networks for small images.
+
+Importing this package imports neither torch nor transformers, because configs are validated with it.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, AutoModelForImageClassification
-
-from bellwether.trainer.models.modeling_residual import (
-    CifarResNetConfig,
-    CifarResNetForImageClassification,
-    WideResNetConfig,
-    WideResNetForImageClassification,
-)
-from bellwether.trainer.models.tasks import Classification, MaskedLanguageModelling, Task
-
 if TYPE_CHECKING:
-    from bellwether.trainer.config.schema import Model
-    from bellwether.trainer.data import Data
+    from bellwether.trainer.config.schema.models import ModelConfig
+    from bellwether.trainer.data import Dataset
+    from bellwether.trainer.models.tasks import Task
 
-__all__ = ["Task", "build"]
+__all__ = ["build"]
 
-for _config, _model in (
-    (CifarResNetConfig, CifarResNetForImageClassification),
-    (WideResNetConfig, WideResNetForImageClassification),
-):
-    # With Bellwether imported, exports load as any model of transformers does; without it, by the code beside them.
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModelForImageClassification.register(_config, _model, exist_ok=True)
-    _config.register_for_auto_class()
-    _model.register_for_auto_class("AutoModelForImageClassification")
+# The modules that define kinds of models, in the order in which messages list them.
+_KINDS = ("bert", "resnet", "small_resnets")
 
 
-def build(config: Model, data: Data, *, activation_checkpointing: bool = False) -> Task:
-    """A model with fresh weights, and the task it is trained on.
+def build(config: ModelConfig, dataset: Dataset, *, activation_checkpointing: bool = False) -> Task:
+    """A model with newly initialized weights, and the task that it is trained on.
 
-    Weights come from torch's generator: call `torch.manual_seed` first.
+    The weights are drawn from torch's global generator: call `torch.manual_seed` first.
 
     Args:
         config: the section `model` of a config.
-        data: tells the vocabulary, or channels and classes.
-        activation_checkpointing: keep only the input of each layer or block, and compute it again in the backward
-            pass. BatchNorm's running statistics move once all the same.
+        dataset: gives the size of the vocabulary, or the number of channels and classes.
+        activation_checkpointing: store only the input of each layer or block, and recompute its activations in the backward
+            pass. BatchNorm's running statistics are updated only once.
     """
-    from bellwether.trainer.models import bert, residual
+    return config.build(dataset, activation_checkpointing)
 
-    if config.kind == "bert":
-        return MaskedLanguageModelling(bert.build(config, data, activation_checkpointing))
-    return Classification(residual.build(config, data, activation_checkpointing))
+
+for _kind in _KINDS:
+    importlib.import_module(f"{__name__}.{_kind}")

@@ -1,15 +1,21 @@
-"""BERT of transformers (Devlin et al. 2018) in its published sizes."""
+"""BERT of transformers (Devlin et al. 2018) in its published sizes, for masked language modelling."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from bellwether.trainer.config.schema.data import DataConfig
+from bellwether.trainer.config.schema.models import ModelConfig
+from bellwether.trainer.config.schema.section import FRACTION, TOKENS, Count, Share
 
 if TYPE_CHECKING:
-    from bellwether.trainer.config.schema import BertModel
-    from bellwether.trainer.data import Data
+    from bellwether.trainer.data import Dataset
+    from bellwether.trainer.models.tasks import Task
 
-# Layers and hidden size; heads have 64 dimensions, feed-forward layers four times the hidden size.
-# Base and large: Devlin et al. 2018; the small ones: Turc et al. 2019 (1908.08962).
+# Number of layers and hidden size. Heads have 64 dimensions, feed-forward layers four times the hidden size.
+# Base and large: Devlin et al. 2018; the smaller sizes: Turc et al. 2019 (1908.08962).
 SIZES = {
     "tiny": (2, 128),
     "mini": (4, 256),
@@ -20,29 +26,60 @@ SIZES = {
 }
 
 
-def build(config: BertModel, data: Data, activation_checkpointing: bool) -> Any:
-    """`BertForMaskedLM` with the tokenizer's vocabulary, its output weights tied to the word embeddings."""
-    from transformers import BertConfig, BertForMaskedLM
+class BertModel(ModelConfig):
+    """BERT for masked language modelling (Devlin et al. 2018; small sizes of Turc et al. 2019)."""
 
-    layers, hidden = SIZES[config.size]
-    pad = getattr(data.tokenizer, "pad_token_id", None)
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=data.vocabulary_size,
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // 64,
-            intermediate_size=4 * hidden,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            max_position_embeddings=config.max_positions,
-            type_vocab_size=2,
-            pad_token_id=pad if pad is not None else 0,
-            attn_implementation="sdpa",
-        )
+    data_kind: ClassVar[str] = "text"
+    assumed_mfu: ClassVar[float] = 0.35
+
+    kind: Literal["bert"]
+    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = Field(
+        "base",
+        description="layers/hidden size: tiny 2/128, mini 4/256, small 4/512, medium 8/512, base 12/768, large 24/1024",
     )
-    if activation_checkpointing:
-        # transformers renamed it in 5.2x; both are within the versions that we allow.
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
-    return model
+    dropout: Share = Field(
+        0.1, description="dropout probability of hidden states and attention weights", json_schema_extra=FRACTION
+    )
+    max_positions: Count = Field(
+        512, description="longest sequence that the position embeddings allow", json_schema_extra=TOKENS
+    )
+
+    @property
+    def label(self) -> str:
+        return f"bert-{self.size}"
+
+    def check_data(self, data: DataConfig) -> None:
+        length = data.tokens_per_sample or 0
+        if length > self.max_positions:
+            raise ValueError(
+                f"data.sequence_length: {length} tokens do not fit model.max_positions: {self.max_positions}"
+            )
+
+    def build(self, dataset: Dataset, activation_checkpointing: bool) -> Task:
+        """`BertForMaskedLM` with the tokenizer's vocabulary. The output weights are tied to the word embeddings."""
+        from transformers import BertConfig, BertForMaskedLM
+
+        from bellwether.trainer.models.tasks import MaskedLanguageModelling
+
+        layers, hidden = SIZES[self.size]
+        pad = getattr(dataset.tokenizer, "pad_token_id", None)
+        model = BertForMaskedLM(
+            BertConfig(
+                vocab_size=dataset.vocabulary_size,
+                hidden_size=hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=hidden // 64,
+                intermediate_size=4 * hidden,
+                hidden_dropout_prob=self.dropout,
+                attention_probs_dropout_prob=self.dropout,
+                max_position_embeddings=self.max_positions,
+                type_vocab_size=2,
+                pad_token_id=pad if pad is not None else 0,
+                attn_implementation="sdpa",
+            )
+        )
+        if activation_checkpointing:
+            # transformers renamed this method in 5.2x; both names are within the supported versions.
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
+        return MaskedLanguageModelling(model)

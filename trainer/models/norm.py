@@ -1,4 +1,4 @@
-"""BatchNorm whose statistics stay in float32 when the model is cast to bfloat16 or float16."""
+"""BatchNorm that keeps its running statistics in float32 when the model is cast to bfloat16 or float16."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.nn import functional
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's, with running statistics and arithmetic in float32 whatever the dtype of weights and inputs.
+    """`torch.nn.BatchNorm2d` with running statistics and arithmetic in float32 for every dtype of weights and inputs.
 
-    An engine casts the whole module. A running mean that moves by a tenth of a small difference would then stand
-    still: in bfloat16 a change below 1/256 of the value is lost.
+    An engine casts the whole module. In bfloat16, changes below 1/256 of a value are lost, so a running mean with momentum
+    0.1 would stop moving.
     """
 
     @classmethod
     def replace(cls, model: nn.Module) -> None:
-        """Make all of a model's `nn.BatchNorm2d` this class, in place; names, weights and hooks stay."""
+        """Changes the class of every `nn.BatchNorm2d` in a model to this one, in place; names, weights and hooks are kept."""
         for module in model.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = cls
@@ -31,7 +31,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             cast = self._buffers[name]
             assert cast is not None
             if cast.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(cast.device)  # moved, but not rounded
+                self._buffers[name] = buffer.to(cast.device)  # moved to the device, but not rounded
         return self
 
     def forward(self, input: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         momentum = self.momentum
-        if momentum is None:  # a plain mean over batches, as torch has it
+        if momentum is None:  # a cumulative mean over batches, as in torch
             momentum = 1.0 / float(self.num_batches_tracked or 1)
         return functional.batch_norm(
             input, self.running_mean, self.running_var, self.weight.float(), self.bias.float(),
@@ -48,12 +48,13 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
+    """The BatchNorm layers of a model."""
     return (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
 @contextmanager
-def still(model: nn.Module) -> Iterator[None]:
-    """Inside, the running statistics of a model's BatchNorms do not move."""
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside this context the running statistics of a model's BatchNorm layers are not updated."""
     kept: list[tuple[nn.BatchNorm2d, float | None, Any]] = [
         (n, n.momentum, n.num_batches_tracked) for n in norms(model)
     ]

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from bellwether.experiments.planner.activations import DummySamples
 from bellwether.trainer.config import validate
-from bellwether.trainer.data import Data
+from bellwether.trainer.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def _numel(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def data_of(config: Any) -> Data:
+def data_of(config: Any) -> Dataset:
     dummy = DummySamples(config.data, 1000)
-    return Data(dummy, dummy, config.data.vocabulary_size if config.data.kind == "text" else None, 10,
+    return Dataset(dummy, dummy, config.data.vocabulary_size if config.data.kind == "text" else None, 10,
                 channels=len(getattr(config.data, "mean", ())), labels=[str(i) for i in range(10)])  # fmt: skip
 
 

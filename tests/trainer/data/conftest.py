@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bellwether.trainer.config.schema import TextData
+from bellwether.trainer.data.text import TextData
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from bellwether.trainer.data import augment
-from bellwether.trainer.data.sampling import keys
+from bellwether.trainer.data.sampling import sample_keys
 
-SEEDS = keys(1, np.arange(4000))
+SEEDS = sample_keys(1, np.arange(4000))
 
 
 def test_normalise() -> None:
@@ -39,7 +39,7 @@ def test_pad_crop_cuts_every_square_and_mirrors_half() -> None:
 
 def test_an_image_is_augmented_alike_in_any_batch() -> None:
     images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
-    for change in (lambda i, k: augment.pad_crop(i, k, True), augment.mirror):
+    for change in (lambda i, k: augment.pad_crop(i, k, True), augment.flip_half):
         whole = change(images, SEEDS[:8])
         alone = np.concatenate([change(images[i : i + 1], SEEDS[i : i + 1]) for i in reversed(range(8))])[::-1]
         assert np.array_equal(whole, alone)
@@ -47,12 +47,12 @@ def test_an_image_is_augmented_alike_in_any_batch() -> None:
 
 def test_mirror_half() -> None:
     images = np.repeat(np.arange(8, dtype=np.float32).reshape(1, 1, 8, 1), 4000, axis=0)
-    turned = augment.mirror(images, SEEDS)[:, 0, 0, 0] == 7
+    turned = augment.flip_half(images, SEEDS)[:, 0, 0, 0] == 7
     assert abs(turned.mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)
 
 
 def test_random_areas_have_the_stated_sizes_and_shapes() -> None:
-    boxes = np.array([augment.random_area(400, 300, int(key)) for key in SEEDS])
+    boxes = np.array([augment.random_crop_box(400, 300, int(key)) for key in SEEDS])
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     assert boxes.min() >= 0
     assert boxes[:, 2].max() <= 400
@@ -71,13 +71,13 @@ def test_random_areas_have_the_stated_sizes_and_shapes() -> None:
     "size, box", [((1000, 10), (493, 0, 506, 10)), ((10, 1000), (0, 493, 10, 506)), ((1, 1), (0, 0, 1, 1))]
 )
 def test_where_nothing_fits_the_centre_is_taken(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
-    assert augment.random_area(*size, 5) == box
+    assert augment.random_crop_box(*size, 5) == box
 
 
 def test_centre_is_resize_then_cut() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 512, 3), dtype=np.uint8))
     # The short side is 256 already: only the cut of 224 remains, and it is exact.
-    found = augment.resized(image, 224, augment.centre(512, 256))
+    found = augment.resized(image, 224, augment.central_crop_box(512, 256))
     assert np.array_equal(found, np.asarray(image)[16:240, 144:368])
 
 

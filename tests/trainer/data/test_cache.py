@@ -85,7 +85,7 @@ def test_a_damaged_entry_is_built_anew(
     assert (entry / "part" / "a.bin").read_text() == "content"
     said = capsys.readouterr()
     assert said.out == "built\n" * (1 + mended)
-    assert ("is damaged and prepared anew" in said.err) == mended
+    assert ("is damaged and is prepared again" in said.err) == mended
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [entry]
 
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.config.schema import ImageData
-from bellwether.trainer.data import images, load
+from bellwether.trainer.data import image_preparation, image_samples, load
+from bellwether.trainer.data.images import ImageData
 from bellwether.trainer.data.loader import evaluation_batches, train_batches
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -85,7 +85,12 @@ def test_views_follow_from_seed_and_row(config: Callable[..., ImageData], crop: 
         parts = [
             list(
                 evaluation_batches(
-                    images.Views(held, 3, seed), limit=20, micro=4, rank=r, world_size=world_size, workers=0
+                    image_samples.AugmentedViews(held, 3, seed),
+                    limit=20,
+                    micro=4,
+                    rank=r,
+                    world_size=world_size,
+                    workers=0,
                 )
             )
             for r in range(world_size)
@@ -105,8 +110,8 @@ def test_views_follow_from_seed_and_row(config: Callable[..., ImageData], crop: 
 
 def test_decoded_once(config: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    real = images.decode
-    monkeypatch.setattr(images, "decode", lambda *args: (decoded.append(1), real(*args))[1])
+    real = image_preparation.decode
+    monkeypatch.setattr(image_preparation, "decode", lambda *args: (decoded.append(1), real(*args))[1])
     samples = load(config()).train
     first = samples.batch([1, 2], [3, 4])
     assert len(pickle.dumps(samples)) < 20_000, "labels travel to workers, pixels do not"
@@ -125,7 +130,7 @@ def test_what_is_too_large_to_keep_is_decoded_when_drawn(
     pictures: Path, config: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept = load(config(source=str(pictures)))
-    monkeypatch.setattr(images, "DECODED_LIMIT", 10)
+    monkeypatch.setattr(image_preparation, "DECODED_LIMIT", 10)
     drawn = load(config(source=str(pictures), cache=str(tmp_path / "other")))
     rows = range(24)
     for a, b in ((kept.train, drawn.train), (kept.validation, drawn.validation)):
@@ -277,9 +282,9 @@ def test_grey_of_more_than_8_bits(tmp_path: Path, values: Any, suffix: str, expe
     for channels in (1, 3):
         if isinstance(expected, str):
             with pytest.raises(ConfigError, match=expected):
-                images.decode({"bytes": None, "path": path}, channels)
+                image_preparation.decode({"bytes": None, "path": path}, channels)
         else:
-            found = np.asarray(images.decode({"bytes": None, "path": path}, channels)).reshape(4, channels)
+            found = np.asarray(image_preparation.decode({"bytes": None, "path": path}, channels)).reshape(4, channels)
             assert found.tolist() == [[grey] * channels for grey in expected]
 
 
@@ -291,7 +296,7 @@ def test_of_12_bits_in_tiff(tmp_path: Path) -> None:
     assert changed != packed
     content = bytes.fromhex("000 010 800 fff".replace(" ", ""))  # 4 values of 12 bits
     (tmp_path / "a.tiff").write_bytes(changed[:-8] + content + b"\0\0")
-    found = images.decode({"bytes": None, "path": str(tmp_path / "a.tiff")}, 1)
+    found = image_preparation.decode({"bytes": None, "path": str(tmp_path / "a.tiff")}, 1)
     assert np.asarray(found).tolist() == [[0, 1, 128, 255]]
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.config.schema import TextData
 from bellwether.trainer.data import Samples, load
 from bellwether.trainer.data.loader import WorkerError, evaluation_batches, train_batches
+from bellwether.trainer.data.text import TextData
 from tests.trainer.data.helpers import Plain
 
 ROOT = Path(__file__).resolve().parents[3]

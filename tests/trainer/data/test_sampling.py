@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bellwether.trainer.data.sampling import Order, draws, key, keys, permutation, uniform
+from bellwether.trainer.data.sampling import SampleOrder, fold_in, permutation, random_bits, sample_keys, uniform
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 1000])
 def test_every_row_comes_once_an_epoch(length: int) -> None:
-    order = Order(3, length)
+    order = SampleOrder(3, length)
     for epoch in range(3):
         rows = order(np.arange(epoch * length, (epoch + 1) * length))
         assert sorted(rows.tolist()) == list(range(length))
@@ -16,9 +16,9 @@ def test_every_row_comes_once_an_epoch(length: int) -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     first, second, other = (
-        Order(1, 1000)(np.arange(1000)),
-        Order(1, 1000)(np.arange(1000, 2000)),
-        Order(2, 1000)(np.arange(1000)),
+        SampleOrder(1, 1000)(np.arange(1000)),
+        SampleOrder(1, 1000)(np.arange(1000, 2000)),
+        SampleOrder(2, 1000)(np.arange(1000)),
     )
     for a, b in ((first, second), (first, other), (second, other)):
         assert (a == b).mean() < 0.02
@@ -26,8 +26,8 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_a_position_alone_decides() -> None:
     length = 100
-    whole = Order(5, length)(np.arange(10 * length))
-    jumping = Order(5, length)
+    whole = SampleOrder(5, length)(np.arange(10 * length))
+    jumping = SampleOrder(5, length)
     for position in (999, 0, 543, 99, 100, 543):  # more epochs than are kept, back and forth
         assert jumping(position) == whole[position]
         assert len(jumping._epochs) <= 2, "an epoch of a large corpus takes hundreds of MB"
@@ -37,7 +37,7 @@ def test_a_position_alone_decides() -> None:
 
 def test_pinned_values() -> None:
     # A change of these changes every run: they may not move between versions or machines.
-    assert [key(s, p) for s, p in ((0, 0), (1, 0), (1, 1), (2**63, 10**12))] == [
+    assert [fold_in(s, p) for s, p in ((0, 0), (1, 0), (1, 1), (2**63, 10**12))] == [
         6_017_775_124_710_473_527,
         3_395_948_882_924_712_079,
         8_702_843_941_935_282_423,
@@ -56,13 +56,13 @@ def test_keys_are_splitmix64() -> None:
     golden = 0x9E3779B97F4A7C15
     for seed, position in ((0, 0), (7, 123456789012)):
         state = mix((seed + golden) % 2**64)
-        assert key(seed, position) == mix((state + (position + 1) * golden) % 2**64) >> 1
+        assert fold_in(seed, position) == mix((state + (position + 1) * golden) % 2**64) >> 1
 
 
 def test_draws_are_uniform_and_independent_of_their_neighbours() -> None:
-    sample_keys = keys(1, np.arange(20_000))
-    assert len(set(sample_keys.tolist())) == 20_000
-    values = uniform(draws(sample_keys, 4))
+    keys = sample_keys(1, np.arange(20_000))
+    assert len(set(keys.tolist())) == 20_000
+    values = uniform(random_bits(keys, 4))
     assert values.min() >= 0
     assert values.max() < 1
     # 5 standard errors of the mean, and of a correlation of 20,000 pairs.
@@ -74,4 +74,4 @@ def test_draws_are_uniform_and_independent_of_their_neighbours() -> None:
 
 def test_no_rows() -> None:
     with pytest.raises(ValueError, match=r"0 rows"):
-        Order(1, 0)
+        SampleOrder(1, 0)

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.config.schema import TextData
-from bellwether.trainer.data import Data, load, peek, text, tokenizer
-from bellwether.trainer.data.sampling import keys
+from bellwether.trainer.data import Dataset, load, peek, text_samples, tokenizer
+from bellwether.trainer.data.sampling import sample_keys
+from bellwether.trainer.data.text import TextData
 
 Config = Callable[..., TextData]
 
@@ -26,15 +26,15 @@ Config = Callable[..., TextData]
 def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is done and not found in the cache."""
     done: list[str] = []
-    for module, name in ((text, "_tokenize"), (tokenizer, "_train")):
+    for module, name in ((text_samples, "_tokenize"), (tokenizer, "_train")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real, name=name: (done.append(name), real(*a))[1])
     return done
 
 
-def whole(data: Data) -> dict[str, torch.Tensor]:
+def whole(data: Dataset) -> dict[str, torch.Tensor]:
     rows = np.arange(len(data.train))
-    return data.train.batch(rows, keys(1, rows))
+    return data.train.batch(rows, sample_keys(1, rows))
 
 
 def test_rows_are_packed_and_exactly_k_tokens_are_masked(text_config: Config) -> None:
@@ -63,7 +63,7 @@ def test_rows_are_packed_and_exactly_k_tokens_are_masked(text_config: Config) ->
 def test_masking_is_80_10_10(text_config: Config) -> None:
     data = load(text_config())
     rows = np.arange(200_000) % len(data.train)
-    batch = data.train.batch(rows, keys(3, np.arange(200_000)))
+    batch = data.train.batch(rows, sample_keys(3, np.arange(200_000)))
     seen = batch["input_ids"].gather(1, batch["masked_positions"])
     mask = seen == data.tokenizer.mask_token_id
     kept = seen == batch["labels"]
@@ -157,9 +157,9 @@ def test_special_tokens_spelt_in_the_text_are_text(tmp_path: Path, text_config: 
 
 
 def test_long_documents_are_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "_PIECE", 10)
+    monkeypatch.setattr(text_samples, "_PIECE", 10)
     for document in ("one two three four five six", "unbrokenunbroken word", " lead", "", "x\ny" * 9):
-        pieces = list(text._pieces(document))
+        pieces = list(text_samples._pieces(document))
         assert "".join(pieces) == document
         assert [w for p in pieces for w in p.split()] == document.split()
 
@@ -171,7 +171,7 @@ def test_long_documents_are_cut_between_words(monkeypatch: pytest.MonkeyPatch) -
     ("b " + "a" * 200, "b " + "a" * 200),
 ])  # fmt: skip
 def test_endless_words_are_cut_and_no_others(given: str, kept: str) -> None:
-    assert list(text._texts(datasets.Dataset.from_dict({"text": [given]}), "text")) == [kept]
+    assert list(text_samples._texts(datasets.Dataset.from_dict({"text": [given]}), "text")) == [kept]
 
 
 def test_endless_words_take_no_time(tmp_path: Path, text_config: Config) -> None:

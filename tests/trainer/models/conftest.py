@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 
-from bellwether.trainer.config.schema import Model
-from bellwether.trainer.data import Data
-from bellwether.trainer.models import Task, build
+from bellwether.trainer.config.schema import ModelConfig
+from bellwether.trainer.data import Dataset
+from bellwether.trainer.models import build
+from bellwether.trainer.models.tasks import Task
 
 NO_SAMPLES: Any = None
 
@@ -27,12 +27,12 @@ def make() -> Callable[..., Task]:
         checkpointing: bool = False,
         **keys: Any,
     ) -> Task:
-        config = TypeAdapter(Model).validate_python({"kind": kind, **keys})
+        config = ModelConfig.model_validate({"kind": kind, **keys})
         if kind == "bert":
-            data = Data(NO_SAMPLES, NO_SAMPLES, vocabulary_size=vocabulary)
+            data = Dataset(NO_SAMPLES, NO_SAMPLES, vocabulary_size=vocabulary)
         else:
             names = [f"class {i}" for i in range(classes)]
-            data = Data(NO_SAMPLES, NO_SAMPLES, classes=classes, channels=channels, labels=names)
+            data = Dataset(NO_SAMPLES, NO_SAMPLES, classes=classes, channels=channels, labels=names)
         torch.manual_seed(0)
         return build(config, data, activation_checkpointing=checkpointing)
 

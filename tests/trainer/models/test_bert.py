@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bellwether.trainer.models import Task
+from bellwether.trainer.models.tasks import Task
 
 Make = Callable[..., Task]
 
@@ -24,7 +24,7 @@ def test_scores_at_the_masked_positions_equal_those_of_the_whole_sequence(make: 
     task, given = make("bert", size="tiny").eval(), batch()
     places = given["masked_positions"].unsqueeze(2).expand(-1, -1, 100)
     whole = task.model(given["input_ids"]).logits.gather(1, places)
-    scores = task.scores(given["input_ids"], given["masked_positions"])
+    scores = task.logits(given["input_ids"], given["masked_positions"])
     torch.testing.assert_close(scores, whole, rtol=1e-6, atol=1e-6)  # the same sums over rows of another matrix shape
     losses, correct = task(**given)
     expected = functional.cross_entropy(whole.transpose(1, 2), given["labels"], reduction="none").mean(dim=1)

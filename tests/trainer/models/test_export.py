@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForMaskedLM
 
-from bellwether.trainer.models import Task
+from bellwether.trainer.models.tasks import Task
 
 OWN: list[dict[str, Any]] = [
     {"kind": "cifar-resnet", "depth": 8, "channels": 1},

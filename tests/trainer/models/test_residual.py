@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from bellwether.trainer.models import Task
 from bellwether.trainer.models.modeling_residual import BasicBlock, PreActivationBlock
 from bellwether.trainer.models.norm import BatchNorm2d, norms
 from bellwether.trainer.models.residual import blocks
+from bellwether.trainer.models.tasks import Task
 
 Make = Callable[..., Task]
 

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
-from bellwether.trainer.config.schema.data import Data, ImageData, TextData
+from bellwether.trainer.config.schema.data import DataConfig
 from bellwether.trainer.config.schema.engine import Batch, Engine
 from bellwether.trainer.config.schema.evaluation import Checkpoint, Evaluate, Log, Trajectory
-from bellwether.trainer.config.schema.models import BertModel, CifarResNetModel, Model, ResNetModel, WideResNetModel
+from bellwether.trainer.config.schema.models import ModelConfig
 from bellwether.trainer.config.schema.optimization import Averaging, Optimizer, Scaling, Schedule
 from bellwether.trainer.config.schema.section import Count, Section, unit
 from bellwether.trainer.config.units import DurationField
 
-__all__ = [
-    "Batch", "BertModel", "CifarResNetModel", "Config", "Count", "ImageData", "Model", "Optimizer", "ResNetModel", "Section",
-    "TextData", "WideResNetModel",
-]  # fmt: skip
+__all__ = ["Batch", "Config", "Count", "DataConfig", "ModelConfig", "Optimizer", "Section"]
 
 
 class Config(Section):
@@ -51,8 +48,8 @@ class Config(Section):
         "earlier checkpoints are kept; null: never",
         json_schema_extra=unit("factor"),
     )
-    model: Model = Field(description="The model architecture.")
-    data: Data = Field(description="The dataset.")
+    model: SerializeAsAny[ModelConfig] = Field(description="The model architecture.")
+    data: SerializeAsAny[DataConfig] = Field(description="The dataset.")
     batch: Batch
     optimizer: Optimizer
     averaging: Averaging = Averaging()
@@ -70,27 +67,17 @@ class Config(Section):
     )
 
     @model_validator(mode="after")
-    def _fit(self) -> Config:
-        wanted = "text" if self.model.kind == "bert" else "images"
+    def _check_sections(self) -> Config:
+        wanted = self.model.data_kind
         if self.data.kind != wanted:
             raise ValueError(f"data.kind: model.kind {self.model.kind} needs data.kind: {wanted}")
-        if (
-            isinstance(self.model, BertModel)
-            and isinstance(self.data, TextData)
-            and self.data.sequence_length > self.model.max_positions
-        ):
-            raise ValueError(
-                f"data.sequence_length: {self.data.sequence_length} tokens do not fit "
-                f"model.max_positions: {self.model.max_positions}"
-            )
-        if self.evaluate.augment and not (
-            isinstance(self.data, ImageData) and (self.data.flip or self.data.crop != "none")
-        ):
+        self.model.check_data(self.data)
+        if self.evaluate.augment and not self.data.augments:
             raise ValueError(
                 f"evaluate.augment: {self.evaluate.augment} views need images with data.crop or data.flip; take it out"
             )
         if self.schedule.scale_decay and self.optimizer.weight_decay_mode in ("independent", "prox"):
             raise ValueError(
-                f"schedule.scale_decay: optimizer.weight_decay_mode: {self.optimizer.weight_decay_mode} follows the rate by itself; take it out"
+                f"schedule.scale_decay: optimizer.weight_decay_mode: {self.optimizer.weight_decay_mode} already follows the learning rate; take it out"
             )
         return self

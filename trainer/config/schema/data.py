@@ -1,15 +1,31 @@
-"""``data``: the dataset."""
+"""``data``: the dataset. The kinds are defined in `bellwether.trainer.data`, one file each."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from bellwether.trainer.config.schema.section import FRACTION, PIXELS, TOKENS, Count, Section, Share, unit
+from bellwether.trainer.config.schema.kinds import Kind
+from bellwether.trainer.config.schema.section import FRACTION, Share, unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bellwether.trainer.data import Dataset, Samples
 
 
-class _Data(Section):
+class DataConfig(Kind):
+    """The dataset: keys that all kinds of data have. docs/extending.md shows how to add a source of rows.
+
+    Attributes:
+        metric: the metric by which runs are compared where no target is set, and whether higher is better.
+    """
+
+    package: ClassVar[str] = "bellwether.trainer.data"
+    metric: ClassVar[tuple[str, bool]] = ("val/loss", False)
+
+    source: str = Field(description="a built-in dataset, a file, folder or glob, or the name of a hub dataset")
     format: Literal["auto", "text", "parquet", "imagefolder", "hub"] = Field(
         "auto", description="how to read `source`; auto: decided by the file names"
     )
@@ -17,8 +33,8 @@ class _Data(Section):
     split: str = Field("train", description="split of a hub dataset to train on")
     validation: str | None = Field(
         None,
-        description="held-out data: a path or glob, or the name of a split of a hub dataset; null: hold out `validation_share` of the "
-        "training data",
+        description="held-out data: a path or glob, or the name of a split of a hub dataset; null: hold out "
+        "`validation_share` of the training data",
     )
     validation_share: Share = Field(
         0.05, description="fraction of the rows to hold out when `validation` is null", json_schema_extra=FRACTION
@@ -30,60 +46,35 @@ class _Data(Section):
         json_schema_extra=unit("processes"),
     )
 
+    @property
+    def tokens_per_sample(self) -> int | None:
+        """Tokens of a sample, for throughput in tokens; None if samples are not made of tokens."""
+        return None
 
-class TextData(_Data):
-    """Text for masked language modelling, packed into sequences without padding."""
+    @property
+    def augments(self) -> bool:
+        """Whether training samples are augmented at random, so that evaluation can average over augmented views."""
+        return False
 
-    kind: Literal["text"]
-    source: str = Field(
-        "python-docs", description="python-docs (built in), a file, folder or glob, or the name of a hub dataset"
-    )
-    column: str = Field("text", description="name of the text column")
-    tokenizer: str = Field(
-        "train",
-        description="train (WordPiece, trained on this corpus), a vocabulary file, a tokenizer folder, or the name of one on the hub",
-    )
-    vocabulary_size: Annotated[int, Field(ge=64, le=2**24)] = Field(
-        30522,
-        description="size of a trained WordPiece vocabulary; ignored for a given tokenizer",
-        json_schema_extra=TOKENS,
-    )
-    lowercase: bool = Field(
-        True, description="lowercase the text and strip accents (for a trained vocabulary or a vocabulary file)"
-    )
-    sequence_length: Annotated[int, Field(ge=8)] = Field(
-        128, description="sequence length, [CLS] and [SEP] included", json_schema_extra=TOKENS
-    )
-    mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.15, description="fraction of the tokens to mask and predict", json_schema_extra=FRACTION
-    )
+    def load(self) -> Dataset:
+        """Prepares the dataset or finds it prepared. See `bellwether.trainer.data.load`."""
+        raise NotImplementedError
 
+    def is_local(self) -> bool:
+        """Whether the dataset can be loaded without access to a hub."""
+        from bellwether.trainer.data import sources
 
-class ImageData(_Data):
-    """Labelled images for classification."""
+        return sources.is_local(self)
 
-    kind: Literal["images"]
-    source: str = Field("digits", description="digits (built in), a folder or glob, or the name of a hub dataset")
-    image_column: str = Field("image", description="name of the image column")
-    label_column: str = Field("label", description="name of the label column")
-    size: Count = Field(32, description="height and width of the model's input", json_schema_extra=PIXELS)
-    crop: Literal["none", "pad", "resized"] = Field(
-        "pad",
-        description="training crop. pad: pad by size/8, then crop at random (CIFAR); resized: random area and aspect ratio (ImageNet)",
-    )
-    flip: bool = Field(True, description="flip half of the training images horizontally")
-    mean: list[float] = Field([0.5, 0.5, 0.5], description="mean of each channel, subtracted from pixel values in 0..1")
-    std: list[float] = Field(
-        [0.25, 0.25, 0.25], description="standard deviation of each channel, by which pixel values in 0..1 are divided"
-    )
+    def zeros(self, count: int) -> dict[str, Tensor]:
+        """A batch of `count` samples with the shapes and types of a real one, and all values zero. For the planner."""
+        raise NotImplementedError
 
-    @model_validator(mode="after")
-    def _channels(self) -> ImageData:
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
-            raise ValueError("mean and std: one value a channel, 1 (grey) or 3 (RGB), the same number in both")
-        if min(self.std) <= 0:
-            raise ValueError("std: each value above 0")
-        return self
+    def assumed(self, samples: Samples, classes: int) -> tuple[Dataset, str]:
+        """What the planner assumes of the dataset while it has not been read, and a sentence that says so.
 
-
-Data = Annotated[TextData | ImageData, Field(discriminator="kind")]
+        Args:
+            samples: stand for both splits.
+            classes: number of classes to assume, for classification.
+        """
+        raise NotImplementedError

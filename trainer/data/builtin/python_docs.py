@@ -1,0 +1,73 @@
+"""Python's own documentation: the topics of ``help()`` and all docstrings of the standard library."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+import sysconfig
+import warnings
+from pathlib import Path
+from typing import Any
+
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data.builtin.registry import builtin
+from bellwether.trainer.data.cache import digest
+
+# Folders without documentation: tests, third-party packages, programs, generated tables.
+_SKIPPED = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "idlelib", "turtledemo", "encodings"}
+_UNDERLINE = re.compile(r"^[ \t]*([*=~^\-])\1{2,}[ \t]*\n", re.MULTILINE)  # of a heading: dozens of equal tokens
+
+
+def _facts() -> dict[str, Any]:
+    """The text differs between versions of Python and between packagings of one version."""
+    sizes = [[path.as_posix(), (_library() / path).stat().st_size] for path in _modules()]
+    return {"python": sys.version, "modules": digest(sizes)}
+
+
+@builtin("python-docs", kind="text", facts=_facts)
+def python_docs() -> Any:
+    """One topic or docstring per row, in a fixed order. Modules are read as text, not imported; duplicates are removed.
+
+    Raises:
+        ConfigError: if this Python was installed without the source files of its library.
+    """
+    from datasets import Dataset
+
+    return Dataset.from_dict({"text": _texts()})
+
+
+def _texts() -> list[str]:
+    from pydoc_data.topics import topics
+
+    modules = _modules()
+    if not modules:
+        problem = f"no sources of the standard library in {_library()}"
+        raise ConfigError("data.source", "python-docs", problem, "name a file of your own")
+    rows = [topics[name].strip() for name in sorted(topics)]
+    for path in modules:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecated escapes in string literals
+                tree = ast.parse((_library() / path).read_bytes())
+        except SyntaxError:
+            continue  # a template, or a file with deliberate errors
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                rows.append((ast.get_docstring(node) or "").strip())
+    rows = [_UNDERLINE.sub("", row) for row in rows]
+    return [row for row in dict.fromkeys(rows) if row]
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _modules() -> list[Path]:
+    """Source files, relative to the library. Skipped folders such as site-packages, which may be large, are not entered."""
+    found = []
+    for directory, inner, files in os.walk(_library()):
+        inner[:] = sorted(set(inner) - _SKIPPED)
+        found += [(Path(directory) / file).relative_to(_library()) for file in files if file.endswith(".py")]
+    return sorted(found)
