@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bellwether.experiments.sweep import slots, spec, study
+from bellwether.experiments.sweep import spec, study, trial_ids
 from bellwether.trainer import config as c
 from bellwether.trainer import rundir
 from bellwether.trainer.config import Config, ConfigErrors, renamed
@@ -128,10 +128,10 @@ def test_sweep_of_an_older_version_goes_on(base: Path) -> None:
     file.write_text(yaml.safe_dump(raw))
     begun = study.Study(spec.read(file))
     begun.prepare()
-    first, second, *_ = slots.slots(begun.sweep)
-    begun.begin(first)
+    first, second, *_ = trial_ids.trial_ids(begun.sweep)
+    begun.start(first)
     # As an older version has written them.
-    for path in (begun.directory / "sweep.yaml", begun.config_file(first), begun.trials / f"{first.name}.json"):
+    for path in (begun.directory / "sweep.yaml", begun.config_file(first), begun.trials_dir / f"{first.name}.json"):
         text = path.read_text().replace("optimizer.weight_decay_mode", "optimizer.decay")
         text = text.replace("weight_decay_mode:", "decay:").replace("trajectory", "diagnose")
         path.write_text(text)
@@ -139,7 +139,7 @@ def test_sweep_of_an_older_version_goes_on(base: Path) -> None:
     study.Study(spec.read(file)).prepare()
     again = study.open_study(begun.directory)
     assert set(again.collect()[0].parameters) == {"optimizer.lr", "optimizer.weight_decay_mode"}
-    assert again.begin(first).optimizer.weight_decay_mode == "l2"
-    again.begin(second)
-    record = json.loads((again.trials / f"{second.name}.json").read_text())
+    assert again.start(first).optimizer.weight_decay_mode == "l2"
+    again.start(second)
+    record = json.loads((again.trials_dir / f"{second.name}.json").read_text())
     assert set(record["parameters"]) == {"optimizer.lr", "optimizer.weight_decay_mode"}

@@ -6,8 +6,9 @@ import importlib
 import typing
 from typing import Any, ClassVar
 
-from pydantic import ModelWrapValidatorHandler, model_validator
-from pydantic_core import PydanticKnownError
+from pydantic import GetJsonSchemaHandler, ModelWrapValidatorHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticKnownError
 from typing_extensions import Self
 
 from bellwether.trainer.config.schema.section import Section
@@ -64,3 +65,7 @@ class Kind(Section):
             expected = {"discriminator": "'kind'", "tag": str(kind), "expected_tags": ", ".join(map(repr, kinds))}
             raise PydanticKnownError("union_tag_invalid", expected)
         return kinds[kind].model_validate(value)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(schema) if cls._names() else {"oneOf": [k.model_json_schema() for k in cls.kinds().values()]}
