@@ -1,4 +1,4 @@
-"""accelerate launch -m trainer, as people type it: what it starts, and what is refused because the run would not do it."""
+"""accelerate launch -m trainer: real launches, and the refusal of settings that contradict the run's config."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log: {every: 1 steps, trackers: []}
 evaluate: {limit: 16}
 """
 
-# What `accelerate config` writes for who says multi-GPU, 2 of them, DeepSpeed, and presses Enter for the rest.
+# What `accelerate config` writes for the answers multi-GPU, 2 GPUs, DeepSpeed, and Enter for every other question.
 ENTER = """
 compute_environment: LOCAL_MACHINE
 debug: false
@@ -65,25 +65,26 @@ use_cpu: false
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory to run in, which is accelerate's home too: nobody's own default file has a say."""
+    """A working directory, also used as HF_HOME, so that a user's default config of accelerate has no effect."""
     folder = tmp_path_factory.mktemp("space")
     (folder / "quick.yaml").write_text(QUICK.replace("workers: 0", f"workers: 0, cache: {folder}/cache"))
     return folder
 
 
 def launch(space: Path, *arguments: str, name: str) -> tuple[int, str]:
-    """The exit status and the standard error of a real launch."""
+    """Run accelerate launch; returns its exit status and standard error."""
     words = ("accelerate.commands.accelerate_cli", "launch", *arguments, "-m", "trainer", "quick.yaml", f"name={name}")
     status, _, error = finish(start(space, *words, HF_HOME=str(space)))
     return status, error
 
 
-def told(error: str) -> list[str]:
+def messages(error: str) -> list[str]:
+    """The lines of standard error that Bellwether has written."""
     return [line for line in error.splitlines() if line.startswith("bellwether: ")]
 
 
 @pytest.mark.process
-def test_two_cpu_processes_train_as_two(space: Path) -> None:
+def test_two_cpu_processes_train_together(space: Path) -> None:
     status, error = launch(space, "--config_file", f"{ROOT}/configs/accelerate/cpu-2.yaml", name="two")
     assert status == 0, error
     assert "16 = 4 micro x 2 accumulation x 2 processes" in error
@@ -91,18 +92,18 @@ def test_two_cpu_processes_train_as_two(space: Path) -> None:
 
 
 @pytest.mark.process
-def test_two_asked_for_and_one_started_is_refused_once(space: Path) -> None:
-    # The port is any that is free, or another accelerate on this machine would end the run before it can say so.
+def test_one_process_started_instead_of_two_is_refused_once(space: Path) -> None:
+    # Port 0 selects a free one: with the default port, another accelerate on this machine would make the launch fail.
     status, error = launch(space, "--cpu", "--num_processes", "2", "--main_process_port", "0", name="one-of-two")
     assert status != 0
-    assert len(told(error)) == 1, error
+    assert len(messages(error)) == 1, error
     for words in ("--num_processes: 2", "started 1 process", "--config_file configs/accelerate/cpu-2.yaml -m trainer"):
-        assert words in told(error)[0]
+        assert words in messages(error)[0]
     assert not (space / "runs/one-of-two").exists()
 
 
 @pytest.mark.process
-def test_one_process_in_bf16_although_the_default_file_says_no(space: Path, tmp_path: Path) -> None:
+def test_default_mixed_precision_does_not_contradict_bf16(space: Path, tmp_path: Path) -> None:
     skip_without("bf16")
     default = tmp_path / "accelerate/default_config.yaml"
     default.parent.mkdir()
@@ -115,7 +116,7 @@ def test_one_process_in_bf16_although_the_default_file_says_no(space: Path, tmp_
 
 
 @pytest.mark.process
-def test_contradictions_of_a_real_launch_are_told_once_with_both_names(space: Path) -> None:
+def test_contradictions_of_a_real_launch_are_reported_once_with_both_names(space: Path) -> None:
     file = space / "other.yaml"
     file.write_text(
         "distributed_type: DEEPSPEED\nnum_processes: 2\nmixed_precision: bf16\n"
@@ -123,7 +124,7 @@ def test_contradictions_of_a_real_launch_are_told_once_with_both_names(space: Pa
     )
     status, error = launch(space, "--config_file", str(file), "--main_process_port", "0", name="other")
     assert status != 0
-    assert told(error) == [
+    assert messages(error) == [
         f"bellwether: {file}: mixed_precision: 'bf16': the run has engine.precision: fp32; "
         "write engine.precision=bf16 or mixed_precision: 'no' there",
         f"bellwether: {file}: zero_stage: 3: the run has engine.stage: 2; write engine.stage=3 or zero_stage: 2 there",
@@ -133,8 +134,8 @@ def test_contradictions_of_a_real_launch_are_told_once_with_both_names(space: Pa
     assert not (space / "runs/other").exists()
 
 
-def as_accelerate_does(*words: str, script: str = "quick.yaml") -> tuple[dict[str, str], Launch, int]:
-    """The variables and the number of processes that accelerate's own code makes of a command line, and what we read."""
+def launched_by_accelerate(*words: str, script: str = "quick.yaml") -> tuple[dict[str, str], Launch, int]:
+    """Accelerate's variables and number of processes for a command line, by its own code, and what we parse from it."""
     words = ("--main_process_port", "0", *words)
     command = ["-m", "trainer", script]
     parsed = accelerate_launch.launch_command_parser().parse_args([*words, *command])
@@ -154,7 +155,7 @@ def as_accelerate_does(*words: str, script: str = "quick.yaml") -> tuple[dict[st
 
 
 def refusals(config: c.Config, *words: str, world_size: int = 2, device: str = "cpu") -> list[str]:
-    environment, found, _ = as_accelerate_does(*words)
+    environment, found, _ = launched_by_accelerate(*words)
     return [str(error) for error in contradictions(config, world_size, device, environment, found)]
 
 
@@ -174,7 +175,7 @@ OFFLOAD = "engine.deepspeed.zero_optimization.offload_optimizer.device"
     [
         ((*DEEPSPEED, "--zero_stage", "3"), (), "--zero_stage: 3", "engine.stage: 2", "engine.stage=3"),
         ((*DEEPSPEED, "--zero_stage", "2"), ("engine.stage=3",), "--zero_stage: 2", "engine.stage: 3", "engine.stage=2"),
-        # accelerate drops this one, as DeepSpeed is not asked of it.
+        # accelerate ignores this option without --use_deepspeed.
         ((*MULTI, "--zero_stage", "1"), (), "--zero_stage: 1", "engine.stage: 2", "engine.stage=1"),
         ((*MULTI, "--mixed_precision", "bf16"), (), "--mixed_precision: 'bf16'", "engine.precision: fp32",
          "engine.precision=bf16"),
@@ -195,13 +196,13 @@ OFFLOAD = "engine.deepspeed.zero_optimization.offload_optimizer.device"
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
-def test_a_contradiction_names_both_and_its_advice_resolves_it(
+def test_contradiction_names_both_settings_and_its_fix_resolves_it(
     tmp_path: Path, words: tuple[str, ...], overrides: tuple[str, ...], theirs: str, ours: str, advice: str
 ) -> None:
-    said = refusals(quick(tmp_path, *overrides), *words)
-    assert len(said) == 1
-    assert said[0].startswith(f"accelerate launch: {theirs}: the run has "), said
-    assert f"{ours}; write {advice} or --" in said[0], said
+    found = refusals(quick(tmp_path, *overrides), *words)
+    assert len(found) == 1
+    assert found[0].startswith(f"accelerate launch: {theirs}: the run has "), found
+    assert f"{ours}; write {advice} or --" in found[0], found
     assert refusals(quick(tmp_path, *overrides, advice), *words) == []
 
 
@@ -219,10 +220,10 @@ def test_a_contradiction_names_both_and_its_advice_resolves_it(
     ],
     ids=lambda value: " ".join(value),
 )  # fmt: skip
-def test_defaults_of_accelerate_and_what_the_run_does_too_are_not_refused(
+def test_defaults_of_accelerate_and_equal_settings_are_accepted(
     tmp_path: Path, words: tuple[str, ...], overrides: tuple[str, ...]
 ) -> None:
-    world_size = as_accelerate_does(*words)[2]
+    world_size = launched_by_accelerate(*words)[2]
     assert refusals(quick(tmp_path, *overrides), *words, world_size=world_size) == []
 
 
@@ -239,30 +240,30 @@ def test_defaults_of_accelerate_and_what_the_run_does_too_are_not_refused(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
-def test_what_no_run_can_do_is_refused(
+def test_unsupported_features_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], theirs: str, ours: str
 ) -> None:
     monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
-    said = refusals(quick(tmp_path), *words)
-    assert len(said) == 1
-    assert theirs in said[0]
-    assert ours in said[0]
+    found = refusals(quick(tmp_path), *words)
+    assert len(found) == 1
+    assert theirs in found[0]
+    assert ours in found[0]
 
 
-def test_parallelism_and_fsdp_of_a_file(tmp_path: Path) -> None:
+def test_fsdp_and_parallelism_in_a_file_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "fsdp.yaml"
     file.write_text(
         "{distributed_type: FSDP, num_processes: 2, fsdp_config: {fsdp_version: 2}, "
         "parallelism_config: {parallelism_config_dp_shard_size: 1, parallelism_config_cp_size: 2}}"
     )
-    said = refusals(quick(tmp_path), "--config_file", str(file))
-    assert [line.partition(": a run has no ")[0] for line in said] == [
+    found = refusals(quick(tmp_path), "--config_file", str(file))
+    assert [line.partition(": a run has no ")[0] for line in found] == [
         f"{file}: distributed_type: 'FSDP'",
         f"{file}: parallelism_config_cp_size: 2",
     ]
 
 
-def test_the_cpu_asked_for_and_a_gpu_taken(tmp_path: Path) -> None:
+def test_cpu_in_accelerate_contradicts_a_run_on_gpus(tmp_path: Path) -> None:
     cpu2 = str(ROOT / "configs/accelerate/cpu-2.yaml")
     assert refusals(quick(tmp_path), "--cpu", world_size=1, device="cuda") == [
         "accelerate launch: --cpu: True: the run trains on cuda, with engine.device: auto; "
@@ -271,11 +272,11 @@ def test_the_cpu_asked_for_and_a_gpu_taken(tmp_path: Path) -> None:
     assert refusals(quick(tmp_path), "--config_file", cpu2, device="cuda") == [
         f"{cpu2}: use_cpu: True: the run trains on cuda, with engine.device: auto; write engine.device=cpu, or remove it"
     ]
-    # --multi_gpu comes before what a file says of CPUs, for accelerate too.
+    # --multi_gpu overrides use_cpu of a file, as in accelerate.
     assert refusals(quick(tmp_path), "--config_file", cpu2, *MULTI, device="cuda") == []
 
 
-def test_what_just_enter_writes_counts_in_a_file_that_is_named_alone(
+def test_default_answers_count_only_in_a_file_named_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "enter.yaml"
@@ -290,17 +291,17 @@ def test_what_just_enter_writes_counts_in_a_file_that_is_named_alone(
         "gradient_accumulation_steps: 1",
         "offload_optimizer_device: 'none'",
     ]
-    # A stage is nobody's default once it is written down, and a number of processes neither.
+    # The ZeRO stage and the number of processes count in the default file too: they have no default answer.
     assert refusals(quick(tmp_path, "engine.stage=3")) == [
         f"{file}: zero_stage: 2: the run has engine.stage: 3; write engine.stage=2 or zero_stage: 3 there"
     ]
     assert f"{file}: num_processes: 2: " in refusals(quick(tmp_path), world_size=1)[0]
-    # With --cpu accelerate itself does not read the default file.
+    # With --cpu, accelerate does not read the default file.
     assert refusals(quick(tmp_path, "engine.stage=3"), "--cpu", world_size=1) == []
 
 
-def test_variables_alone_where_the_launch_cannot_be_found(tmp_path: Path) -> None:
-    exported = as_accelerate_does(*DEEPSPEED)[0]
+def test_variables_are_checked_where_the_launch_command_is_unknown(tmp_path: Path) -> None:
+    exported = launched_by_accelerate(*DEEPSPEED)[0]
     assert contradictions(quick(tmp_path, "engine.precision=bf16"), 1, "cpu", exported, None) == []
     environment = {**exported, "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
     assert [str(error) for error in contradictions(quick(tmp_path), 2, "cpu", environment, None)] == [
@@ -311,25 +312,25 @@ def test_variables_alone_where_the_launch_cannot_be_found(tmp_path: Path) -> Non
     ]
 
 
-def test_a_phase_that_contradicts_is_named(tmp_path: Path) -> None:
+def test_contradicting_phase_is_named(tmp_path: Path) -> None:
     more = "phases: [{duration: 2 steps}, {duration: 2 steps, batch: {micro: 2}}]\n"
     words = (*DEEPSPEED, "--gradient_accumulation_steps", "2")
-    said = refusals(quick(tmp_path, more=more), *words)
-    assert len(said) == 1
-    assert "the run has phases[1].batch.global: 16 = 2 micro x 4 accumulation x 2 processes" in said[0]
-    assert "write phases[1].batch.micro=4 or" in said[0]
+    found = refusals(quick(tmp_path, more=more), *words)
+    assert len(found) == 1
+    assert "the run has phases[1].batch.global: 16 = 2 micro x 4 accumulation x 2 processes" in found[0]
+    assert "write phases[1].batch.micro=4 or" in found[0]
     assert refusals(quick(tmp_path, "phases[1].batch.micro=4", more=more), *words) == []
 
 
-def test_a_deepspeed_config_is_compared_key_by_key(tmp_path: Path) -> None:
+def test_deepspeed_config_is_compared_key_by_key(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     words = ("--use_deepspeed", "--num_processes", "2", "--deepspeed_config_file", str(file))
-    asked: dict[str, Any] = {
+    deepspeed: dict[str, Any] = {
         "train_batch_size": "auto", "gradient_clipping": 1, "steps_per_print": 10,
         "bf16": {"enabled": False}, "fp16": {"enabled": "auto", "loss_scale_window": 1000},
         "zero_optimization": {"stage": 2, "overlap_comm": True, "offload_param": {"device": "none"}},
     }  # fmt: skip
-    file.write_text(json.dumps(asked))
+    file.write_text(json.dumps(deepspeed))
     overlap = "engine.deepspeed.zero_optimization.overlap_comm=true"
     assert refusals(quick(tmp_path, overlap), *words) == []
     assert refusals(quick(tmp_path), *words) == [
@@ -356,7 +357,7 @@ def test_a_deepspeed_config_is_compared_key_by_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "file", "world_size", "device", "said"),
+    ("words", "file", "world_size", "device", "expected"),
     [
         (("--cpu", "--num_processes", "4"), "", 1, "cpu", "--num_processes: 4: accelerate has started 1 process,"),
         (("--cpu", "--num_processes", "4"), "", 1, "cpu", "cpu-2.yaml --num_processes 4 -m trainer"),
@@ -368,28 +369,28 @@ def test_a_deepspeed_config_is_compared_key_by_key(tmp_path: Path) -> None:
          "add --multi_gpu, and --num_processes"),
         (("--multi_gpu", "--num_processes", "9", "--num_machines", "2", "--machine_rank", "1"), "", 8, "cuda",
          "accelerate has started 8 processes, as many on each of 2 machines; write a multiple of 2"),
-        # Several accelerates under mpirun, each of which starts one process.
+        # Several accelerate processes under mpirun, each of which starts one process.
         (("--cpu", "--num_processes", "2"), "", 4, "cpu", "--num_processes: 2: accelerate has started 4 processes"),
         (("--cpu", "--num_processes", "2"), "", 2, "cpu", None),
         ((), "{distributed_type: 'NO'}", 2, "cpu", None),
         (("--cpu",), "", 2, "cpu", None),
     ],
 )  # fmt: skip
-def test_the_number_of_processes(
-    tmp_path: Path, words: tuple[str, ...], file: str, world_size: int, device: str, said: str | None
+def test_unexpected_number_of_processes_is_refused(
+    tmp_path: Path, words: tuple[str, ...], file: str, world_size: int, device: str, expected: str | None
 ) -> None:
     path = tmp_path / "accelerate.yaml"
     path.write_text(file)
     named = ("--config_file", str(path)) if file else ()
     found = refusals(quick(tmp_path), *named, *words, world_size=world_size, device=device)
-    if said is None:
+    if expected is None:
         assert found == []
     else:
         assert len([line for line in found if "accelerate has started" in line]) == 1
-        assert said.replace("FILE", str(path)) in found[0]
+        assert expected.replace("FILE", str(path)) in found[0]
 
 
-def test_each_spelling_of_accelerate_launch_is_known_and_other_programs_are_not() -> None:
+def test_every_spelling_of_accelerate_launch_is_parsed_and_other_programs_are_not() -> None:
     given = ["--num-processes=2", "-m", "trainer", "c.yaml", "name=x"]
     own = ["python3", "-u", "-m", "trainer", "c.yaml", "name=x"]
     for words in (
@@ -403,11 +404,11 @@ def test_each_spelling_of_accelerate_launch_is_known_and_other_programs_are_not(
         assert found.typed["num_processes"] == 2
     assert read(["accelerate", "config"], own) is None
     assert read(["torchrun", *given], own) is None
-    # What it has started is not this process, which that program has started in its turn.
+    # accelerate launched another program here, and that one started this process.
     assert read(["accelerate", "launch", "--num_processes", "2", "-m", "sweep", "c.yaml"], own) is None
 
 
-def test_what_cannot_be_looked_at_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_parent_processes_and_files_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     class Parent:
         def __init__(self, *words: str) -> None:
             self.words = words
@@ -434,34 +435,34 @@ def test_what_cannot_be_looked_at_is_no_reason_to_refuse(monkeypatch: pytest.Mon
     assert find() is None
 
 
-def test_without_accelerate_nothing_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[str] = []
-    monkeypatch.setattr("bellwether.trainer.accelerated.contradictions.find", lambda: looked.append("here"))
+def test_parent_processes_are_read_only_under_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    monkeypatch.setattr("bellwether.trainer.accelerated.contradictions.find", lambda: reads.append("here"))
     world, config = World(0, 1, 0, torch.device("cpu")), quick(tmp_path)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     check(config, world)
-    assert looked == []
+    assert reads == []
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(c.ConfigErrors, match=r"engine\.precision: fp32"):
         check(config, world)
-    assert looked == ["here"]
+    assert reads == ["here"]
     monkeypatch.setenv("BELLWETHER_WORLD_SIZE", "1")
     check(config, world)
-    assert looked == ["here"]
+    assert reads == ["here"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_files_start_what_they_say_with_the_recipe_that_they_name(path: Path) -> None:
+def test_shipped_files_start_their_processes_and_agree_with_their_recipe(path: Path) -> None:
     found = re.search(r"#   command   accelerate launch --config_file (\S+)(.*) -m trainer (\S+)\n", path.read_text())
-    assert found, "the head has no command"
+    assert found, "the header has no command"
     assert ROOT / found[1] == path
     recipe = c.load(ROOT / found[3])
-    # Of two machines, the second: accelerate opens no port on it.
+    # The second of two machines: accelerate opens no port there.
     words = ("--config_file", str(path), *found[2].replace("--machine_rank 0", "--machine_rank 1").split())
-    environment, launched, count = as_accelerate_does(*words, script=found[3])
-    asked = processes(launched)
-    assert asked is not None
-    assert asked.value == count == accelerate_config.load_config_from_file(str(path)).num_processes
+    environment, launched, count = launched_by_accelerate(*words, script=found[3])
+    requested = processes(launched)
+    assert requested is not None
+    assert requested.value == count == accelerate_config.load_config_from_file(str(path)).num_processes
     assert launched.path == str(path)
     device = "cpu" if launched.file["use_cpu"] else "cuda"
     assert contradictions(recipe, count, device, environment, launched) == []
