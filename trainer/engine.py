@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from bellwether import optimizers
 from bellwether.optimizers import ShardedOptimizer, WarmupConstant
 from bellwether.optimizers.param_groups import named
-from bellwether.optimizers.registry import OPTIMIZERS
 from bellwether.optimizers.shards import deepspeed as zero_shards
 from bellwether.trainer import buffers
 from bellwether.trainer.config import Config, ConfigError
-from bellwether.trainer.config.schema import Optimizer
 from bellwether.trainer.distributed import World, import_deepspeed, run_on_all_ranks
+from bellwether.trainer.optimization import make_optimizer, make_schedule, with_averaging
 from bellwether.trainer.phases import Phase
 
 Batch = dict[str, Tensor]
@@ -207,8 +206,8 @@ def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     """
     check_precision(phase.config, world)
     task.to(world.device)
-    optimizer = _averaged(make_optimizer(task, phase.config.optimizer, phase.lr), phase)
-    schedule = _schedule(optimizer, phase)
+    optimizer = with_averaging(make_optimizer(task, phase.config.optimizer, phase.lr), phase)
+    schedule = make_schedule(optimizer, phase)
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     try:
         engine, *_ = import_deepspeed().initialize(
@@ -284,47 +283,3 @@ def deepspeed_config(phase: Phase, elements: int) -> dict[str, Any]:
         ours = config.get(key)
         config[key] = {**ours, **value} if isinstance(ours, dict) and isinstance(value, dict) else value
     return config
-
-
-def make_optimizer(task: nn.Module, wanted: Optimizer, lr: float) -> ShardedOptimizer:
-    """The optimizer that a config names, with a model's two param groups."""
-    return OPTIMIZERS[wanted.name].make(optimizers.groups(task), **{**wanted.options(), "lr": lr})
-
-
-def _averaged(optimizer: ShardedOptimizer, phase: Phase) -> ShardedOptimizer:
-    """Wrap the optimizer in the averaging that the config asks for."""
-    average = phase.config.averaging
-    if average.kind == "lookahead":
-        return optimizers.Lookahead(optimizer, average.k, average.alpha)
-    if average.kind == "none":
-        return optimizer
-    return optimizers.WeightAverage(
-        optimizer, average.kind, start=phase.average_from, every=phase.average_every, decay=average.decay
-    )
-
-
-def _schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:
-    """The learning rate schedule that the config names."""
-    wanted = phase.config.schedule
-    shared: dict[str, Any] = {
-        "batch": phase.split.global_batch,
-        "total": phase.samples,
-        "warmup": phase.warmup,
-        "start": wanted.start,
-        "final": wanted.final,
-        "momentum": wanted.momentum,
-        "scale_decay": wanted.scale_decay,
-    }
-    if wanted.kind == "trapezoid":
-        return optimizers.Trapezoid(optimizer, cooldown=phase.cooldown, **shared)
-    if wanted.kind == "step":
-        return optimizers.WarmupStep(optimizer, milestones=phase.milestones, drop=wanted.drop, **shared)
-    if wanted.kind == "polynomial":
-        return optimizers.WarmupPolynomial(optimizer, power=wanted.power, **shared)
-    kinds: dict[str, type[WarmupConstant]] = {
-        "exponential": optimizers.Exponential,
-        "constant": WarmupConstant,
-        "linear": optimizers.WarmupLinear,
-        "cosine": optimizers.WarmupCosine,
-    }
-    return kinds[wanted.kind](optimizer, **shared)

@@ -15,7 +15,7 @@ from bellwether.experiments.planner.scaling import Row, Scaling
 from bellwether.experiments.planner.sharding import Sharding
 from bellwether.experiments.planner.step_time import Machines, StepTime, step_time
 from bellwether.trainer.config import Config, ConfigError
-from bellwether.trainer.engine import make_optimizer
+from bellwether.trainer.optimization import make_optimizer
 from bellwether.trainer.phases import Phase, Split, split
 
 

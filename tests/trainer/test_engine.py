@@ -1,4 +1,4 @@
-"""Errors of `engine.build` name the config key that is at fault."""
+"""The engine: its training step, and errors that name the config key at fault."""
 
 from __future__ import annotations
 
@@ -89,3 +89,62 @@ def _train(folder: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: False)
         run.train(c.validate(raw), World(dist.get_rank(), dist.get_world_size(), 0, torch.device("cpu")))
+
+
+class _Linear(torch.nn.Module):
+    """Half the squared error of a linear model, and whether it is small: [B], [B]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, 3))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = 0.5 * ((x @ self.weight.T).squeeze(1) - y).square()
+        return losses, losses < 0.1
+
+
+def _train_step(stage: int) -> dict[str, Any]:
+    """One step of SGD on 2 micro-batches of 2 samples per rank, and the same step computed by hand."""
+    from bellwether.trainer import engine
+    from bellwether.trainer.phases import plan
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    raw = {
+        "name": "x", "duration": "4 steps", "model": {"kind": "cifar-resnet", "depth": 8},
+        "data": {"kind": "images", "size": 8}, "batch": {"global": 4 * size, "micro": 2}, "engine": {"stage": stage},
+        "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0, "weight_decay": 0, "clip": 0, "loss_factor": 2},
+        "schedule": {"kind": "linear", "warmup": 0},
+    }  # fmt: skip
+    (phase,) = plan([c.validate(raw)], size, [100])
+    built = engine.build(_Linear(), phase, World(rank, size, rank, torch.device("cpu")))
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, size, 2, 3, generator=generator), torch.randn(2, size, 2, generator=generator)
+    lr = built.schedule.get_last_lr()[0]
+    result = built.train_step({"x": x[a, rank], "y": y[a, rank]} for a in range(2))
+    by_hand = _Linear()
+    losses, _ = by_hand(x.reshape(-1, 3), y.reshape(-1))
+    (2 * losses.mean()).backward()
+    assert by_hand.weight.grad is not None
+    norm = by_hand.weight.grad.norm()
+    parameter = dict(built.task.named_parameters())["weight"]
+    with built.gathered(parameter):
+        weight = parameter.detach().clone()
+    expected = by_hand.weight.detach() - lr * by_hand.weight.grad
+    found = {
+        "loss": (result.loss.item(), losses.reshape(2, size, 2)[:, rank].mean().item()),
+        "grad_norm": (float(result.grad_norm or 0.0), norm.item()),
+        "weight": (weight.flatten().tolist(), expected.flatten().tolist()),
+        "lr": (result.lr, lr),
+        "loss_scale": (result.loss_scale, 1.0),
+    }
+    assert built.schedule.get_last_lr()[0] < lr
+    built.destroy()
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2], indirect=True)
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_train_step_is_one_update_on_the_global_batch(ranks: Ranks, stage: int) -> None:
+    for found in ranks.run(_train_step, stage):
+        for name, (value, expected) in found.items():
+            assert value == pytest.approx(expected, rel=1e-5), name

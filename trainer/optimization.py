@@ -1,0 +1,58 @@
+"""The optimizer, the averaging and the learning rate schedule that the config of a phase names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bellwether import optimizers
+from bellwether.optimizers import ShardedOptimizer, WarmupConstant
+from bellwether.optimizers.registry import OPTIMIZERS
+from bellwether.trainer.config.schema import Optimizer
+from bellwether.trainer.phases import Phase
+
+
+def make_optimizer(task: nn.Module, wanted: Optimizer, lr: float) -> ShardedOptimizer:
+    """The optimizer that a config names, with a model's two param groups."""
+    return OPTIMIZERS[wanted.name].make(optimizers.groups(task), **{**wanted.options(), "lr": lr})
+
+
+def with_averaging(optimizer: ShardedOptimizer, phase: Phase) -> ShardedOptimizer:
+    """Wrap the optimizer in the averaging that the config asks for."""
+    average = phase.config.averaging
+    if average.kind == "lookahead":
+        return optimizers.Lookahead(optimizer, average.k, average.alpha)
+    if average.kind == "none":
+        return optimizer
+    return optimizers.WeightAverage(
+        optimizer, average.kind, start=phase.average_from, every=phase.average_every, decay=average.decay
+    )
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:
+    """The learning rate schedule that the config names."""
+    wanted = phase.config.schedule
+    shared: dict[str, Any] = {
+        "batch": phase.split.global_batch,
+        "total": phase.samples,
+        "warmup": phase.warmup,
+        "start": wanted.start,
+        "final": wanted.final,
+        "momentum": wanted.momentum,
+        "scale_decay": wanted.scale_decay,
+    }
+    if wanted.kind == "trapezoid":
+        return optimizers.Trapezoid(optimizer, cooldown=phase.cooldown, **shared)
+    if wanted.kind == "step":
+        return optimizers.WarmupStep(optimizer, milestones=phase.milestones, drop=wanted.drop, **shared)
+    if wanted.kind == "polynomial":
+        return optimizers.WarmupPolynomial(optimizer, power=wanted.power, **shared)
+    kinds: dict[str, type[WarmupConstant]] = {
+        "exponential": optimizers.Exponential,
+        "constant": WarmupConstant,
+        "linear": optimizers.WarmupLinear,
+        "cosine": optimizers.WarmupCosine,
+    }
+    return kinds[wanted.kind](optimizer, **shared)
