@@ -157,7 +157,7 @@ class Study:
                 self._pruning_step(members) if searched else None,
             )  # fmt: skip
             self._write(trial_id.name, record)
-        return spec.load(self.config_file(trial_id))
+        return spec.load(self.config_file(trial_id), quiet=True)
 
     def fail(self, trial_id: TrialId, reason: str) -> None:
         """Mark a trial as failed."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 import pytest
-import yaml
 
-from bellwether.experiments.sweep import spec, study, trial_ids
 from bellwether.trainer import config as c
 from bellwether.trainer import rundir
 from bellwether.trainer.config import Config, ConfigErrors, renamed
@@ -116,30 +113,3 @@ def test_run_directory_of_an_older_version_is_resumed(base: Path) -> None:
         rundir.prepare(
             c.load(base, [f"runs={base.parent}/runs", "optimizer={name: adamw, lr: 1e-3, decay: independent}"])
         )
-
-
-def test_sweep_of_an_older_version_goes_on(base: Path) -> None:
-    file = base.parent / "SWEEP.yaml"
-    raw = {
-        "name": "old", "runs": str(base.parent / "runs"), "config": str(base), "batches": [32],
-        "set": {"diagnose.every": "5 steps"}, "space": {"optimizer.lr": [0.1, 0.2]}, "search": {"kind": "grid"},
-        "optimizers": {"adam": {"set": {"optimizer.name": "adam"}, "space": {"optimizer.decay": ["l2", "decoupled"]}}},
-    }  # fmt: skip
-    file.write_text(yaml.safe_dump(raw))
-    begun = study.Study(spec.read(file))
-    begun.prepare()
-    first, second, *_ = trial_ids.trial_ids(begun.sweep)
-    begun.start(first)
-    # As an older version has written them.
-    for path in (begun.directory / "sweep.yaml", begun.config_file(first), begun.trials_dir / f"{first.name}.json"):
-        text = path.read_text().replace("optimizer.weight_decay_mode", "optimizer.decay")
-        text = text.replace("weight_decay_mode:", "decay:").replace("trajectory", "diagnose")
-        path.write_text(text)
-
-    study.Study(spec.read(file)).prepare()
-    again = study.open_study(begun.directory)
-    assert set(again.collect()[0].parameters) == {"optimizer.lr", "optimizer.weight_decay_mode"}
-    assert again.start(first).optimizer.weight_decay_mode == "l2"
-    again.start(second)
-    record = json.loads((again.trials_dir / f"{second.name}.json").read_text())
-    assert set(record["parameters"]) == {"optimizer.lr", "optimizer.weight_decay_mode"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -304,6 +305,30 @@ def test_sweep_stops_if_its_config_changes(tmp_path: Path) -> None:
     with pytest.raises(ConfigChanged, match="has changed since the sweep began"):
         open_study(study.directory).start(second)
     assert study.start(first) is not None
+
+
+def test_study_of_an_older_version_is_resumed(tmp_path: Path) -> None:
+    decay = {"set": {"optimizer.name": "adam"}, "space": {"optimizer.decay": ["l2", "decoupled"]}}
+    old = {"set": {"diagnose.every": "5 steps"}, "target": "loss <= 1", "stop": {"beaten": 1.5}}
+    file = write(tmp_path, optimizers={"adam": decay}, **old)
+    study = Study(spec.read(file))
+    study.prepare()
+    first, second = list(trial_ids(study.sweep))[:2]
+    study.start(first)
+    # As an older version wrote them.
+    for stored in (study.directory / "sweep.yaml", study.config_file(first), study.trials_dir / f"{first.name}.json"):
+        text = stored.read_text().replace("weight_decay_mode", "decay")
+        stored.write_text(text.replace("prune_factor:", "beaten:").replace("trajectory", "diagnose"))
+    assert "beaten: 1.5" in (study.directory / "sweep.yaml").read_text()
+
+    Study(spec.read(file)).prepare()
+    resumed = open_study(study.directory)
+    assert set(resumed.collect()[0].parameters) == {"optimizer.lr", "optimizer.weight_decay_mode"}
+    assert resumed.start(first).optimizer.weight_decay_mode == "l2"
+    resumed.start(second)
+    record = json.loads((resumed.trials_dir / f"{second.name}.json").read_text())
+    assert set(record["parameters"]) == {"optimizer.lr", "optimizer.weight_decay_mode"}
+    assert resumed.pending()[:2] == [first, second]
 
 
 def test_copied_study_shows_its_own_trials(tmp_path: Path) -> None:
