@@ -359,21 +359,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 def notes(rows: list[dict[str, Any]], about: dict[str, Any], device: torch.device) -> str:
     counted = "torch.cuda.max_memory_allocated" if device.type == "cuda" else "each allocation by torch's profiler"
     said = [
-        f"Median of {about['rounds']} rounds of one step of each contestant of a setting, in random order; all of a "
-        "setting share weights, gradients and the memory of moments.",
-        "B/element: what the algorithm has to move in float32 (AdamW and RAdam 28; Lamb 40, as the norms must be known "
-        "before the first weight moves; Lars 28). GB/s: that times elements, by time, also for those that move more.",
-        "of copy: GB/s against that of `tensor.copy_` in the same rounds, 8 B an element: 4 read and 4 written."
+        f"ms: median of {about['rounds']} rounds. A round takes one step of each optimizer of a setting in random order; all "
+        "of them share weights, gradients and the memory of the moments.",
+        "B/element: bytes per element that the algorithm must move in float32 (AdamW and RAdam 28; Lamb 40, because the "
+        "norms must be known before the first weight is updated; Lars 28). GB/s: these bytes divided by the time, also for "
+        "implementations that move more.",
+        "of copy: GB/s relative to `tensor.copy_` in the same rounds, at 8 bytes per element, 4 read and 4 written."
         + (
-            " On the CPU that copy goes through the caches, so the processor also reads what is overwritten, which is "
-            "not counted; a step overwrites only what it has read. Hence shares above 100 %."
+            " On the CPU that copy goes through the caches, so the processor also reads the memory that it overwrites, which "
+            "is not counted; a step overwrites only what it has read. Therefore values above 100 % occur."
             if device.type == "cpu"
             else ""
         ),
-        f"extra MB: kept from step to step and highest within one, beyond AdamW's two moments ({counted}). Lars has one "
-        "moment, hence less than 0.",
-        "timm's Lamb runs without its gradient clipping. The others are not in the second setting: they would take the "
-        "flat tensor for one parameter.",
+        f"extra MB: memory kept between steps plus the peak within a step, beyond AdamW's two moments ({counted}). Lars has "
+        "one moment, so its value is negative.",
+        "timm's Lamb runs without its gradient clipping. timm and pytorch-optimizer are not in the second setting: they would "
+        "treat the flat tensor as one parameter.",
     ]
     failed: dict[str, dict[str, None]] = {}  # problem -> who has it, in order and once
     for row in rows:

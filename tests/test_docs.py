@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -84,6 +85,15 @@ def command_lines(text: str) -> Iterator[list[str]]:
 def test_commands_parse(page: Path) -> None:
     for words in command_lines(page.read_text()):
         cli._parse(cli.build_parser(), words)
+
+
+@every_page
+def test_imports_in_code_blocks_exist(page: Path) -> None:
+    text = page.read_text()
+    for block in fenced_blocks(text, "python") + [code for code in inline_code(text) if code.startswith("from ")]:
+        for module, names in re.findall(r"^from (bellwether[\w.]*) import ([\w, ]+)$", block, re.M):
+            for name in names.split(","):
+                assert hasattr(importlib.import_module(module), name.strip()), f"{module}.{name.strip()}"
 
 
 @every_page

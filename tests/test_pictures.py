@@ -1,4 +1,4 @@
-"""The pictures of docs/optimizers.md: the script that draws them runs, and the page shows what there is."""
+"""The figures of docs/optimizers.md: the script that draws them runs, and the page shows all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = ROOT / "docs/optimizers.md"
 
 
 @pytest.mark.process
-def test_the_script_draws_all_pictures(tmp_path: Path) -> None:
+def test_script_draws_every_figure(tmp_path: Path) -> None:
     arguments = [sys.executable, str(ROOT / "scripts/draw_optimizers.py"), "--quick", "--out", str(tmp_path)]
     done = subprocess.run(
         arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180, check=False
@@ -30,7 +30,7 @@ def test_the_script_draws_all_pictures(tmp_path: Path) -> None:
             assert len(picture.getcolors()) > 8  # not blank
 
 
-def test_every_link_of_the_page_leads_somewhere() -> None:
+def test_page_links_exist_and_show_every_figure() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", PAGE.read_text())
     local = [target for target in targets if not target.startswith("http")]
     assert len(local) >= 10
