@@ -16,10 +16,13 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bellwether.launcher import console
 from bellwether.launcher.doctor.result import Row
+
+if TYPE_CHECKING:
+    from bellwether.launcher.doctor.gather import Answers
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +78,19 @@ def doctor(
             planned.expected, names=names, bounds=minimum_versions(), launcher_errors=answers.launcher_errors
         )
         rows = checks.rows(answers.nodes, answers.cluster, answers.failures, expected)
+    _print_result(rows, answers, as_json)
+    return table.status(rows)
+
+
+def _print_result(rows: Sequence[Row], answers: Answers, as_json: bool) -> None:
+    from bellwether.launcher.doctor import table
+
     if as_json:
         result = {"rows": [asdict(row) for row in rows], "nodes": answers.nodes, "cluster": answers.cluster}
         print(json.dumps(result, indent=1))
     else:
         width = min(120, max(60, shutil.get_terminal_size((80, 24)).columns))
         print(table.render(rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ), end="")
-    return table.status(rows)
 
 
 def quick_checks(on: str = "local", runs: str = "runs") -> list[Row]:

@@ -10,11 +10,12 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from tests.cluster import slurm_conf
 
 _TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "bridge", "unshare", "nsenter", "setpriv", "mount")
 # Child processes die with the test run, also when it is killed and cannot clean up.
@@ -45,10 +46,9 @@ class Cluster:
     Args:
         directory: for configuration, state and logs; a short path, as it holds sockets.
         size: number of nodes.
-        options: lines that override those of slurm.conf.
     """
 
-    def __init__(self, directory: Path, size: int, options: Mapping[str, str] | None = None) -> None:
+    def __init__(self, directory: Path, size: int) -> None:
         self.directory, self.size = directory, size
         self.names = [f"node{n}" for n in range(1, size + 1)]
         # Several clusters may run on one machine at the same time, as with two test runs.
@@ -63,7 +63,7 @@ class Cluster:
                 del self.environment[name]
         try:
             self._make_network()
-            self._configure(options or {})
+            self._configure()
             self._start_munge()
             self.start_controller()
             for name in self.names:
@@ -216,61 +216,10 @@ class Cluster:
             _run("ip", "-n", space, "link", "set", "eth0", "up")
             _run("ip", "-n", space, "link", "set", "lo", "up")
 
-    def _configure(self, options: Mapping[str, str]) -> None:
-        d, host = self.directory, socket.gethostname().split(".")[0]
-        d.chmod(0o755)
-        lines = {
-            "ClusterName": "bellwether",
-            "SlurmctldHost": f"{host}({self._net}.1)",
-            "SlurmctldPort": str(20_000 + os.getpid() % 1000 * 8 + self.size),
-            "SlurmUser": "root",
-            "SlurmdUser": "root",
-            # A requeued job waits until its old credential expires: two minutes by default, at least 5 s.
-            "AuthInfo": f"socket={d}/munge.socket,cred_expire=5",
-            "StateSaveLocation": f"{d}/state",
-            "SlurmdSpoolDir": f"{d}/spool/%n",
-            "SlurmctldPidFile": f"{d}/slurmctld.pid",
-            "SlurmdPidFile": f"{d}/spool/%n/slurmd.pid",
-            "SlurmctldLogFile": f"{d}/slurmctld.log",
-            "SlurmdLogFile": f"{d}/%n.log",
-            "SlurmctldParameters": "",
-            "ProctrackType": "proctrack/linuxproc",
-            "TaskPlugin": "task/none",
-            "JobAcctGatherType": "jobacct_gather/none",
-            "SwitchType": "switch/none",
-            "MpiDefault": "none",
-            "MailProg": "/bin/true",
-            "SelectType": "select/cons_tres",
-            "SelectTypeParameters": "CR_Core",
-            "SchedulerType": "sched/backfill",
-            "SchedulerParameters": "sched_interval=1,batch_sched_delay=0,bf_interval=1,requeue_delay=1",
-            "PreemptType": "preempt/partition_prio",
-            "PreemptMode": "REQUEUE",
-            "ReturnToService": "2",
-            "SlurmdParameters": "config_overrides",
-            "SlurmctldTimeout": "30",
-            "SlurmdTimeout": "10",
-            "MessageTimeout": "10",
-            "KillWait": "30",
-            "GresTypes": "gpu",
-            "JobCompType": "jobcomp/none",
-            **options,
-        }
-        text = "".join(f"{key}={value}\n" for key, value in lines.items() if value)
-        for name in self.names:
-            text += f"NodeName={name} NodeAddr={self.address(name)} CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN\n"
-        everywhere = f"Nodes=node[1-{self.size}] MaxTime=INFINITE State=UP"
-        text += f"PartitionName=main {everywhere} Default=YES PriorityTier=1 GraceTime=60\n"
-        text += f"PartitionName=urgent {everywhere} PriorityTier=10\n"
-        (d / "slurm.conf").write_text(text)
-        (d / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # otherwise slurmd requires cgroups
-        (d / "mpi.conf").write_text("PMIxCliTmpDirBase=/dev/shm\n")  # the nodes share /tmp
-        # Devices that exist on every machine stand in for GPUs: SLURM counts them without opening them.
-        gpus = "".join(f"NodeName={name} Name=gpu File=/dev/tty[0-1]\n" for name in self.names)
-        (d / "gres.conf").write_text(f"AutoDetect=off\n{gpus}")
-        own = f"{self._net}.1 {host}\n" + "".join(f"{self.address(name)} {name}\n" for name in self.names)
-        (d / "hosts").write_text(f"127.0.0.1 localhost\n{own}")
-        (d / "state").mkdir(exist_ok=True)
+    def _configure(self) -> None:
+        self.directory.chmod(0o755)
+        (self.directory / "state").mkdir(exist_ok=True)
+        slurm_conf.write(self.directory, f"{self._net}.1", {name: self.address(name) for name in self.names})
 
     def _start_munge(self) -> None:
         key = self.directory / "munge.key"
