@@ -1,9 +1,9 @@
-"""The gradient noise scale, from gradients that training computes anyway.
+"""Estimates the gradient noise scale from gradients that training computes anyway.
 
 McCandlish et al. 2018 (1812.06162, appendix A.1): the gradient of a batch of B samples is G plus noise of covariance
-Sigma / B, so its squared norm is |G|^2 + tr(Sigma) / B on average. Two batches of different size tell both: here the
-micro-batches of all ranks, whose norms are taken while the backward pass runs, and the global batch, whose norm is that
-which is clipped. ``B_simple = tr(Sigma) / |G|^2`` predicts the batch beyond which steps stop falling.
+Sigma / B, so its squared norm is |G|^2 + tr(Sigma) / B on average. Two batch sizes determine both: here the micro-batches
+of all ranks, whose norms are computed during the backward pass, and the global batch, whose norm is the one used for
+clipping. ``B_simple = tr(Sigma) / |G|^2`` predicts the batch size beyond which the number of steps stops falling.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# Steps that the mean looks back over: a single step's values are far too noisy, and their ratio would be biased.
+# Steps of the moving averages: the values of a single step are far too noisy, and their ratio would be biased.
 HORIZON = 200
 
 
 @dataclass
 class Estimate:
-    """Smoothed estimates of tr(Sigma) and |G|^2, both unbiased at every step, and of what lies between them.
+    """Moving averages of tr(Sigma) and |G|^2, both unbiased at every step, and of their products.
 
-    Their means decay exponentially over ``horizon`` steps; the ratio is taken of the means, as in the paper. All fields
-    are numbers, so that a checkpoint can hold them: `state`.
+    Exponential averages over ``horizon`` steps; the noise scale is the ratio of the averages, as in the paper. All fields
+    are numbers, so that a checkpoint can store them: `state`.
     """
 
     micro: int  # samples of a micro-batch
@@ -35,12 +35,12 @@ class Estimate:
     steps: int = 0
     trace: float = 0.0  # of the covariance of one sample's gradient
     square: float = 0.0  # of the norm of the true gradient
-    trace_trace: float = 0.0  # means of the products, for the spread
+    trace_trace: float = 0.0  # averages of the products, for the standard error
     trace_square: float = 0.0
     square_square: float = 0.0
 
     def add(self, small: float, big: float) -> None:
-        """Take one step's values; not those of a step that fp16 skipped.
+        """Add the values of one step. Not for a step that fp16 skipped.
 
         Args:
             small: mean squared norm of the gradients of its micro-batches.
@@ -63,37 +63,37 @@ class Estimate:
 
     @property
     def scale(self) -> float | None:
-        """B_simple in samples; None while noise hides the gradient altogether."""
+        """B_simple in samples; None while an estimate is not positive."""
         return self.trace / self.square if self.square > 0 and self.trace > 0 else None
 
     @property
     def error(self) -> float | None:
-        """Standard error of `scale`, from the spread between steps; None before there are enough of them."""
+        """Standard error of `scale`, from the variance between steps; None before there are 10 of them."""
         scale = self.scale
         if scale is None or self.steps < 10:
             return None
-        # The spread of trace - scale * square, which is 0 on average: what a ratio of means is off by, to first order.
-        spread = (
+        # The variance of trace - scale * square, which has mean 0: the error of a ratio of means, to first order.
+        variance = (
             (self.trace_trace - self.trace**2)
             - 2 * scale * (self.trace_square - self.trace * self.square)
             + scale**2 * (self.square_square - self.square**2)
         ) / self.square**2
         count = self.weight**2 / self.weight_squared
-        return math.sqrt(max(0.0, spread) / (count - 1))
+        return math.sqrt(max(0.0, variance) / (count - 1))
 
     def state(self) -> dict[str, float]:
-        """What `load_state` takes."""
+        """For `load_state`."""
         return {key: value for key, value in asdict(self).items() if key not in ("micro", "batch", "horizon")}
 
     def load_state(self, state: dict[str, float]) -> None:
-        """Go on from what `state` gave, also with other micro-batches: both estimates are of one sample."""
+        """Restore `state`. The micro-batch size may differ: both estimates are per sample."""
         vars(self).update(state)
 
 
 class NoiseScale:
-    """Watches the backward passes of a model in training. Costs a norm of each gradient, and no pass of its own.
+    """Measures the noise scale in the backward passes of training. Costs a norm of each gradient, no extra pass.
 
-    In a loop of your own, under DDP or DeepSpeed::
+    In your own training loop, under DDP or DeepSpeed::
 
         noise = NoiseScale(model, micro=32, batch=32 * accumulation * world_size)
         ...
@@ -103,12 +103,12 @@ class NoiseScale:
         print(noise.read())                                                # now and then
 
     Args:
-        model: its parameters that are trained are watched.
+        model: hooks are registered on its trainable parameters.
         micro: samples of each backward pass of each rank.
         batch: samples of an update, over all ranks.
 
     Raises:
-        ValueError: where a micro-batch is the whole batch, whose noise nothing tells.
+        ValueError: if a micro-batch is the whole batch, from which the noise cannot be estimated.
     """
 
     def __init__(self, model: nn.Module, micro: int, batch: int) -> None:
@@ -119,10 +119,10 @@ class NoiseScale:
         self._sum: Tensor | None = None
         self._small: list[Tensor] = []
         self._big: list[Tensor] = []
-        # A hook sees the gradient of this backward pass alone, before it is added up, reduced or cut into shards.
-        self._hooks = [p.register_hook(self._see) for p in model.parameters() if p.requires_grad]
+        # A hook gets the gradient of this backward pass alone, before it is accumulated, reduced or sharded.
+        self._hooks = [p.register_hook(self._record) for p in model.parameters() if p.requires_grad]
 
-    def _see(self, gradient: Tensor) -> None:
+    def _record(self, gradient: Tensor) -> None:
         # float32, as the squares of fp16 would overflow.
         self._norms.append(torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32))
         if len(self._norms) == len(self._hooks):
@@ -135,24 +135,24 @@ class NoiseScale:
             self._norms = []
 
     def step(self, norm: float | Tensor, factor: float = 1.0) -> None:
-        """A step is done.
+        """Record the end of a step.
 
         Args:
-            norm: of the gradient of the global batch, before clipping; a number, or a tensor that nobody has waited for.
-            factor: what the loss was multiplied with that the norm is free of: the loss scale of fp16.
+            norm: of the gradient of the global batch, before clipping; a tensor is not synchronized here.
+            factor: of the loss, if the norm does not include it: the loss scale of fp16.
         """
         self._fold()
         if self._sum is None:
             return
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         accumulation = self.estimate.batch // (self.estimate.micro * world_size)
-        # Each micro-batch's loss is divided by their number, so the mean of the squares is their sum times it.
+        # The loss of each micro-batch is divided by their number, so the mean of the squares is the sum times that number.
         self._small.append(self._sum * (accumulation / factor**2))
         self._big.append(torch.as_tensor(norm, dtype=torch.float64, device=self._sum.device).square())
         self._sum = None
 
     def read(self) -> dict[str, float]:
-        """``noise_scale`` in samples and ``noise_scale_error``, where they can be told, with all steps so far. Collective."""
+        """``noise_scale`` in samples and ``noise_scale_error``, if there are estimates yet. Collective."""
         if self._small:
             small, big = torch.stack(self._small), torch.stack(self._big)
             if dist.is_initialized():
@@ -161,10 +161,10 @@ class NoiseScale:
             for values in zip(small.tolist(), big.tolist(), strict=True):
                 self.estimate.add(*values)
             self._small, self._big = [], []
-        said = {"noise_scale": self.estimate.scale, "noise_scale_error": self.estimate.error}
-        return {key: value for key, value in said.items() if value is not None}
+        estimates = {"noise_scale": self.estimate.scale, "noise_scale_error": self.estimate.error}
+        return {key: value for key, value in estimates.items() if value is not None}
 
     def close(self) -> None:
-        """Stop watching."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()

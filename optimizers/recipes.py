@@ -1,11 +1,11 @@
-"""Published large-batch recipes by name: from the batch to learning rate, warm-up, decay, length and the rule's options.
+"""Published large-batch recipes by name: learning rate, warm-up, decay, steps and optimizer options for a batch size.
 
 >>> settings, = recipe("lamb-bert").at(32768)
 >>> settings.lr, settings.warmup_fraction, settings.steps
 (0.005, 0.2, 15625)
 
-A recipe says exactly what was published at the batches where something was, follows its own rule in between, and says so
-where a batch lies outside of what was tried. What a source leaves open stays None: nothing is made up. Needs no torch.
+A recipe gives the published values at the published batch sizes, follows its own rule in between, and warns about batch
+sizes outside of the published range. What a source does not state is None. Needs no torch.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """What a recipe says for one phase of a run. None: the source does not say."""
+    """The settings of a recipe for one phase of a run. None: the source does not state it."""
 
-    batch: int  # samples a step
+    batch: int  # samples of a step
     optimizer: str
     lr: float  # the peak
     decay: str  # after the warm-up: linear, polynomial or step
     power: float = 1.0  # of a polynomial decay
     warmup_fraction: float | None = None  # of the phase
     warmup_epochs: float | None = None
-    warmup_from: float = 0.0  # lr at the first step, as a share of the peak
+    warmup_from: float = 0.0  # lr at the first step, as a fraction of the peak
     milestones: tuple[float, ...] = ()  # of a step decay, in epochs; each divides lr by ten
     steps: int | None = None
     epochs: float | None = None
@@ -41,12 +41,12 @@ class Settings:
     trust_bounds: tuple[float, float] | None = None
     prenormalize: bool | None = None
     phase: int = 1
-    published: bool = True  # whether the source names this batch, or its rule or an interpolation was taken
+    published: bool = True  # whether the source has this batch size; False: from its rule, or interpolated
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named recipe. `published` are the batches (of the first phase) that the source names."""
+    """A named recipe. `published` are the batch sizes (of the first phase) in the source."""
 
     name: str
     about: str
@@ -55,17 +55,17 @@ class Recipe:
     rule: Callable[[int], list[Settings]]
 
     def at(self, batch: int) -> list[Settings]:
-        """The phases of a run whose first phase has this batch, in samples.
+        """The phases of a run whose first phase has this batch size, in samples.
 
         Raises:
-            ValueError: if the batch is no positive number.
+            ValueError: if the batch size is not positive.
         """
         if batch < 1:
             raise ValueError(f"batch={batch}: must be at least 1")
         return self.rule(batch)
 
     def warning(self, batch: int) -> str | None:
-        """What to know about a batch outside of what was published; None inside."""
+        """A warning about a batch size outside of the published range; None inside."""
         low, high = min(self.published), max(self.published)
         if low <= batch <= high:
             return None
@@ -74,10 +74,10 @@ class Recipe:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a name.
+    """Look up a recipe.
 
     Raises:
-        ValueError: naming the nearest, or all.
+        ValueError: with the nearest name, or all names.
     """
     if name in RECIPES:
         return RECIPES[name]
@@ -247,7 +247,7 @@ def _mlperf_bert(batch: int) -> list[Settings]:
 
 
 def _between(batch: int, table: dict[int, float]) -> float:
-    """Straight lines between the points of a table, in logarithms; the outer ones are continued."""
+    """Linear interpolation in logarithms between the points of a table; extrapolates from the outermost two."""
     if batch in table:
         return table[batch]
     sizes = sorted(table)

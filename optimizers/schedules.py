@@ -1,8 +1,8 @@
-"""Learning-rate schedules that count samples, so that a recipe has the same shape at every batch.
+"""Learning rate schedules that count samples, so that a schedule has the same shape at every batch size.
 
-Each is a torch `LRScheduler`: step() once an update. The rate of an update is the curve's value in the middle of the
-samples of its batch. Thus no update is lost to a rate of 0 at either end, and the sum of the rates over a run, times
-the batch, hardly depends on the batch.
+Each is a torch `LRScheduler`: call step() once after each update. The rate of an update is the curve's value in the
+middle of the samples of its batch. So no update has rate 0 at either end, and the sum of the rates over a run times the
+batch size hardly depends on the batch size.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class WarmupConstant(LRScheduler):
 
     Args:
         optimizer: its groups' ``lr`` are the peaks.
-        batch: samples an update (the global batch).
-        total: samples of the whole schedule; afterwards the rate stays as it is at the end.
+        batch: samples of an update (the global batch size).
+        total: samples of the whole schedule; afterwards the rate stays at its final value.
         warmup: samples of the rise.
-        start: rate at the beginning of the rise, as a share of the peak.
-        final: rate at the end, as a share of the peak.
-        momentum: (highest, lowest) momentum, or beta1: lowest where the rate is highest, and in between in proportion
-            (Smith 2018, 1803.09820, section 4.3). None leaves it alone.
-        scale_decay: let the weight decay follow the rate, as the share of each group's ``weight_decay``.
+        start: rate at the beginning of the rise, as a fraction of the peak.
+        final: rate at the end, as a fraction of the peak.
+        momentum: (highest, lowest) momentum, or beta1: lowest where the rate is highest, interpolated linearly
+            (Smith 2018, 1803.09820, section 4.3). None: unchanged.
+        scale_decay: scale each group's ``weight_decay`` by the same factor as its rate.
 
     Raises:
         ValueError: if the lengths do not fit.
@@ -64,14 +64,14 @@ class WarmupConstant(LRScheduler):
             raise ValueError(f"batch={batch}, total={total}: must be at least 1, in samples")
         if not 0 <= warmup <= total:
             raise ValueError(f"warmup={warmup}: must be from 0 to total={total} samples")
-        for name, share in {"start": start, "final": final}.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share}: must be from 0 to 1, a share of the peak")
+        for name, fraction in {"start": start, "final": final}.items():
+            if not 0 <= fraction <= 1:
+                raise ValueError(f"{name}={fraction}: must be from 0 to 1, a fraction of the peak")
         if momentum is not None and not 0 <= momentum[1] <= momentum[0] < 1:
-            raise ValueError(f"momentum={momentum}: must be (highest, lowest), each from 0 up to, not including, 1")
+            raise ValueError(f"momentum={momentum}: must be (highest, lowest), each in [0, 1)")
         self.batch, self.total, self.warmup, self.start, self.final = batch, total, warmup, start, final
         self.momentum = momentum
-        # A group remembers its own decay, so that a scheduler made after load_state_dict does not take a share for it.
+        # Stored in the group, so that a scheduler created after load_state_dict does not scale a scaled value.
         self.scale_decay = scale_decay
         if scale_decay:
             if any(group.get("weight_decay_mode") in ("independent", "prox") for group in optimizer.param_groups):
@@ -81,22 +81,22 @@ class WarmupConstant(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def decay(self, progress: float) -> float:
-        """The rate after the warm-up, from 1 at ``progress`` 0 down to 0 at 1, before `final` is laid under it."""
+        """The rate after the warm-up, from 1 at ``progress`` 0 to 0 at 1, before it is rescaled to end at `final`."""
         return 1.0
 
     def factor(self, samples: float) -> float:
-        """The rate as a share of the peak, this many samples into the schedule."""
+        """The rate as a fraction of the peak, after this many samples."""
         if samples < self.warmup:
             return self.start + (1 - self.start) * samples / self.warmup
         progress = min(1.0, (samples - self.warmup) / max(1, self.total - self.warmup))
         return self.final + (1 - self.final) * self.decay(progress)
 
     def cycle(self, samples: float) -> float:
-        """How far the momentum has gone from its highest, at 0, to its lowest, at 1."""
+        """Position of the momentum between its highest value (0) and its lowest (1)."""
         return self.factor(samples)
 
     def seek(self, samples: int) -> None:
-        """Go to the update that begins this many samples into the schedule, as after a resume."""
+        """Move to the update that begins after this many samples, as after a resume."""
         self.last_epoch = samples // self.batch
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = lr
@@ -156,13 +156,13 @@ class Trapezoid(WarmupConstant):
 
 
 class WarmupStep(WarmupConstant):
-    """Linear rise, then falls by ``drop`` at each milestone, in samples from the beginning (Goyal et al. 2017: 0.1 each)."""
+    """Linear rise, then a factor of ``drop`` at each milestone, in samples from the start (Goyal et al. 2017: 0.1)."""
 
     def __init__(self, optimizer: Optimizer, *, milestones: Sequence[int], drop: float = 0.1, **kwargs: Any) -> None:
         if not 0 < drop < 1:
             raise ValueError(f"drop={drop}: must be between 0 and 1")
         if list(milestones) != sorted(milestones) or min(milestones, default=0) < 0:
-            raise ValueError(f"milestones={list(milestones)}: must rise, in samples from the beginning")
+            raise ValueError(f"milestones={list(milestones)}: must be ascending, in samples from the start")
         self.milestones, self.drop = list(milestones), drop
         super().__init__(optimizer, **kwargs)
 
@@ -172,14 +172,14 @@ class WarmupStep(WarmupConstant):
 
 
 class Exponential(WarmupConstant):
-    """From ``start`` to ``final``, each update by the same factor: a decay, or the rise of a learning rate range test.
+    """From ``start`` to ``final`` by a constant factor: a decay, or the rise of a learning rate range test.
 
-    Both are shares of the groups' lr, above 0. It has no warm-up.
+    Both are fractions of the groups' lr, above 0. There is no warm-up.
     """
 
     def __init__(self, optimizer: Optimizer, *, start: float = 1.0, final: float, **kwargs: Any) -> None:
         if kwargs.get("warmup"):
-            raise ValueError(f"warmup={kwargs['warmup']}: an exponential schedule has none; write start=...")
+            raise ValueError(f"warmup={kwargs['warmup']}: an exponential schedule has no warm-up; write start=...")
         if not (start > 0 and final > 0):
             raise ValueError(f"start={start}, final={final}: must be above 0")
         super().__init__(optimizer, start=start, final=final, **kwargs)
@@ -190,18 +190,18 @@ class Exponential(WarmupConstant):
 
 
 class OneCycle(WarmupConstant):
-    """1cycle (Smith 2018, 1803.09820): the rate up and down again, the momentum down and up, and a last stretch near 0.
+    """1cycle (Smith 2018, 1803.09820): the rate rises and falls, the momentum falls and rises; then a phase near rate 0.
 
     Args:
-        rise: samples from ``initial`` to the peak; 0.45 of the whole by default.
-        stretch: samples at the peak. 0 is the plain cycle; with a short rise and a long stretch it is the form that
-            serves language models, a trapezoid.
-        annihilation: samples at the end, from ``initial`` down to ``final``; a tenth of the whole by default.
-        initial: rate at the beginning and after the fall, as a share of the peak.
-        final: rate at the very end, as a share of the peak.
-        momentum: (highest, lowest); (0.95, 0.85) by default, None leaves it alone.
+        rise: samples from ``initial`` to the peak; 0.45 of the total by default.
+        stretch: samples at the peak. 0 is the plain cycle; a short rise and a long stretch give a trapezoid, as used for
+            language models.
+        annihilation: samples at the end, from ``initial`` down to ``final``; a tenth of the total by default.
+        initial: rate at the beginning and after the fall, as a fraction of the peak.
+        final: rate at the very end, as a fraction of the peak.
+        momentum: (highest, lowest); (0.95, 0.85) by default; None: unchanged.
 
-    The momentum is back at its highest when the annihilation begins.
+    The momentum is at its highest again when the annihilation begins.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
@@ -243,7 +243,7 @@ class OneCycle(WarmupConstant):
             )
         if not 0 <= final <= initial <= 1:
             raise ValueError(
-                f"initial={initial}, final={final}: must be 0 <= final <= initial <= 1, shares of the peak"
+                f"initial={initial}, final={final}: must be 0 <= final <= initial <= 1, fractions of the peak"
             )
         self.rise, self.stretch, self.annihilation, self.initial = rise, stretch, annihilation, initial
         super().__init__(
@@ -263,7 +263,7 @@ class OneCycle(WarmupConstant):
 
 
 def _interpolate(x: float, corners: list[tuple[float, float]]) -> float:
-    """The polygon through the corners, constant after the last."""
+    """Linear interpolation between the corners, constant after the last."""
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         if x < x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

@@ -97,7 +97,7 @@ def test_regression(name: str, scheduler: str) -> None:
 
 
 @every
-def test_state_dict_round_trip_to_the_bit(name: str, kernel: str) -> None:
+def test_state_dict_round_trip_is_bitwise(name: str, kernel: str) -> None:
     ours = parameters()
     optimizer = OPTIMIZERS[name](ours, kernel=kernel)
     drive(optimizer)
@@ -118,7 +118,7 @@ def test_state_dict_round_trip_to_the_bit(name: str, kernel: str) -> None:
 
 @every
 @pytest.mark.parametrize("copied", ["deepcopy", "pickle", "torch.save"])
-def test_a_copy_goes_on_to_the_bit(name: str, copied: str, kernel: str) -> None:
+def test_copy_continues_bitwise(name: str, copied: str, kernel: str) -> None:
     """Under a schedule too, which puts a function of its own in place of step()."""
     ours = parameters()
     optimizer = OPTIMIZERS[name](ours, kernel=kernel)
@@ -157,7 +157,7 @@ def test_state_is_loaded_in_the_dtype_of_the_parameters(name: str, dtype: torch.
 
 
 @every
-def test_state_by_name_of_torch_distributed_checkpoint(name: str) -> None:
+def test_torch_distributed_checkpoint_state_by_name(name: str) -> None:
     """Which makes the state of a new optimizer by a step with lr 0 and zero gradients: it must not move a weight."""
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
@@ -175,7 +175,7 @@ def test_state_by_name_of_torch_distributed_checkpoint(name: str) -> None:
     assert_same(list(model.parameters()), list(twin.parameters()))
 
 
-def test_another_number_of_parameters_is_refused() -> None:
+def test_state_dict_with_wrong_number_of_parameters_is_refused() -> None:
     saved = Lamb(parameters()).state_dict()
     with pytest.raises(ValueError, match="size of optimizer's group"):
         Lamb(parameters()[:2]).load_state_dict(saved)
@@ -187,7 +187,7 @@ def test_another_number_of_parameters_is_refused() -> None:
 
 
 @every
-def test_a_group_is_an_optimizer_of_its_own(name: str, kernel: str) -> None:
+def test_group_equals_a_separate_optimizer(name: str, kernel: str) -> None:
     """Groups with options of their own, one of them added after some steps."""
     if name in JOINT:
         pytest.skip("all parameters decide together")
@@ -210,7 +210,7 @@ def test_a_group_is_an_optimizer_of_its_own(name: str, kernel: str) -> None:
         assert_same(p, q)
 
 
-def test_groups_that_are_added_again_and_again(kernel: str) -> None:
+def test_cached_tables_are_not_reused_for_new_tensors(kernel: str) -> None:
     """What is remembered of tensors must not be taken for that of others which come to lie at the same address."""
     for _ in range(10):
         ours, theirs = [parameters(shapes=[(7,), (3,)]) for _ in range(2)]
@@ -224,7 +224,7 @@ def test_groups_that_are_added_again_and_again(kernel: str) -> None:
         assert distance(held(optimizer), held(other)) < CLOSE[torch.float32]
 
 
-def test_what_is_remembered_of_combinations_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_cached_tables_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_MAX_TABLES", 8)
     params = parameters(shapes=[(3,)] * 6)
     optimizer = Lamb(params)
@@ -236,7 +236,7 @@ def test_what_is_remembered_of_combinations_is_bounded(monkeypatch: pytest.Monke
     assert len(optimizer.trust_ratios()) == 6
 
 
-def test_trust_ratios_are_the_last_ones() -> None:
+def test_trust_ratios_are_those_of_the_last_step() -> None:
     """However the tensors were combined before: here together, apart, and together again."""
     a, b = [torch.nn.Parameter(torch.full((3,), value)) for value in (1.0, 2.0)]
     optimizer = Lamb([("a", a), ("b", b)], lr=0.1)
@@ -278,14 +278,14 @@ REFUSED_PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
 
 @every
 @pytest.mark.parametrize("case", REFUSED_PARAMETERS)
-def test_refused_parameters(name: str, case: str) -> None:
+def test_invalid_parameters_are_refused(name: str, case: str) -> None:
     params, error, message = REFUSED_PARAMETERS[case]
     with pytest.raises(error, match=message):
         OPTIMIZERS[name](params)
 
 
 @every
-def test_a_group_that_is_refused_is_not_kept(name: str) -> None:
+def test_refused_group_is_not_added(name: str) -> None:
     optimizer = OPTIMIZERS[name](parameters())
     for bad in ({"lr": -1.0}, {"weight_decay": math.nan}, {"weight_decay_mode": "l3"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
@@ -296,7 +296,7 @@ def test_a_group_that_is_refused_is_not_kept(name: str) -> None:
     drive(optimizer, 1)
 
 
-def test_a_parameter_that_stands_twice_is_warned_of_and_updated_twice() -> None:
+def test_duplicate_parameter_warns_and_is_updated_twice() -> None:
     """As in torch."""
     p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     with warnings.catch_warnings(record=True) as caught:
@@ -309,7 +309,7 @@ def test_a_parameter_that_stands_twice_is_warned_of_and_updated_twice() -> None:
 
 
 @every
-def test_what_has_no_gradient_is_left_out(name: str) -> None:
+def test_parameters_without_gradient_are_skipped(name: str) -> None:
     used, unused, frozen = [torch.nn.Parameter(torch.full((3,), 2.0)) for _ in range(3)]
     frozen.requires_grad_(False)
     optimizer = OPTIMIZERS[name]([frozen, used, unused])
@@ -366,7 +366,7 @@ def test_zero_grad(name: str) -> None:
 
 
 @every
-def test_zero_gradients_move_nothing_at_first(name: str, kernel: str) -> None:
+def test_zero_gradients_do_not_change_weights_in_the_first_step(name: str, kernel: str) -> None:
     ours, before = parameters(), parameters()
     optimizer = OPTIMIZERS[name](ours, kernel=kernel, weight_decay=0.0)
     for p in ours:
@@ -376,7 +376,7 @@ def test_zero_gradients_move_nothing_at_first(name: str, kernel: str) -> None:
 
 
 @every
-def test_rate_zero_leaves_the_weights(name: str, kernel: str) -> None:
+def test_zero_lr_does_not_change_weights(name: str, kernel: str) -> None:
     ours, before = parameters(), parameters()
     optimizer = OPTIMIZERS[name](ours, kernel=kernel, weight_decay=0.1)
     for group in optimizer.param_groups:
@@ -387,7 +387,7 @@ def test_rate_zero_leaves_the_weights(name: str, kernel: str) -> None:
 
 
 @every
-def test_rate_is_read_at_every_step(name: str, kernel: str) -> None:
+def test_lr_is_read_at_every_step(name: str, kernel: str) -> None:
     ours, theirs = parameters(), parameters()
     optimizer = OPTIMIZERS[name](ours, kernel=kernel, lr=0.5)
     other = OPTIMIZERS[name](theirs, kernel=kernel, lr=0.25)
@@ -402,7 +402,7 @@ def test_rate_is_read_at_every_step(name: str, kernel: str) -> None:
 
 
 @every
-def test_rate_in_a_tensor(name: str, kernel: str) -> None:
+def test_lr_tensor(name: str, kernel: str) -> None:
     """Which schedules write into."""
     ours, theirs = parameters(), parameters()
     optimizer = OPTIMIZERS[name](ours, kernel=kernel, lr=torch.tensor(0.125))
@@ -419,7 +419,7 @@ def test_rate_in_a_tensor(name: str, kernel: str) -> None:
 
 
 @every
-def test_maximize_is_to_minimise_the_negative(name: str, kernel: str) -> None:
+def test_maximize_equals_minimizing_the_negative(name: str, kernel: str) -> None:
     ours, theirs = parameters(), parameters()
     drive(OPTIMIZERS[name](ours, kernel=kernel, maximize=True), 5)
     drive(OPTIMIZERS[name](theirs, kernel=kernel), 5, sign=-1.0)
@@ -428,7 +428,7 @@ def test_maximize_is_to_minimise_the_negative(name: str, kernel: str) -> None:
 
 @every
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_gradients_stay_as_they_are(name: str, mode: Any, kernel: str) -> None:
+def test_step_does_not_change_gradients(name: str, mode: Any, kernel: str) -> None:
     params = parameters()
     optimizer = OPTIMIZERS[name](params, kernel=kernel, weight_decay=0.1)
     kept = []
@@ -446,7 +446,7 @@ def test_gradients_stay_as_they_are(name: str, mode: Any, kernel: str) -> None:
         assert not torch.equal(p, before)
 
 
-def test_a_gradient_with_a_graph_leaves_none_behind(kernel: str) -> None:
+def test_gradient_with_graph_leaves_no_graph_in_the_state(kernel: str) -> None:
     p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = Lamb([p], kernel=kernel)
     with warnings.catch_warnings():
@@ -497,7 +497,7 @@ LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 @every
 @pytest.mark.parametrize("case", LAYOUTS)
-def test_layout_in_memory_does_not_matter(name: str, case: str, kernel: str) -> None:
+def test_memory_layout_does_not_matter(name: str, case: str, kernel: str) -> None:
     lay_weights, lay_gradient = LAYOUTS[case]
     if kernel == "cpu" and case == "with-gaps":
         kernel = "auto"  # the C++ kernel needs dense memory
@@ -572,7 +572,7 @@ def test_hooks(name: str) -> None:
 
 
 @every
-def test_profiler_shows_the_step(name: str) -> None:
+def test_profiler_records_the_step(name: str) -> None:
     optimizer = OPTIMIZERS[name](parameters())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         drive(optimizer, 2)
@@ -581,7 +581,7 @@ def test_profiler_shows_the_step(name: str) -> None:
 
 
 @every
-def test_repr_tells_name_groups_and_options(name: str) -> None:
+def test_repr_has_name_groups_and_options(name: str) -> None:
     optimizer = OPTIMIZERS[name](parameters(), lr=0.125)
     optimizer.add_param_group({"params": parameters(), "lr": 0.375})
     said = repr(optimizer)

@@ -161,7 +161,7 @@ def off(found: Array, wanted: Array) -> float:
     ],
     ids=["float64", "float32", "cpu"],
 )
-def test_follows_the_formula(rule: str, form: str, kernel: str, dtype: torch.dtype, close: float) -> None:
+def test_weight_decay_follows_the_formula(rule: str, form: str, kernel: str, dtype: torch.dtype, close: float) -> None:
     try:
         kernels.check(kernel)
     except RuntimeError as error:
@@ -194,7 +194,7 @@ def test_lars_follows_the_formula(nesterov: bool, trust_ratio: bool) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_without_decay_the_forms_are_one(rule: str) -> None:
+def test_modes_are_equal_without_weight_decay(rule: str) -> None:
     _, kind, options = RULES[rule]
     forms = [form for r, form in CASES if r == rule]
     found = [run(kind, lr=ALPHA, weight_decay=0.0, weight_decay_mode=form, **options) for form in forms]
@@ -214,7 +214,7 @@ SHRINKS: dict[str, Callable[[float, float], float]] = {
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.5])
 @pytest.mark.parametrize("rule, form", [(r, f) for r in ("adamw", "momentum") for f in SHRINKS if (r, f) in CASES])
-def test_decay_alone_follows_the_schedule(rule: str, form: str, alpha: float) -> None:
+def test_decay_without_gradient_follows_the_schedule(rule: str, form: str, alpha: float) -> None:
     """Independent and prox count its multiplier and not the peak rate; decoupled and prox-metric count both."""
     _, kind, options = RULES[rule]
     found = run(kind, gradients=lambda t, w: 0 * w, lr=alpha, weight_decay=LAMBDA, weight_decay_mode=form, **options)
@@ -223,7 +223,7 @@ def test_decay_alone_follows_the_schedule(rule: str, form: str, alpha: float) ->
 
 
 @pytest.mark.parametrize("form", ["independent", "prox"])
-def test_the_peak_rate_travels_with_the_state(form: str) -> None:
+def test_peak_lr_is_part_of_the_state(form: str) -> None:
     """Into an optimizer that was made with another rate: the multiplier is that of the schedule under way."""
     p, q = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
     optimizer = AdamW([p], lr=ALPHA, weight_decay=LAMBDA, weight_decay_mode=form)
@@ -278,7 +278,7 @@ def test_not_scale_free(form: str) -> None:
         ("decoupled", 1),  # another step already there
     ],
 )
-def test_how_close_prox_is(form: str, order: int) -> None:
+def test_order_of_the_difference_to_prox(form: str, order: int) -> None:
     """Halving rate and decay together halves a difference of first order, and quarters one of second."""
     apart = []
     for h in (0.01, 0.005):
@@ -289,7 +289,7 @@ def test_how_close_prox_is(form: str, order: int) -> None:
     assert math.log2(apart[0] / apart[1]) == pytest.approx(order, abs=0.05)
 
 
-def test_l2_is_divided_away_where_gradients_are_large_and_adamw_is_not() -> None:
+def test_large_gradients_weaken_l2_but_not_adamw() -> None:
     """Loshchilov and Hutter 2017: weights with large gradients are regularised less by L2, and alike by AdamW."""
     sizes = np.array([1.0, 16.0])  # a power of 2 apart, so that AdamW's weights are the same to the bit
 

@@ -139,7 +139,7 @@ def test_torch_engines(ranks: Ranks, rule: str, engine: str) -> None:
 
 @pytest.mark.parametrize("ranks", [4], indirect=True)
 @pytest.mark.parametrize("rule", ["lamb", "nvlamb"])
-def test_a_flattened_mesh(ranks: Ranks, rule: str) -> None:
+def test_flattened_mesh(ranks: Ranks, rule: str) -> None:
     check(ranks.run(_train, rule, "fsdp2-flattened"), rule)
 
 
@@ -161,7 +161,7 @@ def _sequence_parallel() -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_gradients_that_are_still_to_be_summed(ranks: Ranks) -> None:
+def test_partial_gradients_are_reduced(ranks: Ranks) -> None:
     for ours, theirs in ranks.run(_sequence_parallel):
         assert ours == pytest.approx(theirs)
         assert ours[2] == pytest.approx(1 - 0.1 * 2 * 3)
@@ -206,6 +206,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_would_be_silently_wrong_is_refused(ranks: Ranks, what: str) -> None:
+def test_unattached_global_sums_are_refused(ranks: Ranks, what: str) -> None:
     for message in ranks.run(_refused, what):
         assert re.search(REFUSED[what], message), message

@@ -25,7 +25,7 @@ def commands(example: Path) -> list[str]:
     return [line for line in head.splitlines() if line.split(" ")[0] in PROGRAMS]
 
 
-def test_every_example_says_how_to_run_it() -> None:
+def test_every_example_has_its_command() -> None:
     assert len(EXAMPLES) >= 6
     for example in EXAMPLES:
         assert commands(example), example
@@ -34,7 +34,7 @@ def test_every_example_says_how_to_run_it() -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("command", [command for example in EXAMPLES for command in commands(example)])
-def test_the_loss_falls(command: str, tmp_path: Path) -> None:
+def test_loss_of_the_example_decreases(command: str, tmp_path: Path) -> None:
     program, *arguments = command.split()
     # One thread a process, as torchrun sets it for several: the models are tiny.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": subprocess_path(ROOT), "TMPDIR": str(tmp_path)}

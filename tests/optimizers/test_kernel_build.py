@@ -36,7 +36,7 @@ def libraries(cache: Path) -> list[Path]:
     return sorted(cache.glob("*.so"))
 
 
-def test_cold_build_and_then_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(build.load(SOURCE, cpu._DEFINITIONS).bellwether_run, ctypes._CFuncPtr)
     assert len(libraries(cache)) == 1
     assert not list(cache.glob(".build-*"))
@@ -44,7 +44,7 @@ def test_cold_build_and_then_none(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     assert build.load(SOURCE, cpu._DEFINITIONS).bellwether_run
 
 
-def test_what_a_killed_build_leaves_does_no_harm(cache: Path, source: Path) -> None:
+def test_leftovers_of_a_killed_build_are_ignored(cache: Path, source: Path) -> None:
     build.load(source)
     (library,) = libraries(cache)
     library.unlink()
@@ -55,7 +55,7 @@ def test_what_a_killed_build_leaves_does_no_harm(cache: Path, source: Path) -> N
     assert build.load(source).answer() == 42
 
 
-def test_a_broken_library_is_built_again(cache: Path, source: Path) -> None:
+def test_broken_library_is_rebuilt(cache: Path, source: Path) -> None:
     build.load(source)
     (library,) = libraries(cache)
     library.unlink()  # a new file: this process has the old one in use
@@ -64,7 +64,7 @@ def test_a_broken_library_is_built_again(cache: Path, source: Path) -> None:
 
 
 @pytest.mark.process
-def test_four_processes_at_once(cache: Path, source: Path) -> None:
+def test_concurrent_builds(cache: Path, source: Path) -> None:
     # By its path, without the package and thus without torch, they are at it in the same moment.
     script = f"import runpy, pathlib; print(runpy.run_path({build.__file__!r})['load'](pathlib.Path({str(source)!r})).answer())"  # fmt: skip
     started = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
@@ -73,7 +73,7 @@ def test_four_processes_at_once(cache: Path, source: Path) -> None:
     assert not list(cache.glob(".build-*"))
 
 
-def test_cache_that_cannot_be_written(
+def test_cache_without_write_permission(
     cache: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -81,7 +81,7 @@ def test_cache_that_cannot_be_written(
     assert build.load(source).answer() == 42
 
 
-def test_compiler_that_fails(cache: Path, source: Path) -> None:
+def test_compiler_error_is_reported(cache: Path, source: Path) -> None:
     source.write_text("this is no C++\n")
     with pytest.raises(RuntimeError, match=r"could not build small.cpp: .*error"):
         build.load(source)
@@ -90,7 +90,7 @@ def test_compiler_that_fails(cache: Path, source: Path) -> None:
 
 
 @pytest.mark.process
-def test_no_compiler(tmp_path: Path) -> None:
+def test_missing_compiler_is_reported(tmp_path: Path) -> None:
     script = """
         import logging, sys, torch
         from bellwether.optimizers import Lamb

@@ -58,7 +58,7 @@ def test_equals_the_reference(kernel: Kernel, layout: str, formula: Formula, opt
 
 
 @pytest.mark.parametrize("which", PASSES)
-def test_same_bits_every_time(kernel: Kernel, which: str, threads: Callable[[int], None]) -> None:
+def test_bits_are_reproducible(kernel: Kernel, which: str, threads: Callable[[int], None]) -> None:
     outcomes = []
     for count in (1, 2, 3):
         threads(count)
@@ -69,7 +69,7 @@ def test_same_bits_every_time(kernel: Kernel, which: str, threads: Callable[[int
             assert torch.equal(outcomes[0].sums, other.sums)  # type: ignore[arg-type]
 
 
-def test_tables_are_kept_and_tensors_change(kernel: Kernel) -> None:
+def test_cached_tables_work_with_other_tensors(kernel: Kernel) -> None:
     c, tables = coefficients("adam", "all"), {}
     for seed in (1, 2):
         ours, theirs = (make_tensors("fragments", "adam", seed=seed) for _ in range(2))
@@ -78,14 +78,14 @@ def test_tables_are_kept_and_tensors_change(kernel: Kernel) -> None:
     assert len(tables) == 1
 
 
-def test_integers_among_the_coefficients(kernel: Kernel) -> None:
+def test_integer_coefficients(kernel: Kernel) -> None:
     c = coefficients("adam", "bare")
     ours, theirs = replace(c, beta1=0, numerator=1), replace(c, beta1=0.0, numerator=1.0)
     outcomes = [run(kernel, "step", make_tensors("fragments", "adam"), x) for x in (ours, theirs)]
     assert same_bits(*outcomes)
 
 
-def test_blocks_of_more_elements_than_an_int32_counts() -> None:
+def test_blocks_beyond_int32() -> None:
     lengths = torch.tensor([5, 0, 2**33 + 1])
     index = torch.arange(3)
     layout = SegmentTable(
@@ -133,14 +133,14 @@ def test_ten_steps(optimizer: str, name: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-def test_auto_takes_what_fits() -> None:
+def test_auto_chooses_by_device_and_dtype() -> None:
     assert kernels.choose("auto", make_tensors("flat", "adam")) is cpu
     assert kernels.choose("auto", make_tensors("flat", "adam", torch.bfloat16)) is reference
     assert kernels.choose("auto", make_tensors("flat", "adam", device="meta")) is reference
     assert kernels.choose("reference", make_tensors("flat", "adam")) is reference
 
 
-def test_tensors_that_do_not_fit_are_named(name: str) -> None:
+def test_unsupported_tensors_are_refused(name: str) -> None:
     with pytest.raises(TypeError, match=r"not bfloat16 on cpu.*; write kernel='auto'"):
         kernels.choose(name, make_tensors("flat", "adam", torch.bfloat16))
     with pytest.raises(TypeError, match="float32 on meta"):
@@ -150,12 +150,12 @@ def test_tensors_that_do_not_fit_are_named(name: str) -> None:
         kernels.choose(name, gap)
 
 
-def test_unknown_kernel() -> None:
+def test_unknown_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="must be one of auto, reference, cpu, triton"):
         Lamb([torch.nn.Parameter(torch.ones(1))], kernel="cuda")
 
 
-def test_triton_that_is_missing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_falls_back_without_triton(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """What `auto` would do with CUDA tensors."""
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "bellwether.optimizers.kernels.triton", raising=False)
@@ -182,7 +182,7 @@ def _python(script: str, **environment: str) -> str:
 
 @pytest.mark.process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
-def test_triton_is_imported_late_and_says_what_it_lacks() -> None:
+def test_triton_is_imported_late_and_reports_a_missing_gpu() -> None:
     pytest.importorskip("triton", reason="Triton is for Linux")
     said = _python("""
         import sys, torch
@@ -201,7 +201,7 @@ def test_triton_is_imported_late_and_says_what_it_lacks() -> None:
 
 
 @pytest.mark.process
-def test_what_triton_compiles_to(tmp_path: Path) -> None:
+def test_triton_code_is_ieee_exact(tmp_path: Path) -> None:
     """For a GPU that need not be there: nothing contracted, IEEE division and root, subnormal numbers kept."""
     pytest.importorskip("triton", reason="Triton is for Linux")
     code = _python(
@@ -227,7 +227,7 @@ def test_what_triton_compiles_to(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("bounds", [(0.0, math.inf), (0.5, 1.5)])
-def test_one_call_is_the_two_passes_to_the_bit(threads: int, bounds: tuple[float, float]) -> None:
+def test_fused_step_equals_two_passes_bitwise(threads: int, bounds: tuple[float, float]) -> None:
     """Small and large segments, some together in one go; weights that are 0 and a gradient that is 0."""
     sizes = [5, 300_000, 0, 16384, 16387, 1, 70_000, 40_000, 33]
     generator = torch.Generator().manual_seed(0)

@@ -30,7 +30,7 @@ def test_square_roots_are_correctly_rounded() -> None:
     assert sqrt(squares[1].sum()).item() == math.sqrt(squares[1].sum().item())
 
 
-def test_fragments_of_one_tensor_add_up() -> None:
+def test_fragments_of_a_parameter_are_summed() -> None:
     """Apex's DistributedFusedLAMB overwrites here where it should add."""
     flat = torch.tensor([3.0, float("nan"), 4.0, 7.0, 12.0])
     shard = ShardLayout(flat, (ParameterInfo("a", (3,)), ParameterInfo("b", (1,)), ParameterInfo("elsewhere", (9,))),
@@ -41,7 +41,7 @@ def test_fragments_of_one_tensor_add_up() -> None:
     assert layout.sum_by_parameter(sums).tolist() == [[169.0, 49.0, 0.0]] * 2
 
 
-def test_pieces_that_touch_are_one_segment() -> None:
+def test_adjacent_slices_are_one_segment() -> None:
     """A matrix cut by columns is many pieces of the whole parameter, and one run of memory."""
     pieces = (
         ParameterSlice(0, 0, 0, 2),
@@ -54,7 +54,7 @@ def test_pieces_that_touch_are_one_segment() -> None:
     assert shard.segments() == [(0, 6, 0), (6, 3, 1), (10, 1, 0)]
 
 
-def test_lamb_on_fragments_equals_lamb_on_the_whole() -> None:
+def test_lamb_on_fragments_equals_lamb_on_whole_parameters() -> None:
     """One flat tensor that holds `a` in two fragments with `b` between, and padding that holds NaN."""
     a, b = torch.randn(6), torch.randn(4)
     whole = [torch.nn.Parameter(a.clone()), torch.nn.Parameter(b.clone())]
@@ -106,12 +106,12 @@ def _unattached(rule: str, stage: int) -> str:
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("rule", ["lamb", "adamw"])
-def test_a_step_without_attach_is_refused(ranks: Ranks, rule: str, stage: int) -> None:
+def test_step_without_attach_is_refused(ranks: Ranks, rule: str, stage: int) -> None:
     for message in ranks.run(_unattached, rule, stage):
         assert "bellwether.optimizers.attach(engine)" in message
 
 
-def test_attach_wants_an_engine() -> None:
+def test_attach_refuses_other_objects() -> None:
     with pytest.raises(TypeError, match=r"deepspeed\.initialize"):
         attach(torch.nn.Linear(2, 2))
 
@@ -137,7 +137,7 @@ def _foreign_optimizer() -> str:
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_attach_refuses_anothers_optimizer(ranks: Ranks) -> None:
+def test_attach_refuses_other_optimizers(ranks: Ranks) -> None:
     assert all("AdamW" in message for message in ranks.run(_foreign_optimizer))
 
 
@@ -171,7 +171,7 @@ def test_shards_survive_deepspeeds_load_checkpoint(ranks: Ranks, tmp_path: Path,
                 assert np.array_equal(values, found), name
 
 
-def test_a_copy_of_an_attached_optimizer_asks_for_attach() -> None:
+def test_copy_of_attached_optimizer_requires_attach() -> None:
     parameter = torch.nn.Parameter(torch.ones(4))
     optimizer = Lamb([parameter])
     optimizer.use_shards(
@@ -206,7 +206,7 @@ def test_a_copy_of_an_attached_optimizer_asks_for_attach() -> None:
         ({"wrapper": True}, "not supported"),
     ],
 )
-def test_what_bypasses_the_optimizer_is_refused(changes: dict, key: str) -> None:
+def test_modes_that_bypass_the_optimizer_are_refused(changes: dict, key: str) -> None:
     """On a stand-in for the engine: these modes need a GPU or NVMe to be built."""
     optimizer = Lamb([torch.nn.Parameter(torch.ones(1))])
     wrapper = object() if changes.pop("wrapper", False) else optimizer

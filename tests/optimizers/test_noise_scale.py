@@ -22,7 +22,7 @@ TRACE, SQUARE = float(SPREAD.square().sum()), SIZE * DISTANCE**2
 TRUTH = TRACE / SQUARE
 
 
-def test_both_parts_are_unbiased_and_the_error_is_what_it_says() -> None:
+def test_estimates_are_unbiased_and_the_error_is_calibrated() -> None:
     random = torch.Generator().manual_seed(0)
     micro, parts, runs = 4, 8, 40
     found = []
@@ -43,7 +43,7 @@ def test_both_parts_are_unbiased_and_the_error_is_what_it_says() -> None:
     assert errors.mean().item() == pytest.approx(scales.std().item(), rel=0.35)
 
 
-def test_no_number_where_there_is_none() -> None:
+def test_no_estimate_without_signal() -> None:
     estimate = Estimate(2, 8)
     assert (estimate.scale, estimate.error) == (None, None)
     estimate.add(math.inf, 1.0)
@@ -55,7 +55,7 @@ def test_no_number_where_there_is_none() -> None:
         NoiseScale(Quadratic(), 8, 8)
 
 
-def test_it_goes_on_from_its_state() -> None:
+def test_state_round_trip() -> None:
     values = [(10.0 + i % 3, 7.0 + i % 2) for i in range(30)]
     whole, first, second = Estimate(2, 8), Estimate(2, 8), Estimate(2, 8)
     for small, big in values:
@@ -147,12 +147,12 @@ def check(results: list[dict[str, float]], rounding: float = 0.0) -> None:
 @covering(lambda stage, clip, ranks: stage in (1, 3) if ranks == 2 else (stage, clip) == (0, 1.0))
 @pytest.mark.parametrize("ranks", [1, 2], indirect=True)
 @pytest.mark.parametrize("stage, clip", [(0, 0.0), (0, 1.0), (1, 1.0), (2, 0.0), (3, 1.0)])
-def test_under_zero_it_is_the_known_one(ranks: Ranks, stage: int, clip: float) -> None:
+def test_noise_scale_is_exact_under_zero(ranks: Ranks, stage: int, clip: float) -> None:
     check(ranks.run(_deepspeed, stage, "fp32", clip, 3 * HORIZON))
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_under_ddp_it_is_the_known_one(ranks: Ranks) -> None:
+def test_noise_scale_is_exact_under_ddp(ranks: Ranks) -> None:
     check(ranks.run(_ddp, 3 * HORIZON))
 
 
@@ -160,7 +160,7 @@ def test_under_ddp_it_is_the_known_one(ranks: Ranks) -> None:
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_in_16_bit_too(ranks: Ranks, precision: str, stage: int) -> None:
+def test_noise_scale_in_16_bit(ranks: Ranks, precision: str, stage: int) -> None:
     """fp16 with a loss scale that overflows at first and then grows now and then."""
     skip_without(precision, ranks)
     # Gradients of 8 bits, summed in 8 bits without ZeRO.

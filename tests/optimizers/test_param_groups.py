@@ -46,7 +46,7 @@ def test_torch_layers() -> None:
     } <= others
 
 
-def test_transformers_bert_ties_once_and_frozen_left_out() -> None:
+def test_bert_tied_parameter_once_and_frozen_skipped() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
@@ -68,12 +68,12 @@ def test_transformers_bert_ties_once_and_frozen_left_out() -> None:
     [("LlamaRMSNorm", "llama.modeling_llama"), ("T5LayerNorm", "t5.modeling_t5"), ("ConvNextLayerNorm", "convnext.modeling_convnext"),
      ("Qwen2RMSNorm", "qwen2.modeling_qwen2")],
 )  # fmt: skip
-def test_transformers_norms_are_known(module: str, path: str) -> None:
+def test_transformers_norms_are_recognized(module: str, path: str) -> None:
     models = pytest.importorskip(f"transformers.models.{path}")
     assert is_norm(getattr(models, module)(8))
 
 
-def test_not_every_name_is_a_norm() -> None:
+def test_similar_names_are_no_norms() -> None:
     class Normaliser(nn.Module):
         pass
 
@@ -85,7 +85,7 @@ def test_not_every_name_is_a_norm() -> None:
     assert not is_norm(nn.Linear(2, 2))
 
 
-def test_an_empty_group_is_left_out() -> None:
+def test_empty_group_is_omitted() -> None:
     assert len(groups(nn.Linear(2, 2, bias=False))) == 1
     assert len(groups(nn.LayerNorm(2))) == 1
 

@@ -13,7 +13,7 @@ HALVES = [3, 2.5, 2, 1.5, 1, 0.5, 0]
 
 
 @pytest.mark.parametrize(("batch", "halves"), list(zip(BATCHES, HALVES, strict=True)))
-def test_lamb_as_its_tables_have_it(batch: int, halves: float) -> None:
+def test_lamb_tables(batch: int, halves: float) -> None:
     (bert,) = recipe("lamb-bert").at(batch)
     assert bert.lr == pytest.approx(5e-3 / 2**halves, rel=1e-12)
     assert bert.warmup_fraction == pytest.approx(1 / (320 / 2 ** BATCHES.index(batch)), rel=1e-12)
@@ -26,7 +26,7 @@ def test_lamb_as_its_tables_have_it(batch: int, halves: float) -> None:
     assert recipe("lamb-bert").warning(batch) is None
 
 
-def test_in_between_the_rule_holds_and_outside_it_is_said() -> None:
+def test_rule_between_and_warning_outside_the_published_batches() -> None:
     (bert,) = recipe("lamb-bert").at(3000)
     assert bert.lr == pytest.approx(5e-3 * math.sqrt(3000 / 32768))
     assert not bert.published
@@ -54,7 +54,7 @@ def test_goyal() -> None:
         assert (settings.warmup_epochs, settings.epochs) == (5, 90)
 
 
-def test_mlperf_at_its_points_and_between_two() -> None:
+def test_mlperf_points_and_interpolation() -> None:
     for batch, lr in {256: 3.5e-4, 1536: 2e-3, 4096: 2.4e-3, 8192: 2.88293e-3, 16384: 3.3e-3}.items():
         (settings,) = recipe("mlperf-bert").at(batch)
         assert settings.lr == lr
@@ -68,7 +68,7 @@ def test_mlperf_at_its_points_and_between_two() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_says_where_it_is_from_and_holds_at_any_batch(name: str) -> None:
+def test_every_recipe_has_a_source_and_works_at_any_batch(name: str) -> None:
     found = recipe(name)
     assert found.source
     for batch in (1, 100, 512, 10_000, 65_536, 10**6):
@@ -82,7 +82,7 @@ def test_every_recipe_says_where_it_is_from_and_holds_at_any_batch(name: str) ->
         found.at(0)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+def test_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean lamb-bert"):
         recipe("lamb-brt")
     with pytest.raises(ValueError, match="there are lamb-bert, "):

@@ -42,7 +42,7 @@ def descend(optimizer: torch.optim.Optimizer, steps: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_equal_to_torch(pair: str, dtype: torch.dtype) -> None:
+def test_equals_torch_over_100_steps(pair: str, dtype: torch.dtype) -> None:
     ours, theirs = parameters(dtype), parameters(dtype)
     make_ours, make_theirs = PAIRS[pair]
     descend(make_ours(ours), 100)
@@ -93,7 +93,7 @@ def test_state_names_and_step_for_each_tensor() -> None:
 
 
 @pytest.mark.parametrize("copying", ["state_dict", "deepcopy", "pickle"])
-def test_goes_on_after_a_copy(copying: str) -> None:
+def test_copy_continues(copying: str) -> None:
     params = parameters()
     optimizer = Lamb(params, weight_decay=0.1)
     descend(optimizer, 5)
@@ -136,7 +136,7 @@ def test_closure_and_non_contiguous_weights() -> None:
     ],
 )
 @pytest.mark.parametrize("make", [Lamb, AdamW, RAdam])
-def test_illegal_values_are_named(make: type, bad: dict, names: str) -> None:
+def test_invalid_values_are_named(make: type, bad: dict, names: str) -> None:
     with pytest.raises(ValueError, match=names):
         make(parameters(), **bad)
     with pytest.raises(ValueError, match=names):

@@ -58,7 +58,7 @@ def rates(schedule: WarmupConstant, batch: int) -> list[float]:
 
 @pytest.mark.parametrize("batch", [48, 96, 480])
 @pytest.mark.parametrize("kind", CURVES)
-def test_the_curve_over_samples_is_the_same_at_every_batch(kind: str, batch: int) -> None:
+def test_curve_is_the_same_at_every_batch_size(kind: str, batch: int) -> None:
     for step, rate in enumerate(rates(make(kind, batch), batch)):
         x = (step + 0.5) * batch / TOTAL
         wanted = x / 0.2 if x < 0.2 else CURVES[kind](x)
@@ -66,7 +66,7 @@ def test_the_curve_over_samples_is_the_same_at_every_batch(kind: str, batch: int
 
 
 @pytest.mark.parametrize("kind", CURVES)
-def test_seek_and_state_dict_go_on_where_they_were(kind: str) -> None:
+def test_seek_and_state_dict_resume(kind: str) -> None:
     whole = rates(make(kind, 96), 96)
     jumped = make(kind, 96)
     jumped.seek(40 * 96)
@@ -84,7 +84,7 @@ def test_seek_and_state_dict_go_on_where_they_were(kind: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [48, 480])
-def test_exponential_rises_and_falls_by_the_same_factor(batch: int) -> None:
+def test_exponential_has_a_constant_factor(batch: int) -> None:
     for start, final in ((1e-6, 1.0), (1.0, 1e-2)):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
         found = rates(Exponential(optimizer, batch=batch, total=TOTAL, start=start, final=final), batch)
@@ -105,7 +105,7 @@ def test_exponential_rises_and_falls_by_the_same_factor(batch: int) -> None:
         ({"batch": 0}, "batch"),
     ],
 )
-def test_lengths_that_do_not_fit_are_named(wrong: dict, names: str) -> None:
+def test_invalid_lengths_are_named(wrong: dict, names: str) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     with pytest.raises(ValueError, match=names):
         WarmupLinear(optimizer, **{"batch": 10, "total": 100, **wrong})
@@ -162,7 +162,7 @@ def _under_deepspeed(stage: int) -> list[float]:
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_deepspeed_steps_them(ranks: Ranks, stage: int) -> None:
+def test_deepspeed_steps_the_schedule(ranks: Ranks, stage: int) -> None:
     wanted = rates(make("linear", 480), 480)[:10]
     for found in ranks.run(_under_deepspeed, stage):
         assert found == pytest.approx(wanted)
@@ -212,7 +212,7 @@ def test_momentum_and_decay_follow_the_rate(index: int, kind: str) -> None:
     assert (group["betas"][0] if "betas" in group else group["momentum"]) == pytest.approx(seen[30][1])
 
 
-def test_a_second_schedule_does_not_take_a_share_of_the_decay_for_the_whole() -> None:
+def test_second_schedule_starts_from_the_peak_weight_decay() -> None:
     optimizer = _optimizers()[0]
     WarmupLinear(optimizer, batch=1, total=10, warmup=10, scale_decay=True)
     other = _optimizers()[0]
@@ -233,12 +233,12 @@ def test_a_second_schedule_does_not_take_a_share_of_the_decay_for_the_whole() ->
         ({"momentum": (1.0, 0.9)}, "not including, 1"),
     ],
 )
-def test_one_cycle_refuses(keywords: dict, says: str) -> None:
+def test_one_cycle_refuses_invalid_lengths(keywords: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         OneCycle(_optimizers()[0], batch=1, total=100, **keywords)
 
 
-def test_a_warm_up_that_begins_above_zero() -> None:
+def test_warmup_from_above_zero() -> None:
     schedule = WarmupLinear(_optimizers()[0], batch=1, total=100, warmup=10, start=0.25)
     assert schedule.factor(0) == 0.25
     assert schedule.factor(5) == pytest.approx(0.625)
@@ -254,6 +254,6 @@ def test_a_warm_up_that_begins_above_zero() -> None:
         ({"milestones": [50], "start": 2.0}, "start=2.0"),
     ],
 )
-def test_steps_refuse(keywords: dict, says: str) -> None:
+def test_step_schedule_refuses_invalid_options(keywords: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         WarmupStep(_optimizers()[0], batch=1, total=100, **keywords)

@@ -101,7 +101,7 @@ OFFLOAD = {"device": "cpu", "pin_memory": False}
 @covering(lambda rule, ranks: rule == "lamb" or (rule in REPRESENTATIVES and ranks == 2))
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("rule", FAMILY)
-def test_optimizer_offloaded_to_the_cpu(ranks: Ranks, rule: str, stage: int) -> None:
+def test_offloaded_optimizer(ranks: Ranks, rule: str, stage: int) -> None:
     check(ranks.run(sharded.train, rule, {"stage": stage, "offload_optimizer": OFFLOAD}), rule)
 
 

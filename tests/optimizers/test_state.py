@@ -43,7 +43,7 @@ def _weights(optimizer: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("copying", ["state_dict", "deepcopy", "pickle"])
 @pytest.mark.parametrize("rule", FAMILY)
-def test_copies_go_on_to_the_bit(rule: str, copying: str) -> None:
+def test_copies_continue_bitwise(rule: str, copying: str) -> None:
     model, optimizer = _fresh(rule)
     _train(model, optimizer, range(HALF))
     if copying == "state_dict":
@@ -108,5 +108,5 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @covering(lambda rule, ranks: ranks == 2)
 @pytest.mark.parametrize("ranks", [2, 4], indirect=True)
 @pytest.mark.parametrize("rule", CARRIED)
-def test_fsdp2_through_torchs_distributed_checkpoint(ranks: Ranks, halves: str, rule: str) -> None:
+def test_fsdp2_distributed_checkpoint(ranks: Ranks, halves: str, rule: str) -> None:
     check(ranks.run(_through_dcp, rule, f"{halves}/{rule}", False), rule)

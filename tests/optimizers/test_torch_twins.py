@@ -74,7 +74,7 @@ def test_equals_torch(twin: str, dtype: torch.dtype, kernel: str) -> None:
 
 @twins
 @pytest.mark.parametrize("before", [1, 8])
-def test_goes_on_from_torch(twin: str, before: int) -> None:
+def test_continues_from_torch_state(twin: str, before: int) -> None:
     """Torch's state and hyperparameters, loaded into an optimizer that was made with others."""
     theirs = parameters(torch.float64)
     other = torch_twin(twin, theirs)
@@ -88,7 +88,7 @@ def test_goes_on_from_torch(twin: str, before: int) -> None:
 
 
 @pytest.mark.parametrize("twin", [t for t in TWINS if t.startswith("adam")])
-def test_torch_goes_on_from_ours(twin: str) -> None:
+def test_torch_continues_from_our_state(twin: str) -> None:
     ours = parameters(torch.float64)
     optimizer = twin_of(twin, ours)
     drive(optimizer, 8)
@@ -100,7 +100,7 @@ def test_torch_goes_on_from_ours(twin: str) -> None:
     assert distance(ours, theirs) < CLOSE[torch.float64]
 
 
-def test_the_peak_rate_of_a_schedule_of_torch_is_taken_over() -> None:
+def test_peak_lr_is_taken_from_a_torch_scheduler() -> None:
     p = parameters()
     other = torch.optim.SGD(p, lr=0.4)
     lr_scheduler.LambdaLR(other, lambda step: 0.25)
@@ -110,7 +110,7 @@ def test_the_peak_rate_of_a_schedule_of_torch_is_taken_over() -> None:
     assert (group["lr"], group["peak_lr"], group["weight_decay_mode"]) == (0.1, 0.4, "prox")
 
 
-def test_steps_that_old_versions_saved_as_numbers() -> None:
+def test_step_saved_as_a_number() -> None:
     ours, theirs = parameters(), parameters()
     optimizer, other = AdamW(ours), AdamW(theirs)
     for o in (optimizer, other):

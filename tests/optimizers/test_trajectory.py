@@ -65,7 +65,7 @@ def loss(weights: dict[str, np.ndarray]) -> float:
 @pytest.mark.parametrize("stage, config", [
     (0, {}), (1, {}), (2, {}), (3, {}), (1, {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}),
 ])  # fmt: skip
-def test_every_stage_is_the_whole(ranks: Ranks, stage: int, config: dict[str, Any]) -> None:
+def test_every_stage_measures_the_whole_model(ranks: Ranks, stage: int, config: dict[str, Any]) -> None:
     skip_without("bf16" if config else "fp32", ranks)
     results = ranks.run(_walk, "lookahead-lamb", {"stage": stage, "sub_group_size": 500}, config)
     flat = [np.concatenate([v for _, v in sorted(whole(results, step).items())]) for step in range(STEPS + 1)]
@@ -96,7 +96,7 @@ def test_every_stage_is_the_whole(ranks: Ranks, stage: int, config: dict[str, An
             assert found_loss == pytest.approx(loss(at), rel=rel)
 
 
-def test_a_plain_loop_turns_back() -> None:
+def test_too_large_lr_has_cosine_minus_one() -> None:
     """Descent on x^2 / 2 with a rate of 1.5 jumps from wall to wall; memory of what is kept can be given up."""
     weight = nn.Parameter(torch.tensor([2.0]))
     optimizer = SGD([weight], lr=1.5)

@@ -72,18 +72,18 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @covering(lambda ranks: ranks == 2)
 @pytest.mark.parametrize("ranks", [1, 2], indirect=True)
 @pytest.mark.parametrize("stage", STAGES)
-def test_to_another_world_size(ranks: Ranks, halves: str, stage: int) -> None:
+def test_universal_checkpoint_at_another_world_size(ranks: Ranks, halves: str, stage: int) -> None:
     check(ranks.run(_second_half, "lamb", stage, f"{halves}/{stage}", stage == 3), "lamb")
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_groups_that_deepspeed_has_made_alike_are_refused(ranks: Ranks, halves: str) -> None:
+def test_groups_overwritten_by_deepspeed_are_refused(ranks: Ranks, halves: str) -> None:
     for result in ranks.run(_second_half, "lamb", 3, f"{halves}/3", False):
         assert "has given all groups the options of the first one" in result["refused"]
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_momentum_is_not_carried(ranks: Ranks, tmp_path: Path) -> None:
+def test_momentum_is_not_in_the_universal_checkpoint(ranks: Ranks, tmp_path: Path) -> None:
     """If this fails, DeepSpeed has learnt to convert other states: say so in docs/optimizers.md."""
     ranks.run(_first_half, "lars", 3, str(tmp_path))
     done = _convert(tmp_path)

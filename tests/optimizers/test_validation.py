@@ -114,19 +114,19 @@ def refused(make: Callable[[], Any], says: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind, bad, says", ILLEGAL + OF_THE_CONSTRUCTOR, ids=named)
-def test_illegal_at_construction(kind: type, bad: dict[str, Any], says: tuple[str, ...]) -> None:
+def test_invalid_options_at_construction(kind: type, bad: dict[str, Any], says: tuple[str, ...]) -> None:
     refused(lambda: kind(parameters(), **bad), says)
 
 
 @pytest.mark.parametrize("kind, bad, says", ILLEGAL + OF_A_GROUP, ids=named)
-def test_illegal_in_a_group(kind: type, bad: dict[str, Any], says: tuple[str, ...]) -> None:
+def test_invalid_options_in_a_group(kind: type, bad: dict[str, Any], says: tuple[str, ...]) -> None:
     refused(lambda: kind([{"params": parameters(), **bad}]), says)
     optimizer = kind(parameters())
     refused(lambda: optimizer.add_param_group({"params": parameters(), **bad}), says)
     assert len(optimizer.param_groups) == 1
 
 
-def test_a_group_may_drop_the_trust_ratio_and_keep_the_bounds_of_all() -> None:
+def test_group_without_trust_ratio_may_inherit_bounds() -> None:
     params = parameters()
     groups = [{"params": params[:2]}, {"params": params[2:], "trust_ratio": False}]
     optimizer = Lamb(groups, trust_bounds=(0.01, 0.3))
@@ -134,6 +134,6 @@ def test_a_group_may_drop_the_trust_ratio_and_keep_the_bounds_of_all() -> None:
     assert set(optimizer.trust_ratios()) == {"0.0", "0.1"}
 
 
-def test_lars_has_no_form_of_decay() -> None:
+def test_lars_has_no_weight_decay_mode() -> None:
     with pytest.raises(TypeError, match="weight_decay_mode"):
         Lars(parameters(), weight_decay_mode="prox")  # type: ignore[call-arg]

@@ -53,13 +53,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(case: str) -> None:
+def test_invalid_arguments_are_refused(case: str) -> None:
     make, error, says = REFUSED[case]
     with pytest.raises(error, match=says):
         make(AdamW([weight(1.0)]))
 
 
-def test_one_optimizer_from_outside() -> None:
+def test_wrapper_shares_groups_and_state() -> None:
     """Groups, state and hooks are the inner one's; schedulers and add_param_group go through."""
     p, q = weight(1.0, 2.0), weight(3.0)
     optimizer = WeightAverage(Lookahead(Lamb([p], lr=0.1), k=2), "ema")
@@ -77,7 +77,7 @@ def test_one_optimizer_from_outside() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.085)
 
 
-def test_averages_are_swapped_in_and_out_again() -> None:
+def test_averages_are_swapped_in_and_out() -> None:
     p = weight(4.0)
     optimizer = WeightAverage(SGD([p], lr=1.0), "swa", start=2)
     with optimizer.averaged():
@@ -93,7 +93,7 @@ def test_averages_are_swapped_in_and_out_again() -> None:
         assert p.item() == 1.0
 
 
-def test_averages_are_not_swapped_twice_nor_saved_exchanged() -> None:
+def test_swapped_averages_cannot_be_swapped_or_saved() -> None:
     p = weight(4.0)
     optimizer = WeightAverage(SGD([p], lr=1.0), "swa")
     for _ in range(2):
@@ -106,7 +106,7 @@ def test_averages_are_not_swapped_twice_nor_saved_exchanged() -> None:
     assert p.item() == 2.0
 
 
-def test_slow_averages_of_16_bit_weights_move() -> None:
+def test_slow_average_of_16_bit_weights_changes() -> None:
     p = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
     optimizer = WeightAverage(SGD([p], lr=0.0), "ema", decay=0.999)
     step(optimizer)
@@ -120,7 +120,7 @@ def test_slow_averages_of_16_bit_weights_move() -> None:
     assert p.tolist() == [2.0, 2.0]
 
 
-def test_swats_counts_every_parameter_also_where_names_are_the_same() -> None:
+def test_swats_counts_parameters_of_equal_names() -> None:
     """Two models with the same names, the second with a hundred times the gradient, which decides the rate then."""
     p, q = weight(1.0), weight(1.0)
     optimizer = Swats(AdamW([{"params": [("weight", p)]}, {"params": [("weight", q)]}], lr=0.1, weight_decay=0.0))
@@ -130,7 +130,7 @@ def test_swats_counts_every_parameter_also_where_names_are_the_same() -> None:
     assert optimizer.scalars()["swats_gamma"] / 0.001 == pytest.approx(0.02 / 10.1, rel=1e-5)
 
 
-def test_swats_judges_every_update_also_of_other_parameters() -> None:
+def test_swats_evaluates_every_update() -> None:
     p, q = weight(1.0), weight(1.0)
     optimizer = Swats(AdamW([p, q], lr=0.1), tolerance=1e-30)
     for i in range(6):
@@ -140,7 +140,7 @@ def test_swats_judges_every_update_also_of_other_parameters() -> None:
     assert optimizer.scalars()["swats_steps"] == 6
 
 
-def test_swats_switches_when_the_rate_has_settled_and_follows_the_schedule() -> None:
+def test_swats_switches_when_the_rate_converges_and_follows_the_schedule() -> None:
     """A constant gradient: Adam's step is lr, so SGD's rate for it is lr / g, and it never changes."""
     p = weight(1.0, 1.0)
     optimizer = Swats(AdamW([p], lr=0.5, weight_decay=0.0, betas=(0.5, 0.999)), tolerance=1e-5)
@@ -156,7 +156,7 @@ def test_swats_switches_when_the_rate_has_settled_and_follows_the_schedule() -> 
     torch.testing.assert_close(before - p.detach(), torch.full((2,), 0.05 * 0.5 * 1.5))
 
 
-def test_swats_takes_its_trust_ratio_away() -> None:
+def test_swats_ends_trust_ratios() -> None:
     p = weight(3.0, 4.0)
     optimizer = Swats(Lamb([p], lr=0.01), tolerance=1.0)
     for _ in range(4):
@@ -191,7 +191,7 @@ def test_batch_norm_is_recomputed_over_all_ranks(ranks: Ranks) -> None:
         assert training
 
 
-def test_weights_come_back_when_they_cannot_be_published() -> None:
+def test_weights_are_restored_if_publish_fails() -> None:
     p = weight(4.0)
     optimizer = WeightAverage(SGD([p], lr=1.0), "swa")
     for _ in range(2):
