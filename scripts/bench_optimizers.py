@@ -1,4 +1,4 @@
-"""How long one step of each optimizer takes, beside torch's and others': one table from one run.
+"""Measures the time of one step of each optimizer, next to torch's and others': one table from one run.
 
     make bench-optimizers
     make bench-optimizers ARGS="--rounds 41 --json build/bench.json --markdown docs/results/optimizers-cpu.md"
@@ -48,11 +48,11 @@ from bellwether.optimizers.shards.layout import ParameterInfo, ShardLayout, cut
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = {"timm": "1.0.31", "pytorch-optimizer": "4.1.0"}
 
-# Bytes that a step has to move for each element, float32, if nothing is read or written twice without need.
+# Least bytes that a step has to move for each float32 element.
 BYTES = {
     "AdamW": 28,  # reads w g m v, writes w m v
     "RAdam": 28,
-    # The norms have to be known before the first weight moves, and a model does not fit into a cache.
+    # The norms have to be known before the first weight changes, and a model does not fit into a cache.
     "Lamb": 40,  # reads w g m v, writes m v; then reads w m v, writes w
     "Lars": 28,  # reads w g; then reads w g m, writes w m
     "copy": 8,
@@ -65,7 +65,7 @@ LR = 1e-6  # the weights hardly move, whatever the rule: the numbers stay as the
 
 @dataclass
 class Setting:
-    """Parameters with gradients, and the memory that the moments of all contestants share."""
+    """Parameters with gradients, and the memory that the moments of all entries share."""
 
     name: str
     weights: list[nn.Parameter]
@@ -82,7 +82,7 @@ class Setting:
         return sum(p.numel() for p in self.parameters)
 
     def groups(self, **plain: Any) -> list[dict[str, Any]]:
-        """As `bellwether.optimizers.groups` makes them; ``plain`` says what no trust ratio is called."""
+        """Groups as of `bellwether.optimizers.groups`; ``plain`` are the options of the second."""
         groups = [{"params": self.weights}, {"params": self.plain, "weight_decay": 0.0, **plain}]
         return [group for group in groups if group["params"]]
 
@@ -151,7 +151,7 @@ def _parameter(shape: tuple[int, ...], device: torch.device) -> nn.Parameter:
 
 
 def entries(setting: Setting, device: torch.device, peers: dict[str, str]) -> list[Entry]:
-    """The contestants of a setting; ``peers``: what is wrong with each peer, empty where it is there."""
+    """The entries of a setting; ``peers``: the problem with each peer, empty if it is available."""
     found = [
         Entry("AdamW", f"torch, {form}", functools.partial(_torch_adamw, form=form))
         for form in ("fused", "foreach", "loop")
@@ -186,7 +186,7 @@ def _torch_adamw(setting: Setting, form: str) -> Callable[[], Any]:
 
 
 def _timm_lamb(setting: Setting) -> Callable[[], Any]:
-    # Without its clipping of gradients, which is another pass over memory; ours leave that to the engine too.
+    # Without its gradient clipping, another pass over memory; ours leave that to the engine.
     kind = importlib.import_module("timm.optim.lamb").Lamb
     return _prepared(kind(setting.groups(), lr=LR, weight_decay=0.01, max_grad_norm=None), setting)
 
@@ -202,17 +202,17 @@ def _pytorch_optimizer_lamb(setting: Setting) -> Callable[[], Any]:
 
 
 def _deepspeed_lamb(setting: Setting) -> Callable[[], Any]:
-    # It knows no parameters without a trust ratio.
+    # It does not support parameters without a trust ratio.
     kind = importlib.import_module("deepspeed.ops.lamb").FusedLamb
     return _prepared(kind(setting.groups(), lr=LR, weight_decay=0.01), setting)
 
 
 def _prepared(optimizer: Optimizer, setting: Setting) -> Callable[[], Any]:
-    """The step of an optimizer that has made its state, which then goes into the memory that all share."""
+    """The step of an optimizer with its state, which is moved into the memory that all entries share."""
     optimizer.step()
     for parameter in setting.parameters:
         state = optimizer.state[parameter]
-        # Counters are scalars, of shape (), as no parameter here is.
+        # Counters are scalars of shape (); no parameter here is.
         moments = [name for name, t in state.items() if isinstance(t, Tensor) and t.shape == parameter.shape]
         for i, name in enumerate(sorted(moments)):
             state[name] = setting.pool.setdefault((parameter, i), state[name])
@@ -220,7 +220,7 @@ def _prepared(optimizer: Optimizer, setting: Setting) -> Callable[[], Any]:
 
 
 def allocated(action: Callable[[], Any], device: torch.device) -> tuple[int, int]:
-    """(highest, left at the end) bytes that an action has taken from torch's allocator."""
+    """(peak, remaining at the end) bytes that an action has allocated with torch's allocator."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -228,7 +228,7 @@ def allocated(action: Callable[[], Any], device: torch.device) -> tuple[int, int
         action()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
-    # Each single allocation: what the process occupies would not show memory that it had kept from before.
+    # Every allocation: the memory of the process would not show the reuse of freed memory.
     with _silent(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         action()
     events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
@@ -238,7 +238,7 @@ def allocated(action: Callable[[], Any], device: torch.device) -> tuple[int, int
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without what the profiler's C++ writes to stderr."""
+    """Discards what the profiler's C++ code writes to stderr."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -250,12 +250,12 @@ def _silent() -> Iterator[None]:
 
 
 def prepare(entry: Entry, setting: Setting, device: torch.device) -> None:
-    """Make an entry's optimizer and measure its memory. What fails is written down, and the others go on."""
+    """Create an entry's optimizer and measure its memory. A failure is recorded, and the others continue."""
     if entry.problem:
         return
     made: list[Callable[[], Any]] = []
     try:
-        # The pool has no part in it: what a contestant keeps is counted before it moves there.
+        # Excludes the pool: the state is counted before it moves there.
         pool, setting.pool = setting.pool, {}
         try:
             _, kept = allocated(lambda: made.append(entry.make(setting)), device)
@@ -271,7 +271,7 @@ def prepare(entry: Entry, setting: Setting, device: torch.device) -> None:
 
 
 def compete(contestants: list[Entry], rounds: int, device: torch.device) -> None:
-    """Take the times, one step of each in turn, each round in another order."""
+    """Measure the times: one step of each in turn, in another order each round."""
     able = [entry for entry in contestants if entry.step is not None]
     order = random.Random(0)
     for number in range(rounds + 1):
@@ -331,7 +331,7 @@ HEADER = ["optimizer", "by", "ms", "quartiles", "x fused AdamW", "B/element", "G
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as Markdown that also reads well in a terminal."""
+    """Rows as a Markdown table, aligned for a terminal."""
     lines = [HEADER]
     for i, row in enumerate(rows):
         if i == 0 or rows[i - 1]["setting"] != row["setting"]:
@@ -421,7 +421,7 @@ def _processor() -> str:
 
 
 def find_peers(wanted: bool) -> dict[str, str]:
-    """Make the peers importable. Returns what is wrong with each, empty where nothing is."""
+    """Make the peers importable. Returns the problem with each, empty if there is none."""
     if not wanted:
         return dict.fromkeys(PEERS, "left out by --no-peers")
     pins = [f"{name}=={version}" for name, version in PEERS.items()]
@@ -440,7 +440,7 @@ def find_peers(wanted: bool) -> dict[str, str]:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     sys.path.append(str(folder))
-    # `import timm` wants torchvision, its optimizers want torch alone: empty packages, whose folders are the real ones.
+    # `import timm` needs torchvision, its optimizers only torch: empty packages with the paths of the real ones.
     for name in ("timm", "timm.optim"):
         spec = ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = [str(folder.joinpath(*name.split(".")))]
@@ -449,7 +449,7 @@ def find_peers(wanted: bool) -> dict[str, str]:
 
 
 def settings(size: str, device: torch.device) -> Iterator[Setting]:
-    """One after the other, so that the first is gone before the second comes."""
+    """One after the other, so that the first is freed before the second is created."""
     torch.manual_seed(0)
     for make in (model_setting, shard_setting):
         yield make(size, device)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the pictures of docs/optimizers.md, by running the optimizers: no curve is sketched.
+"""Draws the figures of docs/optimizers.md by running the optimizers.
 
 python scripts/draw_optimizers.py                 all, into docs/pictures: a minute on two cores
 python scripts/draw_optimizers.py decay --out /tmp --quick
@@ -49,7 +49,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, in an order whose greys differ; lines differ in their dashes too.
+# Okabe and Ito's colours, ordered so that their greys differ; lines differ in their dashes too.
 COLOURS = BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 SKY = "#56B4E9"
 DASHES = ("-", "--", "-.", ":")
@@ -67,9 +67,9 @@ STYLE = {
 }
 
 
-# ---- one: the plane of learning rate and decay
+# ---- one: learning rate and weight decay
 
-# The powers of ten to try, for each form.
+# The powers of ten to try, for each mode.
 RANGES: dict[WeightDecayMode, tuple[float, float]] = {
     "l2": (-3.0, 1.0),
     "decoupled": (-1.5, 2.0),
@@ -142,11 +142,11 @@ def _held_out(form: WeightDecayMode, settings: list[tuple[float, float]], steps:
         return (forward(fresh) - truth(fresh)).square().mean((1, 2)).nan_to_num(math.inf).tolist()
 
 
-# ---- two: trust ratios, whole and cut
+# ---- two: trust ratios of whole and sharded parameters
 
 
 def trust(quick: bool) -> Figure:
-    """LAMB's ratios over a training, and what becomes of the weights when each rank takes its flat shard for a layer."""
+    """LAMB's trust ratios during training, and the error of the weights if each rank treats its flat shard as a layer."""
     steps = 10 if quick else 100
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
     model = _net()
@@ -171,7 +171,7 @@ def trust(quick: bool) -> Figure:
         naive, attached = _errors(world, steps)
         right.plot(range(1, steps + 1), naive, dash, color=colour, label=f"{world} shards")
         right.plot(range(1, steps + 1), attached, dash, color=colour)
-    # Down to 0, as the same bits may come out.
+    # Down to 0, because the bits may be equal.
     right.set_yscale("symlog", linthresh=1e-8, linscale=0.5)
     right.set(
         xlabel="step", title="distance to unsharded weights", ylim=(-2e-9, 3), yticks=[0, 1e-8, 1e-6, 1e-4, 1e-2, 1]
@@ -232,7 +232,7 @@ def _rank(rank: int, world: int, port: int, steps: int, queue: Any) -> None:
 
 
 def _train_shards(rank: int, world: int, steps: int, naive: bool) -> list[Any]:
-    """ZeRO-1 in small: each param group one flat tensor, and this rank's part of it for the optimizer."""
+    """A small ZeRO-1: each param group is one flat tensor, and the optimizer gets this rank's part of it."""
     model = _net()
     named = groups(model)
     flats, parts, shards, again = [], [], [], []
@@ -273,7 +273,7 @@ def _train_shards(rank: int, world: int, steps: int, naive: bool) -> list[Any]:
 
 
 def schedules(quick: bool) -> Figure:
-    """Rate and momentum over a run of 100 updates."""
+    """Learning rate and momentum over a run of 100 updates."""
     total = 20 if quick else 200
     figure = plt.figure(figsize=(7, 4.2), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 2))
@@ -394,7 +394,7 @@ def main() -> None:
     with plt.rc_context(STYLE):
         for name in arguments.names or PICTURES:
             figure = PICTURES[name](arguments.quick)
-            # Without the version of matplotlib, so that the same picture is the same file.
+            # Without matplotlib's version, so that the file is reproducible.
             file = arguments.out / f"optimizers-{name}.png"
             figure.savefig(file, metadata={"Software": None})
             plt.close(figure)

@@ -1,4 +1,4 @@
-"""What each rank of a very large run would hold and do, found out on one machine: the tables of docs/scaling.md.
+"""Simulates each rank of a very large run on one machine: the tables of docs/scaling.md.
 
     DS_ACCELERATOR=cpu .venv/bin/python scripts/simulate_scaling.py --write docs/scaling.md    # about 10 minutes, 12 GB
     DS_ACCELERATOR=cpu .venv/bin/python scripts/simulate_scaling.py --small                    # half a minute
@@ -63,7 +63,7 @@ BEGIN, END = "<!-- written by scripts/simulate_scaling.py -->", "<!-- end -->"
 
 @dataclass
 class Truth:
-    """One step of Lamb on whole parameters, without any engine. By name."""
+    """One step of Lamb on whole parameters, without an engine. By name."""
 
     weights: dict[str, Tensor]
     gradients: dict[str, Tensor]
@@ -94,7 +94,7 @@ class Truth:
 
 
 def _prime(optimizer: Lamb, tensor: Tensor, gradient: Tensor) -> None:
-    """In the middle of a training: moments that are no zeros, and follow from the weights however those are cut."""
+    """Set moments as in the middle of training: not zero, and computed from the weights, however they are sharded."""
     weights = tensor.detach()
     optimizer.state[tensor] = {"step": torch.tensor(4.0), "exp_avg": 0.1 * weights, "exp_avg_sq": weights.square()}
     tensor.grad = gradient
@@ -122,7 +122,7 @@ def as_rank(rank: int, world: int) -> None:
 
 
 def one_rank(model: nn.Module, engine: str, world: int, rank: int) -> dict[str, Any]:
-    """Make the engine as this rank, attach, run the step() calls of one update, and count."""
+    """Create the engine as this rank, attach, run the step() calls of one update, and count."""
     as_rank(rank, world)
     if engine == "FSDP2":
         _fully_shard(model, world)
@@ -144,7 +144,7 @@ def one_rank(model: nn.Module, engine: str, world: int, rank: int) -> dict[str, 
         shards = optimizer.shards
         for shard in shards:
             shard.tensor.grad = torch.zeros_like(shard.tensor)
-        # What the wrapper's own step() does for each group or sub-group, without its collectives for gradients.
+        # As the wrapper's step() for each group or sub-group, without its collectives for gradients.
         calls = [lambda i=i: made.optimizer._optimizer_step(i) for i in range(len(shards))]  # type: ignore[misc]
     collectives = [_collectives(call) for call in calls]
     moments = sum(local(t).nbytes for state in optimizer.state.values() for t in state.values() if t.dim())
@@ -187,7 +187,7 @@ def _fully_shard(model: Any, world: int) -> None:
 
 
 def _collectives(call: Callable[[], Any]) -> list[int]:
-    """The bytes of each all-reduce inside a call; it fails on any other collective, as none is expected."""
+    """Records the bytes of each all-reduce in a call. Fails on any other collective, as none is expected."""
     found: list[int] = []
     with mock.patch.object(dist, "all_reduce", lambda tensor, **_: found.append(tensor.nbytes)):
         call()
@@ -204,7 +204,7 @@ def _python_bytes(action: Callable[[], Any]) -> int:
 
 
 def _fingerprint(shards: Sequence[ShardLayout]) -> str:
-    """Of what is cut how, to be compared with another's."""
+    """A hash of the layout, to compare with that of another rank."""
     said = [(local(s.tensor).numel(), s.slices, s.parameters, s.is_counted) for s in shards]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:12]
 
@@ -223,7 +223,7 @@ def _tensor_bytes(found: Any) -> int:
 
 
 def all_ranks(model: nn.Module, engine: str, world: int, truth: Truth) -> dict[str, Any]:
-    """Lay out every rank's shards as the engine does, look whether they tile the model, and take one step of each."""
+    """Compute every rank's shards as the engine does, check that they tile the model, and run one step of each."""
     as_rank(0, world)
     layouts = (_fsdp_layouts if engine == "FSDP2" else _zero_layouts)(model, engine, world)
     found: dict[str, Any] = {
@@ -238,7 +238,7 @@ def all_ranks(model: nn.Module, engine: str, world: int, truth: Truth) -> dict[s
 
 
 def _zero_layouts(model: nn.Module, engine: str, world: int) -> list[list[ShardLayout]]:
-    """What `attach` finds on each rank, from the engine of rank 0: the rank is all that differs."""
+    """What `attach` finds on each rank, from the engine of rank 0: only the rank differs."""
     optimizer = Lamb(groups(model))
     made = _initialize(model, optimizer, engine, world)
     layouts = []
@@ -249,7 +249,7 @@ def _zero_layouts(model: nn.Module, engine: str, world: int) -> list[list[ShardL
 
 
 class _Elsewhere:
-    """A DTensor as another rank has it, without its elements: of the rank that its mesh takes itself for now."""
+    """A DTensor of another rank without its elements: of the rank that its mesh is set to."""
 
     def __init__(self, parameter: Any) -> None:
         self.device_mesh, self.placements, self.shape = parameter.device_mesh, parameter.placements, parameter.shape
@@ -290,7 +290,7 @@ def _check_tiles(layouts: list[list[ShardLayout]], truth: Truth) -> None:
 
 
 def _steps(layouts: list[list[ShardLayout]], truth: Truth) -> dict[str, Any]:
-    """The step() of each rank, twice: first to add up what the ranks give to the all-reduce, then with its result."""
+    """The step() of each rank, twice: first to sum the inputs of the all-reduce, then with its result."""
     sums: list[Tensor] = []
 
     def give(tensor: Tensor, **_: Any) -> None:
@@ -325,13 +325,13 @@ def _steps(layouts: list[list[ShardLayout]], truth: Truth) -> dict[str, Any]:
                         worst = max(worst, float(off.max()))
     assert ratios.keys() == truth.ratios.keys()
     error = max(abs(ratios[name] / wanted - 1) for name, wanted in truth.ratios.items())
-    # float64 sums in another order: some 1e-16 each. A rank that is left out or counted twice shows at once.
+    # float64 sums in another order: about 1e-16 each. A rank omitted or counted twice is far larger.
     assert error < 1e-12, f"trust ratios are off by {error}"
     return {"error": error, "differ": differ, "worst": worst, "ratios": len(ratios)}
 
 
 def _filled(shard: ShardLayout, flat: dict[str, tuple[Tensor, Tensor]]) -> tuple[ShardLayout, Tensor]:
-    """A shard with its weights, and its gradients; NaN where nothing belongs to a parameter."""
+    """A shard with its weights and gradients, and NaN in the padding."""
     weights, gradients = torch.full((2, local(shard.tensor).numel()), float("nan")).unbind()
     for piece in shard.slices:
         for target, source in zip((weights, gradients), flat[shard.parameters[piece.index].name], strict=True):
@@ -343,7 +343,7 @@ def _filled(shard: ShardLayout, flat: dict[str, tuple[Tensor, Tensor]]) -> tuple
 
 
 def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Call a function in a forked process: it sees the model without a copy, and leaves nothing behind."""
+    """Call a function in a forked process, which shares the model's memory and frees its own at exit."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -385,7 +385,7 @@ def engine_table(model: nn.Module, worlds: tuple[int, ...], reduced: int) -> tup
                 tried.append(apart(one_rank, model, engine, world, rank))
                 print(f"{engine}, rank {rank} of {world}: {time.monotonic() - started:.0f} s, {tried[-1]}", flush=True)
             cuts[engine, world] = {rank: t["cut"] for rank, t in zip(some(world), tried, strict=True)}
-            # A collective that some ranks enter and others do not would hang.
+            # A collective that only some ranks enter would hang.
             assert len({(t["calls"], t["collectives"], t["bytes"]) for t in tried}) == 1
             assert all(t["most"] <= 1 for t in tried)
             first = tried[0]
@@ -438,7 +438,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    # GNU's OpenMP does not outlive a fork; with one thread it never starts.
+    # GNU's OpenMP does not survive a fork; with one thread it is never started.
     torch.set_num_threads(1)
     started = time.monotonic()
     worlds = WORLDS[:2] if arguments.small else WORLDS

@@ -1,9 +1,9 @@
-"""LAMB in a loop of your own with accelerate: DDP, or DeepSpeed with --deepspeed.
+"""LAMB in your own training loop with accelerate: DDP, or DeepSpeed with --deepspeed.
 
 torchrun --standalone --nproc_per_node 2 docs/examples/accelerate_loop.py
 torchrun --standalone --nproc_per_node 2 docs/examples/accelerate_loop.py --deepspeed
 
-On GPUs: accelerate launch in place of torchrun. That was not run. (Without a GPU it starts one process only.)
+On GPUs use accelerate launch instead of torchrun; not tested. (Without a GPU it starts only one process.)
 """
 
 import sys
@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bellwether.optimizers import Lamb, WarmupCosine, attach, groups
 
-STEPS, BATCH = 100, 64  # the batch of all processes together
+STEPS, BATCH = 100, 64  # the global batch size
 
 with_deepspeed, gpu = "--deepspeed" in sys.argv, torch.cuda.is_available()
 config = {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": 1.0, "zero_optimization": {"stage": 2}}
 accelerator = Accelerator(
     cpu=not gpu and not with_deepspeed,
     deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config) if with_deepspeed else None,
-    # Without a GPU and without this, accelerate takes each of DeepSpeed's processes for the only one.
+    # Without this, accelerate without a GPU treats each of DeepSpeed's processes as the only one.
     kwargs_handlers=[] if gpu else [InitProcessGroupKwargs(backend="gloo")],
 )
 torch.manual_seed(0)
@@ -32,11 +32,11 @@ samples = TensorDataset(x, x[:, :4].sin().sum(1, keepdim=True))
 loader = DataLoader(samples, batch_size=BATCH // accelerator.num_processes, shuffle=True)
 
 optimizer = Lamb(groups(model), lr=0.02, weight_decay=0.01)
-# Not for prepare(): that would step it once for each process.
+# Not passed to prepare(), which would step it once for each process.
 schedule = WarmupCosine(optimizer, batch=BATCH, total=STEPS * BATCH, warmup=10 * BATCH)
 model, prepared, loader = accelerator.prepare(model, optimizer, loader)
 if with_deepspeed:
-    attach(model)  # what prepare() makes of the model is DeepSpeed's engine
+    attach(model)  # prepare() returns DeepSpeed's engine for the model
 
 for step, (inputs, targets) in enumerate(loader, 1):
     with accelerator.accumulate(model):

@@ -1,4 +1,4 @@
-"""LAMB under DeepSpeed, ZeRO stage 2; stage 0, 1 and 3 take the same lines.
+"""LAMB under DeepSpeed, ZeRO stage 2. Stages 0, 1 and 3 need the same lines.
 
 torchrun --standalone --nproc_per_node 2 docs/examples/deepspeed_zero.py
 """
@@ -10,7 +10,7 @@ from torch import nn
 
 from bellwether.optimizers import Lamb, WarmupCosine, attach, groups
 
-STEPS, BATCH = 100, 64  # the batch of all processes together
+STEPS, BATCH = 100, 64  # the global batch size
 
 deepspeed.init_distributed()
 rank, world = dist.get_rank(), dist.get_world_size()
@@ -21,17 +21,17 @@ optimizer = Lamb(groups(model), lr=0.02, weight_decay=0.01)
 engine, _, _, schedule = deepspeed.initialize(
     model=model,
     optimizer=optimizer,
-    # A function, as DeepSpeed's optimizer is another; engine.step() steps the schedule.
+    # A function, because DeepSpeed wraps the optimizer; engine.step() steps the schedule.
     lr_scheduler=lambda inner: WarmupCosine(inner, batch=BATCH, total=STEPS * BATCH, warmup=10 * BATCH),
     config={
         "train_batch_size": BATCH,
         "train_micro_batch_size_per_gpu": BATCH // world,
-        "gradient_clipping": 1.0,  # also where it is left out; 0 clips nothing
-        "zero_optimization": {"stage": 2},  # with offload_optimizer: "zero_force_ds_cpu_optimizer": False beside it
-        "zero_allow_untested_optimizer": True,  # DeepSpeed lets only optimizers on its own list in without
+        "gradient_clipping": 1.0,  # also the default; 0 disables clipping
+        "zero_optimization": {"stage": 2},  # with offload_optimizer, also set "zero_force_ds_cpu_optimizer": False
+        "zero_allow_untested_optimizer": True,  # DeepSpeed accepts only listed optimizers without it
     },
 )
-attach(engine)  # once; a step without it is refused
+attach(engine)  # once; without it the first step fails
 
 torch.manual_seed(rank)  # each process draws its own samples
 for step in range(1, STEPS + 1):

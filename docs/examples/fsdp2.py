@@ -1,4 +1,4 @@
-"""LAMB under FSDP2: fully_shard makes DTensors of the parameters, and those say themselves how they are cut.
+"""LAMB under FSDP2: fully_shard turns the parameters into DTensors, which carry their sharding.
 
 torchrun --standalone --nproc_per_node 2 docs/examples/fsdp2.py
 """
@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 
 from bellwether.optimizers import Lamb, WarmupCosine, groups
 
-STEPS, BATCH = 100, 64  # the batch of all processes together
+STEPS, BATCH = 100, 64  # the global batch size
 
 mesh = init_device_mesh("cpu", (2,))  # "cuda" on GPUs
 rank, world = dist.get_rank(), dist.get_world_size()
@@ -21,7 +21,7 @@ for layer in model:
     fully_shard(layer, mesh=mesh)
 fully_shard(model, mesh=mesh)
 
-# After fully_shard, which replaces the parameters. There is nothing to attach.
+# After fully_shard, which replaces the parameters. No attach is needed.
 optimizer = Lamb(groups(model), lr=0.02, weight_decay=0.01)
 schedule = WarmupCosine(optimizer, batch=BATCH, total=STEPS * BATCH, warmup=10 * BATCH)
 

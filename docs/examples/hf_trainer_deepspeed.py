@@ -1,4 +1,4 @@
-"""LAMB in transformers' Trainer on DeepSpeed.
+"""LAMB in transformers' Trainer with DeepSpeed.
 
 torchrun --standalone --nproc_per_node 2 docs/examples/hf_trainer_deepspeed.py
 
@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from bellwether.optimizers import Lamb, WarmupLinear, attach, groups
 
-STEPS, BATCH = 80, 64  # the batch of all processes together
+STEPS, BATCH = 80, 64  # the global batch size
 
 
 class LambTrainer(Trainer):
@@ -33,11 +33,11 @@ class LambTrainer(Trainer):
 
 class Attach(TrainerCallback):
     def on_train_begin(self, arguments, state, control, **kwargs):
-        attach(trainer.model_wrapped)  # DeepSpeed's engine, by now
+        attach(trainer.model_wrapped)  # DeepSpeed's engine
 
 
 gpu = torch.cuda.is_available()
-if not gpu:  # without a backend's name, accelerate takes each of DeepSpeed's processes for the only one
+if not gpu:  # without a backend, accelerate treats each of DeepSpeed's processes as the only one
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="gloo")
 
@@ -46,7 +46,9 @@ model = BertForSequenceClassification(
     BertConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
 )
 words = torch.randint(32, (STEPS * BATCH, 8))
-samples = [{"input_ids": sentence, "labels": int(sentence[0] < 16)} for sentence in words]  # what is the first word?
+samples = [
+    {"input_ids": sentence, "labels": int(sentence[0] < 16)} for sentence in words
+]  # class: whether the first token id is below 16
 
 with tempfile.TemporaryDirectory() as folder:
     arguments = TrainingArguments(
@@ -54,7 +56,7 @@ with tempfile.TemporaryDirectory() as folder:
         accelerator_config={"use_configured_state": not gpu},
         deepspeed={
             "train_micro_batch_size_per_gpu": "auto",
-            "gradient_clipping": 1.0,  # also where it is left out; 0 clips nothing
+            "gradient_clipping": 1.0,  # also the default; 0 disables clipping
             "zero_optimization": {"stage": 2},  # 0 to 3
             "zero_allow_untested_optimizer": True,
         },
@@ -62,7 +64,7 @@ with tempfile.TemporaryDirectory() as folder:
         num_train_epochs=1,
         learning_rate=0.04,
         weight_decay=0.01,
-        average_tokens_across_devices=False,  # BERT's losses do not know it: they would count once for each process
+        average_tokens_across_devices=False,  # BERT's loss does not support it: it would count once for each process
         logging_steps=10,
         save_strategy="no",
         report_to="none",

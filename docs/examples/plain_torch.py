@@ -1,4 +1,4 @@
-"""LAMB in a loop of your own, on one process or under DDP.
+"""LAMB in your own training loop, in one process or under DDP.
 
 python docs/examples/plain_torch.py
 torchrun --standalone --nproc_per_node 2 docs/examples/plain_torch.py
@@ -13,12 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bellwether.optimizers import Lamb, WarmupCosine, groups
 
-STEPS, BATCH = 100, 64  # the batch of all processes together
+STEPS, BATCH = 100, 64  # the global batch size
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(16, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 1))
 
-# What is new: two param groups, the optimizer, a schedule in samples.
+# What differs from torch: two param groups, the optimizer, a schedule in samples.
 optimizer = Lamb(groups(model), lr=0.02, weight_decay=0.01)
 schedule = WarmupCosine(optimizer, batch=BATCH, total=STEPS * BATCH, warmup=10 * BATCH)
 

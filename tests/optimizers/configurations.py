@@ -1,4 +1,4 @@
-"""Every optimizer of the package in every configuration that the conformance tests try, and what drives them."""
+"""Every optimizer of the package in every configuration that is tested, and helpers that run them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "ema-adamw": around(lambda base: WeightAverage(base, "ema"), AdamW, lr=0.1, weight_decay=1e-3),
     "swa-lookahead-sgd": around(lambda base: WeightAverage(Lookahead(base, k=2)), SGD, lr=1e-3, momentum=0.9),
 }
-JOINT = ("nvlamb", "swats-adamw")  # all parameters together decide, so that a group is not an optimizer of its own
+JOINT = ("nvlamb", "swats-adamw")  # an update depends on all parameters, so a group is not a separate optimizer
 
 every = pytest.mark.parametrize("name", OPTIMIZERS)
 
@@ -71,7 +71,7 @@ def copies(params: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[T
 
 
 def drive(optimizer: Any, steps: int = 3, seed: int = 1, after: Callable[[], Any] = int, sign: float = 1.0) -> None:
-    """Steps with gradients that depend on the seed and the order of the parameters alone."""
+    """Run steps with gradients that depend only on the seed and the order of the parameters."""
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -88,7 +88,7 @@ def assert_same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
 
 
 def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """The largest of a parameter, relative to its norm where that is above 1, the size of an element at first."""
+    """Largest distance of a parameter, relative to its norm if that is above 1, the initial size of an element."""
     pairs = [(mine.detach().double(), other.detach().double()) for mine, other in zip(ours, theirs, strict=True)]
     return max(float((mine - other).norm() / max(1.0, other.norm())) for mine, other in pairs)
 
@@ -104,5 +104,5 @@ def through_a_file(what: Any, weights_only: bool) -> Any:
     return torch.load(file, weights_only=weights_only)
 
 
-# 100 steps, each of which rounds the weights by half a unit in the last place: 6e-8 and 1e-16.
+# 100 steps, each rounding the weights by half a unit in the last place: 6e-8 and 1e-16.
 CLOSE = {torch.float32: 1e-6, torch.float64: 1e-13}

@@ -1,4 +1,4 @@
-"""What the conformance tests share."""
+"""Fixtures of the optimizer tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bellwether.optimizers import kernels
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Threads that wait for each other take longer than tensors this small, above all on a machine that is in use."""
+    """One thread: synchronizing threads takes longer than updating tensors this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""The optimizers and wrappers that every engine is tried with: how one is made, and what it is to compute."""
+"""The optimizers and wrappers that every engine is tested with: how to create one, and what it must compute."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _around(wrap: Callable[[Any], ShardedOptimizer], kind: type, **options: Any)
     return lambda params, lr: wrap(kind(params, lr=lr, **options))
 
 
-FORGETFUL = (0.9, 0.8)  # so that a second moment falls, and its largest so far is another
+FORGETFUL = (0.9, 0.8)  # so that a second moment decreases and differs from its maximum
 
 FAMILY = {
     "lamb": Member(_of(Lamb), LAMB),

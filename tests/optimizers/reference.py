@@ -1,6 +1,6 @@
-"""The optimizers once more, in float64 on whole tensors, one process: what every sharded run is compared with.
+"""The optimizers in float64 on whole tensors in one process: what every sharded run is compared with.
 
-Written from the papers, apart from the package, and slow.
+Written from the papers, independent of the package, and slow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Weights = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Spec:
-    """What is to be computed, in the words of the papers."""
+    """What to compute, in the terms of the papers."""
 
     rule: str = "adam"  # adam, radam, momentum, lars
     betas: tuple[float, float] = (0.9, 0.999)

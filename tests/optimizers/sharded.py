@@ -1,4 +1,4 @@
-"""What the ranks run in test_sharded.py: a toy with awkward parameters, trained by DeepSpeed with our optimizers."""
+"""What the ranks run in test_sharded.py: a toy model with awkward shapes, trained by DeepSpeed with our optimizers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPES = {
     "big": (97, 31),  # larger than a shard
     "odd": (7, 5, 3),
     "vector": (13,),
-    "scalar": (1,),  # most ranks own nothing of it; DeepSpeed itself refuses shape () when it broadcasts the model
+    "scalar": (1,),  # most ranks own nothing of it; DeepSpeed refuses shape () when it broadcasts the model
     "single": (1, 1),
     "zero": (4, 3),  # starts at 0: trust ratio 1
     "frozen": (5, 5),
@@ -37,7 +37,7 @@ class Leaf(nn.Module):
 
     def forward(self, target: torch.Tensor) -> torch.Tensor:
         """Half the squared distance from each sample's target [B, numel] to the weight: [B]."""
-        # Under tensor parallelism the weight is a DTensor also here, gathered for once.
+        # Under tensor parallelism the weight is a DTensor here too.
         weight = self.weight.full_tensor() if hasattr(self.weight, "full_tensor") else self.weight
         return 0.5 * (weight.reshape(1, -1) - target.to(weight.dtype)).square().sum(1)
 
@@ -64,7 +64,7 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def targets(step: int) -> dict[str, np.ndarray]:
-    """[GLOBAL_BATCH, numel] for each parameter: away from the weights, so that no gradient is lost to rounding."""
+    """[GLOBAL_BATCH, numel] for each parameter: far from the weights, so that no gradient is lost to rounding."""
     rng = np.random.default_rng([1, step])
     return {
         name: (3.0 + 0.25 * rng.standard_normal((GLOBAL_BATCH, int(np.prod(shape))))).astype(np.float32)
@@ -73,7 +73,7 @@ def targets(step: int) -> dict[str, np.ndarray]:
 
 
 def gradients(step: int, w: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of the mean loss over the global batch, in float64."""
+    """Gradients of the mean loss over the global batch, in float64."""
     t = targets(step)
     g = {k: w[k] - t[k].astype(np.float64).mean(0).reshape(w[k].shape) for k in SHAPES}
     g["tied"] = 2 * g["tied"]
@@ -146,7 +146,7 @@ def engine(
 
 
 def feed(made: Any, step: int) -> None:
-    """One global step of this rank's part of the batch."""
+    """One global step on this rank's part of the batch."""
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     data = targets(step)
     accumulation = made.gradient_accumulation_steps()
@@ -159,7 +159,7 @@ def feed(made: Any, step: int) -> None:
 
 
 def poison(optimizer: Any) -> int:
-    """Fill what belongs to no parameter with NaN, as DeepSpeed's uninitialised padding may be. Returns how many."""
+    """Fill the padding with NaN, which DeepSpeed leaves uninitialized. Returns the number of elements."""
     count = 0
     for shard in optimizer.shards:
         padding = torch.ones(shard.tensor.numel(), dtype=torch.bool)
@@ -172,7 +172,7 @@ def poison(optimizer: Any) -> int:
 
 
 def owned(optimizer: Any) -> dict[str, list[tuple[int, np.ndarray]]]:
-    """This rank's pieces of the masters: name -> [(start, values)]."""
+    """This rank's slices of the master weights: name -> [(start, values)]."""
     found: dict[str, list[tuple[int, np.ndarray]]] = {}
     for shard in optimizer.shards:
         for piece, view in shard.views(shard.tensor.detach()):
@@ -201,7 +201,7 @@ def train(rule: str, zero: dict[str, Any], **keywords: Any) -> dict[str, Any]:
 
 
 def result(made: Any, optimizer: Any) -> dict[str, Any]:
-    """What `check` of test_sharded.py compares with the reference."""
+    """The results that `check` of test_sharded.py compares with the reference."""
     found = {
         "owned": owned(optimizer),
         "model": _model(made),
@@ -212,12 +212,12 @@ def result(made: Any, optimizer: Any) -> dict[str, Any]:
 
 
 def averaged(optimizer: Any) -> Any:
-    """The averages swapped in, where there are any."""
+    """Swaps the averages in, if there are any."""
     return optimizer.averaged() if isinstance(optimizer, optimizers.WeightAverage) else nullcontext()
 
 
 def _count(optimizer: Any) -> tuple[list[int], list[int]]:
-    """Lists that grow with each step() call and with each collective inside one."""
+    """Lists that record each step() call and each collective inside one."""
     import torch.distributed as dist
 
     calls: list[int] = []

@@ -27,25 +27,25 @@ from tests.optimizers.test_sharded import check, expected, groups_with_ratio
 from tests.ranks import Ranks
 from tests.tiers import covering
 
-COLUMNS = ("big", "odd")  # cut along their second dimension where tensor parallelism is tried
+COLUMNS = ("big", "odd")  # sharded along their second dimension under tensor parallelism
 
 
 def _parallel(engine: str) -> tuple[nn.Module, nn.Module, int, int]:
-    """The toy under an engine: (the toy itself, what is called, index and number of the parts of a batch)."""
+    """The toy model under an engine: (the model, the module to call, index and number of the parts of a batch)."""
     model, world, rank = sharded.Toy(), dist.get_world_size(), dist.get_rank()
     if engine in ("ddp", "zero-redundancy"):
         return model, DistributedDataParallel(model), rank, world
     if engine == "fsdp2":
         for leaf in model.children():
-            if leaf is not model.twin and leaf is not model.tied:  # what is tied belongs to the root
+            if leaf is not model.twin and leaf is not model.tied:  # tied parameters belong to the root
                 fully_shard(leaf)
         fully_shard(model)
         return model, model, rank, world
     rows = 2 if world > 1 else 1
-    if engine == "hsdp":  # replicas of shards
+    if engine == "hsdp":  # replicated shards
         fully_shard(model, mesh=init_device_mesh("cpu", (rows, world // rows), mesh_dim_names=("replicate", "shard")))
         return model, model, rank, world
-    if engine == "fsdp2-flattened":  # as with context parallelism: shards over two dimensions taken for one
+    if engine == "fsdp2-flattened":  # as with context parallelism: sharded over two dimensions flattened into one
         mesh = init_device_mesh("cpu", (rows, world // rows), mesh_dim_names=("dp", "cp"))["dp", "cp"]._flatten("dp_cp")
         fully_shard(model, mesh=mesh)
         return model, model, rank, world
@@ -92,7 +92,7 @@ def _train(rule: str, engine: str) -> dict[str, Any]:
 
 
 class _Factory:
-    """ZeroRedundancyOptimizer wants a class, and its name."""
+    """ZeroRedundancyOptimizer needs a class with a name."""
 
     def __init__(self, make: Any) -> None:
         self.make, self.__name__ = make, "Member"
@@ -102,7 +102,7 @@ class _Factory:
 
 
 def _name(name: str, optimizer: Any, names: dict[Any, str]) -> str:
-    """ZeroRedundancyOptimizer gives no names: its parameters are numbered."""
+    """ZeroRedundancyOptimizer passes no names, so its parameters are numbered."""
     if name.removesuffix(".weight") in names.values():
         return name.removesuffix(".weight")
     return next(names[s.tensor] for s in optimizer.shards if s.parameters[0].name == name)
@@ -129,7 +129,7 @@ def test_torch_engines(ranks: Ranks, rule: str, engine: str) -> None:
     for result in results:
         assert result["calls"] == sharded.STEPS
         if split:
-            # One for all trust ratios; one more for the norm of all gradients; Swats' one until it switches.
+            # One for all trust ratios, one more for the global gradient norm, one for Swats until it switches.
             wanted = sharded.STEPS * (adapts + (rule == "nvlamb")) + 2 * (rule == "swats")
             assert result["reduces"] == wanted
         elif engine == "ddp":
@@ -144,7 +144,7 @@ def test_flattened_mesh(ranks: Ranks, rule: str) -> None:
 
 
 def _sequence_parallel() -> tuple[list[float], list[float]]:
-    """A replicated DTensor whose gradient is left as a sum over ranks, as after a LayerNorm under SequenceParallel."""
+    """A replicated DTensor with a partial gradient, as after a LayerNorm under SequenceParallel."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     from bellwether.optimizers import SGD

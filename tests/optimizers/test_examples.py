@@ -1,4 +1,4 @@
-"""docs/examples: each runs by the commands that its own head gives, and its loss falls."""
+"""docs/examples: each runs with the commands in its docstring, and its loss decreases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}
 
 
 def commands(example: Path) -> list[str]:
-    """The lines of the head that begin with a program's name."""
+    """The lines of the docstring that begin with a program's name."""
     head = ast.get_docstring(ast.parse(example.read_text())) or ""
     return [line for line in head.splitlines() if line.split(" ")[0] in PROGRAMS]
 
@@ -36,7 +36,7 @@ def test_every_example_has_its_command() -> None:
 @pytest.mark.parametrize("command", [command for example in EXAMPLES for command in commands(example)])
 def test_loss_of_the_example_decreases(command: str, tmp_path: Path) -> None:
     program, *arguments = command.split()
-    # One thread a process, as torchrun sets it for several: the models are tiny.
+    # One thread for each process, as torchrun sets it: the models are tiny.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": subprocess_path(ROOT), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
         [sys.executable, *PROGRAMS[program], *arguments], cwd=ROOT, env=environment,

@@ -1,4 +1,4 @@
-"""The CPU kernel is compiled at first use: what may go wrong there, and what may lie there from before."""
+"""The CPU kernel is compiled at first use: compiler errors, and leftovers of earlier builds in the cache."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SOURCE = Path(cpu.__file__).with_name("cpu.cpp")
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where libraries will lie: an empty cache."""
+    """An empty cache folder for the libraries."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "bellwether" / "kernels"
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A kernel that compiles in no time."""
+    """A source file that compiles fast."""
     path = tmp_path / "small.cpp"
     path.write_text('extern "C" int answer() { return 42; }\n')
     return path
@@ -58,14 +58,14 @@ def test_leftovers_of_a_killed_build_are_ignored(cache: Path, source: Path) -> N
 def test_broken_library_is_rebuilt(cache: Path, source: Path) -> None:
     build.load(source)
     (library,) = libraries(cache)
-    library.unlink()  # a new file: this process has the old one in use
+    library.unlink()  # a new file: the old one is loaded in this process
     library.write_bytes(b"half a library")
     assert build.load(source).answer() == 42
 
 
 @pytest.mark.process
 def test_concurrent_builds(cache: Path, source: Path) -> None:
-    # By its path, without the package and thus without torch, they are at it in the same moment.
+    # By path, without the package and so without torch, so that they start at the same moment.
     script = f"import runpy, pathlib; print(runpy.run_path({build.__file__!r})['load'](pathlib.Path({str(source)!r})).answer())"  # fmt: skip
     started = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate(timeout=60)[0] for process in started] == ["42\n"] * 4

@@ -48,7 +48,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy, beyond the end of a block
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy, past the end of a block
 @pytest.mark.parametrize(("layout", "formula", "options"), CASES)
 def test_equals_the_reference(kernel: Kernel, layout: str, formula: Formula, options: str) -> None:
     outcomes = compare(kernel, layout, formula, options)
@@ -120,7 +120,7 @@ def _trained(make: Callable[..., ShardedOptimizer], name: str) -> list[torch.Ten
     optimizer = make(params, lr=0.02, kernel=name)
     for _ in range(10):
         for p in params:
-            p.grad = torch.randn(p.shape, generator=generator)  # contiguous, also where the parameter is not
+            p.grad = torch.randn(p.shape, generator=generator)  # contiguous, even if the parameter is not
         optimizer.step()
     return [p.detach() for p in params]
 
@@ -129,7 +129,7 @@ def _trained(make: Callable[..., ShardedOptimizer], name: str) -> list[torch.Ten
 def test_ten_steps(optimizer: str, name: str) -> None:
     for ours, theirs in zip(_trained(MAKE[optimizer], name), _trained(MAKE[optimizer], "reference"), strict=True):
         assert ours.stride() == theirs.stride()
-        # A step makes an error of some ulps of the weight or of the step, 1e-7 each; ten may add up.
+        # The error of a step is some ulps of the weight or of the step, 1e-7 each; ten steps may add up.
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
@@ -156,7 +156,7 @@ def test_unknown_kernel_is_refused() -> None:
 
 
 def test_auto_falls_back_without_triton(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """What `auto` would do with CUDA tensors."""
+    """As `auto` does for CUDA tensors."""
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "bellwether.optimizers.kernels.triton", raising=False)
     monkeypatch.setitem(kernels._COMPILED, "cpu", "triton")
@@ -171,7 +171,7 @@ def test_auto_falls_back_without_triton(monkeypatch: pytest.MonkeyPatch, caplog:
 
 
 def _python(script: str, **environment: str) -> str:
-    """Runs a script with Triton's compiler in place of its interpreter."""
+    """Run a script with Triton's compiler instead of its interpreter."""
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], env=kept | environment, capture_output=True, text=True
@@ -187,7 +187,7 @@ def test_triton_is_imported_late_and_reports_a_missing_gpu() -> None:
     said = _python("""
         import sys, torch
         from bellwether.optimizers import Lamb
-        imported = "triton" in sys.modules  # torch's own optimizers import it when they are made
+        imported = "triton" in sys.modules  # torch's own optimizers import it in their constructors
         weight = torch.nn.Parameter(torch.ones(3))
         weight.grad = torch.ones(3)
         Lamb([weight]).step()
@@ -202,7 +202,7 @@ def test_triton_is_imported_late_and_reports_a_missing_gpu() -> None:
 
 @pytest.mark.process
 def test_triton_code_is_ieee_exact(tmp_path: Path) -> None:
-    """For a GPU that need not be there: nothing contracted, IEEE division and root, subnormal numbers kept."""
+    """Compiled without a GPU: no contraction, IEEE division and square root, subnormal numbers kept."""
     pytest.importorskip("triton", reason="Triton is for Linux")
     code = _python(
         """
@@ -228,7 +228,7 @@ def test_triton_code_is_ieee_exact(tmp_path: Path) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("bounds", [(0.0, math.inf), (0.5, 1.5)])
 def test_fused_step_equals_two_passes_bitwise(threads: int, bounds: tuple[float, float]) -> None:
-    """Small and large segments, some together in one go; weights that are 0 and a gradient that is 0."""
+    """Small and large segments, some processed together; weights and a gradient that are 0."""
     sizes = [5, 300_000, 0, 16384, 16387, 1, 70_000, 40_000, 33]
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(n, generator=generator) for n in sizes]

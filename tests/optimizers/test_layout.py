@@ -1,4 +1,4 @@
-"""Norms over pieces: several fragments of one tensor on a rank, padding, and a group that lacks some."""
+"""Norms over slices: several fragments of one parameter on a rank, padding, and parameters on other ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.ranks import Ranks
 
 
 def test_square_roots_are_correctly_rounded() -> None:
-    """MKL's, which torch takes on a CPU, are not on every processor."""
+    """MKL's, which torch uses on CPUs, are not, on some processors."""
     squares = torch.rand(2, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e5
     squares[0, 0], squares[0, 1], squares[0, 2] = 0.0, torch.inf, torch.nan
     expected = [math.sqrt(square) for square in squares.flatten().tolist()]
@@ -31,7 +31,7 @@ def test_square_roots_are_correctly_rounded() -> None:
 
 
 def test_fragments_of_a_parameter_are_summed() -> None:
-    """Apex's DistributedFusedLAMB overwrites here where it should add."""
+    """Apex's DistributedFusedLAMB overwrites the sum here instead of adding to it."""
     flat = torch.tensor([3.0, float("nan"), 4.0, 7.0, 12.0])
     shard = ShardLayout(flat, (ParameterInfo("a", (3,)), ParameterInfo("b", (1,)), ParameterInfo("elsewhere", (9,))),
                   (ParameterSlice(0, 0, 0, 1), ParameterSlice(0, 2, 1, 1), ParameterSlice(1, 3, 0, 1), ParameterSlice(0, 4, 2, 1)), None)  # fmt: skip
@@ -42,7 +42,7 @@ def test_fragments_of_a_parameter_are_summed() -> None:
 
 
 def test_adjacent_slices_are_one_segment() -> None:
-    """A matrix cut by columns is many pieces of the whole parameter, and one run of memory."""
+    """A matrix sharded by columns is many slices of the parameter, and one run of memory."""
     pieces = (
         ParameterSlice(0, 0, 0, 2),
         ParameterSlice(0, 2, 4, 2),
@@ -55,7 +55,7 @@ def test_adjacent_slices_are_one_segment() -> None:
 
 
 def test_lamb_on_fragments_equals_lamb_on_whole_parameters() -> None:
-    """One flat tensor that holds `a` in two fragments with `b` between, and padding that holds NaN."""
+    """One flat tensor with two fragments of `a` around `b`, and NaN in the padding."""
     a, b = torch.randn(6), torch.randn(4)
     whole = [torch.nn.Parameter(a.clone()), torch.nn.Parameter(b.clone())]
     flat = torch.nn.Parameter(torch.cat([a[:2], b, torch.tensor([float("nan")]), a[2:]]))
@@ -142,7 +142,7 @@ def test_attach_refuses_other_optimizers(ranks: Ranks) -> None:
 
 
 def _through_deepspeeds_checkpoint(folder: str, stage: int, bf16: bool) -> list[dict]:
-    """Train, save, train on; and the same again after DeepSpeed's own load_checkpoint, without a second attach."""
+    """Train, save and continue; then the same after DeepSpeed's load_checkpoint, without a second attach."""
     config = {"bf16": {"enabled": bf16}, **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {})}
     made, optimizer = sharded.engine("lamb", {"stage": stage, "sub_group_size": 500}, **config)
     for step in range(4):
@@ -207,7 +207,7 @@ def test_copy_of_attached_optimizer_requires_attach() -> None:
     ],
 )
 def test_modes_that_bypass_the_optimizer_are_refused(changes: dict, key: str) -> None:
-    """On a stand-in for the engine: these modes need a GPU or NVMe to be built."""
+    """With a stand-in for the engine: these modes need a GPU or NVMe."""
     optimizer = Lamb([torch.nn.Parameter(torch.ones(1))])
     wrapper = object() if changes.pop("wrapper", False) else optimizer
     zero = SimpleNamespace(**{"offload_optimizer": None, "zenflow": None, **changes})
@@ -223,7 +223,7 @@ def test_modes_that_bypass_the_optimizer_are_refused(changes: dict, key: str) ->
 
 @pytest.mark.parametrize("make", [Lamb, AdamW])
 def test_zero_gradients_before_attach_change_nothing(make: type) -> None:
-    """DeepSpeed's 16-bit wrapper steps with zero gradients while it is built: decay must not touch the weights."""
+    """DeepSpeed's 16-bit wrapper steps with zero gradients in its constructor: decay must not change the weights."""
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = make([parameter], weight_decay=0.5, lr=0.1)
     master = torch.nn.Parameter(torch.ones(3))

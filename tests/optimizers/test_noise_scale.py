@@ -1,4 +1,4 @@
-"""The gradient noise scale where it is known: on a quadratic, by itself, under DDP and under every ZeRO stage."""
+"""The gradient noise scale on a quadratic, where it is known: alone, under DDP and under every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.ranks import Ranks
 from tests.tiers import covering
 
 SIZE, DISTANCE, MICRO, ACCUMULATION = 50, 1.0, 4, 2
-# One sample's gradient of |w - x|^2 / 2 is w - x: noise of these deviations about w - mean, which is DISTANCE everywhere.
+# One sample's gradient of |w - x|^2 / 2 is w - x: noise of these deviations around w - mean, which is DISTANCE.
 SPREAD = torch.linspace(0.5, 3.5, SIZE, dtype=torch.float64)
 TRACE, SQUARE = float(SPREAD.square().sum()), SIZE * DISTANCE**2
 TRUTH = TRACE / SQUARE
@@ -33,12 +33,12 @@ def test_estimates_are_unbiased_and_the_error_is_calibrated() -> None:
             gradients = DISTANCE + noise
             estimate.add(float(gradients.square().sum(1).mean()), float(gradients.mean(0).square().sum()))
         found.append(estimate)
-    # Of the mean of 40 estimates, each of 400 steps in effect: five standard errors are about 0.5 %.
+    # The mean of 40 estimates, each of effectively 400 steps: five standard errors are about 0.5 %.
     assert sum(e.trace for e in found) / runs == pytest.approx(TRACE, rel=0.005)
     assert sum(e.square for e in found) / runs == pytest.approx(SQUARE, rel=0.01)
     scales = torch.tensor([e.scale for e in found], dtype=torch.float64)
     assert scales.mean().item() == pytest.approx(TRUTH, rel=0.02)
-    # A deviation of 40 values is itself known to 11 %; three of these.
+    # The standard deviation of 40 values has an error of 11 %; three of these.
     errors = torch.tensor([e.error for e in found], dtype=torch.float64)
     assert errors.mean().item() == pytest.approx(scales.std().item(), rel=0.35)
 
@@ -49,7 +49,7 @@ def test_no_estimate_without_signal() -> None:
     estimate.add(math.inf, 1.0)
     estimate.add(1.0, math.nan)
     assert estimate.steps == 0
-    estimate.add(10.0, 1.0)  # noise alone
+    estimate.add(10.0, 1.0)  # only noise
     assert estimate.scale is None
     with pytest.raises(ValueError, match="micro=8"):
         NoiseScale(Quadratic(), 8, 8)
@@ -88,7 +88,7 @@ def _batches(steps: int, dtype: torch.dtype) -> Any:
 
 
 def _deepspeed(stage: int, precision: str, clip: float, steps: int) -> dict[str, float]:
-    """The weights stay where they are, at a learning rate of next to nothing."""
+    """The weights hardly change, at a very small learning rate."""
     from bellwether.optimizers import SGD, WarmupConstant, attach
     from bellwether.trainer.distributed import import_deepspeed
     from bellwether.trainer.engine import Engine
@@ -161,7 +161,7 @@ def test_noise_scale_is_exact_under_ddp(ranks: Ranks) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_noise_scale_in_16_bit(ranks: Ranks, precision: str, stage: int) -> None:
-    """fp16 with a loss scale that overflows at first and then grows now and then."""
+    """fp16 with a loss scale that overflows at first and grows later."""
     skip_without(precision, ranks)
-    # Gradients of 8 bits, summed in 8 bits without ZeRO.
+    # Gradients have 8 bits, and without ZeRO are summed in 8 bits.
     check(ranks.run(_deepspeed, stage, precision, 1.0, 3 * HORIZON), rounding=2**-7)

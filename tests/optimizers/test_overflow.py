@@ -1,4 +1,4 @@
-"""fp16 with a dynamic loss scale: an overflow that one rank alone meets skips the step on all of them."""
+"""fp16 with a dynamic loss scale: an overflow on one rank skips the step on all ranks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _deepspeed(rule: str, stage: int) -> dict[str, Any]:
     share = sharded.GLOBAL_BATCH // dist.get_world_size()
     batch = {k: torch.tensor(v[:share]) for k, v in sharded.targets(1).items()}
     if dist.get_rank() == 1:
-        batch = {k: torch.full_like(v, 1e5) for k, v in batch.items()}  # beyond fp16
+        batch = {k: torch.full_like(v, 1e5) for k, v in batch.items()}  # overflows fp16
     made.backward(made(batch))
     made.step()
     after, scale = _everything(optimizer), _scale(made)
@@ -39,7 +39,7 @@ def _deepspeed(rule: str, stage: int) -> dict[str, Any]:
 
 
 def _everything(optimizer: Any) -> list[np.ndarray]:
-    """Weights and state of this rank, copied."""
+    """A copy of this rank's weights and state."""
     tensors = [shard.tensor.detach() for shard in optimizer.shards]
     tensors += [value for shard in optimizer.shards for value in optimizer.state[shard.tensor].values()]
     return [np.array(list(optimizer.trust_ratios().values())), *(t.double().numpy().copy() for t in tensors)]
@@ -65,7 +65,7 @@ def test_deepspeed(ranks: Ranks, rule: str, stage: int) -> None:
 
 
 def _fsdp2() -> dict[str, Any]:
-    """torch's GradScaler with DTensors: it agrees over the mesh on what it has found before step() is called."""
+    """torch's GradScaler with DTensors: it reduces found_inf over the mesh before step()."""
     model = sharded.Toy()
     fully_shard(model)
     optimizer = Lamb(sharded.param_groups(model), lr=0.02)
@@ -76,7 +76,7 @@ def _fsdp2() -> dict[str, Any]:
         scaler.scale(model(batch)).backward()
         if step == 1 and dist.get_rank() == dist.get_world_size() - 1:
             big = model.big.weight.grad.to_local()
-            big[:] = float("inf")  # in this rank's shard alone
+            big[:] = float("inf")  # only in this rank's shard
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()

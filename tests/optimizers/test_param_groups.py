@@ -78,7 +78,7 @@ def test_similar_names_are_no_norms() -> None:
         pass
 
     class LayerNormLinear(nn.Linear):
-        """As Transformer Engine's: a norm and a matrix in one."""
+        """As in Transformer Engine: a norm and a matrix in one module."""
 
     assert not is_norm(Normaliser())
     assert not is_norm(LayerNormLinear(2, 2))
@@ -92,7 +92,7 @@ def test_empty_group_is_omitted() -> None:
 
 @pytest.mark.process
 def test_the_package_needs_torch_alone() -> None:
-    """Nothing of DeepSpeed, transformers or the trainer is imported by `import bellwether.optimizers`."""
+    """`import bellwether.optimizers` imports neither DeepSpeed, transformers nor the trainer."""
     program = (
         "import sys; before = set(sys.modules); import torch; torched = set(sys.modules); import bellwether.optimizers;"
         "new = {m.split('.')[0] for m in set(sys.modules) - torched};"

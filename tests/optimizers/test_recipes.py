@@ -1,4 +1,4 @@
-"""What the papers print, and what lies between."""
+"""The values printed in the papers, and the rules between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules on one process: equal to torch's where torch has them, and to the papers where it has not."""
+"""The rules in one process: equal to torch's if torch has them, else to the papers."""
 
 from __future__ import annotations
 

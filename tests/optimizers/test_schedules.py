@@ -199,7 +199,7 @@ def test_momentum_and_decay_follow_the_rate(index: int, kind: str) -> None:
     assert momenta.argmin() in torch.nonzero(rates == rates.max())
     assert momenta.min() == pytest.approx(0.85, abs=0.003)
     assert momenta.max() == pytest.approx(0.95, abs=0.003)
-    # They move against each other all the way, but for the last stretch, where the momentum stays up.
+    # They move in opposite directions, except in the last phase, in which the momentum stays high.
     until = 100 if kind == "trapezoid" else 90
     assert ((rates[:until].diff() * momenta[:until].diff()) <= 1e-9).all()
     if until < 100:

@@ -39,7 +39,7 @@ def expected(rule: str, clip: float = 0.0, start: str = "fp32") -> Result:
 
 
 def assembled(results: list[dict]) -> dict[str, np.ndarray]:
-    """Whole parameters from all ranks' pieces; every element must be owned, replicas must agree."""
+    """Whole parameters from the slices of all ranks. Every element must be owned, and replicas must be equal."""
     whole = {n: np.full(int(np.prod(s)), np.nan) for n, s in sharded.SHAPES.items() if n != "frozen"}
     for result in results:
         for name, pieces in result["owned"].items():
@@ -62,7 +62,7 @@ def check(results: list[dict], rule: str, clip: float = 0.0) -> None:
     for result in results:
         for name, value in result["model"].items():
             assert error(value, wanted.weights[name]) < BAR, name
-        # Where an optimizer has whole parameters and others have others, each tells its own.
+        # If ranks update different whole parameters, each reports its own.
         assert result["ratios"].keys() == (wanted.ratios.keys() & result.get("mine", wanted.ratios.keys()))
         for name, ratio in result["ratios"].items():
             assert ratio == pytest.approx(wanted.ratios[name], rel=1e-5), name
@@ -87,8 +87,8 @@ def test_sharded_equals_unsharded(ranks: Ranks, rule: str, stage: int) -> None:
     if stage and ranks.world_size == 4:
         assert any(r["padding"] for r in results), "no padding was poisoned"
         assert any(r["idle"] for r in results), "every rank owns a piece of every tensor"
-    # One step() call a param group under ZeRO; one all-reduce in each that has trust ratios, none in the others.
-    # Swats takes one to compare Adam's step with the gradient, in the two steps before it switches.
+    # One step() call for each param group under ZeRO; one all-reduce in those with trust ratios, none in the others.
+    # Swats has one to compare Adam's step with the gradient, in the two steps before it switches.
     groups, adapted = (len(sharded.kinds()), groups_with_ratio()) if stage else (1, 0)
     reduces = adapted * sharded.STEPS if expected(rule).ratios else 2 * groups if rule == "swats" and stage else 0
     assert all(r["calls"] == groups * sharded.STEPS and r["reduces"] == reduces for r in results)
@@ -155,7 +155,7 @@ WRAPPERS = {
     ("stage", "rule"), [(1, rule) for rule in FAMILY] + [(s, r) for s in (0, 2, 3) for r in ("lamb", "adamw", "swats")]
 )
 def test_bf16_keeps_fp32_masters(ranks: Ranks, rule: str, stage: int) -> None:
-    """Gradients carry 8 bits here: 2^-9 of each at most, which is the bar for a weight that starts at 0."""
+    """Gradients have 8 bits here: an error of at most 2^-9 each, the tolerance for a weight that starts at 0."""
     skip_without("bf16", ranks)
     results = ranks.run(_bf16, rule, stage, 2 if stage and ranks.world_size == 2 else 1)
     assert {r["wrapper"] for r in results} == {WRAPPERS[stage]}
@@ -164,10 +164,10 @@ def test_bf16_keeps_fp32_masters(ranks: Ranks, rule: str, stage: int) -> None:
         assert error(master, wanted.weights[name]) < 2**-9, name
         assert not (master == torch.tensor(master).bfloat16().double().numpy()).all(), f"{name}: a bf16 master"
     for result in results:
-        # A norm over a part of a tensor would be off by tens of percent.
+        # A norm over a part of a tensor would be wrong by tens of percent.
         assert result["ratios"] == pytest.approx(wanted.ratios, rel=0.01)
     if stage == 1 and rule == "lamb":
-        # BF16_Optimizer takes all groups in one step() call: one all-reduce for all of them.
+        # BF16_Optimizer updates all groups in one step() call: one all-reduce for all of them.
         assert groups_with_ratio() > 1
         assert all(r["calls"] == r["reduces"] == sharded.STEPS for r in results)
 

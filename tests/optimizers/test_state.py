@@ -1,4 +1,4 @@
-"""State through torch's own ways: state_dict, copies, and distributed checkpoints under FSDP2."""
+"""State saved by torch: state_dict, copies, and distributed checkpoints under FSDP2."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ CARRIED = ["lamb", "lars", "adamw-amsgrad"]
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The first half of a run of each, by two processes."""
+    """The first half of each run, in two processes."""
     root = str(tmp_path_factory.mktemp("dcp"))
     pair = Ranks(2)
     for rule in CARRIED:

@@ -1,4 +1,4 @@
-"""Adam, AdamW, RAdam and SGD equal torch's of the same name, and read each other's state."""
+"""Adam, AdamW, RAdam and SGD equal torch's optimizers of the same name, and load each other's state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.optimizers.configurations import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# What torch calls its options, and what its optimizers are called with.
+# torch's names of the options, and the arguments of its optimizers.
 TWINS: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("Adam", dict(lr=0.01, eps=1e-6)),
     "adam-l2": ("Adam", dict(lr=0.01, weight_decay=0.1, betas=(0.8, 0.99))),
@@ -61,7 +61,7 @@ def torch_twin(twin: str, params: Sequence[Tensor]) -> Any:
 @twins
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_torch(twin: str, dtype: torch.dtype, kernel: str) -> None:
-    """Also while the rate, and with Adam and Nesterov the momentum, go up and down at every step."""
+    """Also with a rate, and for Adam and Nesterov a momentum, that changes at every step."""
     if kernel == "cpu" and dtype != torch.float32:
         pytest.skip("the C++ kernel is for float32")
     ours, theirs = parameters(dtype), parameters(dtype)
@@ -75,7 +75,7 @@ def test_equals_torch(twin: str, dtype: torch.dtype, kernel: str) -> None:
 @twins
 @pytest.mark.parametrize("before", [1, 8])
 def test_continues_from_torch_state(twin: str, before: int) -> None:
-    """Torch's state and hyperparameters, loaded into an optimizer that was made with others."""
+    """torch's state and hyperparameters, loaded into an optimizer that was created with others."""
     theirs = parameters(torch.float64)
     other = torch_twin(twin, theirs)
     drive(other, before)

@@ -1,4 +1,4 @@
-"""Distances, cosines and norms on shards against float64 on whole parameters, and the way between two iterates."""
+"""Distances, cosines and norms on shards against float64 on whole parameters, and interpolated weights."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_every_stage_measures_the_whole_model(ranks: Ranks, stage: int, config: 
     flat = [np.concatenate([v for _, v in sorted(whole(results, step).items())]) for step in range(STEPS + 1)]
     updates = [after - before for before, after in itertools.pairwise(flat)]
     for _, found, losses, same in results:
-        # Differences of fp32 weights are right to 2^-24 each.
+        # Differences of fp32 weights have an error of 2^-24 each.
         assert (found[0].cosine, found[0].update_norm, found[0].distance) == (None, None, 0)
         assert found[1].cosine is None
         for step in range(1, STEPS + 1):
@@ -89,7 +89,7 @@ def test_every_stage_measures_the_whole_model(ranks: Ranks, stage: int, config: 
         assert same
         assert losses[2] == losses[3]
         now, then = whole(results, STEPS), whole(results, STEPS - 1)
-        # The model is bf16 there.
+        # The model is in bf16.
         rel = 1e-5 if not config else 2**-7
         for found_loss, share in zip(losses, (0.0, 0.25, 1.0), strict=False):
             at = {name: then[name] + share * (now[name] - then[name]) for name in now}
@@ -97,7 +97,7 @@ def test_every_stage_measures_the_whole_model(ranks: Ranks, stage: int, config: 
 
 
 def test_too_large_lr_has_cosine_minus_one() -> None:
-    """Descent on x^2 / 2 with a rate of 1.5 jumps from wall to wall; memory of what is kept can be given up."""
+    """Descent on x^2 / 2 with lr 1.5 bounces between the walls. `forget` frees the kept copies."""
     weight = nn.Parameter(torch.tensor([2.0]))
     optimizer = SGD([weight], lr=1.5)
     walk = Trajectory(optimizer)

@@ -1,4 +1,4 @@
-"""DeepSpeed's universal checkpoint: what it carries of our optimizers to another number of processes.
+"""DeepSpeed's universal checkpoint: which state of our optimizers it converts to another number of processes.
 
 It knows the states exp_avg and exp_avg_sq alone, at stage 3 gives all param groups the options of the first, and cannot
 be read by a rank that owns nothing of a group: hence 2 processes at most for this toy.
@@ -58,7 +58,7 @@ def _convert(folder: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The first half of a run at each stage, by one process, converted."""
+    """The first half of a run at each stage, in one process, converted."""
     root = tmp_path_factory.mktemp("universal")
     one = Ranks(1)
     for stage in STAGES:
@@ -84,7 +84,7 @@ def test_groups_overwritten_by_deepspeed_are_refused(ranks: Ranks, halves: str) 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_momentum_is_not_in_the_universal_checkpoint(ranks: Ranks, tmp_path: Path) -> None:
-    """If this fails, DeepSpeed has learnt to convert other states: say so in docs/optimizers.md."""
+    """If this fails, DeepSpeed converts other states now: update docs/optimizers.md."""
     ranks.run(_first_half, "lars", 3, str(tmp_path))
     done = _convert(tmp_path)
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""Illegal values and combinations are refused at construction: the key, its value, and what to write instead."""
+"""Invalid values and combinations are refused at construction, with the key, its value, and what to write instead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 nan, inf = math.nan, math.inf
 
-# Kind, options, and what the message says: the key, its value, and what to write instead.
+# Class, options, and words of the message: the key, its value, and what to write instead.
 ILLEGAL: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
     *[
         (kind, {key: value}, (f"{key}={value!r}", allowed))
@@ -107,7 +107,7 @@ def named(case: Any) -> str | None:
 
 
 def refused(make: Callable[[], Any], says: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError) as error:  # noqa: PT011 - the words are looked for one by one
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the words are checked one by one
         make()
     for words in says:
         assert words in str(error.value)

@@ -1,4 +1,4 @@
-"""Lookahead, Swats and WeightAverage beyond their arithmetic, which test_sharded.py compares under every engine."""
+"""Lookahead, Swats and WeightAverage, apart from their arithmetic, which test_sharded.py compares under every engine."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_invalid_arguments_are_refused(case: str) -> None:
 
 
 def test_wrapper_shares_groups_and_state() -> None:
-    """Groups, state and hooks are the inner one's; schedulers and add_param_group go through."""
+    """Groups and state are the inner optimizer's; schedulers and add_param_group work on the wrapper."""
     p, q = weight(1.0, 2.0), weight(3.0)
     optimizer = WeightAverage(Lookahead(Lamb([p], lr=0.1), k=2), "ema")
     optimizer.add_param_group({"params": [q], "lr": 0.1})
@@ -81,13 +81,13 @@ def test_averages_are_swapped_in_and_out() -> None:
     p = weight(4.0)
     optimizer = WeightAverage(SGD([p], lr=1.0), "swa", start=2)
     with optimizer.averaged():
-        assert p.item() == 4.0  # nothing to average yet
+        assert p.item() == 4.0  # no average yet
     for _ in range(3):
         step(optimizer)
     with pytest.raises(RuntimeError, match="averages are swapped in"), optimizer.averaged():
         assert p.item() == 1.5
         step(optimizer)
-    assert p.item() == 1.0  # swapped back, though it failed
+    assert p.item() == 1.0  # swapped back after the exception
     step(optimizer)
     with optimizer.averaged():
         assert p.item() == 1.0
@@ -121,7 +121,7 @@ def test_slow_average_of_16_bit_weights_changes() -> None:
 
 
 def test_swats_counts_parameters_of_equal_names() -> None:
-    """Two models with the same names, the second with a hundred times the gradient, which decides the rate then."""
+    """Two models with the same names, the second with a hundred times the gradient, which determines the rate."""
     p, q = weight(1.0), weight(1.0)
     optimizer = Swats(AdamW([{"params": [("weight", p)]}, {"params": [("weight", q)]}], lr=0.1, weight_decay=0.0))
     p.grad, q.grad = torch.tensor([1.0]), torch.tensor([100.0])
@@ -141,14 +141,14 @@ def test_swats_evaluates_every_update() -> None:
 
 
 def test_swats_switches_when_the_rate_converges_and_follows_the_schedule() -> None:
-    """A constant gradient: Adam's step is lr, so SGD's rate for it is lr / g, and it never changes."""
+    """With a constant gradient Adam's step is lr, so the equivalent rate of SGD is lr / g and constant."""
     p = weight(1.0, 1.0)
     optimizer = Swats(AdamW([p], lr=0.5, weight_decay=0.0, betas=(0.5, 0.999)), tolerance=1e-5)
     for switched in (False, False, True):
         assert optimizer.switched is switched
         step(optimizer, 2.0)
     assert "exp_avg" not in optimizer.state[p]
-    # The momentum begins anew: (1 - beta1) of a whole step. AdamW went 0.5 twice.
+    # The momentum starts at 0: (1 - beta1) of a full step. AdamW moved by 0.5 twice.
     torch.testing.assert_close(p.detach(), torch.full((2,), 1.0 - 0.5 - 0.5 - 0.5 * 0.5))
     optimizer.param_groups[0]["lr"] = 0.05
     before = p.detach().clone()

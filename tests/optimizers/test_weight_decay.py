@@ -1,4 +1,4 @@
-"""Every form of decay with every rule, against the formulas of the papers in float64, and what the papers claim."""
+"""Every weight decay mode with every rule, against the formulas of the papers in float64, and claims of the papers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, kernels
 Array = np.ndarray
 
 SHAPE, STEPS = (4, 3), 12
-ALPHA, LAMBDA = 0.05, 0.3  # the peak rate, and a decay that is felt in every form
+ALPHA, LAMBDA = 0.05, 0.3  # the peak rate, and a decay that is noticeable in every mode
 BETA1, BETA2, EPS, MOMENTUM = 0.9, 0.99, 1e-6, 0.8
 
 
 def eta(step: int) -> float:
-    """The schedule's multiplier at a step from 0: up from 1/4 to 1 and down to 0, which is the last."""
+    """The schedule's multiplier at a step, from 0: up from 1/4 to 1, and down to 0 at the last."""
     return min((step + 1) / 4, (STEPS - 1 - step) / 7)
 
 
@@ -35,7 +35,7 @@ def start() -> Array:
 
 # --- the formulas ---------------------------------------------------------------------------------------------------
 
-# A direction takes the gradients up to now, those with L2 decay in them, and gives m^ and 1 / D, so that u = m^ / D.
+# A direction takes all gradients so far, with L2 decay added, and returns m^ and 1 / D, so that u = m^ / D.
 
 
 def adam(gs: list[Array], amsgrad: bool = False) -> tuple[Array, Array]:
@@ -54,7 +54,7 @@ def radam(gs: list[Array]) -> tuple[Array, Array]:
     if rho <= 5:
         return mhat, np.ones(SHAPE)
     r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
-    # torch adds eps to sqrt(v), before v is corrected.
+    # torch adds eps to sqrt(v) before v is bias-corrected.
     return mhat, r * math.sqrt(1 - BETA2**t) / (np.sqrt(second_moments(gs)[-1]) + EPS)
 
 
@@ -67,7 +67,7 @@ def momentum(gs: list[Array], factor: float = MOMENTUM, nesterov: bool = False) 
     return (gs[-1] + factor * m if nesterov else m), np.ones(SHAPE)
 
 
-# alpha is the rate with the trust ratio in it; where there is none, it is eta times the peak.
+# alpha is eta times the peak rate, times the trust ratio if there is one.
 DECAYED: dict[str, Callable[..., Array]] = {
     "l2": lambda w, u, metric, alpha, eta: w - alpha * u,
     "decoupled": lambda w, u, metric, alpha, eta: (1 - alpha * LAMBDA) * w - alpha * u,
@@ -99,7 +99,7 @@ CASES = [
 
 
 def followed(rule: str, form: str) -> Array:
-    """The weights after the steps, by the formulas."""
+    """The weights after all steps, by the formulas."""
     direction, _, options = RULES[rule]
     w, gs = start(), []
     for t in range(STEPS):
@@ -108,7 +108,7 @@ def followed(rule: str, form: str) -> Array:
         mhat, metric = direction(gs)
         u, alpha = mhat * metric, eta(t) * ALPHA
         if options.get("trust_ratio"):
-            whole = u + LAMBDA * w if form == "decoupled" else u  # what LAMB scales
+            whole = u + LAMBDA * w if form == "decoupled" else u  # the update that LAMB scales
             alpha *= np.linalg.norm(w) / np.linalg.norm(whole)
         w = DECAYED[form](w, u, metric, alpha, eta(t))
     return w
@@ -119,7 +119,7 @@ def followed(rule: str, form: str) -> Array:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Threads that wait for each other take longer than tensors this small, above all on a machine that is in use."""
+    """One thread: synchronizing threads takes longer than updating tensors this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -135,7 +135,7 @@ def run(
     begin: Array | None = None,
     **options: Any,
 ) -> Array:
-    """The weights after the steps, under the schedule."""
+    """The weights after all steps, under the schedule."""
     p = torch.nn.Parameter(torch.tensor(start() if begin is None else begin).to(dtype))
     optimizer = kind([p], **options)
     schedule = LambdaLR(optimizer, eta)
@@ -154,7 +154,7 @@ def off(found: Array, wanted: Array) -> float:
 @pytest.mark.parametrize(
     "kernel, dtype, close",
     [
-        # 12 steps of some ten roundings each, of weights and moments of order 1: the formulas sum in another order.
+        # 12 steps of about ten roundings each, of weights and moments of order 1: the formulas sum in another order.
         ("reference", torch.float64, 1e-14),
         ("reference", torch.float32, 1e-6),
         ("cpu", torch.float32, 1e-6),
@@ -201,9 +201,9 @@ def test_modes_are_equal_without_weight_decay(rule: str) -> None:
     assert all((w == found[0]).all() for w in found[1:])
 
 
-# --- what the papers claim ------------------------------------------------------------------------------------------
+# --- claims of the papers -------------------------------------------------------------------------------------------
 
-# By what w shrinks in a step with no gradient, with the schedule's multiplier and the peak rate.
+# The factor of w in a step without gradient, from the schedule's multiplier and the peak rate.
 SHRINKS: dict[str, Callable[[float, float], float]] = {
     "decoupled": lambda eta, alpha: 1 - eta * alpha * LAMBDA,
     "independent": lambda eta, alpha: 1 - eta * LAMBDA,
@@ -215,7 +215,7 @@ SHRINKS: dict[str, Callable[[float, float], float]] = {
 @pytest.mark.parametrize("alpha", [1e-3, 0.5])
 @pytest.mark.parametrize("rule, form", [(r, f) for r in ("adamw", "momentum") for f in SHRINKS if (r, f) in CASES])
 def test_decay_without_gradient_follows_the_schedule(rule: str, form: str, alpha: float) -> None:
-    """Independent and prox count its multiplier and not the peak rate; decoupled and prox-metric count both."""
+    """Independent and prox depend on its multiplier but not on the peak rate; decoupled and prox-metric on both."""
     _, kind, options = RULES[rule]
     found = run(kind, gradients=lambda t, w: 0 * w, lr=alpha, weight_decay=LAMBDA, weight_decay_mode=form, **options)
     wanted = start() * math.prod(SHRINKS[form](eta(t), alpha) for t in range(STEPS))
@@ -224,7 +224,7 @@ def test_decay_without_gradient_follows_the_schedule(rule: str, form: str, alpha
 
 @pytest.mark.parametrize("form", ["independent", "prox"])
 def test_peak_lr_is_part_of_the_state(form: str) -> None:
-    """Into an optimizer that was made with another rate: the multiplier is that of the schedule under way."""
+    """Loaded into an optimizer with another rate, the multiplier is that of the saved schedule."""
     p, q = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
     optimizer = AdamW([p], lr=ALPHA, weight_decay=LAMBDA, weight_decay_mode=form)
     schedule = LambdaLR(optimizer, lambda step: 0.5)
@@ -241,7 +241,7 @@ def test_peak_lr_is_part_of_the_state(form: str) -> None:
 
 
 def path(kind: type, scale: float, form: str, **options: Any) -> Array:
-    """Of a loss multiplied by a constant, without eps."""
+    """The weights for a loss multiplied by a constant, without eps."""
     return run(
         kind,
         gradients=lambda t, w: scale * gradient(t, w),
@@ -259,7 +259,7 @@ def path(kind: type, scale: float, form: str, **options: Any) -> Array:
     "kind, options", [(AdamW, {}), (AdamW, {"amsgrad": True}), (Lamb, {})], ids=["adamw", "amsgrad", "lamb"]
 )
 def test_scale_free(kind: type, options: dict[str, Any], form: str) -> None:
-    """To the bit where the constant is a power of 2, which rounds nothing."""
+    """Bitwise if the constant is a power of 2, which rounds nothing."""
     once = path(kind, 1.0, form, **options)
     assert (once == path(kind, 1024.0, form, **options)).all()
     assert off(path(kind, 1000.0, form, **options), once) < 1e-14
@@ -267,19 +267,19 @@ def test_scale_free(kind: type, options: dict[str, Any], form: str) -> None:
 
 @pytest.mark.parametrize("form", ["l2", "prox-metric"])
 def test_not_scale_free(form: str) -> None:
-    """Zhuang et al. 2022, 2202.00089: the proximal step in Adam's metric, as Adam with L2, depends on the loss's scale."""
+    """Zhuang et al. 2022, 2202.00089: the proximal step in Adam's metric, like Adam with L2, depends on the scale of the loss."""
     assert off(path(AdamW, 1024.0, form), path(AdamW, 1.0, form)) > 0.05
 
 
 @pytest.mark.parametrize(
     "form, order",
     [
-        ("independent", 2),  # the same step to first order: AdamW is ProxAdam's first-order form
-        ("decoupled", 1),  # another step already there
+        ("independent", 2),  # equal to first order: AdamW is ProxAdam's first-order form
+        ("decoupled", 1),  # different in first order
     ],
 )
 def test_order_of_the_difference_to_prox(form: str, order: int) -> None:
-    """Halving rate and decay together halves a difference of first order, and quarters one of second."""
+    """Halving rate and decay together halves a first-order difference and quarters a second-order one."""
     apart = []
     for h in (0.01, 0.005):
         one = {"steps": 2, "lr": h, "weight_decay": h}
@@ -290,8 +290,8 @@ def test_order_of_the_difference_to_prox(form: str, order: int) -> None:
 
 
 def test_large_gradients_weaken_l2_but_not_adamw() -> None:
-    """Loshchilov and Hutter 2017: weights with large gradients are regularised less by L2, and alike by AdamW."""
-    sizes = np.array([1.0, 16.0])  # a power of 2 apart, so that AdamW's weights are the same to the bit
+    """Loshchilov and Hutter 2017: L2 regularizes weights with large gradients less, AdamW regularizes all alike."""
+    sizes = np.array([1.0, 16.0])  # a power of 2 apart, so that AdamW's weights are bitwise equal
 
     def pull(form: str) -> Array:
         return 1 - run(

@@ -1,0 +1,113 @@
+"""State dicts, copies and pickles of every optimizer in every configuration."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.optim import lr_scheduler
+
+from bellwether.optimizers import Lamb
+from tests.optimizers.configurations import (
+    OPTIMIZERS,
+    SHAPES,
+    assert_same,
+    copies,
+    drive,
+    every,
+    held,
+    parameters,
+    through_a_file,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@every
+def test_state_dict_round_trip_is_bitwise(name: str, kernel: str) -> None:
+    ours = parameters()
+    optimizer = OPTIMIZERS[name](ours, kernel=kernel)
+    drive(optimizer)
+    saved = optimizer.state_dict()
+    assert saved.keys() == {"state", "param_groups"}
+    assert saved["param_groups"][0]["params"] == list(range(len(SHAPES))) == list(saved["state"])
+    theirs = copies(ours)
+    other = OPTIMIZERS[name](theirs, kernel=kernel, lr=0.77, weight_decay=0.77)
+    drive(other, 1)
+    for p, q in zip(ours, theirs, strict=True):
+        q.data.copy_(p.data)
+    other.load_state_dict(through_a_file(saved, weights_only=True))
+    assert other.state_dict()["param_groups"] == saved["param_groups"]
+    drive(optimizer, seed=2)
+    drive(other, seed=2)
+    assert_same(ours, theirs)
+
+
+@every
+@pytest.mark.parametrize("copied", ["deepcopy", "pickle", "torch.save"])
+def test_copy_continues_bitwise(name: str, copied: str, kernel: str) -> None:
+    """Under a schedule too, which puts a function of its own in place of step()."""
+    ours = parameters()
+    optimizer = OPTIMIZERS[name](ours, kernel=kernel)
+    schedule = lr_scheduler.ExponentialLR(optimizer, 0.9)
+    drive(optimizer, after=schedule.step)
+    how = {
+        "deepcopy": copy.deepcopy,
+        "pickle": lambda o: pickle.loads(pickle.dumps(o)),
+        "torch.save": lambda o: through_a_file(o, weights_only=False),
+    }
+    other = how[copied](optimizer)
+    theirs = held(other)
+    assert repr(other) == repr(optimizer)
+    drive(optimizer, seed=2)
+    assert not any(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))  # the copy has weights of its own
+    drive(other, seed=2)
+    assert_same(ours, theirs)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_state_is_loaded_in_the_dtype_of_the_parameters(name: str, dtype: torch.dtype) -> None:
+    ours = parameters()
+    optimizer = OPTIMIZERS[name](ours)
+    drive(optimizer)
+    theirs = copies(ours, dtype)
+    other = OPTIMIZERS[name](theirs)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for p, q in zip(ours, theirs, strict=True):
+        assert other.state[q].keys() == optimizer.state[p].keys()
+        for key, value in other.state[q].items():
+            assert value.dtype == (torch.float32 if key == "step" else dtype)
+            assert torch.equal(value, optimizer.state[p][key].to(value.dtype))
+    drive(other, 1)
+    assert all(q.isfinite().all() for q in theirs)
+
+
+@every
+def test_torch_distributed_checkpoint_state_by_name(name: str) -> None:
+    """Which makes the state of a new optimizer by a step with lr 0 and zero gradients: it must not move a weight."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    model.bias.data.fill_(0.5)
+    optimizer = OPTIMIZERS[name](model.named_parameters())
+    drive(optimizer)
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    twin = copy.deepcopy(model)
+    other = OPTIMIZERS[name](twin.named_parameters(), lr=0.77)
+    get_optimizer_state_dict(twin, other)
+    assert_same(list(model.parameters()), list(twin.parameters()))
+    set_optimizer_state_dict(twin, other, saved)
+    drive(optimizer, seed=2)
+    drive(other, seed=2)
+    assert_same(list(model.parameters()), list(twin.parameters()))
+
+
+def test_state_dict_with_wrong_number_of_parameters_is_refused() -> None:
+    saved = Lamb(parameters()).state_dict()
+    with pytest.raises(ValueError, match="size of optimizer's group"):
+        Lamb(parameters()[:2]).load_state_dict(saved)
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        Lamb([{"params": [p]} for p in parameters()]).load_state_dict(saved)

@@ -1,0 +1,161 @@
+"""The contract of step(), for every optimizer in every configuration."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+from bellwether.optimizers import Lamb
+from tests.optimizers.configurations import (
+    OPTIMIZERS,
+    assert_same,
+    copies,
+    drive,
+    every,
+    held,
+    parameters,
+    through_a_file,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@every
+def test_closure(name: str) -> None:
+    """Its loss comes back, and gradients are on inside it even where they are off around."""
+    p = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer, calls = OPTIMIZERS[name]([p]), []
+
+    def closure() -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        losses = [optimizer.step(closure).item() for _ in range(2)]
+    assert calls == [True, True]
+    assert losses[0] == 25.0 > losses[1]
+    assert optimizer.step() is None
+
+
+@every
+def test_zero_grad(name: str) -> None:
+    params = parameters()
+    optimizer = OPTIMIZERS[name](params)
+    drive(optimizer, 1)
+    optimizer.zero_grad(set_to_none=False)
+    assert all(not p.grad.any() for p in params)
+    optimizer.step()
+    assert all(optimizer.state[p]["step"] == 2 for p in params)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in params)
+    optimizer.step()
+    assert all(optimizer.state[p]["step"] == 2 for p in params)
+
+
+@every
+def test_zero_gradients_do_not_change_weights_in_the_first_step(name: str, kernel: str) -> None:
+    ours, before = parameters(), parameters()
+    optimizer = OPTIMIZERS[name](ours, kernel=kernel, weight_decay=0.0)
+    for p in ours:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert_same(ours, before)
+
+
+@every
+def test_zero_lr_does_not_change_weights(name: str, kernel: str) -> None:
+    ours, before = parameters(), parameters()
+    optimizer = OPTIMIZERS[name](ours, kernel=kernel, weight_decay=0.1)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    drive(optimizer)
+    assert_same(ours, before)
+    assert all(optimizer.state[p]["step"] == 3 for p in ours)
+
+
+@every
+def test_lr_is_read_at_every_step(name: str, kernel: str) -> None:
+    ours, theirs = parameters(), parameters()
+    optimizer = OPTIMIZERS[name](ours, kernel=kernel, lr=0.5)
+    other = OPTIMIZERS[name](theirs, kernel=kernel, lr=0.25)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.25
+    for group in other.param_groups:
+        if "peak_lr" in group:
+            group["peak_lr"] = 0.5
+    drive(optimizer)
+    drive(other)
+    assert_same(ours, theirs)
+
+
+@every
+def test_lr_tensor(name: str, kernel: str) -> None:
+    """Which schedules write into."""
+    ours, theirs = parameters(), parameters()
+    optimizer = OPTIMIZERS[name](ours, kernel=kernel, lr=torch.tensor(0.125))
+    other = OPTIMIZERS[name](theirs, kernel=kernel, lr=0.125)
+    for o in (optimizer, other):
+        drive(o, after=lr_scheduler.ExponentialLR(o, 0.5).step)  # exact in any precision
+    assert isinstance(optimizer.param_groups[0]["lr"], Tensor)
+    assert_same(ours, theirs)
+    third = OPTIMIZERS[name](copies(ours), kernel=kernel)
+    third.load_state_dict(through_a_file(optimizer.state_dict(), weights_only=True))
+    drive(optimizer)
+    drive(third)
+    assert_same(ours, held(third))
+
+
+@every
+def test_maximize_equals_minimizing_the_negative(name: str, kernel: str) -> None:
+    ours, theirs = parameters(), parameters()
+    drive(OPTIMIZERS[name](ours, kernel=kernel, maximize=True), 5)
+    drive(OPTIMIZERS[name](theirs, kernel=kernel), 5, sign=-1.0)
+    assert_same(ours, theirs)
+
+
+@every
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_step_does_not_change_gradients(name: str, mode: Any, kernel: str) -> None:
+    params = parameters()
+    optimizer = OPTIMIZERS[name](params, kernel=kernel, weight_decay=0.1)
+    kept = []
+    for p in params:
+        p.grad = torch.randn_like(p)
+        kept.append((p.grad, p.grad.clone()))
+    with mode():
+        optimizer.step()
+        optimizer.step()
+    for p, before, (grad, copied) in zip(params, parameters(), kept, strict=True):
+        assert p.grad is grad
+        assert torch.equal(grad, copied)
+        assert p.is_leaf
+        assert p.requires_grad
+        assert not torch.equal(p, before)
+
+
+def test_gradient_with_graph_leaves_no_graph_in_the_state(kernel: str) -> None:
+    p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = Lamb([p], kernel=kernel)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of a cycle of references
+        p.pow(3).sum().backward(create_graph=True)
+    optimizer.step()
+    assert not any(value.requires_grad for value in optimizer.state[p].values())
+    p.grad = None
+
+
+@every
+def test_sparse_gradients_are_refused(name: str) -> None:
+    embedding = torch.nn.Embedding(10, 3, sparse=True)
+    optimizer = OPTIMIZERS[name](embedding.parameters())
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        optimizer.step()
