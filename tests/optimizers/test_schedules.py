@@ -230,7 +230,7 @@ def test_second_schedule_starts_from_the_peak_weight_decay() -> None:
         ({"rise": -1}, "each at least 0"),
         ({"initial": 0.1, "final": 0.2}, "final <= initial"),
         ({"momentum": (0.85, 0.95)}, "highest, lowest"),
-        ({"momentum": (1.0, 0.9)}, "not including, 1"),
+        ({"momentum": (1.0, 0.9)}, r"each in \[0, 1\)"),
     ],
 )
 def test_one_cycle_refuses_invalid_lengths(keywords: dict, says: str) -> None:
@@ -248,8 +248,8 @@ def test_warmup_from_above_zero() -> None:
 @pytest.mark.parametrize(
     ("keywords", "says"),
     [
-        ({"milestones": [50, 20]}, "must rise"),
-        ({"milestones": [-1]}, "must rise"),
+        ({"milestones": [50, 20]}, "must be ascending"),
+        ({"milestones": [-1]}, "must be ascending"),
         ({"milestones": [50], "drop": 1.0}, "drop=1.0"),
         ({"milestones": [50], "start": 2.0}, "start=2.0"),
     ],
