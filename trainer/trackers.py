@@ -61,13 +61,14 @@ class Trackers:
         ids: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         for each in dict.fromkeys(names):
             try:
-                tracker, ids[each] = _start(each, Launch(run, name, step, ids.get(each)), config)
+                tracker, run_id = _start(each, Launch(run, name, step, ids.get(each)), config)
             except Exception as error:
                 self.close()
                 again = f"; delete {path} to begin a new run there" if each in ids else ""
                 raise ConfigError(KEY, each, f"cannot start: {error}", f"fix it, or remove {each}{again}") from error
             self._open[each] = tracker
-        if set(ids) - {"tensorboard"}:
+            ids |= {each: run_id} if run_id is not None else {}
+        if ids:
             path.parent.mkdir(exist_ok=True)
             run_paths.publish(path, json.dumps(ids))
 
@@ -106,8 +107,8 @@ class Launch:
     id: str | None
 
 
-def _start(name: str, launch: Launch, config: Mapping[str, Any]) -> tuple[Any, str]:
-    """Start one tracker; returns it and the run's id in it."""
+def _start(name: str, launch: Launch, config: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """Start one tracker; returns it and the run's id in it, or None if the run directory is enough to continue."""
     from accelerate import tracking
 
     # accelerate's logger and trackers ask its process state, which would detect the process group a second time.
@@ -118,14 +119,14 @@ def _start(name: str, launch: Launch, config: Mapping[str, Any]) -> tuple[Any, s
     # MLflow refuses to change a parameter, and TensorBoard would show the config as a run of its own.
     if name in ("wandb", "trackio") or (name == "mlflow" and launch.id is None):
         tracker.store_init_configuration(dict(_flat(config)))
-    return tracker, str(identify(tracker.tracker))
+    return tracker, identify(tracker.tracker)
 
 
 def _tensorboard(tracking: Any, launch: Launch) -> tuple[Any, Callable[[Any], Any]]:
     # TensorBoard hides the values that an earlier launch logged beyond the step that this one continues from.
     folder = launch.run / TENSORBOARD
     tracker = tracking.TensorBoardTracker(folder.name, str(folder.parent), purge_step=launch.step + 1)
-    return tracker, lambda writer: folder.name
+    return tracker, lambda writer: None
 
 
 def _wandb(tracking: Any, launch: Launch) -> tuple[Any, Callable[[Any], Any]]:
