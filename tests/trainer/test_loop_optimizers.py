@@ -1,0 +1,113 @@
+"""Whole runs with every optimizer and every kind of averaging."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bellwether.trainer.checkpoint import Manifest
+from bellwether.trainer.metrics import read
+from tests.ranks import Ranks
+from tests.tiers import covering
+from tests.trainer.runs import images, last, losses, run_config, tensors, text, train_lines, weights
+
+RULES = {
+    "lars": {"name": "lars", "lr": 20, "weight_decay": 1e-4, "nesterov": True, "trust_bounds": [0, 0.01]},
+    "sgd": {"name": "sgd", "lr": 0.3, "weight_decay_mode": "independent", "weight_decay": 1e-4},
+    "adam": {"name": "adam", "lr": 1e-3, "amsgrad": True},
+    "radam": {"name": "radam", "lr": 1e-2, "trust_ratio": True, "weight_decay_mode": "prox", "weight_decay": 1e-4},
+    "adamw": {"name": "adamw", "lr": 1e-3, "weight_decay_mode": "prox-metric", "kernel": "reference"},
+    "lamb": {"name": "lamb", "lr": 1e-2, "prenormalize": True, "bias_correction": False, "trust_bounds": [0.01, 10]},
+}
+
+
+@covering(lambda rule: rule in ("lars", "swats"))
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_trains_and_resumes_bit_exact(ranks: Ranks, workspace: Path, rule: str) -> None:
+    is_independent_of_lr = RULES[rule].get("weight_decay_mode") in ("independent", "prox")
+    raw = text(
+        workspace, f"rule-{rule}", optimizer=RULES[rule], duration="12 steps",
+        schedule={"momentum": [0.95, 0.85], "scale_decay": not is_independent_of_lr},
+    )  # fmt: skip
+    ranks.run(run_config, raw)
+    assert losses(raw)[-1] < losses(raw)[0] - 0.05
+    halves = {**raw, "name": f"{raw['name']}-halves"}
+    ranks.run(run_config, {**halves, "stop_after": "6 steps"})
+    ranks.run(run_config, halves)
+    assert losses(halves) == losses(raw)
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize(
+    "rule, decay, depends", [("adamw", "decoupled", False), ("adam", "l2", True), ("sgd", "l2", True)]
+)
+def test_loss_factor_changes_only_rules_that_depend_on_it(
+    ranks: Ranks, workspace: Path, rule: str, decay: str, depends: bool
+) -> None:
+    """The factor is a power of two, so nothing is rounded, and eps is almost 0. The loss is logged without the factor."""
+    found = []
+    for factor in (1, 1024):
+        raw = images(
+            workspace, f"factor-{rule}-{factor}", duration="4 steps",
+            model={"norm": "none"}, schedule={"warmup": 0, "kind": "constant"},
+            optimizer={"name": rule, "weight_decay_mode": decay, "lr": 1e-3, "weight_decay": 0.1, "loss_factor": factor, "clip": 0}
+            | ({"eps": 1e-30} if rule != "sgd" else {}),
+        )  # fmt: skip
+        ranks.run(run_config, raw)
+        found.append((losses(raw), train_lines(raw)[0]["grad_norm"]))
+    assert found[0][0][0] == found[1][0][0]
+    assert found[1][1] == pytest.approx(1024 * found[0][1])
+    assert (found[0][0] != pytest.approx(found[1][0], rel=1e-5)) == depends
+
+
+AVERAGES = {
+    "swa": ({"kind": "swa", "start": "3 steps", "every": "2 steps", "batch_norm": 64}, "lamb", "WeightAverage(Lamb)"),
+    "ema": ({"kind": "ema", "start": 0.5, "decay": 0.5, "batch_norm": 64}, "swats", "WeightAverage(Swats(AdamW))"),
+    "lookahead": ({"kind": "lookahead", "k": 3, "alpha": 0.8}, "sgd", "Lookahead(SGD)"),
+}
+
+
+@covering(lambda kind, stage: stage == (3 if kind == "swa" else 2))
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_averages_resume_bit_exact_and_are_exported(ranks: Ranks, workspace: Path, kind: str, stage: int) -> None:
+    averaging, rule, name = AVERAGES[kind]
+    whole, halves = (
+        images(
+            workspace, f"average-{kind}-{stage}-{part}", averaging=averaging, engine={"stage": stage},
+            optimizer={"name": rule, "lr": 1e-2}, evaluate=evaluate,
+        )
+        for part, evaluate in (("whole", {"augment": 2}), ("halves", {"every": "1 steps"}))
+    )  # fmt: skip
+    ranks.run(run_config, whole)
+    ranks.run(run_config, {**halves, "stop_after": "5 steps"})
+    ranks.run(run_config, halves)
+    assert Manifest.read(last(whole)).optimizer == name
+    wanted, found = tensors(last(whole)), tensors(last(halves))
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        assert torch.equal(value, found[key]), key
+    assert losses(halves) == losses(whole)
+    line = read(Path(whole["runs"]) / whole["name"]).eval[-1]
+    assert np.isfinite(line["loss_augmented"])
+    assert line["loss_augmented"] != line["loss"]
+    if kind == "lookahead":
+        assert "loss_averaged" not in line
+        return
+    evaluations = read(Path(halves["runs"]) / halves["name"]).eval
+    assert ["loss_averaged" in each for each in evaluations] == [
+        step > (3 if kind == "swa" else 4) for step in range(1, 9)
+    ]
+    assert evaluations[-1]["loss_averaged"] == line["loss_averaged"] != line["loss"]
+    exported = load_file(Path(whole["runs"]) / whole["name"] / "export" / "model.safetensors")
+    averages = weights(last(whole), "average")
+    assert averages
+    for key, value in averages.items():
+        assert np.array_equal(exported[key.removeprefix("model.")].numpy().ravel(), value), key
+    assert all(value.abs().sum() > 0 for key, value in exported.items() if key.endswith("running_mean"))
