@@ -1,1 +1,1 @@
-"""Questions about many runs: sweeps, critical batch size, learning-rate range test, memory and time estimates."""
+"""Experiments over many runs: sweeps, critical batch size, learning rate range test, memory and time estimates, reports."""

@@ -230,8 +230,8 @@ def choose(cells: Sequence[Cell], optimizer: str | None, path: str) -> list[Cell
     """
     names = list(dict.fromkeys(cell.optimizer for cell in cells))
     if optimizer is None and len(names) > 1:
-        problem = f"{path} holds {len(names)} optimizers: {', '.join(names)}"
+        problem = f"{path} has {len(names)} optimizers: {', '.join(names)}"
         raise ConfigError("--optimizer", None, problem, f"write --optimizer {names[0]!r}")
     if optimizer is not None and optimizer not in names:
-        raise ConfigError("--optimizer", optimizer, f"{path} holds no runs of it", f"it has {', '.join(names)}")
+        raise ConfigError("--optimizer", optimizer, f"{path} has no runs of it", f"it has {', '.join(names)}")
     return [cell for cell in cells if optimizer in (None, cell.optimizer)]

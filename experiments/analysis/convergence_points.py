@@ -115,7 +115,7 @@ def _sweep(file: Path, target: str | None, optimizer: str | None) -> Points:
     """The seeds of the best setting at each batch size."""
     trials = io.read(file)
     if not trials:
-        raise ConfigError("FILE", str(file), "holds no run")
+        raise ConfigError("FILE", str(file), "has no runs")
     settings = io.settings(file if file.is_dir() else file.parent)
     goal = io.target(target, settings)
     if goal is None:
@@ -144,7 +144,7 @@ def _mlperf(raw: Any, path: str, unit: Unit | None, dataset_size: int | None) ->
         for count in point[key]
     ]
     if not runs:
-        raise ConfigError("FILE", path, "holds no run")
+        raise ConfigError("FILE", path, "has no runs")
     least = min(count for _, count in runs)
     unit_: Unit = unit or ("epochs" if least < 1000 else "samples")
     # No run takes that many epochs, or less than one batch.
@@ -190,7 +190,7 @@ def _table(rows: Iterable[Mapping[str, Any]], path: str, dataset_size: int | Non
         samples.append(count * scale)
         units.add(unit)
     if not batches:
-        none = f"holds no run that reached its target, and {missed:,} that missed it" if missed else "holds no run"
+        none = f"has no run that reached its target, and {missed:,} that missed it" if missed else "has no runs"
         raise ConfigError("FILE", path, none)
     if "epochs" not in units:
         _refuse(f"{path} counts {' and '.join(sorted(units))}", dataset_size=dataset_size)

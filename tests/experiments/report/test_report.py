@@ -510,8 +510,8 @@ def test_fit_reads_the_measurements_of_a_sweep(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out == output
     write(path, numbered([*curve(), *curve(9000, 700, "adamw")]))
     assert cli.main(["fit", str(path)]) == 2
-    assert "holds 2 optimizers: adamw, lamb; write --optimizer" in capsys.readouterr().err
+    assert "has 2 optimizers: adamw, lamb; write --optimizer" in capsys.readouterr().err
     assert cli.main(["fit", str(path), "--optimizer", "adamw"]) == 0
     assert re.search(r"B_crit  [67]\d\d, ", capsys.readouterr().out)
     assert cli.main(["fit", str(path), "--optimizer", "sgd"]) == 2
-    assert "holds no runs of it; it has adamw, lamb" in capsys.readouterr().err
+    assert "has no runs of it; it has adamw, lamb" in capsys.readouterr().err
