@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -22,10 +23,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bellwether.launcher import attempts
+from bellwether.launcher import attempts, console
 from bellwether.launcher.attempts import Attempt, is_finished, newest_checkpoint
 from bellwether.trainer import run_paths, signals
 from bellwether.trainer.config import ConfigError, ConfigErrors, load
+
+log = logging.getLogger("bellwether.launcher.requeue")  # __name__ is __main__ in the batch script
 
 NOTHING_TO_DO = 3
 RESTARTS = 50
@@ -201,6 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     arguments = parser.parse_args(argv)
+    console.setup()
     restarts = os.environ.get("BELLWETHER_RESTARTS") or str(RESTARTS)
     try:
         if not restarts.isdigit():
@@ -211,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         return end(run, arguments.status, arguments.job, int(restarts))
     except (ConfigError, ConfigErrors) as error:
         for line in str(error).splitlines():
-            print(f"bellwether: {line}", file=sys.stderr)
+            log.error("%s", line)
         return 2
 
 

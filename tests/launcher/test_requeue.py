@@ -173,3 +173,11 @@ def test_modules_that_a_batch_script_runs_import_nothing_heavy() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.process
+def test_errors_in_a_batch_script_have_the_prefix() -> None:
+    command = [sys.executable, "-m", "bellwether.launcher.requeue", "begin", "nowhere.yaml"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("bellwether: CONFIG: 'nowhere.yaml'")
