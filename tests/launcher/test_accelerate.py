@@ -19,7 +19,7 @@ from bellwether.trainer import config as c
 from bellwether.trainer.accelerated.contradictions import check, contradictions
 from bellwether.trainer.accelerated.launch import Launch, Wish, find, processes, read
 from bellwether.trainer.distributed import World
-from tests.launcher.test_local import ROOT, finish, start, steps
+from tests.launcher.processes import ROOT, finish, start, steps
 from tests.precision import skip_without
 
 FILES = sorted((ROOT / "configs/accelerate").glob("*.yaml"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
 import pytest
 
 from bellwether import cli
-from bellwether.launcher import attempts, console, ssh
+from bellwether.launcher import console, ssh
 from bellwether.launcher.logs import logs
 from bellwether.launcher.status import status
 from bellwether.trainer import metrics
@@ -184,20 +183,6 @@ def test_status_and_logs_of_a_run_without_a_scheduler(tmp_path: Path, capsys: py
     assert "no run directory" in capsys.readouterr().err
     with pytest.raises(ValueError, match="does not exist yet"):
         logs(tmp_path, follow=False)
-
-
-def test_logs_prints_the_log_that_was_written_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, slurm, own = tmp_path / "run", tmp_path / "7-rank0.log", tmp_path / "run/logs/rank0.log"
-    attempts.submitted(run, "7", str(slurm))
-    own.write_text("trained here\n")
-    os.utime(own, (1, 1))
-    with pytest.raises(ValueError, match=r"7-rank0\.log does not exist yet"):
-        logs(run, follow=False)
-    for file, text, when in ((slurm, "trained by SLURM\n", 2), (own, "trained here\n", 3)):
-        file.write_text(text)
-        os.utime(file, (when, when))
-        assert logs(run, follow=False) == 0
-        assert capsys.readouterr().out == text
 
 
 @pytest.mark.process

@@ -1,4 +1,4 @@
-"""The heartbeat's file. That a silent rank ends a run is tested on real ranks in tests/launcher/test_local and tests/cluster."""
+"""The heartbeat's file. That a silent rank ends a run is tested on real ranks in tests/launcher/test_failures and tests/cluster."""
 
 from __future__ import annotations
 

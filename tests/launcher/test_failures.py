@@ -1,0 +1,202 @@
+"""Failed, killed and silent ranks, signals and Ctrl-C, and resuming after them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from torch.distributed import TCPStore
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from bellwether.launcher import console
+from bellwether.launcher.local import _report_failure
+from tests.launcher.processes import finish, ranks_of, start, steps, wait_for_step
+
+
+@pytest.mark.process
+def test_ranks_exit_when_the_launcher_is_killed_and_a_running_run_is_locked(space: Path) -> None:
+    process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=orphans")
+    wait_for_step(process, space, "orphans", 3)
+    status, _, error = finish(start(space, "bellwether.trainer", "long.yaml", "name=orphans"))
+    assert status == 2
+    assert "another process trains in" in error
+    children = ranks_of(process)
+    process.kill()
+    process.communicate()
+    gone, alive = psutil.wait_procs(children.values(), timeout=20)
+    assert len(gone) == 2, alive
+
+
+FAILING = """
+import os
+if os.environ.get("RANK") == "1":
+    from bellwether.trainer.engine import Engine
+    original = Engine.train_step
+    def train_step(self, batches, taken=[]):
+        taken.append(1)
+        if len(taken) == 3:
+            raise RuntimeError("the disk of rank 1 is on fire")
+        return original(self, batches)
+    Engine.train_step = train_step
+"""
+
+
+@pytest.mark.process
+def test_failed_rank_ends_the_run_and_its_error_comes_first(space: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    status, _, error = finish(
+        start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=failing", PYTHONPATH=str(tmp_path))
+    )
+    assert status == 1
+    assert "rank 1 failed" in error
+    report = error[error.index("bellwether: rank 1") :]
+    assert "the disk of rank 1 is on fire" in report
+    assert error.count("Traceback") == 1, error
+
+
+UNREADABLE = """
+import os
+if os.environ.get("RANK") == "1":
+    import bellwether.trainer.data.image_samples
+    from bellwether.trainer.config import ConfigError
+    def batch(self, indices, keys):
+        raise ConfigError("data.source", "cat.png", "cannot be decoded", "mend it or take it out")
+    bellwether.trainer.data.image_samples.ImageSamples.batch = batch
+"""
+
+
+@pytest.mark.process
+def test_config_error_of_a_single_rank_is_reported(space: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(UNREADABLE)
+    status, _, error = finish(
+        start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=unreadable", PYTHONPATH=str(tmp_path))
+    )
+    assert status == 2
+    assert error.count("rank 1: data.source: 'cat.png': cannot be decoded; mend it") == 1, error
+    assert "Traceback" not in error
+
+
+def test_first_of_two_failures_within_a_second_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failures = {}
+    for rank, status, text in (0, 1, "connection reset"), (1, 2, "ConfigError: no such file"):
+        file = tmp_path / f"{rank}.json"
+        file.write_text(json.dumps({"message": {"message": text, "extraInfo": {"timestamp": "1700000000"}}}))
+        os.utime(file, (1.7e9, 1.7e9 - rank / 100))
+        failures[rank] = ProcessFailure(rank, 1, status, str(file))
+    console.setup()
+    assert _report_failure(ChildFailedError("trainer", failures), tmp_path) == 2
+    assert capsys.readouterr().err == "bellwether: rank 1: no such file\n"
+
+
+@pytest.mark.process
+def test_killed_rank_ends_the_run(space: Path) -> None:
+    process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=killed")
+    wait_for_step(process, space, "killed", 3)
+    children = ranks_of(process)
+    children[1].send_signal(signal.SIGKILL)
+    status, _, error = finish(process, 180)
+    assert status == 1
+    assert "rank 1 was killed by SIGKILL" in error
+    assert not any(child.is_running() for child in children.values())
+
+
+@pytest.mark.process
+def test_ctrl_c_ends_all_ranks_and_the_same_command_resumes(space: Path) -> None:
+    process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=interrupted")
+    wait_for_step(process, space, "interrupted", 7)
+    children = ranks_of(process)
+    os.killpg(process.pid, signal.SIGINT)
+    status, _, error = finish(process, 180)
+    assert status == 130
+    assert "resumes from the newest checkpoint" in error
+    assert "Traceback" not in error, error
+    assert not any(child.is_running() for child in children.values())
+    before = max(steps(space, "interrupted"))
+    status, _, error = finish(
+        start(
+            space,
+            "bellwether",
+            "train",
+            "long.yaml",
+            "--nproc",
+            "2",
+            "name=interrupted",
+            f"stop_after={before + 3} steps",
+        )
+    )
+    assert status == 0, error
+    assert "going on at step 5" in error or re.search(r"going on at step \d*[05] ", error)
+    assert max(steps(space, "interrupted")) == before + 3
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("to", ["launcher", "rank"])
+def test_signal_saves_at_the_next_step_and_the_resumed_run_ends_bit_identical(space: Path, to: str) -> None:
+    config = ("bellwether", "train", "quick.yaml", "--nproc", "2", "duration=60 steps", "log.every=1000 steps")
+    status, _, error = finish(start(space, *config, "name=whole"))
+    assert status == 0, error
+    process = start(space, *config, f"name=signalled-{to}", "log.every=1 steps")
+    wait_for_step(process, space, f"signalled-{to}", 5)
+    if to == "rank":
+        ranks_of(process)[1].send_signal(signal.SIGUSR2)
+    else:
+        process.send_signal(signal.SIGTERM)
+    status, _, error = finish(process, 180)
+    assert status == 75, error
+    name = "SIGUSR2" if to == "rank" else "SIGTERM"
+    stopped = re.search(rf"stopped by {name} at step (\d+)", error)
+    assert stopped, error
+    assert int(stopped[1]) < 60
+    assert (space / f"runs/signalled-{to}/checkpoints/step-{int(stopped[1]):08d}").is_dir()
+    assert not (space / f"runs/signalled-{to}/finished.json").exists()
+    status, _, error = finish(start(space, *config, f"name=signalled-{to}"))
+    assert status == 0, error
+    assert (space / f"runs/signalled-{to}/finished.json").is_file()
+    exports = [space / "runs" / run / "export/model.safetensors" for run in ("whole", f"signalled-{to}")]
+    assert exports[0].read_bytes() == exports[1].read_bytes()
+
+
+HANGING = """
+import os, sys
+if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "bellwether.trainer" in sys.orig_argv:
+    from bellwether.trainer.engine import Engine
+    original = Engine.train_step
+    def train_step(self, batches, taken=[]):
+        taken.append(1)
+        if len(taken) == 3:
+            os.kill(os.getpid(), 19)  # SIGSTOP: the process exists, but does not respond
+        return original(self, batches)
+    Engine.train_step = train_step
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("silent", [0, 1])
+def test_silent_rank_ends_the_run_and_is_named(space: Path, tmp_path: Path, silent: int) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HANGING)
+    # The store is outside of the ranks, as torchrun's is, but no agent sends signals to the other rank.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = [
+        start(
+            space, "bellwether.trainer", "long.yaml", f"name=silent{silent}", "engine.heartbeat=5", RANK=str(rank),
+            LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port),
+            TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0", TEST_SILENT=str(silent),
+            PYTHONPATH=str(tmp_path),
+        ) for rank in range(2)
+    ]  # fmt: skip
+    wait_for_step(ranks[0], space, f"silent{silent}", 2)
+    status, _, error = finish(ranks[1 - silent], 90)
+    ranks[silent].kill()
+    ranks[silent].communicate()
+    assert status == 76, error
+    assert re.search(rf"rank {silent} on \S+ has been silent for \d+ s; last heard at step [0-2], ", error), error
+    beat = json.loads((space / f"runs/silent{silent}/logs/heartbeat.json").read_text())
+    assert {row["rank"] for row in beat["furthest_behind"]} == {0, 1}
+    if silent == 1:
+        assert beat["ended"] == "lost"
+        assert max(beat["furthest_behind"], key=lambda row: row["silent_s"])["rank"] == 1
