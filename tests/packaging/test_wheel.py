@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -44,8 +45,17 @@ def test_data_files_are_in_the_wheel(wheel: Path) -> None:
         "bellwether/configs/experiments/4-batch-bert.yaml",
         "bellwether/optimizers/kernels/cpu.cpp",
         "bellwether/slurm/train.sbatch",
-        "bellwether/trainer/report/style.css",
+        "bellwether/trainer/report/templates/style.css",
+        "bellwether/experiments/report/templates/sweep.html",
     }
+
+
+def test_every_dependency_declares_its_minimum(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+    required = re.findall("^Requires-Dist: (.*)$", archive.read(name).decode(), re.MULTILINE)
+    assert "torch>=2.7" in required
+    assert not [each for each in required if ">=" not in each and 'extra == "dev"' not in each]
 
 
 def test_optimizers_work_beside_a_folder_of_that_name(installed: Environment) -> None:

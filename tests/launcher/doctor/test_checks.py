@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
@@ -158,13 +159,21 @@ def test_lock_of_a_build_on_another_node_is_not_stale() -> None:
     assert "build in progress" in row.seen
 
 
-def test_packages_older_than_the_minimum_are_red() -> None:
+def test_packages_older_than_the_minimum_are_red(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Expected(1, "mpi", bounds={"torch": "2.14", "deepspeed": "0.19.8"})
     only = healthy(0)
     only["packages"]["mpi4py"] = "4.1"
     assert_row(checks.rows([only], None, [], expected), "torch", RED, ["2.13.0+cu130 is older than 2.14", "--upgrade"])
-    # The minimum versions of pyproject.toml, from the metadata of the installed package.
-    assert doctor.minimum_versions().items() >= {"torch": "2.6", "deepspeed": "0.19.8", "mpi4py": "4.1"}.items()
+    # The minimum versions of pyproject.toml, from the metadata of the installed package: a bound of an extra is the higher one.
+    assert doctor.minimum_versions().keys() >= {"torch", "deepspeed", "mpi4py"}
+    declared = [
+        "torch>=2.7",
+        'deepspeed>=0.19.7; extra == "train"',
+        'torch>=2.8; extra == "train"',
+        'mpi4py>=4.1; extra == "mpi"',
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: declared)
+    assert doctor.minimum_versions() == {"torch": "2.8", "deepspeed": "0.19.7", "mpi4py": "4.1"}
 
 
 @pytest.mark.parametrize(
