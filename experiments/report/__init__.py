@@ -91,9 +91,7 @@ def write(path: str | Path, facts: Facts) -> Path:
     path = Path(path)
     file = path / REPORT if path.is_dir() else path.with_suffix(f".{REPORT}")
     if file.exists() and KIND not in file.read_text(encoding="utf-8", errors="replace")[:20_000]:
-        raise ConfigError(
-            "PATH", str(path), f"{file} is in the way and no report of a sweep", "move the one or the other"
-        )
+        raise ConfigError("PATH", str(path), f"{file} is in the way: it is not the report of a sweep", "move it")
     plots = facts.root / PLOTS if path.is_dir() else None
     if plots is not None:
         plots.mkdir(exist_ok=True)

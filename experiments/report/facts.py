@@ -213,16 +213,14 @@ class Facts:
             begun = f"{len(self.trials):,} of {self.planned:,} runs have begun. " if self.to_come else ""
             open_ = self.verdicts.get("unfinished", 0)
             running = f"Runs that have not ended: {open_:,}. " if open_ else ""
-            found.append(f"{begun}{running}What follows may change.")
+            found.append(f"{begun}{running}The results may change.")
         if self.verdicts.get("ended early"):
             found.append(
                 f"Runs that the sweep ended at its own target, {self.own}, before they came to this one: "
-                f"{self.verdicts['ended early']:,}. They say nothing about their settings here."
+                f"{self.verdicts['ended early']:,}. They are not counted here."
             )
         if self.verdicts.get("failed"):
-            found.append(
-                f"Runs that ended in an error: {self.verdicts['failed']:,}. They say nothing about their settings."
-            )
+            found.append(f"Runs that ended in an error: {self.verdicts['failed']:,}. They are not counted.")
         return found
 
     @property
@@ -257,11 +255,11 @@ def _curve(found: list[Cell]) -> tuple[critical_batch.Fit | None, list[str]]:
         known = what != "missed"
         notes.append(
             f"at batch {where}: {what}" if known
-            else f"the target was missed at batch {where}: nobody knows what it would take there"
+            else f"the target was missed at batch {where}: the steps needed there are unknown"
         )  # fmt: skip
     missed = sum(len(cell.best.valid_runs) - len(cell.best.reached) for cell in found if cell.reached)
     if missed:
-        notes.append(f"{count(missed, 'seed')} of best settings missed and cannot be fitted: the truth is worse")
+        notes.append(f"{count(missed, 'seed')} of best settings missed and cannot be fitted: the fit is optimistic")
     if len(sizes) < 2:
         where = "one batch alone" if sizes else "no batch"
         return None, [f"the target was reached at {where}: a curve needs two, better five", *notes]

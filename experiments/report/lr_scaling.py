@@ -43,7 +43,7 @@ class Law:
                     f"the best lr is the {end} that was tried at batch {', '.join(where)}: search {beyond} ones"
                 )
         if self.exponent is not None and self.interval is None:
-            found.append("two batches leave nothing to tell the exponent's error by")
+            found.append("an exponent from two batches has no error estimate")
         return found
 
 

@@ -137,7 +137,7 @@ def test_only_completed_runs_can_miss(ends: list[str], expected: str) -> None:
     assert made.cells[1].shortfall == expected
     [note] = [note for note in made.series[0].notes if "128" in note]
     assert note == (
-        "the target was missed at batch 128: nobody knows what it would take there" if expected == "missed"
+        "the target was missed at batch 128: the steps needed there are unknown" if expected == "missed"
         else f"at batch 128: {expected}"
     )  # fmt: skip
     assert f"lamb    {expected}" in report.summary(facts(runs), Path("report.html")).replace("  \n", "\n")
@@ -154,7 +154,7 @@ def test_report_of_running_sweep_counts_the_runs_to_come(tmp_path: Path) -> None
     assert (made.planned, made.to_come) == (8, 6)
     assert report.summary(made, path).startswith("s: 2 of 8 runs,")
     text = Page(report.write(path, made).read_text(encoding="utf-8")).text
-    assert "2 of 8 runs have begun. Runs that have not ended: 1. What follows may change." in text
+    assert "2 of 8 runs have begun. Runs that have not ended: 1. The results may change." in text
     assert facts([trial(0)]).notes == []
 
 
