@@ -93,14 +93,14 @@ def test_existing_lines_are_never_truncated(tmp_path: Path) -> None:
 # Launches as (first step, last step); the loss is the launch's number.
 RESUMES = [
     ("one launch", [(0, 4)], {1: 0, 2: 0, 3: 0, 4: 0}, []),
-    ("goes on where it ended", [(0, 2), (2, 4)], {1: 0, 2: 0, 3: 1, 4: 1}, [2]),
-    ("does steps again", [(0, 4), (2, 5)], {1: 0, 2: 0, 3: 1, 4: 1, 5: 1}, [2]),
-    ("stands before where it has been", [(0, 9), (2, 4)], {1: 0, 2: 0, 3: 1, 4: 1}, [2]),
+    ("resumes where it ended", [(0, 2), (2, 4)], {1: 0, 2: 0, 3: 1, 4: 1}, [2]),
+    ("repeats steps", [(0, 4), (2, 5)], {1: 0, 2: 0, 3: 1, 4: 1, 5: 1}, [2]),
+    ("ends before its furthest step", [(0, 9), (2, 4)], {1: 0, 2: 0, 3: 1, 4: 1}, [2]),
     ("killed before its first step", [(0, 4), (2, 2)], {1: 0, 2: 0}, [2]),
     ("twice from one step", [(0, 4), (2, 2), (2, 3)], {1: 0, 2: 0, 3: 2}, [2]),
-    ("back beyond an earlier resume", [(0, 4), (3, 6), (1, 3)], {1: 0, 2: 2, 3: 2}, [1]),
+    ("resumes before an earlier resume", [(0, 4), (3, 6), (1, 3)], {1: 0, 2: 2, 3: 2}, [1]),
     ("two resumes", [(0, 4), (2, 6), (5, 7)], {1: 0, 2: 0, 3: 1, 4: 1, 5: 1, 6: 2, 7: 2}, [2, 5]),
-    ("afresh", [(0, 4), (0, 2)], {1: 1, 2: 1}, []),
+    ("starts again", [(0, 4), (0, 2)], {1: 1, 2: 1}, []),
 ]
 
 
