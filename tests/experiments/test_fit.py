@@ -1,4 +1,4 @@
-"""``bellwether fit`` and ``bellwether recipe``: known curves are recovered, files of others are read, errors are named."""
+"""``bellwether fit``: known curves are recovered, files of others are read, errors are named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from bellwether import cli
 from bellwether.experiments.analysis import convergence_points
 from bellwether.experiments.analysis.critical_batch import fit
-from bellwether.optimizers.recipes import RECIPES
 from bellwether.trainer.config import ConfigError
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "rcps_bert_4.1.0.json"
@@ -257,39 +256,3 @@ def test_fit_of_two_batch_sizes_has_no_interval_and_a_flat_curve_no_number(
     file.write_text("batch_size,samples\n8,10\n16,10\n32,10\n")
     assert cli.main(["fit", str(file)]) == 0
     assert "B_crit  above 32" in capsys.readouterr().out
-
-
-def test_recipe_prints_published_and_derived_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["recipe", "lamb-bert", "--batch", "512,1024,65536", "--json"]) == 0
-    out, error = capsys.readouterr()
-    rows = json.loads(out)
-    assert [row["batch"] for row in rows] == [512, 1024, 65536]
-    assert rows[0]["lr"] == pytest.approx(6.25e-4)
-    assert rows[0]["warmup_fraction"] == pytest.approx(1 / 320)
-    assert "nobody has shown" in error
-    assert cli.main(["recipe", "lamb-resnet50", "--json"]) == 0
-    assert [row["warmup_epochs"] for row in json.loads(capsys.readouterr().out)] == [
-        0.3125,
-        0.625,
-        1.25,
-        2.5,
-        5,
-        10,
-        20,
-    ]
-    assert cli.main(["recipe", "nvidia-bert-large"]) == 0
-    assert "0.2843" in capsys.readouterr().out
-    assert cli.main(["recipe"]) == 0
-    assert "mlperf-bert" in capsys.readouterr().out
-    assert cli.main(["recipe", "--json"]) == 0
-    known = {each["recipe"]: each for each in json.loads(capsys.readouterr().out)}
-    assert list(known) == list(RECIPES)
-    assert known["lamb-bert"]["batches"] == [512, 1024, 2048, 4096, 8192, 16384, 32768]
-    assert "1904.00962" in known["lamb-bert"]["source"]
-    with pytest.raises(SystemExit):
-        cli.main(["recipe", "lamb-bert", "--batch", "4,096"])
-    assert "without thousands separators" in capsys.readouterr().err
-    assert cli.main(["recipe", "--batch", "512"]) == 2
-    assert "NAME: is required with --batch" in capsys.readouterr().err
-    assert cli.main(["recipe", "lamb-brt"]) == 2
-    assert "did you mean lamb-bert?" in capsys.readouterr().err
