@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, Swats, WeightAverage
+from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, Swats, WeightAverage, registry
 
 Factory = Callable[..., Any]
 
@@ -53,6 +53,19 @@ OPTIMIZERS: dict[str, Factory] = {
     "ema-adamw": around(lambda base: WeightAverage(base, "ema"), AdamW, lr=0.1, weight_decay=1e-3),
     "swa-lookahead-sgd": around(lambda base: WeightAverage(Lookahead(base, k=2)), SGD, lr=1e-3, momentum=0.9),
 }
+
+
+def registered(entry: registry.Entry) -> Factory:
+    def make(params: Any, kernel: str = "auto", **options: Any) -> Any:
+        # It may have no compiled kernel.
+        return entry.make(params, kernel="auto" if kernel == "cpu" else kernel, **{**entry.defaults, **options})
+
+    return make
+
+
+for _name, _entry in registry.OPTIMIZERS.items():  # a new optimizer is tested without a line here
+    if not any(name == _name or name.startswith(f"{_name}-") for name in OPTIMIZERS):
+        OPTIMIZERS[_name] = registered(_entry)
 JOINT = ("nvlamb", "swats-adamw")  # an update depends on all parameters, so a group is not a separate optimizer
 
 every = pytest.mark.parametrize("name", OPTIMIZERS)

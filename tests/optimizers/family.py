@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, ShardedOptimizer, Swats, WeightAverage
+from bellwether.optimizers.registry import OPTIMIZERS
 from tests.optimizers.reference import LAMB, Spec
 
 
 @dataclass(frozen=True)
 class Member:
     make: Callable[..., ShardedOptimizer]  # of params, lr
-    spec: Spec
+    spec: Spec | None  # None: compared with its own code on whole parameters
     lr: float = 0.02
 
 
@@ -27,7 +28,7 @@ def _around(wrap: Callable[[Any], ShardedOptimizer], kind: type, **options: Any)
 
 FORGETFUL = (0.9, 0.8)  # so that a second moment decreases and differs from its maximum
 
-FAMILY = {
+FAMILY: dict[str, Member] = {
     "lamb": Member(_of(Lamb), LAMB),
     "lamb-bounds": Member(
         _of(Lamb, trust_bounds=(0.01, 0.3), bias_correction=False),
@@ -71,6 +72,10 @@ FAMILY = {
         Spec(lookahead=(5, 0.5), average=("ema", 1, 1, 0.8)),
     ),
 }  # fmt: skip
+
+for _name, _entry in OPTIMIZERS.items():  # a new optimizer is tested under every engine without a line here
+    if not any(name == _name or name.startswith(f"{_name}-") for name in FAMILY):
+        FAMILY[_name] = Member(lambda params, lr, entry=_entry: entry.make(params, lr=lr, **entry.defaults), None)
 
 # One rule for each kind of communication: norms by layer, the norm of all gradients, none, and a wrapper's state.
 REPRESENTATIVES = ("lamb", "nvlamb", "adamw", "ema-lookahead-adamw")

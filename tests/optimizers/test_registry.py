@@ -44,7 +44,7 @@ def test_options_are_keywords_of_the_optimizer_and_keys_of_the_config(name: str)
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_is_in_the_test_tables(name: str) -> None:
-    """So that a new one is tested under every engine and for the whole contract of a torch optimizer."""
+    """A new one is added to both: tested under every engine, and for the contract of a torch optimizer."""
     wanted, params = type(made(name)), [torch.nn.Parameter(torch.ones(2))]
     assert wanted in {type(member.make(params, lr=0.1)) for member in FAMILY.values()}
     assert wanted in {type(make(params)) for make in CONFIGURATIONS.values()}
