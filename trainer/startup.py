@@ -40,7 +40,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
     position = Position(0, 0, 0)
     if source is not None:
         manifest = run_on_rank0(world, functools.partial(Manifest.read, source))
-        position = manifest.place
+        position = manifest.position
         check_position(planned, position, config, is_own=own is not None)
         if own is not None:
             check_unchanged(config, manifest, datasets)

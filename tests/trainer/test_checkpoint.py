@@ -116,7 +116,7 @@ def written(
 @covering(lambda saved_stage, stage: stage == (saved_stage + 1) % 4)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("saved_stage", STAGES)
-def test_any_stage_and_world_reads_any_other(ranks: Ranks, written: Any, saved_stage: int, stage: int) -> None:
+def test_checkpoint_loads_at_any_stage_and_world_size(ranks: Ranks, written: Any, saved_stage: int, stage: int) -> None:
     root, before = written
     results = ranks.run(_load, root, saved_stage, stage)
     saved = assembled([r["saved"] for r in before[saved_stage]])
@@ -147,7 +147,7 @@ def one(written: Any, tmp_path: Path) -> Path:
     return Path(shutil.copytree(found, tmp_path / "2" / found.name))
 
 
-def test_the_manifest_says_what_is_there(one: Path) -> None:
+def test_manifest_lists_position_parameters_and_files(one: Path) -> None:
     manifest = json.loads((one / "manifest.json").read_text())
     assert manifest["place"] == {"step": BEFORE, "samples": BEFORE * 8, "phase": 0}
     assert (manifest["world_size"], manifest["states"], manifest["data"]) == (2, ["exp_avg", "exp_avg_sq"], ["d"])
@@ -169,7 +169,7 @@ def _error(root: str) -> str:
     ("damage", "word"),
     [("flip", "damaged"), ("cut", "damaged"), ("missing", "missing"), ("manifest", "manifest.json")],
 )
-def test_a_damaged_checkpoint_is_refused_on_all_ranks(ranks: Ranks, one: Path, damage: str, word: str) -> None:
+def test_damaged_checkpoint_is_refused_on_all_ranks(ranks: Ranks, one: Path, damage: str, word: str) -> None:
     file = one / "rank-00001.safetensors"
     content = bytearray(file.read_bytes())
     if damage == "flip":
@@ -199,7 +199,7 @@ def _newest(root: str, blind: int | None) -> str:
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_a_node_without_the_file_system_puts_nothing_aside(ranks: Ranks, one: Path) -> None:
+def test_node_without_the_file_system_renames_no_checkpoint(ranks: Ranks, one: Path) -> None:
     root = one.parent
     later = shutil.copytree(one, root / "step-00009999")
     for message in ranks.run(_newest, str(root), 1):
@@ -209,20 +209,20 @@ def test_a_node_without_the_file_system_puts_nothing_aside(ranks: Ranks, one: Pa
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_the_last_checkpoint_is_never_put_aside(ranks: Ranks, one: Path) -> None:
+def test_last_checkpoint_is_never_renamed(ranks: Ranks, one: Path) -> None:
     root = one.parent
     later = shutil.copytree(one, root / "step-00009999")
     for path in (one, later):
         (path / "rank-00001.safetensors").write_bytes(b"")
     for message in ranks.run(_newest, str(root), None):
         assert message.startswith("ConfigError: resume: ")
-        assert "no checkpoint is left that is whole: rank-00001.safetensors is damaged" in message
+        assert "no intact checkpoint is left: rank-00001.safetensors is damaged" in message
     assert one.is_dir()
     assert (root / "step-00009999.damaged").is_dir()
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_a_checkpoint_of_another_version_is_refused_and_left_alone(ranks: Ranks, one: Path) -> None:
+def test_checkpoint_of_an_unknown_format_is_refused_and_kept(ranks: Ranks, one: Path) -> None:
     manifest = json.loads((one / "manifest.json").read_text())
     (one / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     shutil.copytree(one, one.parent / "step-00009999")
@@ -231,7 +231,7 @@ def test_a_checkpoint_of_another_version_is_refused_and_left_alone(ranks: Ranks,
     assert (one.parent / "step-00009999").is_dir()
 
 
-def test_a_partial_directory_is_no_checkpoint(tmp_path: Path) -> None:
+def test_partial_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "step-00000012").mkdir()
     (tmp_path / "step-00000020.partial").mkdir()
     (tmp_path / "step-00000009").mkdir()
@@ -249,7 +249,7 @@ def _save_often(root: str) -> list[str]:
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_the_last_k_are_kept(ranks: Ranks, tmp_path: Path) -> None:
+def test_newest_checkpoints_are_kept(ranks: Ranks, tmp_path: Path) -> None:
     (tmp_path / "step-00000002.partial").mkdir()
     assert ranks.run(_save_often, str(tmp_path))[0] == ["step-00000004", "step-00000005"]
 
@@ -276,6 +276,6 @@ def _cannot_write(root: str) -> str:
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_a_full_disk_on_one_rank_stops_all_and_publishes_nothing(ranks: Ranks, tmp_path: Path) -> None:
+def test_full_disk_on_one_rank_fails_on_all_and_publishes_nothing(ranks: Ranks, tmp_path: Path) -> None:
     assert ranks.run(_cannot_write, str(tmp_path)) == ["no space left on device"] * 2
     assert checkpoint.newest(tmp_path) is None

@@ -66,5 +66,5 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @covering(lambda rule: rule in REPRESENTATIVES)
 @pytest.mark.parametrize("ranks", [1, 4], indirect=True)
 @pytest.mark.parametrize("rule", FAMILY)
-def test_goes_on_elsewhere(ranks: Ranks, written: str, rule: str) -> None:
+def test_training_resumes_at_another_stage_and_world_size(ranks: Ranks, written: str, rule: str) -> None:
     check(ranks.run(_second_half, written, rule, {1: 2, 4: 3}[ranks.world_size]), rule)

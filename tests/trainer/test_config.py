@@ -27,16 +27,16 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_recipes_are_valid_and_say_what_they_are(path: Path) -> None:
+def test_shipped_configs_are_valid_and_have_a_complete_header(path: Path) -> None:
     config = c.load(path)
     assert c.validate(c.dump(config)) == config
     assert config.name == path.stem
     head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     for word in ("paper", "hardware", "cost", "expected", "command"):
-        assert f"#   {word}" in head, f"the head of {path.name} lacks {word}"
+        assert f"#   {word}" in head, f"the header of {path.name} has no {word}"
 
 
-def test_numbers_as_people_write_them(base: Path) -> None:
+def test_overrides_are_parsed_as_numbers_lists_and_durations(base: Path) -> None:
     config = c.load(
         base,
         ["optimizer.lr=2e-3", "batch.global=4096", "schedule.warmup=500 steps", "optimizer.betas=[0.9,0.98]"],
@@ -49,7 +49,7 @@ def test_numbers_as_people_write_them(base: Path) -> None:
     assert config.optimizer.betas == (0.9, 0.98)
 
 
-def test_extends_merges_and_overrides_win(base: Path) -> None:
+def test_extending_file_and_overrides_take_precedence(base: Path) -> None:
     child = base.parent / "child.yaml"
     child.write_text("extends: base.yaml\nname: child\nbatch: {micro: 8}\noptimizer: {name: adamw}\n")
     config = c.load(child, ["batch.micro=4"])
@@ -57,7 +57,7 @@ def test_extends_merges_and_overrides_win(base: Path) -> None:
     assert (config.optimizer.name, config.optimizer.lr) == ("adamw", 1e-3)
 
 
-def test_yaml_as_people_mean_it(base: Path) -> None:
+def test_yaml_anchors_and_ambiguous_scalars(base: Path) -> None:
     base.write_text(
         BASE.replace("{lr: 1e-3}", "&ours {lr: 1e-3, clip: 2}")
         + "phases: [{optimizer: {<<: *ours, lr: 5e-4}}]\nruns: 010\nresume: 1:30\nscaling: {warmup: no}\n"
@@ -70,13 +70,13 @@ def test_yaml_as_people_mean_it(base: Path) -> None:
     assert c.load(base) == config
 
 
-def test_another_kind_starts_the_section_afresh(base: Path) -> None:
+def test_another_kind_replaces_the_extended_section(base: Path) -> None:
     child = base.parent / "child.yaml"
     child.write_text("extends: base.yaml\nmodel: {kind: cifar-resnet}\ndata: {kind: images}\n")
     assert c.load(child).model.kind == "cifar-resnet"
 
 
-def test_phases_lay_over_the_rest(base: Path) -> None:
+def test_phases_override_the_keys_of_the_run(base: Path) -> None:
     config = c.load(base, ["phases=[{duration: 9 steps}, {batch: {global: 32}, data: {sequence_length: 128}}]"])
     first, second = c.phases(config)
     assert (str(first.duration), first.batch.global_, first.data.sequence_length) == ("9 steps", 256, 64)
@@ -122,14 +122,14 @@ ERRORS = {
     "optimizer.lr": ["optimizer.lr", "key.path=value"],
     "model={kind: wide-resnet, depth: 21}": ["model.depth: 21: a wide ResNet has 6n + 4"],
     "optimizer.lr=.nan": ["optimizer.lr", "nan", "finite"],
-    # Too large for what comes after.
+    # Too large for later computations.
     f"seed={2**63}": ["seed", "must be less than"],
     f"seed={'9' * 5000}": ["seed", "not a whole number"],
     "batch.global=2_000_000_000_000": ["batch.global", "must be less than"],
     "batch.micro=2_000_000_000_000": ["batch.micro", "must be less than"],
     "data.vocabulary_size=100_000_000": ["data.vocabulary_size", "must be less than"],
     "duration=1e400 steps": ["duration", "'1e400 steps'", "too long"],
-    # What a lenient reader would take for a number.
+    # Values that a lenient parser would accept as a number.
     "optimizer.lr=true": ["optimizer.lr: True: not a number", "peak learning rate"],
     "optimizer.betas=[false, 0.9]": ["optimizer.betas[0]: False: not a number"],
     "batch.global=true": ["batch.global: True: not a number"],
@@ -140,7 +140,7 @@ ERRORS = {
     "evaluate.every=0 steps": ["evaluate.every: '0 steps'", "longer than 0"],
     "checkpoint.every=0 epochs": ["checkpoint.every: '0 epochs'", "longer than 0"],
     "log.every=0.0 samples": ["log.every: '0.0 samples'", "longer than 0"],
-    # The words for a wrong shape.
+    # Values of the wrong structure.
     "phases={}": ["phases: {}: not a list", "each says what differs"],
     "optimizer.betas=0.9": ["optimizer.betas: 0.9: not a list", "as in [0.9, 0.999]"],
     "optimizer.betas=[0.9]": ["command line: optimizer.betas[1]", "too short"],
@@ -150,7 +150,7 @@ ERRORS = {
     "name=123": ["name: 123: not text", "quotes"],
     "name=no": ["name: False: not text", "quotes"],
     "yes=3": ["yes: 3: there is no such key"],
-    # Places that are none.
+    # Key paths that do not exist.
     ".lr=5": ["command line: .lr=5", "key.path=value"],
     "foo.bar=5": ["command line: foo: {'bar': 5}", "no such key"],
     "optimizer.lr.x=5": ["optimizer.lr holds no keys", "optimizer.lr=..."],
@@ -160,7 +160,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("override", ERRORS, ids=lambda override: override[:60])
-def test_an_error_names_the_place_the_value_and_the_way_out(base: Path, override: str) -> None:
+def test_error_names_source_key_value_and_remedy(base: Path, override: str) -> None:
     with pytest.raises(ConfigErrors) as caught:
         c.load(base, [override])
     message = str(caught.value)
@@ -169,7 +169,7 @@ def test_an_error_names_the_place_the_value_and_the_way_out(base: Path, override
         assert word in message, message
 
 
-def test_the_file_that_set_a_value_is_named(base: Path) -> None:
+def test_error_names_the_file_that_set_the_value(base: Path) -> None:
     child = base.parent / "child.yaml"
     child.write_text("extends: base.yaml\nbatch: {micro: 0}\n")
     base.write_text(BASE.replace("lr: 1e-3", "lr: -1"))
@@ -188,21 +188,21 @@ def test_the_file_that_set_a_value_is_named(base: Path) -> None:
      ("extends: ~nouser/x.yaml\n", "extends: '~nouser/x.yaml': cannot be read"),
      ('extends: "a\\0b"\n', "null byte"), ("a: " + "[" * 5000, "cannot be read")],
 )  # fmt: skip
-def test_a_broken_file(tmp_path: Path, text: str, word: str) -> None:
+def test_broken_file_is_refused(tmp_path: Path, text: str, word: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ConfigErrors, match=word):
         c.load(path)
 
 
-def test_a_default_that_does_not_fit_is_shown(base: Path) -> None:
+def test_error_shows_a_default_value(base: Path) -> None:
     base.write_text(BASE.replace(", sequence_length: 64", ""))
     with pytest.raises(ConfigErrors, match=r"data\.sequence_length: 128: 128 tokens"):
         c.load(base, ["model.max_positions=32"])
 
 
 @pytest.mark.parametrize("decay", ["independent", "prox"])
-def test_a_decay_that_follows_the_rate_is_not_scaled_again(base: Path, decay: str) -> None:
+def test_scale_decay_is_refused_if_the_decay_already_follows_the_learning_rate(base: Path, decay: str) -> None:
     overrides = ["optimizer.name=adamw", f"optimizer.weight_decay_mode={decay}"]
     c.load(base, overrides)
     with pytest.raises(
@@ -211,7 +211,7 @@ def test_a_decay_that_follows_the_rate_is_not_scaled_again(base: Path, decay: st
         c.load(base, [*overrides, "schedule.scale_decay=true"])
 
 
-def test_a_missing_file_names_its_neighbour(base: Path) -> None:
+def test_error_of_a_missing_file_names_a_similar_one(base: Path) -> None:
     with pytest.raises(ConfigErrors, match=r"base\.yaml"):
         c.load(base.parent / "bse.yaml")
     with pytest.raises(ConfigErrors, match="directory"):
@@ -220,18 +220,18 @@ def test_a_missing_file_names_its_neighbour(base: Path) -> None:
         c.load("a\0b")
 
 
-def test_a_missing_key_is_asked_for(base: Path) -> None:
+def test_missing_required_key_is_reported(base: Path) -> None:
     base.write_text(BASE.replace("duration: 3 epochs\n", ""))
     with pytest.raises(ConfigErrors, match="duration: this key is needed"):
         c.load(base)
 
 
-def test_what_every_phase_sets_for_itself_is_not_taken_from_the_command_line(base: Path) -> None:
+def test_override_that_every_phase_overrides_is_refused(base: Path) -> None:
     base.write_text(BASE + "phases: [{batch: {micro: 4}, duration: 2 steps}, {batch: {micro: 2}}]")
-    with pytest.raises(ConfigErrors, match=r"line: batch.micro: 8: no phase listens: .*write phases.0.batch.micro="):
+    with pytest.raises(ConfigErrors, match=r"line: batch.micro: 8: has no effect: .*write phases.0.batch.micro="):
         c.load(base, ["batch.micro=8"])
     base.write_text(c.to_yaml(c.load(base)))  # as a run directory has it
-    with pytest.raises(ConfigErrors, match=r"line: batch.micro: 8: no phase listens") as caught:
+    with pytest.raises(ConfigErrors, match=r"line: batch.micro: 8: has no effect") as caught:
         c.load(base, ["batch.micro=8"])
     assert len(caught.value.errors) == 1
     found = c.phases(c.load(base, ["phases.0.batch.micro=8", "duration=3 steps"]))

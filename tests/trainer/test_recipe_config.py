@@ -22,7 +22,7 @@ IMAGES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_recipe_fills_in_what_is_not_written() -> None:
+def test_recipe_fills_in_keys_that_are_not_set() -> None:
     config = c.validate(BERT)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.eps) == ("lamb", 6.25e-4, 1e-6)
     assert (config.schedule.kind, config.schedule.warmup.share) == ("linear", 1 / 320)
@@ -34,13 +34,13 @@ def test_a_recipe_fills_in_what_is_not_written() -> None:
     assert notes(phase) == []
 
 
-def test_what_is_written_beside_it_wins() -> None:
+def test_keys_next_to_the_recipe_take_precedence() -> None:
     config = c.validate({**BERT, "duration": "10 steps", "optimizer": {"weight_decay": 0.1, "clip": 0}})
     assert (config.optimizer.weight_decay, config.optimizer.clip, config.optimizer.lr) == (0.1, 0, 6.25e-4)
     assert str(config.duration) == "10 steps"
 
 
-def test_a_file_that_is_extended_does_not_win_and_the_command_line_does(tmp_path: Path) -> None:
+def test_recipe_overrides_an_extended_file_but_not_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         """
 name: base
@@ -64,7 +64,7 @@ schedule: {kind: cosine}
     assert config.schedule.warmup.share == pytest.approx(1 / 80)
 
 
-def test_two_phases_with_the_configs_own_laid_over() -> None:
+def test_phases_of_the_config_override_those_of_the_recipe() -> None:
     raw = {
         **BERT,
         "schedule": "nvidia-bert-large",
@@ -84,7 +84,7 @@ def test_two_phases_with_the_configs_own_laid_over() -> None:
     assert len(c.phases(without)) == 2
 
 
-def test_goyals_steps() -> None:
+def test_step_schedule_of_goyal() -> None:
     config = c.validate(IMAGES)
     (phase,) = plan([config], 1, [1024 * 10])
     assert phase.lr == pytest.approx(0.4)
@@ -94,13 +94,13 @@ def test_goyals_steps() -> None:
     assert phase.steps == 900
 
 
-def test_outside_of_what_was_published_is_said() -> None:
+def test_batch_outside_the_published_range_is_noted() -> None:
     (phase,) = plan([c.validate({**BERT, "batch": {"global": 128, "micro": 8}, "duration": "10 steps"})], 1, [1000])
     assert any("nobody has shown" in note for note in notes(phase))
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_makes_a_config(name: str) -> None:
+def test_every_recipe_gives_a_valid_config(name: str) -> None:
     base = IMAGES if "resnet" in name else BERT
     raw = {
         **base,
@@ -131,13 +131,13 @@ def test_every_recipe_makes_a_config(name: str) -> None:
         ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay: -1"),
     ],
 )  # fmt: skip
-def test_what_contradicts_a_recipe_is_told(changes: dict[str, Any], words: str) -> None:
+def test_key_that_contradicts_a_recipe_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigErrors) as caught:
         c.validate({**BERT, **changes})
     assert words in str(caught.value)
 
 
-def test_milestones_must_rise() -> None:
+def test_milestones_must_ascend() -> None:
     raw = {
         **IMAGES,
         "duration": "9 epochs",
@@ -148,13 +148,13 @@ def test_milestones_must_rise() -> None:
         plan([c.validate(raw)], 1, [10_000])
 
 
-def test_a_recipe_as_a_key_with_others_beside_it() -> None:
+def test_recipe_as_a_key_of_the_schedule_section() -> None:
     config = c.validate({**BERT, "schedule": {"recipe": "lamb-bert", "warmup": 0.1, "final": 0.05}})
     assert (config.schedule.warmup.share, config.schedule.final, config.optimizer.lr) == (0.1, 0.05, 6.25e-4)
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_recipe_and_a_key_of_the_schedule_on_one_command_line(tmp_path: Path, order: int) -> None:
+def test_recipe_and_schedule_key_on_one_command_line(tmp_path: Path, order: int) -> None:
     (tmp_path / "run.yaml").write_text(
         "{name: x, model: {kind: bert, size: tiny}, data: {kind: text}, batch: {global: 512}, optimizer: {lr: 1.0}, duration: 9 steps}"
     )
@@ -177,7 +177,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ("resnet50-imagenet-32k", "goyal-resnet50", 8192),
     ],
 )  # fmt: skip
-def test_the_plan_on_a_shipped_config_is_the_recipes(file: str, name: str, batch: int) -> None:
+def test_phases_of_a_shipped_config_follow_the_recipe(file: str, name: str, batch: int) -> None:
     config = c.load(CONFIGS / f"{file}.yaml", [f"schedule={name}", f"batch.global={batch}"])
     assert c.validate(c.dump(config)) == config
     said = recipe(name).at(batch)
@@ -195,7 +195,7 @@ def test_the_plan_on_a_shipped_config_is_the_recipes(file: str, name: str, batch
         assert part.config.schedule.kind == wanted.decay
 
 
-def test_phases_of_an_extended_file_are_not_taken_for_the_recipes() -> None:
+def test_phases_of_an_extended_file_that_do_not_fit_the_recipe_are_refused() -> None:
     with pytest.raises(ConfigErrors, match=r"phases.*lamb-bert has 1 phase, these are 2.*write phases: \[\]"):
         c.load(CONFIGS / "bert-large-64k.yaml", ["schedule=lamb-bert"])
     config = c.load(CONFIGS / "bert-large-64k.yaml", ["schedule=lamb-bert", "phases=[]"])

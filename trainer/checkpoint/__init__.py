@@ -1,11 +1,12 @@
-"""Checkpoints keyed by parameter name: written by any number of ranks at any ZeRO stage, read by any other.
+"""Checkpoints keyed by parameter name: written by any number of ranks at any ZeRO stage, and loaded by any other.
 
-    checkpoints/step-00001200/manifest.json       where it stands, shapes, what is where, checksums
-    checkpoints/step-00001200/rank-00000.safetensors ...   what each rank owns
+    checkpoints/step-00001200/manifest.json       position in the run, shapes, slices of each file, checksums
+    checkpoints/step-00001200/rank-00000.safetensors ...   the slices that each rank owns
 
-A file holds tensors named ``kind|parameter|start``: `start` is the place of this piece in the flattened parameter;
-kinds are ``weight`` (the fp32 master), the optimizer's state names, ``frozen`` and ``buffer``. All is written into
-``*.partial`` and published by one rename, so a directory without a suffix is whole. No pickle.
+A file contains tensors named ``kind|parameter|start``, where `start` is the offset of the slice in the flattened parameter.
+Kinds are ``weight`` (the fp32 master weight), the names of the optimizer's state tensors, ``frozen`` and ``buffer``. A
+checkpoint is written to ``*.partial`` and published by one rename, so a directory without this suffix is complete. Nothing
+is pickled.
 """
 
 from bellwether.trainer.checkpoint.format import Manifest, Position, newest

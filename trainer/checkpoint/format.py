@@ -1,4 +1,4 @@
-"""The format on disk: the manifest, and slices out of many files."""
+"""The checkpoint format on disk: the manifest, and reading parameter slices from many files."""
 
 from __future__ import annotations
 
@@ -22,60 +22,67 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Position:
-    """Where in the run a checkpoint stands."""
+    """A position in a run."""
 
-    step: int  # updates done since the run's start
-    samples: int
-    phase: int  # index of the phase that the last update belongs to
+    step: int  # weight updates since the start of the run
+    samples: int  # training samples since the start of the run
+    phase: int  # index of the phase that contains the last update
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json."""
+    """The content of manifest.json."""
 
-    place: Position
+    position: Position  # ``place`` in the file
     version: str
     world_size: int
     optimizer: str
     data: list[str]  # fingerprint of each phase's data
-    states: list[str]  # of the optimizer: exp_avg, ...
-    parameters: dict[str, dict[str, Any]]  # name -> shape, and step: updates this parameter has had
-    files: dict[str, dict[str, Any]]  # name -> bytes, xxh3_128, and pieces: parameter -> [[start, length], ...]
-    loss_scaler: dict[str, float]  # fp16 alone
-    scalars: dict[str, float] = field(default_factory=dict)  # of the optimizer: what belongs to no parameter
-    noise: dict[str, float] = field(default_factory=dict)  # what is known of the gradient noise: optimizers.noise
+    states: list[str]  # names of the optimizer's state tensors: exp_avg, ...
+    parameters: dict[str, dict[str, Any]]  # name -> shape, and step: updates of this parameter
+    files: dict[
+        str, dict[str, Any]
+    ]  # name -> bytes, xxh3_128, and pieces (slices): parameter -> [[start, length], ...]
+    loss_scaler: dict[str, float]  # empty unless the precision is fp16
+    scalars: dict[str, float] = field(default_factory=dict)  # optimizer state that belongs to no parameter
+    noise: dict[str, float] = field(
+        default_factory=dict
+    )  # state of the gradient noise estimate: optimizers.noise_scale
     format: int = FORMAT
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Of a checkpoint's directory.
+        """Reads the manifest of a checkpoint directory.
 
         Raises:
-            ConfigError: if there is none, or one that this version does not read.
-            OSError: if the file system does not answer.
+            ConfigError: if it is missing or damaged, or has a format that this version does not read.
+            OSError: if the file system cannot be read.
         """
-        advice = "give a checkpoint's directory, step-..."
+        advice = "give the directory of a checkpoint, step-..."
         try:
             raw = json.loads((path / "manifest.json").read_text())
             if raw["format"] != FORMAT:
                 raise ConfigError("resume", str(path), f"is of format {raw['format']}, this version reads {FORMAT}")
-            return cls(**{**raw, "place": Position(**raw["place"])})
+            return cls(position=Position(**raw.pop("place")), **raw)
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError("resume", str(path), f"no readable manifest.json: {error}", advice) from None
 
     def write(self, path: Path) -> None:
-        (path / "manifest.json").write_text(json.dumps(asdict(self)))
+        """Writes manifest.json to a checkpoint directory."""
+        raw = asdict(self)
+        (path / "manifest.json").write_text(json.dumps({"place": raw.pop("position"), **raw}))
 
 
 def newest(root: Path) -> Path | None:
-    """The checkpoint that stands furthest in the run, or None."""
+    """The checkpoint of the latest step, or None."""
     found = run_paths.checkpoints(root)
     return found[-1] if found else None
 
 
 def checksum(file: Path) -> str:
+    """The xxh3_128 checksum of a file."""
     digest = xxhash.xxh3_128()
     with open(file, "rb") as stream:
         while block := stream.read(1 << 24):
@@ -84,10 +91,10 @@ def checksum(file: Path) -> str:
 
 
 def damage(path: Path, manifest: Manifest, names: Sequence[str]) -> tuple[str, str] | None:
-    """The first of these files of a checkpoint that is not as it was written, and what is wrong with it.
+    """The first of these files of a checkpoint that is missing or damaged, and a description of the problem; or None.
 
     Raises:
-        OSError: if the file system does not answer, which says nothing about the file.
+        OSError: if the file system cannot be read, which does not mean that the file is damaged.
     """
     for name in names:
         about, file = manifest.files[name], path / name
@@ -99,15 +106,15 @@ def damage(path: Path, manifest: Manifest, names: Sequence[str]) -> tuple[str, s
 
 
 class Files:
-    """Slices of the tensors in a checkpoint. Opens only the files that are asked for: there may be thousands."""
+    """Reads slices of the tensors of a checkpoint. Files are opened when they are first needed: there may be thousands."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self._open: dict[str, Any] = {}
-        self._pieces: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        self._slices: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         for file, about in manifest.files.items():
             for name, pieces in about["pieces"].items():
-                self._pieces[name] += [(start, length, file) for start, length in pieces]
+                self._slices[name] += [(start, length, file) for start, length in pieces]
 
     def __enter__(self) -> Files:
         return self
@@ -117,31 +124,36 @@ class Files:
             handle.__exit__(None, None, None)
 
     def file(self, name: str) -> Any:
+        """The open safetensors file of this name."""
         if name not in self._open:
             self._open[name] = safe_open(self.path / name, framework="pt").__enter__()
         return self._open[name]
 
     def read(self, kind: str, name: str, start: int, into: Tensor) -> None:
-        """Fill ``into`` [length] with the elements of a parameter from ``start`` on, from as many pieces as it takes."""
+        """Fills ``into`` [length] with the elements of a parameter from offset ``start`` on, from as many slices as needed.
+
+        Raises:
+            ConfigError: if the checkpoint does not contain all of them.
+        """
         end, filled = start + into.numel(), 0
-        for first, length, file in self._pieces[name]:
+        for first, length, file in self._slices[name]:
             left, right = max(start, first), min(end, first + length)
             if left < right:
                 piece = self.file(file).get_slice(f"{kind}|{name}|{first}")
                 into[left - start : right - start].copy_(piece[left - first : right - first])
                 filled += right - left
         if filled != into.numel():
-            problem = f"holds {filled} of {into.numel()} elements of {kind} {name}"
+            problem = f"contains {filled} of {into.numel()} elements of {kind} {name}"
             raise ConfigError("resume", str(self.path), problem, "resume from another checkpoint")
 
     def buffers(self, file: str) -> dict[str, Tensor]:
-        """One rank's own buffers, flat, by name."""
+        """The buffers in one rank's file, flattened, by name."""
         handle = self.file(file)
         keys = [key for key in handle.keys() if key.startswith("buffer|")]  # noqa: SIM118  (not a dict)
         return {key.split("|")[1]: handle.get_tensor(key) for key in keys}
 
-    def agreed_buffers(self, files: list[str]) -> dict[str, Tensor]:
-        """What the ranks' buffers agree on: their mean, or the first where it is no fraction."""
+    def average_buffers(self, files: list[str]) -> dict[str, Tensor]:
+        """The mean of the ranks' buffers; for buffers of integers, the value in the first file."""
         sums: dict[str, Tensor] = {}
         for file in files:
             for name, value in self.buffers(file).items():

@@ -1,4 +1,4 @@
-"""Reading: into an engine of any stage and world size, or into a plain model."""
+"""Loads a checkpoint into an engine of any ZeRO stage and world size, or into a plain model."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from bellwether.trainer.config import ConfigError
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.engine import Engine
 
-_MODEL = "set model and data as they were, or start afresh under another name=..."
+_MODEL = "restore model and data, or start a new run with another name=..."
 
 
 def newest_intact(root: Path, world: World) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are as they were written, and a line about each that was not. Collective.
+    """The newest intact checkpoint, or None, and a message about each damaged one. Collective.
 
-    A damaged one is renamed to ``step-....damaged``, so that training goes on from the one before it.
+    A damaged checkpoint is renamed to ``step-....damaged``, so that training resumes from the one before it.
 
     Raises:
-        ConfigError: if not one of several is whole, or one is of another version's format: nothing begins again at 0 because
-            of that.
-        RuntimeError: if a node cannot read what rank 0 can.
+        ConfigError: if no intact checkpoint is left, or one has an unknown format. Training must not silently restart at
+            step 0.
+        RuntimeError: if a node cannot read files that rank 0 can read.
     """
-    said: list[str] = []
+    messages: list[str] = []
     while (path := run_on_rank0(world, lambda: newest(root))) is not None:
         problem = _problem(path, world)
         if problem is None:
-            return path, said
+            return path, messages
         if run_on_rank0(world, lambda: len(run_paths.checkpoints(root))) == 1:
-            advice = "start afresh under another name=..., or give a whole checkpoint as resume=PATH there"
-            raise ConfigError("resume", str(path), f"no checkpoint is left that is whole: {problem}", advice)
+            advice = "start a new run with another name=..., and there resume=PATH of an intact checkpoint"
+            raise ConfigError("resume", str(path), f"no intact checkpoint is left: {problem}", advice)
         aside = path.with_name(f"{path.name}.damaged")
         run_on_rank0(world, lambda path=path, aside=aside: path.rename(aside))  # type: ignore[misc]
-        said.append(f"{path}: {problem}; kept as {aside.name}, going on from the checkpoint before it")
-    return None, said
+        messages.append(f"{path}: {problem}; renamed to {aside.name}, resuming from the checkpoint before it")
+    return None, messages
 
 
 def _problem(path: Path, world: World) -> str | None:
-    """Its first damage, if any; each rank checks its share of the files, and rank 0 what another has found. Collective."""
+    """The first problem of a checkpoint, or None. Each rank checks its share of the files. Collective."""
     manifest = run_on_rank0(world, lambda: _readable(path))
     if isinstance(manifest, str):
         return manifest
     shares = [list(manifest.files)[rank :: world.size] for rank in range(world.size)]
     found = run_on_all_ranks(world, lambda: _damage(path, manifest, shares[world.rank]))
-    suspects = [(rank, said) for rank, said in enumerate(found) if said is not None]
+    suspects = [(rank, damaged) for rank, damaged in enumerate(found) if damaged is not None]
     if not suspects:
         return None
     rank, (name, problem, host) = suspects[0]
-    # A node without the file system finds every file missing: that is no reason to put checkpoints aside.
+    # On a node where the file system is not mounted every file is missing, so rank 0 checks the file as well.
     if run_on_rank0(world, lambda: _damage(path, manifest, [name])) is None:
         raise RuntimeError(
-            f"rank {rank} on {host} cannot read {path} as rank 0 can: {problem}; is the file system mounted there?"
+            f"rank {rank} on {host} cannot read {path}, but rank 0 can: {problem}; is the file system mounted there?"
         )
     return problem
 
@@ -76,10 +76,10 @@ def _damage(path: Path, manifest: Manifest, names: Sequence[str]) -> tuple[str, 
 
 
 def load(path: Path, engine: Engine, world: World) -> Manifest:
-    """Read a checkpoint into an engine of any stage and world size. Collective.
+    """Loads a checkpoint into an engine of any ZeRO stage and world size. Collective.
 
     Raises:
-        ConfigError: if the model is another, or a file is missing or damaged.
+        ConfigError: if the model or the optimizer differs, or a file is missing or damaged.
     """
     problem = _problem(path, world)
     if problem is not None:
@@ -94,8 +94,8 @@ def load(path: Path, engine: Engine, world: World) -> Manifest:
         if manifest.world_size == world.size:
             saved = run_on_all_ranks(world, lambda: files.buffers(f"rank-{world.rank:05d}.safetensors"))[world.rank]
         else:
-            # Another number of ranks: all begin with what the old ones agree on.
-            saved = run_on_rank0(world, lambda: files.agreed_buffers(list(manifest.files)))
+            # Another number of ranks: all start with the average over the old ones.
+            saved = run_on_rank0(world, lambda: files.average_buffers(list(manifest.files)))
         for name, buffer in engine.buffers():
             buffer.copy_(saved[name].view_as(buffer))
     engine.publish_weights()
@@ -105,19 +105,19 @@ def load(path: Path, engine: Engine, world: World) -> Manifest:
 
 
 def load_into_model(path: Path, task: nn.Module) -> bool:
-    """Read a checkpoint's fp32 weights, and what the ranks' buffers agree on, into a whole model in one process.
+    """Loads a checkpoint's fp32 weights and the average of the ranks' buffers into a whole model in one process.
 
-    Where the optimizer keeps an average of the weights (`bellwether.optimizers.WeightAverage`), it is read in their place.
+    If the optimizer keeps an average of the weights (`bellwether.optimizers.WeightAverage`), the average is loaded instead.
 
     Returns:
-        whether it was: the buffers belong to the other weights then.
+        whether the average was loaded. The buffers then belong to the weights that were not averaged.
     """
     manifest = Manifest.read(path)
     trained = "average" if "average" in manifest.states else "weight"
     with Files(path, manifest) as files, torch.no_grad():
         for name, parameter in task.named_parameters():
             files.read(trained if name in manifest.parameters else "frozen", name, 0, parameter.view(-1))
-        saved = files.agreed_buffers(list(manifest.files))
+        saved = files.average_buffers(list(manifest.files))
         for name, buffer in task.named_buffers():
             if name in saved:
                 buffer.copy_(saved[name].view_as(buffer))
@@ -125,11 +125,13 @@ def load_into_model(path: Path, task: nn.Module) -> bool:
 
 
 def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
-    """Weights and optimizer state of this rank's pieces."""
+    """Loads the weights and the optimizer state of this rank's slices."""
     saved, path = manifest.parameters, str(files.path)
     if manifest.optimizer != engine.optimizer.name:
-        advice = f"set optimizer.name: {manifest.optimizer.lower()}, or start afresh under another name=..."
-        raise ConfigError("resume", path, f"its state is {manifest.optimizer}'s, not {engine.optimizer.name}'s", advice)
+        advice = f"set optimizer.name: {manifest.optimizer.lower()}, or start a new run with another name=..."
+        raise ConfigError(
+            "resume", path, f"contains the state of {manifest.optimizer}, not of {engine.optimizer.name}", advice
+        )
     ours = {p.name: list(p.shape) for shard in engine.optimizer.shards for p in shard.parameters}
     for name in sorted(set(saved) ^ set(ours)):
         side = "checkpoint" if name in saved else "model"

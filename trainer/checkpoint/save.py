@@ -1,4 +1,4 @@
-"""Writing: each rank what it owns, then one rename."""
+"""Saves a checkpoint: each rank writes the slices that it owns, then one rename publishes them."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from bellwether.trainer.engine import Engine
 def save(
     root: Path,
     engine: Engine,
-    place: Position,
+    position: Position,
     world: World,
     keep: int,
     data: list[str],
     noise: dict[str, float] | None = None,
 ) -> Path:
-    """Write a checkpoint at a step boundary, and delete all but the newest ``keep``. Collective.
+    """Saves a checkpoint at a step boundary, and deletes all but the newest ``keep``. Collective.
 
     Args:
-        data: fingerprint of each phase's data, to be compared on resume.
-        noise: `state` of the estimate of the gradient noise.
+        data: fingerprint of each phase's dataset, compared on resume.
+        noise: state of the gradient noise estimate.
 
     Raises:
-        OSError: on every rank, if any rank could not write; nothing is published then.
+        OSError: on every rank, if any rank could not write. Nothing is published then.
     """
-    final = root / f"step-{place.step:08d}"
+    final = root / f"step-{position.step:08d}"
     partial = root / f"{final.name}.partial"
-    run_on_rank0(world, lambda: _fresh(partial, final))
+    run_on_rank0(world, lambda: _prepare(partial, final))
     file = partial / f"rank-{world.rank:05d}.safetensors"
     tensors = _owned(engine, world)
     files = run_on_all_ranks(world, lambda: _write(file, tensors))
-    scalars = engine.optimizer.scalars()  # on all ranks: it may take a collective
-    manifest = _manifest(engine, place, world, dict(files), data, scalars, noise or {})
+    scalars = engine.optimizer.scalars()  # called on all ranks: it may be collective
+    manifest = _manifest(engine, position, world, dict(files), data, scalars, noise or {})
     run_on_rank0(world, lambda: _publish(partial, final, manifest))
     run_on_rank0(world, lambda: _prune(root, keep))
     return final
 
 
-def states(engine: Engine, shard: ShardLayout) -> dict[str, Tensor]:
-    """The optimizer's state of a shard's tensor that has its layout."""
+def state_tensors(engine: Engine, shard: ShardLayout) -> dict[str, Tensor]:
+    """The optimizer's state tensors that have the layout of a shard, by name."""
     state = engine.optimizer.state.get(shard.tensor, {})
     return {k: v for k, v in state.items() if isinstance(v, Tensor) and k != "step"}
 
@@ -64,10 +64,10 @@ def _owned(engine: Engine, world: World) -> dict[str, Tensor]:
         tensors[f"{kind}|{name}|{start}"] = values.detach().reshape(-1).to("cpu", copy=True)
 
     for index, shard in enumerate(engine.optimizer.shards):
-        # What every rank holds whole is written once, the work shared out.
+        # Tensors that every rank holds completely are written once, by the ranks in turn.
         if shard.process_group is None and index % world.size != world.rank:
             continue
-        for kind, tensor in {"weight": shard.tensor, **states(engine, shard)}.items():
+        for kind, tensor in {"weight": shard.tensor, **state_tensors(engine, shard)}.items():
             for piece, view in shard.views(tensor.detach()):
                 keep(kind, shard.parameters[piece.index].name, piece.start, view)
     for name, parameter in engine.frozen():
@@ -79,9 +79,9 @@ def _owned(engine: Engine, world: World) -> dict[str, Tensor]:
     return tensors
 
 
-def _fresh(partial: Path, final: Path) -> None:
+def _prepare(partial: Path, final: Path) -> None:
     if final.exists():
-        raise FileExistsError(f"{final} is there already: another process writes to this run")
+        raise FileExistsError(f"{final} already exists: another process writes to this run")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
@@ -92,25 +92,25 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]
         kind, name, start = key.split("|")
         if kind in ("weight", "frozen"):
             pieces[name].append((int(start), tensor.numel()))
-    # safetensors cannot hold a file without tensors.
+    # safetensors cannot write a file without tensors.
     save_file(tensors or {"nothing": torch.zeros(1)}, file)
     _flush(file)
     return file.name, {"bytes": file.stat().st_size, "xxh3_128": checksum(file), "pieces": dict(pieces)}
 
 
 def _manifest(
-    engine: Engine, place: Position, world: World, files: dict[str, Any], data: list[str], scalars: dict[str, float],
+    engine: Engine, position: Position, world: World, files: dict[str, Any], data: list[str], scalars: dict[str, float],
     noise: dict[str, float],
 ) -> Manifest:  # fmt: skip
     parameters: dict[str, Any] = {}
     kinds: set[str] = set()
     for shard in engine.optimizer.shards:
         step = engine.optimizer.state.get(shard.tensor, {}).get("step")
-        kinds |= set(states(engine, shard))
+        kinds |= set(state_tensors(engine, shard))
         for parameter in shard.parameters:
             parameters[parameter.name] = {"shape": parameter.shape, "step": None if step is None else float(step)}
     return Manifest(
-        place, __version__, world.size, engine.optimizer.name, data, sorted(kinds), parameters, files, engine.loss_scaler_state(),
+        position, __version__, world.size, engine.optimizer.name, data, sorted(kinds), parameters, files, engine.loss_scaler_state(),
         scalars, noise,
     )  # fmt: skip
 
@@ -131,7 +131,7 @@ def _flush(path: Path) -> None:
 
 def _prune(root: Path, keep: int) -> None:
     for old in run_paths.checkpoints(root)[:-keep]:
-        # Out of sight first: a process killed while it deletes must not leave half a checkpoint under a whole name.
+        # Renamed first: a process killed while it deletes must not leave an incomplete checkpoint under a complete one's name.
         old.rename(old.with_name(f"{old.name}.partial"))
     for leftover in root.glob("step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)

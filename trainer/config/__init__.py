@@ -1,4 +1,4 @@
-"""What a run is: YAML validated by pydantic models, with errors that say what to change."""
+"""The config of a run: YAML validated by pydantic models, with errors that say what to change."""
 
 from bellwether.trainer.config.errors import ConfigError, ConfigErrors
 from bellwether.trainer.config.load import dump, load, phases, to_yaml, validate

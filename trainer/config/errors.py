@@ -1,17 +1,17 @@
-"""The error of a user's input: which key, which value, what is wrong, what would work."""
+"""Errors in a user's input: the key, its value, what is wrong, and what to write instead."""
 
 from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """A key that a user has set and can change.
+    """A wrong value of a key, an option or a variable that the user can change.
 
     Args:
-        key: path of the key, such as ``batch.global``.
-        value: what it was set to; None, and not shown, where it was not.
-        problem: what is wrong with that.
+        key: key path, such as ``batch.global``.
+        value: the value; None if it was not set, and not shown then.
+        problem: what is wrong with it.
         allowed: what to write instead.
-        source: the file, or ``command line``, that the value comes from.
+        source: the file, or ``command line``, that has set the value.
     """
 
     def __init__(self, key: str, value: object, problem: str, allowed: str = "", source: str = "") -> None:
@@ -19,7 +19,7 @@ class ConfigError(ValueError):
         super().__init__(str(self))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors travel between ranks; by default an exception is rebuilt from its message alone.
+        # Errors are sent between ranks. By default, an exception is unpickled from its message alone.
         return type(self), (self.key, self.value, self.problem, self.allowed, self.source)
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ class ConfigError(ValueError):
 
 
 class ConfigErrors(ValueError):
-    """All that is wrong with one config, a line each."""
+    """All errors of one config, one per line."""
 
     def __init__(self, errors: list[ConfigError]) -> None:
         self.errors = errors

@@ -1,6 +1,6 @@
-"""Read a config: YAML files that extend one another, then overrides, then validation.
+"""Reads a config: YAML files that extend one another, then overrides, then validation.
 
-Every leaf keeps the name of the file (or "command line") that set it, so that an error can say where to look.
+The file (or "command line") that has set each leaf is recorded, so that error messages can name it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from bellwether.trainer.config.shipped import find, is_name, shipped_recipes
 from bellwether.trainer.config.units import DIGITS
 
 PHASE_KEYS = ("duration", "batch", "data", "optimizer", "scaling", "schedule")
-# A phase goes on with the model and the optimizer state of the one before, so these cannot change.
+# A phase continues with the model and the optimizer state of the one before, so these keys cannot change.
 PHASE_FIXED = ("optimizer.name", "data.kind", "data.tokenizer", "data.vocabulary_size", "data.validation_share")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with text for keys, none of them twice, and with the numbers that people mean.
+    """YAML in which keys are text, duplicate keys are errors, and numbers are what people expect.
 
-    1e-3 is a number, and 010 (octal 8 in YAML 1.1), 1:30 (90 there) and 2020-01-01 are text.
+    1e-3 is a number; 010 (octal 8 in YAML 1.1), 1:30 (90 in YAML 1.1) and 2020-01-01 are text.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
@@ -55,7 +55,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     for key, _ in node.value:
         plain = isinstance(key, yaml.ScalarNode)
         if not plain or key.value in seen:
-            problem = f"the key {key.value!r} stands here twice" if plain else "a key is a word"
+            problem = f"the key {key.value!r} appears twice" if plain else "a key is a word"
             raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         seen.add(key.value)
     loader.flatten_mapping(node)
@@ -66,7 +66,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts quotes around text that `_Loader` would take for a number."""
+    """Quotes text that `_Loader` would read as a number."""
 
 
 _INT = re.compile(r"^[-+]?(0|[1-9](_?[0-9])*)$")
@@ -79,11 +79,12 @@ for _class in (_Loader, _Dumper):
 
 
 def parse_yaml(text: str) -> Any:
+    """Parses YAML as `_Loader` describes. Raises yaml.YAMLError or ValueError."""
     return yaml.load(text, Loader=_Loader)
 
 
 def yaml_problem(error: Exception) -> str:
-    """What YAML says of a text that it does not read, in a line."""
+    """The message of a YAML error, on one line."""
     return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
 
 
@@ -102,7 +103,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False
         _override(raw, origins, override, found)
     if not quiet:
         report(found)
-    if errors := _unheard(raw, origins):
+    if errors := _overridden_by_phases(raw, origins):
         raise ConfigErrors(errors)
     return validate(raw, origins, str(path))
 
@@ -129,34 +130,36 @@ def validate(raw: dict[str, Any], origins: Origins | None = None, source: str = 
 
 
 def phases(config: Config) -> list[Config]:
-    """One config for each phase: the run's own keys with the phase's laid over them."""
+    """One config for each phase: the keys of the run, overridden by those of the phase."""
     raw = dump(config)
     overlays = raw.pop("phases") or [{}]
     return [Config.model_validate(_merged(raw, overlay)) for overlay in overlays]
 
 
 def dump(config: Config) -> dict[str, Any]:
-    """The mapping that `validate` turns into the same config again: plain YAML types only."""
+    """A mapping of plain YAML types, from which `validate` makes the same config."""
     return config.model_dump(mode="json", by_alias=True)
 
 
 def to_yaml(config: Config) -> str:
+    """The resolved config as YAML text."""
     return yaml.dump(dump(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _read(path: Path, below: tuple[Path, ...], found: list[Renaming]) -> tuple[dict[str, Any], Origins]:
-    key = "extends" if below else "CONFIG"
-    source = str(below[-1]) if below else ""
+def _read(path: Path, children: tuple[Path, ...], found: list[Renaming]) -> tuple[dict[str, Any], Origins]:
+    """Reads a file and the files that it extends. `children` are the files that extend this one."""
+    key = "extends" if children else "CONFIG"
+    source = str(children[-1]) if children else ""
     named = path
     try:
-        path = (below[-1].parent if below else Path()) / path.expanduser()
+        path = (children[-1].parent if children else Path()) / path.expanduser()
         if is_name(named) and not path.is_file():
             path = find(named) or path
-        circle = path.resolve() in [p.resolve() for p in below]
+        circle = path.resolve() in [p.resolve() for p in children]
         raw = {} if circle else parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigErrors([_not_found(named, path, key, source)]) from None
-    except (OSError, ValueError, RuntimeError) as error:  # no text, a NUL in the path, an unknown ~user
+    except (OSError, ValueError, RuntimeError) as error:  # not text, a NUL in the path, an unknown ~user
         raise ConfigErrors([ConfigError(key, str(path), f"cannot be read: {error}", "", source)]) from None
     except yaml.YAMLError as error:
         raise ConfigErrors([ConfigError(key, str(path), f"not YAML: {yaml_problem(error)}", "", source)]) from None
@@ -172,7 +175,7 @@ def _read(path: Path, below: tuple[Path, ...], found: list[Renaming]) -> tuple[d
         parent = raw.pop("extends")
         if not isinstance(parent, str):
             raise ConfigErrors([ConfigError("extends", parent, "not a path", "name one YAML file", str(path))])
-        base, origins = _read(Path(parent), (*below, path), found)
+        base, origins = _read(Path(parent), (*children, path), found)
     raw = convert(raw, source=str(path), found=found)
     for leaf in _leaves(raw):
         origins[leaf] = str(path)
@@ -204,7 +207,7 @@ def _override(raw: dict[str, Any], origins: Origins, text: str, found: list[Rena
     keys: KeyPath = tuple(int(part) if part.isdecimal() else part for part in parts)
     keys, parsed = convert_setting(keys, parsed, source=where, found=found)
     if keys[0] == "schedule" and len(keys) > 1 and isinstance(raw.get("schedule"), str):
-        # A recipe by its name alone: the key goes beside it.
+        # A recipe given by its name alone becomes a section, so that other keys can be added.
         raw["schedule"] = {"recipe": raw["schedule"]}
         origins["schedule", "recipe"] = origins.pop(("schedule",))
     node: Any = raw
@@ -227,28 +230,30 @@ def _override(raw: dict[str, Any], origins: Origins, text: str, found: list[Rena
         origins[keys + leaf] = where
 
 
-def _unheard(raw: dict[str, Any], origins: Origins) -> list[ConfigError]:
-    """What the command line sets for the whole run and every phase sets for itself."""
+def _overridden_by_phases(raw: dict[str, Any], origins: Origins) -> list[ConfigError]:
+    """Errors for keys that the command line sets for the whole run, but that every phase sets itself."""
     phases, schedule = raw.get("phases"), raw.get("schedule")
     if not isinstance(phases, list) or not phases:
         return []
     if isinstance(schedule, str) or (isinstance(schedule, dict) and schedule.get("recipe") is not None):
-        return []  # which then says what phases there are
-    said = [
+        return []  # the recipe then defines the phases
+    candidates = [
         k
         for k, where in origins.items()
         if where == COMMAND_LINE and not isinstance(at(raw, k), dict) and not isinstance(k[-1], int)
     ]
     advice = "write phases.0.{0}=..., phases.1.{0}=... and so on"
     return [
-        ConfigError(dotted(k), at(raw, k), "no phase listens: each has its own", advice.format(dotted(k)), COMMAND_LINE)
-        for k in said
+        ConfigError(
+            dotted(k), at(raw, k), "has no effect: every phase sets its own", advice.format(dotted(k)), COMMAND_LINE
+        )
+        for k in candidates
         if k[0] in PHASE_KEYS and all(at(phase, k) is not None for phase in phases)
     ]
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`. Mappings merge, all else is replaced; another `kind` starts a mapping afresh."""
+    """Merges `over` into a copy of `base`. Mappings are merged, unless their `kind` differs; everything else is replaced."""
     merged = copy.deepcopy(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -260,6 +265,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(value: Any) -> Iterable[KeyPath]:
+    """The key paths of a value, of everything inside it, and of itself, ()."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     yield ()
     for key, inner in items:
@@ -273,12 +279,12 @@ def _check(raw: dict[str, Any], origins: Origins, source: str) -> tuple[Config |
     except ValidationError as error:
         found = [explain(e, raw, origins, source) for e in error.errors(include_url=False)]
     else:
-        taken = dump(config)
-        # pydantic takes true for the number 1.
+        validated = dump(config)
+        # pydantic accepts true as the number 1.
         found = [
             ConfigError(dotted(leaf), value, "not a number", meaning(leaf, raw), origin_of(leaf, origins, source))
             for leaf in _leaves(raw)
-            if isinstance(value := at(raw, leaf), bool) and not isinstance(at(taken, leaf), bool)
+            if isinstance(value := at(raw, leaf), bool) and not isinstance(at(validated, leaf), bool)
         ]
         if not found:
             return config, []
@@ -288,39 +294,39 @@ def _check(raw: dict[str, Any], origins: Origins, source: str) -> tuple[Config |
 def _phase_errors(
     raw: dict[str, Any], phase: dict[str, Any], index: int, origins: Origins, source: str
 ) -> list[ConfigError]:
-    at: KeyPath = ("phases", index)
+    prefix: KeyPath = ("phases", index)
     errors = []
     for key in phase:
         if key not in PHASE_KEYS:
             near = nearest(str(key), PHASE_KEYS)
             errors.append(
                 ConfigError(
-                    dotted((*at, key)),
+                    dotted((*prefix, key)),
                     phase[key],
                     "a phase cannot set this",
                     near,
-                    origin_of((*at, key), origins, source),
+                    origin_of((*prefix, key), origins, source),
                 )
             )
     for fixed in PHASE_FIXED:
         section, key = fixed.split(".")
         inner = phase.get(section)
         if isinstance(inner, dict) and key in inner and inner[key] != raw[section].get(key):
-            place = (*at, section, key)
+            path = (*prefix, section, key)
             errors.append(
                 ConfigError(
-                    dotted(place),
+                    dotted(path),
                     inner[key],
-                    "stays the same over all phases",
+                    "cannot differ between phases",
                     f"set {fixed} once, outside phases",
-                    origin_of(place, origins, source),
+                    origin_of(path, origins, source),
                 )
             )
     if errors:
         return errors
     whole = _merged({k: v for k, v in raw.items() if k != "phases"}, phase)
-    moved = {leaf[2:]: file for leaf, file in origins.items() if leaf[:2] == at}
+    moved = {leaf[2:]: file for leaf, file in origins.items() if leaf[:2] == prefix}
     _, errors = _check(whole, {**origins, **moved}, source)
     for error in errors:
-        error.key = f"{dotted(at)}.{error.key}"
+        error.key = f"{dotted(prefix)}.{error.key}"
     return errors

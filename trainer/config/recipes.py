@@ -1,8 +1,8 @@
-"""``schedule: NAME``, or ``schedule: {recipe: NAME, ...}``: a published recipe, filled in for the config's batch.
+"""``schedule: NAME``, or ``schedule: {recipe: NAME, ...}``: fills in a published recipe for the config's batch size.
 
-What is written beside the recipe's name, or on the command line, wins over what the recipe says; what comes from a file that
-this one extends does not, or a recipe would change nothing there. Where a recipe has two phases the config gets them, and its
-own `phases`, if it has any, are laid over them one by one.
+Keys in the same file as the recipe's name, and on the command line, take precedence over the recipe. Keys from an extended
+file do not: otherwise a recipe would change nothing there. If a recipe has two phases, the config gets both; its own
+`phases`, if it has any, override them one by one.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _KINDS = ("constant", "linear", "polynomial", "cosine", "trapezoid", "step", "ex
 
 
 def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[str, Any]:
-    """A config with its recipe filled in; as it is where it names none.
+    """The config with its recipe filled in; unchanged if it names none.
 
     Raises:
-        ConfigError: if there is no such recipe, or the config asks for what contradicts it.
+        ConfigError: if there is no such recipe, or a key contradicts it.
     """
     given = raw.get("schedule")
-    inside = isinstance(given, dict)
+    is_section = isinstance(given, dict)
     name = given.get("recipe") if isinstance(given, dict) else given
     if not isinstance(name, str):
         return raw
-    # Only here: the package imports torch, and configs are read by much that has no use for it.
+    # Imported here because the package imports torch, which most readers of configs do not need.
     from bellwether.optimizers.recipes import recipe
 
-    where = origin_of(("schedule", "recipe") if inside else ("schedule",), origins, source)
+    where = origin_of(("schedule", "recipe") if is_section else ("schedule",), origins, source)
     try:
         chosen = recipe(name)
     except ValueError as error:
@@ -41,30 +41,32 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
         raise ConfigError("schedule", name, str(error).partition(": ")[2], advice, where) from None
     batch = _section(raw, "batch").get("global")
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise ConfigError("batch.global", batch, f"schedule: {name} needs the batch", "write a whole number", where)
+        raise ConfigError(
+            "batch.global", batch, f"schedule: {name} needs the batch size", "write a whole number", where
+        )
     settings = chosen.at(batch)
 
-    def is_written(place: KeyPath) -> bool:
-        return origin_of(place, origins, source) in (where, COMMAND_LINE)
+    def is_written(path: KeyPath) -> bool:
+        return origin_of(path, origins, source) in (where, COMMAND_LINE)
 
     _check(raw, chosen, settings, where, is_written)
     phases = [_phase(each, name) for each in settings]
-    left = {key: value for key, value in raw.items() if key != "phases" and (key != "schedule" or inside)}
-    found = _laid_over(phases[0], left, is_written)
+    left = {key: value for key, value in raw.items() if key != "phases" and (key != "schedule" or is_section)}
+    found = _override(phases[0], left, is_written)
     own = raw.get("phases") or []
     if not isinstance(own, list) or not all(isinstance(phase, dict) for phase in own):
-        return {**found, "phases": own}  # validation says what is wrong with it
+        return {**found, "phases": own}  # validation reports the error
     if len(phases) == 1 and (not own or is_written(("phases",))):
         return {**found, "phases": own}
     if len(own) not in (0, len(phases)) or len(phases) == 1:
         problem = f"schedule: {name} has {len(phases)} phase{'s' if len(phases) > 1 else ''}, these are {len(own)}"
         advice = "write phases: [] to take the recipe's" + (", or a mapping for each" if len(phases) > 1 else "")
         raise ConfigError("phases", f"{len(own)} of them", problem, advice, origin_of(("phases",), origins, source))
-    laid = []
-    for index, ours in enumerate(phases):
-        theirs = own[index] if own else {}
-        laid.append(_laid_over(ours, theirs, lambda place, index=index: is_written(("phases", index, *place))))  # type: ignore[misc]
-    return {**found, "phases": laid}
+    merged = []
+    for index, phase in enumerate(phases):
+        overrides = own[index] if own else {}
+        merged.append(_override(phase, overrides, lambda path, index=index: is_written(("phases", index, *path))))  # type: ignore[misc]
+    return {**found, "phases": merged}
 
 
 def _check(
@@ -77,7 +79,7 @@ def _check(
         raise ConfigError("optimizer.name", rule, problem, advice, source)
     scaling = _section(raw, "scaling").get("rule")
     if scaling not in (None, "none") and is_written(("scaling", "rule")):
-        problem = f"schedule: {chosen.name} scales with the batch by itself"
+        problem = f"schedule: {chosen.name} scales with the batch already"
         raise ConfigError("scaling.rule", scaling, problem, "take it out", source)
 
 
@@ -108,12 +110,12 @@ def _section(raw: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _laid_over(ours: dict[str, Any], theirs: dict[str, Any], is_written: Callable[[KeyPath], bool]) -> dict[str, Any]:
-    """What a config says over what a recipe says, section by section, as far as it is written in the right place."""
-    merged = {**theirs, **{key: value for key, value in ours.items() if key not in theirs or not is_written((key,))}}
-    for key, value in theirs.items():
-        inner = ours.get(key)
+def _override(recipe: dict[str, Any], config: dict[str, Any], is_written: Callable[[KeyPath], bool]) -> dict[str, Any]:
+    """The recipe's settings, section by section, overridden by the keys of the config for which `is_written` holds."""
+    merged = {**config, **{key: value for key, value in recipe.items() if key not in config or not is_written((key,))}}
+    for key, value in config.items():
+        inner = recipe.get(key)
         if isinstance(value, dict) and isinstance(inner, dict):
-            said = {k: v for k, v in inner.items() if k not in value or not is_written((key, k))}
-            merged[key] = {**value, **said}
+            from_recipe = {k: v for k, v in inner.items() if k not in value or not is_written((key, k))}
+            merged[key] = {**value, **from_recipe}
     return merged

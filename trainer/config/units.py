@@ -1,4 +1,4 @@
-"""How long: durations in samples, epochs or steps, spans that may also be a share of the run, and targets to stop at."""
+"""Values with units: durations in samples, epochs or steps; spans, which may also be a share of a phase; and targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 DIGITS = "[0-9](?:_?[0-9])*"
 _FORM = re.compile(rf"^\s*({DIGITS}\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*(samples?|epochs?|steps?)\s*$", re.IGNORECASE)
 _TARGET = re.compile(r"^\s*(?:val/)?(loss|accuracy)\s*(<=|>=)\s*([-+.0-9e]+)\s*$", re.IGNORECASE)
-# Far beyond any run, and still exact as a float.
+# Far longer than any run, and still exact as a float.
 _MOST = 1e15
 _NO_SPAN = "neither a share of the phase from 0 to 1 nor a duration with its unit, as in '500 steps'"
 
@@ -27,6 +27,7 @@ class Duration:
 
     @classmethod
     def parse(cls, text: Any) -> Duration:
+        """Parses a number and a unit. Raises ValueError if it is not a duration."""
         if isinstance(text, Duration):
             return text
         match = _FORM.match(str(text))
@@ -58,6 +59,7 @@ class Span:
 
     @classmethod
     def parse(cls, text: Any) -> Span:
+        """Parses a share from 0 to 1, or a duration. Raises ValueError if it is neither."""
         if isinstance(text, Span):
             return text
         try:
@@ -87,7 +89,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Target:
-    """What held-out data is to show, as in ``accuracy >= 0.9`` or ``loss <= 2.5``."""
+    """A target on held-out data, as in ``accuracy >= 0.9`` or ``loss <= 2.5``."""
 
     metric: str
     value: float
@@ -95,6 +97,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: Any) -> Target:
+        """Parses a comparison. Raises ValueError if it is none, or one that every run or no run can reach."""
         if isinstance(text, Target):
             return text
         match = _TARGET.match(str(text))
@@ -110,7 +113,7 @@ class Target:
 
     @property
     def fault(self) -> tuple[str, str] | None:
-        """What is wrong with it, and what to write, where it is one that all runs hold or none can."""
+        """What is wrong, and what to write instead, if every run or no run can reach the target; else None."""
         kind = self.metric.rpartition("/")[2]
         if kind == "accuracy" and not 0 <= self.value <= 1:
             share = self.value / 100 if 1 < self.value <= 100 else 0.9
@@ -121,7 +124,7 @@ class Target:
         return None
 
     def holds(self, values: Mapping[str, float]) -> bool:
-        """Whether it is reached; never by what is not a number, or not there."""
+        """Whether these values reach the target. A missing value or NaN does not."""
         value = values.get(self.metric, math.nan)
         return value >= self.value if self.at_least else value <= self.value
 
@@ -129,13 +132,13 @@ class Target:
         return f"{self.metric} {'>=' if self.at_least else '<='} {self.value:.10g}"
 
 
-def _some(every: Duration) -> Duration:
+def _check_positive(every: Duration) -> Duration:
     if not every.amount:
         raise ValueError("an interval is longer than 0")
     return every
 
 
 DurationField = Annotated[Duration, BeforeValidator(Duration.parse), PlainSerializer(str)]
-IntervalField = Annotated[DurationField, AfterValidator(_some)]
+IntervalField = Annotated[DurationField, AfterValidator(_check_positive)]
 TargetField = Annotated[Target, BeforeValidator(Target.parse), PlainSerializer(str)]
 SpanField = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]

@@ -18,7 +18,7 @@ def test_normalise() -> None:
     np.testing.assert_allclose(found, (pixels / 255 - mean) / std, atol=2e-6)  # float32 on values up to 2
 
 
-def test_pad_crop_cuts_every_square_and_mirrors_half() -> None:
+def test_pad_crop_reaches_every_offset_and_flips_half() -> None:
     size, margin = 16, 2
     image = np.arange(1, size * size + 1, dtype=np.float32).reshape(1, size, size, 1)
     padded = np.pad(image[0, :, :, 0], margin)
@@ -37,7 +37,7 @@ def test_pad_crop_cuts_every_square_and_mirrors_half() -> None:
     assert all(squares[crop[:, :, 0].tobytes()][2] == 0 for crop in unflipped)
 
 
-def test_an_image_is_augmented_alike_in_any_batch() -> None:
+def test_augmentation_is_independent_of_the_batch() -> None:
     images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
     for change in (lambda i, k: augment.pad_crop(i, k, True), augment.flip_half):
         whole = change(images, SEEDS[:8])
@@ -45,13 +45,13 @@ def test_an_image_is_augmented_alike_in_any_batch() -> None:
         assert np.array_equal(whole, alone)
 
 
-def test_mirror_half() -> None:
+def test_flip_half() -> None:
     images = np.repeat(np.arange(8, dtype=np.float32).reshape(1, 1, 8, 1), 4000, axis=0)
     turned = augment.flip_half(images, SEEDS)[:, 0, 0, 0] == 7
     assert abs(turned.mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)
 
 
-def test_random_areas_have_the_stated_sizes_and_shapes() -> None:
+def test_random_crop_boxes_have_the_documented_areas_and_aspect_ratios() -> None:
     boxes = np.array([augment.random_crop_box(400, 300, int(key)) for key in SEEDS])
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     assert boxes.min() >= 0
@@ -70,11 +70,11 @@ def test_random_areas_have_the_stated_sizes_and_shapes() -> None:
 @pytest.mark.parametrize(
     "size, box", [((1000, 10), (493, 0, 506, 10)), ((10, 1000), (0, 493, 10, 506)), ((1, 1), (0, 0, 1, 1))]
 )
-def test_where_nothing_fits_the_centre_is_taken(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+def test_random_crop_box_falls_back_to_the_central_one(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
     assert augment.random_crop_box(*size, 5) == box
 
 
-def test_centre_is_resize_then_cut() -> None:
+def test_central_crop_box_equals_resize_then_crop() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 512, 3), dtype=np.uint8))
     # The short side is 256 already: only the cut of 224 remains, and it is exact.
     found = augment.resized(image, 224, augment.central_crop_box(512, 256))

@@ -21,7 +21,7 @@ def start(*args: object) -> multiprocessing.process.BaseProcess:
 
 
 @pytest.mark.process
-def test_two_processes_at_once_build_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_concurrent_processes_build_an_entry_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     processes = [start(str(tmp_path / "cache"), str(tmp_path / "log")) for _ in range(2)]
     for process in processes:
         process.join()
@@ -31,7 +31,7 @@ def test_two_processes_at_once_build_once(tmp_path: Path, capfd: pytest.CaptureF
 
 
 @pytest.mark.process
-def test_what_a_killed_builder_left_is_mended(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_builder_are_removed(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     killed = start(str(root), str(tmp_path / "log"), True)
     killed.join()
@@ -41,7 +41,7 @@ def test_what_a_killed_builder_left_is_mended(tmp_path: Path) -> None:
     assert len([path for path in root.iterdir() if path.is_dir()]) == 1, "the leftover is gone"
 
 
-def test_a_failed_build_leaves_nothing_and_can_be_tried_again(tmp_path: Path) -> None:
+def test_failed_build_leaves_nothing_and_can_be_repeated(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise KeyError("a bug")
@@ -53,7 +53,7 @@ def test_a_failed_build_leaves_nothing_and_can_be_tried_again(tmp_path: Path) ->
     assert json.loads((entry / "key.json").read_text()) == {"files": {}}
 
 
-def test_another_builder_may_be_first_where_there_are_no_locks(tmp_path: Path) -> None:
+def test_another_builder_may_publish_first_without_locks(tmp_path: Path) -> None:
     def overtaken(folder: Path) -> None:
         final = folder.with_name(folder.name.partition(".partial")[0])
         final.mkdir()
@@ -71,7 +71,7 @@ def test_another_builder_may_be_first_where_there_are_no_locks(tmp_path: Path) -
     (lambda entry: (entry / "key.json").unlink(), True),
     (lambda entry: (entry / "key.json").write_bytes(bytes(20)), True),
 ])  # fmt: skip
-def test_a_damaged_entry_is_built_anew(
+def test_damaged_entry_is_rebuilt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], mended: bool
 ) -> None:
     def build(folder: Path) -> None:
@@ -89,13 +89,13 @@ def test_a_damaged_entry_is_built_anew(
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [entry]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_error_names_a_directory_that_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"data.cache: .*cannot be written to"):
         prepared(str(tmp_path / "file" / "cache"), "thing", {}, lambda folder: None)
 
 
-def test_files_are_known_by_content(tmp_path: Path) -> None:
+def test_small_files_are_identified_by_content(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("one")
     before = files_fingerprint([file])
@@ -105,7 +105,7 @@ def test_files_are_known_by_content(tmp_path: Path) -> None:
     assert files_fingerprint([file]) != before
 
 
-def test_large_files_are_known_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_identified_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "CONTENT_LIMIT", 2)
     file = tmp_path / "a.txt"
     file.write_text("one")

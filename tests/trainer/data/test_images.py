@@ -42,7 +42,7 @@ def config(tmp_path: Path) -> Callable[..., ImageData]:
 
 @pytest.mark.parametrize("crop", ["none", "pad", "resized"])
 @pytest.mark.parametrize("mean, std", [([0.5], [0.5]), ([0.5, 0.4, 0.3], [0.5, 0.4, 0.3])])
-def test_a_folder_a_class(
+def test_folder_per_class(
     pictures: Path, config: Callable[..., ImageData], crop: str, mean: list[float], std: list[float]
 ) -> None:
     data = load(config(source=str(pictures), crop=crop, mean=mean, std=std))
@@ -65,7 +65,7 @@ def test_a_folder_a_class(
 
 
 @pytest.mark.parametrize("crop", ["none", "pad", "resized"])
-def test_the_key_alone_decides_in_training_and_nothing_in_evaluation(
+def test_augmentation_is_a_function_of_the_key_and_only_in_training(
     config: Callable[..., ImageData], crop: str
 ) -> None:
     data = load(config(crop=crop))
@@ -77,7 +77,7 @@ def test_the_key_alone_decides_in_training_and_nothing_in_evaluation(
 
 
 @pytest.mark.parametrize("crop", ["pad", "resized"])
-def test_views_follow_from_seed_and_row(config: Callable[..., ImageData], crop: str) -> None:
+def test_augmented_views_are_a_function_of_seed_and_row(config: Callable[..., ImageData], crop: str) -> None:
     held = load(config(crop=crop, mean=[0.3], std=[0.3])).validation
 
     def drawn(seed: int, world_size: int) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_views_follow_from_seed_and_row(config: Callable[..., ImageData], crop: 
         assert not torch.equal(views[:, one], views[:, other])
 
 
-def test_decoded_once(config: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_images_are_decoded_once(config: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
     real = image_preparation.decode
     monkeypatch.setattr(image_preparation, "decode", lambda *args: (decoded.append(1), real(*args))[1])
@@ -126,7 +126,7 @@ def test_decoded_once(config: Callable[..., ImageData], monkeypatch: pytest.Monk
         assert len(decoded) == 1797, keys
 
 
-def test_what_is_too_large_to_keep_is_decoded_when_drawn(
+def test_large_images_are_decoded_for_each_batch(
     pictures: Path, config: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept = load(config(source=str(pictures)))
@@ -142,9 +142,7 @@ def test_what_is_too_large_to_keep_is_decoded_when_drawn(
 
 
 @pytest.mark.process
-def test_encoded_images_reach_the_same_batches_through_workers(
-    pictures: Path, config: Callable[..., ImageData]
-) -> None:
+def test_workers_decode_the_same_batches(pictures: Path, config: Callable[..., ImageData]) -> None:
     samples = load(config(source=str(pictures), crop="resized")).train
     found = [
         list(
@@ -231,7 +229,7 @@ def test_parquet_labels(
         assert found == [g if names else classes.index(str(g)) for g in given]
 
 
-def test_errors_say_what_to_change(tmp_path: Path, pictures: Path, config: Callable[..., ImageData]) -> None:
+def test_errors_name_the_key_to_change(tmp_path: Path, pictures: Path, config: Callable[..., ImageData]) -> None:
     train = parquet(tmp_path / "t.parquet", ["a", "b"] * 4)
     columns = {"image_column": "img", "label_column": "fine"}
     (tmp_path / "flat").mkdir()
@@ -288,7 +286,7 @@ def test_grey_of_more_than_8_bits(tmp_path: Path, values: Any, suffix: str, expe
             assert found.tolist() == [[grey] * channels for grey in expected]
 
 
-def test_of_12_bits_in_tiff(tmp_path: Path) -> None:
+def test_tiff_of_12_bits(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((1, 4), dtype=np.uint16)).save(tmp_path / "a.tiff")
     packed = (tmp_path / "a.tiff").read_bytes()
     tag = struct.pack("<HHI", 258, 3, 1)  # BitsPerSample, of one short

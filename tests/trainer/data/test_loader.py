@@ -54,7 +54,7 @@ SPLITS = [(1, 16), (1, 4), (1, 1), (2, 8), (2, 2), (4, 4), (4, 1), (8, 2)]
 
 
 @pytest.mark.parametrize("world_size, micro", SPLITS)
-def test_global_batches_do_not_depend_on_who_computes_them(
+def test_global_batch_is_independent_of_world_size_and_micro_batch(
     text_config: Callable[..., TextData], world_size: int, micro: int
 ) -> None:
     samples = load(text_config()).train
@@ -62,7 +62,7 @@ def test_global_batches_do_not_depend_on_who_computes_them(
 
 
 @pytest.mark.parametrize("length", [10, 16, 23])
-def test_each_row_once_an_epoch_though_batches_straddle_epochs(length: int) -> None:
+def test_each_row_appears_once_per_epoch_when_batches_span_epochs(length: int) -> None:
     steps = length  # so that the positions are whole epochs
     rows = torch.cat([b["rows"] for b in global_batches(Plain(length), 2, 4, steps=steps)])
     for epoch in rows.view(GLOBAL, length):
@@ -70,7 +70,7 @@ def test_each_row_once_an_epoch_though_batches_straddle_epochs(length: int) -> N
 
 
 @pytest.mark.parametrize("start", [0, 16, 17, 1000])
-def test_resuming_anywhere_goes_on_as_if_never_stopped(start: int) -> None:
+def test_resuming_at_any_step_gives_the_same_batches(start: int) -> None:
     whole = global_batches(Plain(37), 2, 4, steps=4, start=start)
     resumed = global_batches(Plain(37), 4, 2, steps=2, start=start + 2 * GLOBAL)
     for batch in (*whole, *resumed):
@@ -78,7 +78,7 @@ def test_resuming_anywhere_goes_on_as_if_never_stopped(start: int) -> None:
     assert same(resumed, whole[2:])
 
 
-def test_a_row_looks_different_each_epoch_and_with_each_seed() -> None:
+def test_random_choices_differ_between_epochs_and_seeds() -> None:
     batches = global_batches(Plain(8), 1, 16, steps=1)[0]
     assert sorted(batches["rows"][:8].tolist()) == sorted(batches["rows"][8:].tolist())
     assert len(set(batches["keys"].tolist())) == 16
@@ -149,7 +149,7 @@ def train(samples: Samples, workers: int, steps: int = 50):
     (Plain(20, broken=5), ConfigError, "^data.source: 'cat.png': cannot be decoded: truncated; mend it or take it out$"),
     (Plain(20, buggy=5), WorkerError, "a batch could not be prepared: KeyError: 'a bug'\nTraceback"),
 ])  # fmt: skip
-def test_an_error_of_the_data_is_told_from_a_bug(
+def test_config_error_and_unexpected_error_are_distinguished(
     workers: int, samples: Plain, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -157,13 +157,13 @@ def test_an_error_of_the_data_is_told_from_a_bug(
 
 
 @pytest.mark.process
-def test_a_dead_worker_says_what_to_change() -> None:
+def test_error_of_a_dead_worker_names_the_key_to_change() -> None:
     with pytest.raises(WorkerError, match=r"data worker died.*data.workers"):
         list(train(Plain(20, deadly=5), workers=1))
 
 
 @pytest.mark.process
-def test_an_abandoned_iterator_leaves_no_worker() -> None:
+def test_abandoned_iterator_leaves_no_worker() -> None:
     batches = train(Plain(20), workers=2)
     workers = {int(next(batches)["process"][0]) for _ in range(4)}
     assert all(map(psutil.pid_exists, workers))
@@ -189,7 +189,7 @@ if __name__ == "__main__":
     ("time.sleep(60)", signal.SIGKILL), ("time.sleep(60)", signal.SIGINT), ("raise KeyError('a bug')", None),
     ("for name in ('batches',): sys.modules['kept'] = batches; sys.exit(3)", None),
 ])  # fmt: skip
-def test_workers_end_with_the_training_process(tmp_path: Path, end: str, signum: int | None) -> None:
+def test_workers_exit_with_the_training_process(tmp_path: Path, end: str, signum: int | None) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("{end}", end))
     process = subprocess.Popen(
@@ -235,7 +235,7 @@ def test_workers_survive_the_signals_of_a_preemption() -> None:
 
 
 @pytest.mark.process
-def test_the_fork_server_outlives_the_notice_that_its_workers_ignore() -> None:
+def test_fork_server_ignores_preemption_signals() -> None:
     program = (
         "import os, signal, time\n"
         "from multiprocessing import get_context\n"

@@ -7,7 +7,7 @@ from bellwether.trainer.data.sampling import SampleOrder, fold_in, permutation, 
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 1000])
-def test_every_row_comes_once_an_epoch(length: int) -> None:
+def test_each_row_appears_once_per_epoch(length: int) -> None:
     order = SampleOrder(3, length)
     for epoch in range(3):
         rows = order(np.arange(epoch * length, (epoch + 1) * length))
@@ -24,7 +24,7 @@ def test_epochs_and_seeds_differ() -> None:
         assert (a == b).mean() < 0.02
 
 
-def test_a_position_alone_decides() -> None:
+def test_row_is_a_function_of_the_position() -> None:
     length = 100
     whole = SampleOrder(5, length)(np.arange(10 * length))
     jumping = SampleOrder(5, length)
@@ -59,7 +59,7 @@ def test_keys_are_splitmix64() -> None:
         assert fold_in(seed, position) == mix((state + (position + 1) * golden) % 2**64) >> 1
 
 
-def test_draws_are_uniform_and_independent_of_their_neighbours() -> None:
+def test_random_bits_are_uniform_and_uncorrelated() -> None:
     keys = sample_keys(1, np.arange(20_000))
     assert len(set(keys.tolist())) == 20_000
     values = uniform(random_bits(keys, 4))
@@ -72,6 +72,6 @@ def test_draws_are_uniform_and_independent_of_their_neighbours() -> None:
     assert abs(np.corrcoef(values[:-1, 0], values[1:, 0])[0, 1]) < 5 / np.sqrt(20_000)
 
 
-def test_no_rows() -> None:
+def test_order_of_no_rows_is_refused() -> None:
     with pytest.raises(ValueError, match=r"0 rows"):
         SampleOrder(1, 0)

@@ -111,7 +111,7 @@ def test_held_out_rows_are_not_trained_on(tmp_path: Path) -> None:
     assert held_out not in (set(range(5, 25)), set(range(85, 105))), "not simply the first or last"
 
 
-def test_prepared_once(text_config: Config, tmp_path: Path, work: list[str], corpus: Path) -> None:
+def test_text_is_prepared_once(text_config: Config, tmp_path: Path, work: list[str], corpus: Path) -> None:
     source = tmp_path / "lines.txt"
     shutil.copy(corpus / "lines.txt", source)
     given: dict[str, Any] = {"source": str(source), "cache": str(tmp_path / "cache")}
@@ -137,7 +137,7 @@ def test_prepared_once(text_config: Config, tmp_path: Path, work: list[str], cor
     assert work == ["_train", "_tokenize"], "the content changed"
 
 
-def test_a_trained_vocabulary_is_the_same_each_time(text_config: Config, tmp_path: Path) -> None:
+def test_trained_vocabulary_is_reproducible(text_config: Config, tmp_path: Path) -> None:
     vocabularies = [
         load(text_config(cache=str(tmp_path / str(i)), vocabulary_size=200)).tokenizer.get_vocab() for i in range(3)
     ]
@@ -146,7 +146,7 @@ def test_a_trained_vocabulary_is_the_same_each_time(text_config: Config, tmp_pat
     assert [t for t, i in sorted(vocabularies[0].items(), key=lambda x: x[1])][:5] == tokenizer.SPECIAL
 
 
-def test_special_tokens_spelt_in_the_text_are_text(tmp_path: Path, text_config: Config) -> None:
+def test_names_of_special_tokens_in_the_text_are_tokenized_as_text(tmp_path: Path, text_config: Config) -> None:
     (tmp_path / "a.txt").write_text("\n".join("the [MASK] and [CLS] of [SEP] are [PAD] words" for _ in range(200)))
     data = load(text_config(source=str(tmp_path / "a.txt"), cache=str(tmp_path)))
     stream = np.fromfile(data.train.path, dtype="uint16")
@@ -156,7 +156,7 @@ def test_special_tokens_spelt_in_the_text_are_text(tmp_path: Path, text_config: 
     assert data.tokenizer.convert_tokens_to_ids("[MASK]") in data.tokenizer("a [MASK] b")["input_ids"]
 
 
-def test_long_documents_are_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_documents_are_split_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_samples, "_PIECE", 10)
     for document in ("one two three four five six", "unbrokenunbroken word", " lead", "", "x\ny" * 9):
         pieces = list(text_samples._pieces(document))
@@ -170,11 +170,11 @@ def test_long_documents_are_cut_between_words(monkeypatch: pytest.MonkeyPatch) -
     ("a_b(c);" * 1000, "a_b(c);" * 1000),
     ("b " + "a" * 200, "b " + "a" * 200),
 ])  # fmt: skip
-def test_endless_words_are_cut_and_no_others(given: str, kept: str) -> None:
+def test_only_overlong_words_are_cut(given: str, kept: str) -> None:
     assert list(text_samples._texts(datasets.Dataset.from_dict({"text": [given]}), "text")) == [kept]
 
 
-def test_endless_words_take_no_time(tmp_path: Path, text_config: Config) -> None:
+def test_overlong_words_do_not_slow_down_training_a_vocabulary(tmp_path: Path, text_config: Config) -> None:
     letters = np.random.default_rng(0).integers(97, 123, 100_000, dtype=np.uint8).tobytes().decode()
     lines = [letters * 10, "a" * 10**6, letters[:20] * 50_000, "x=[1];" * 150_000]
     (tmp_path / "lines.txt").write_text("\n".join([*lines, *["some words more"] * 200]))
@@ -183,7 +183,7 @@ def test_endless_words_take_no_time(tmp_path: Path, text_config: Config) -> None
     assert time.monotonic() - began < 60, "it takes 2 s, and hours if the words are left whole"
 
 
-def test_samples_travel_to_workers_without_their_data(text_config: Config) -> None:
+def test_pickled_samples_do_not_contain_the_data(text_config: Config) -> None:
     samples = load(text_config()).train
     before = samples.batch([0], [1])
     copy = pickle.loads(pickle.dumps(samples))
@@ -204,7 +204,9 @@ def test_rows_of_a_text_file(tmp_path: Path, text_config: Config, content: str, 
     assert [row.strip() for row in source.open()["text"]] == rows
 
 
-def test_parquet_and_a_folder_as_if_it_were_the_hub(tmp_path: Path, text_config: Config, work: list[str]) -> None:
+def test_parquet_files_and_a_local_folder_read_as_a_hub_dataset(
+    tmp_path: Path, text_config: Config, work: list[str]
+) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     for part, count in (("train", 300), ("validation", 30)):
@@ -257,7 +259,7 @@ def test_parquet_and_a_folder_as_if_it_were_the_hub(tmp_path: Path, text_config:
     ({"source": "like2.parquet", "column": "more"}, r"data.column: 'more': holds List\(Value\('int64'\)\), not text"),
     ({"source": "like2.parquet", "column": "text"}, r"data.column: 'text': holds {'a': Value\('int64'\)}, not text"),
 ])  # fmt: skip
-def test_errors_say_what_to_change(
+def test_errors_name_the_key_to_change(
     corpus: Path, text_config: Config, tmp_path: Path, keys_: dict[str, Any], message: str
 ) -> None:
     shutil.copy(corpus / "lines.txt", tmp_path)
@@ -282,9 +284,7 @@ def test_errors_say_what_to_change(
         load(text_config(**{"source": str(tmp_path / "lines.txt"), "cache": str(tmp_path / "cache"), **local}))
 
 
-def test_a_peek_prepares_nothing_and_finds_what_is_prepared(
-    text_config: Callable[..., TextData], tmp_path: Path
-) -> None:
+def test_peek_prepares_nothing_and_finds_prepared_data(text_config: Callable[..., TextData], tmp_path: Path) -> None:
     config = text_config(cache=str(tmp_path / "cache"))
     assert peek(config) is None
     assert not list(tmp_path.rglob("tokens-*"))
@@ -295,7 +295,7 @@ def test_a_peek_prepares_nothing_and_finds_what_is_prepared(
     assert peek(text_config(source=str(tmp_path / "none.txt"))) is None
 
 
-def test_the_embedded_documentation(tmp_path: Path) -> None:
+def test_builtin_python_docs(tmp_path: Path) -> None:
     config = TextData(kind="text", vocabulary_size=4096, cache=str(tmp_path))
     data = load(config)
     assert data.vocabulary_size == 4096
@@ -307,7 +307,7 @@ def test_the_embedded_documentation(tmp_path: Path) -> None:
     assert "[CLS]" in text_of_row
 
 
-def test_books_with_the_vocabulary_of_bert(shared_data: Path, tmp_path: Path) -> None:
+def test_books_with_berts_vocabulary(shared_data: Path, tmp_path: Path) -> None:
     config = TextData(
         kind="text", source=str(shared_data / "books/validation.parquet"), cache=str(tmp_path), validation_share=0.2,
         tokenizer=str(shared_data / "vocab/bert-base-uncased-vocab.txt"),

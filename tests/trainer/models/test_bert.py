@@ -20,7 +20,7 @@ def batch(size: int = 3, length: int = 16, k: int = 2, vocabulary: int = 100) ->
     }
 
 
-def test_scores_at_the_masked_positions_equal_those_of_the_whole_sequence(make: Make) -> None:
+def test_logits_at_masked_positions_equal_those_of_the_whole_sequence(make: Make) -> None:
     task, given = make("bert", size="tiny").eval(), batch()
     places = given["masked_positions"].unsqueeze(2).expand(-1, -1, 100)
     whole = task.model(given["input_ids"]).logits.gather(1, places)
@@ -36,7 +36,7 @@ def test_scores_at_the_masked_positions_equal_those_of_the_whole_sequence(make: 
     assert task(**best)[1].tolist() == [0.5, 1, 1]
 
 
-def test_vocabulary_scores_are_computed_nowhere_else(make: Make) -> None:
+def test_logits_are_computed_at_masked_positions_only(make: Make) -> None:
     task = make("bert", size="tiny")
     shapes = []
     task.model.cls.predictions.decoder.register_forward_hook(lambda module, args, out: shapes.append(out.shape))
@@ -44,7 +44,7 @@ def test_vocabulary_scores_are_computed_nowhere_else(make: Make) -> None:
     assert shapes == [(3, 2, 100)]
 
 
-def test_output_weights_are_the_word_embeddings(make: Make) -> None:
+def test_output_weights_are_tied_to_the_word_embeddings(make: Make) -> None:
     model = make("bert", size="tiny").model
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
     assert model.config._attn_implementation == "sdpa"
@@ -55,7 +55,7 @@ def test_output_weights_are_the_word_embeddings(make: Make) -> None:
 @pytest.mark.parametrize("size, millions", [
     ("tiny", 4.4), ("mini", 11.2), ("small", 28.8), ("medium", 41.4), ("base", 109.5), ("large", 335.2),
 ])  # fmt: skip
-def test_sizes_of_the_papers(make: Make, size: str, millions: float) -> None:
+def test_parameter_counts_match_the_papers(make: Make, size: str, millions: float) -> None:
     # Devlin et al. 2018 (110 M, 340 M) and Turc et al. 2019, table 1. The head of masked language modelling has
     # about as many weights as the pooler that these counts contain.
     with torch.device("meta"):
@@ -63,20 +63,20 @@ def test_sizes_of_the_papers(make: Make, size: str, millions: float) -> None:
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
-def test_dropout_is_that_of_the_config(make: Make) -> None:
+def test_dropout_follows_the_config(make: Make) -> None:
     task, given = make("bert", size="tiny", dropout=0.0), batch()
     assert torch.equal(task(**given)[0], task(**given)[0])
     rates = {m.p for m in make("bert", size="tiny", dropout=0.3).modules() if isinstance(m, torch.nn.Dropout)}
     assert rates == {0.3}
 
 
-def test_same_seed_same_weights(make: Make) -> None:
+def test_weights_are_a_function_of_the_seed(make: Make) -> None:
     a, b = make("bert", size="tiny").state_dict(), make("bert", size="tiny").state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recomputed_activations_change_nothing(make: Make, dropout: float) -> None:
+def test_activation_checkpointing_changes_no_result(make: Make, dropout: float) -> None:
     gradients = []
     for checkpointing in (False, True):
         task = make("bert", size="tiny", dropout=dropout, checkpointing=checkpointing)

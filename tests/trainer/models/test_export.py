@@ -20,7 +20,7 @@ OWN: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("keys", [*OWN, {"kind": "resnet", "depth": 18}])
-def test_classifiers_come_back_as_they_were(make: Callable[..., Task], keys: dict[str, Any], tmp_path: Path) -> None:
+def test_exported_classifier_loads_unchanged(make: Callable[..., Task], keys: dict[str, Any], tmp_path: Path) -> None:
     task = make(**keys)
     x = torch.randn(4, keys.get("channels", 3), 16, 16)
     task.model(x)  # moves the running statistics
@@ -32,7 +32,7 @@ def test_classifiers_come_back_as_they_were(make: Callable[..., Task], keys: dic
     assert torch.isfinite(loaded(x, labels=torch.tensor([0, 1, 2, 3])).loss)
 
 
-def test_bert_comes_back_as_it_was(make: Callable[..., Task], tmp_path: Path) -> None:
+def test_exported_bert_loads_unchanged(make: Callable[..., Task], tmp_path: Path) -> None:
     task = make("bert", size="tiny").eval()
     task.model.save_pretrained(tmp_path)
     ids = torch.randint(100, (2, 16))

@@ -43,7 +43,7 @@ def batch(size: int = 4, channels: int = 3, pixels: int = 32) -> dict[str, torch
     ({"kind": "resnet", "depth": 50}, 1000, 25.6), ({"kind": "resnet", "depth": 101}, 1000, 44.5),
     ({"kind": "resnet", "depth": 152}, 1000, 60.2),
 ])  # fmt: skip
-def test_sizes_of_the_papers(make: Make, keys: dict[str, Any], classes: int, millions: float) -> None:
+def test_parameter_counts_match_the_papers(make: Make, keys: dict[str, Any], classes: int, millions: float) -> None:
     with torch.device("meta"):
         model = make(**keys, classes=classes).model
     found = sum(p.numel() for p in model.parameters()) / 1e6
@@ -56,7 +56,7 @@ def test_sizes_of_the_papers(make: Make, keys: dict[str, Any], classes: int, mil
 
 @pytest.mark.parametrize("keys", SMALL)
 @pytest.mark.parametrize("channels, pixels", [(1, 8), (3, 33)])
-def test_losses_of_each_sample(make: Make, keys: dict[str, Any], channels: int, pixels: int) -> None:
+def test_task_returns_the_loss_of_each_sample(make: Make, keys: dict[str, Any], channels: int, pixels: int) -> None:
     task = make(**keys, channels=channels).eval()
     given = batch(4, channels, pixels)
     losses, correct = task(**given)
@@ -74,7 +74,7 @@ WITHOUT = [{**keys, "norm": "none"} for keys in SMALL[:2]]
 
 
 @pytest.mark.parametrize("keys", WITHOUT)
-def test_without_batch_norm_each_block_begins_as_its_shortcut_and_learns(make: Make, keys: dict[str, Any]) -> None:
+def test_fixup_blocks_start_as_their_shortcut_and_learn(make: Make, keys: dict[str, Any]) -> None:
     task = make(**keys)
     assert not list(norms(task))
     found = blocks(task.model)
@@ -100,7 +100,7 @@ def test_without_batch_norm_each_block_begins_as_its_shortcut_and_learns(make: M
     torch.testing.assert_close(alone, losses[:1], rtol=1e-4, atol=1e-5)
 
 
-def test_probabilities_of_views_are_averaged(make: Make) -> None:
+def test_predicted_probabilities_of_views_are_averaged(make: Make) -> None:
     task = make(**SMALL[0]).eval()
     views = torch.stack([batch(4)["pixel_values"], batch(4)["pixel_values"].flip(3)], dim=1)
     labels = batch(4)["labels"]
@@ -110,7 +110,7 @@ def test_probabilities_of_views_are_averaged(make: Make) -> None:
     assert torch.equal(correct, (mean.argmax(1) == labels).float())
 
 
-def test_a_plain_mean_of_statistics_is_torchs() -> None:
+def test_cumulative_mean_of_statistics_matches_torch() -> None:
     """As `recompute_batch_norm` takes it."""
     plain, own = nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, momentum=None)
     BatchNorm2d.replace(own)
@@ -122,7 +122,7 @@ def test_a_plain_mean_of_statistics_is_torchs() -> None:
 
 
 @pytest.mark.parametrize("keys", SMALL)
-def test_zero_init_makes_each_block_its_shortcut(make: Make, keys: dict[str, Any]) -> None:
+def test_zero_init_last_makes_each_block_its_shortcut(make: Make, keys: dict[str, Any]) -> None:
     for zero in (True, False):
         model = make(**keys, zero_init_last=zero).model
         found = blocks(model)
@@ -145,7 +145,7 @@ def shortcut(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("keys", SMALL)
-def test_convolutions_start_as_he_has_it(make: Make, keys: dict[str, Any]) -> None:
+def test_convolutions_use_he_initialization(make: Make, keys: dict[str, Any]) -> None:
     for name, module in make(**keys).model.named_modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
@@ -155,7 +155,9 @@ def test_convolutions_start_as_he_has_it(make: Make, keys: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("keys", SMALL[:3])
-def test_recomputed_activations_change_nothing_not_even_running_statistics(make: Make, keys: dict[str, Any]) -> None:
+def test_activation_checkpointing_changes_neither_results_nor_running_statistics(
+    make: Make, keys: dict[str, Any]
+) -> None:
     results = []
     for checkpointing in (False, True):
         task = make(**keys, checkpointing=checkpointing, zero_init_last=False)
@@ -186,7 +188,7 @@ def test_statistics_stay_in_float32(make: Make, keys: dict[str, Any], dtype: tor
     assert all(m.running_mean.abs().sum() > 0 for m in found)
 
 
-def test_casting_keeps_statistics_exact() -> None:
+def test_casting_keeps_statistics_unrounded() -> None:
     norm = nn.BatchNorm2d(3)
     BatchNorm2d.replace(norm)
     exact = torch.tensor([1 / 3, 1e-9, 1e30])
