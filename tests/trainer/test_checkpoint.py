@@ -45,7 +45,7 @@ def _world() -> Any:
 
 
 def _everything(engine: Any, made: Any) -> dict[str, Any]:
-    """Weights and moments of this rank, by kind, parameter and place; and the model's own weights."""
+    """Weights and moments of this rank, by kind, parameter and offset; and the model's own weights."""
     found: dict[str, Any] = {}
     for shard in engine.optimizer.shards:
         state = engine.optimizer.state[shard.tensor]
@@ -77,12 +77,12 @@ def _save(root: str, stage: int) -> dict[str, Any]:
 
 def _load(root: str, saved_stage: int, stage: int) -> dict[str, Any]:
     engine, made = _engine(stage)
-    place = checkpoint.load(checkpoint.newest(Path(root) / str(saved_stage)), engine, _world()).place  # type: ignore[arg-type]
+    position = checkpoint.load(checkpoint.newest(Path(root) / str(saved_stage)), engine, _world()).position  # type: ignore[arg-type]
     loaded = _everything(engine, made)
     buffers = {n: b.tolist() for n, b in engine.task.named_buffers()}
     for step in range(BEFORE, BEFORE + AFTER):
         sharded.feed(made, step)
-    result = {"place": place, "loaded": loaded, "end": _everything(engine, made), "buffers": buffers}
+    result = {"position": position, "loaded": loaded, "end": _everything(engine, made), "buffers": buffers}
     engine.destroy()
     return result
 
@@ -126,7 +126,7 @@ def test_checkpoint_loads_at_any_stage_and_world_size(ranks: Ranks, written: Any
         assert np.array_equal(loaded[key], values), key
     end = before[saved_stage][0]["end"]
     for result in results:
-        assert result["place"] == Position(BEFORE, BEFORE * 8, 0)
+        assert result["position"] == Position(BEFORE, BEFORE * 8, 0)
         assert result["loaded"]["pieces"]["step"] == BEFORE
         same = ranks.world_size == 2 and stage == saved_stage
         for name, values in end["model"].items():

@@ -47,8 +47,8 @@ def test_divergence_keeps_the_last_good_checkpoint_and_repeats_at_the_same_step(
     assert first.state == "diverged"
     assert 5 < first.train[-1]["step"] < 40
     assert first.train[-1]["loss"] > 2 * first.train[0]["loss"]
-    assert Manifest.read(kept).place.step == (first.train[-1]["step"] - 1) // 7 * 7
-    assert first.train[-1]["step"] - Manifest.read(kept).place.step > 1  # steps that are trained again
+    assert Manifest.read(kept).position.step == (first.train[-1]["step"] - 1) // 7 * 7
+    assert first.train[-1]["step"] - Manifest.read(kept).position.step > 1  # steps that are trained again
     assert not (run / "finished.json").exists()
     ranks.run(run_config, raw)
     again = read(run)
