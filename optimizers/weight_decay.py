@@ -92,6 +92,6 @@ def _prox_factor(group: Group) -> float:
 
 
 def _multiplier(group: Group) -> float:
-    """The schedule's multiplier eta. torch's OneCycleLR rises to a peak of its own, which it puts into the group."""
+    """The schedule's multiplier eta. torch's OneCycleLR rises to its own peak, which it stores in the group."""
     peak = group["max_lr"] if "max_lr" in group else group["peak_lr"]
     return float(group["lr"]) / float(peak)

@@ -358,7 +358,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def notes(rows: list[dict[str, Any]], about: dict[str, Any], device: torch.device) -> str:
     counted = "torch.cuda.max_memory_allocated" if device.type == "cuda" else "each allocation by torch's profiler"
-    said = [
+    lines = [
         f"ms: median of {about['rounds']} rounds. A round takes one step of each optimizer of a setting in random order; all "
         "of them share weights, gradients and the memory of the moments.",
         "B/element: bytes per element that the algorithm must move in float32 (AdamW and RAdam 28; Lamb 40, because the "
@@ -380,10 +380,10 @@ def notes(rows: list[dict[str, Any]], about: dict[str, Any], device: torch.devic
     for row in rows:
         if "problem" in row:
             failed.setdefault(row["problem"], {})[f"{row['optimizer']} ({row['version']})"] = None
-    said += [f"Not run: {'; '.join(who)}: {problem}" for problem, who in failed.items()]
+    lines += [f"Not run: {'; '.join(who)}: {problem}" for problem, who in failed.items()]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     footer = f"{about['date']}, commit {about['commit']}, {about['device']}, {about['threads']} threads; {versions}."
-    return "\n".join(f"- {line}" for line in said) + f"\n\n{footer}"
+    return "\n".join(f"- {line}" for line in lines) + f"\n\n{footer}"
 
 
 def describe(device: torch.device, rounds: int, peers: dict[str, str]) -> dict[str, Any]:

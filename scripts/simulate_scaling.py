@@ -4,7 +4,7 @@
     DS_ACCELERATOR=cpu .venv/bin/python scripts/simulate_scaling.py --small                    # half a minute
 
 DeepSpeed and FSDP2 are real, and believe that they are one rank of many: torch's fake process group has any size, and
-its collectives do nothing. Each engine is made in a forked process of its own, so that none meets what another left.
+its collectives do nothing. Each engine is created in a separate forked process, so that none sees the state of another.
 """
 
 from __future__ import annotations
@@ -205,8 +205,8 @@ def _python_bytes(action: Callable[[], Any]) -> int:
 
 def _fingerprint(shards: Sequence[ShardLayout]) -> str:
     """A hash of the layout, to compare with that of another rank."""
-    said = [(local(s.tensor).numel(), s.slices, s.parameters, s.is_counted) for s in shards]
-    return hashlib.sha256(repr(said).encode()).hexdigest()[:12]
+    layout = [(local(s.tensor).numel(), s.slices, s.parameters, s.is_counted) for s in shards]
+    return hashlib.sha256(repr(layout).encode()).hexdigest()[:12]
 
 
 def _tensor_bytes(found: Any) -> int:
