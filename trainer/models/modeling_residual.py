@@ -1,10 +1,10 @@
 """Residual networks for small images: the CIFAR ResNets, and wide ResNets.
 
-This file needs torch and transformers and nothing else: `save_pretrained` copies it beside the weights, so that
+This file imports torch and transformers only: `save_pretrained` copies it next to the weights, so that
 
     AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
 
-works where Bellwether is not installed.
+works without Bellwether installed.
 
 Sources: He et al. 2015 (1512.03385), section 4.2; Zagoruyko and Komodakis 2016 (1605.07146); without BatchNorm, Fixup: Zhang,
 Dauphin and Ma 2019 (1901.09321).
@@ -53,7 +53,7 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Shift(nn.Module):
-    """x + bias, one number: what Fixup has before a convolution or an activation."""
+    """x + bias, a scalar: Fixup adds one before each convolution and each activation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Shift(nn.Module):
 
 
 class Gain(Shift):
-    """gain x + bias, two numbers: what Fixup has at the end of a branch."""
+    """gain x + bias, two scalars: Fixup adds them at the end of a residual branch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,10 +83,10 @@ def _extra(kind: type[Shift], norm: str) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN, plus shortcut, ReLU. Without BatchNorm, shifts stand in its place and before the convolutions.
+    """conv-BN-ReLU-conv-BN, plus shortcut, ReLU. Without BatchNorm, shifts replace it and precede the convolutions.
 
-    The shortcut has no parameters (option A of the paper, which it uses for CIFAR): where the stage changes it takes
-    every other pixel and fills the new channels with zeros.
+    The shortcut has no parameters (option A of the paper, which it uses for CIFAR): at the start of a stage it takes every
+    other pixel and pads the new channels with zeros.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
@@ -111,7 +111,7 @@ class BasicBlock(nn.Module):
 class PreActivationBlock(nn.Module):
     """BN-ReLU-conv-BN-ReLU-conv, plus shortcut.
 
-    Where the number of channels changes, the shortcut is a 1 x 1 convolution of the activated input.
+    If the number of channels changes, the shortcut is a 1 x 1 convolution of the activated input.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
@@ -150,32 +150,32 @@ class _Residual(PreTrainedModel):
     main_input_name = "pixel_values"
 
     def _init_weights(self, module: nn.Module) -> None:
-        # He et al. 2015 (1502.01852), by fan-out. Linear layers and norms keep torch's initialisation.
+        # He et al. 2015 (1502.01852), by fan-out. Linear layers and norms keep torch's initialization.
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def _start(self) -> None:
-        """Weights as they begin: each block is its shortcut without BatchNorm, and its first convolution small."""
+    def _initialize(self) -> None:
+        """Initializes the weights. Without BatchNorm by Fixup: each block starts as its shortcut, its first convolution scaled down."""
         self.post_init()
         if self.config.norm == "batch":
             return
-        found = [m for m in self.modules() if isinstance(m, BasicBlock | PreActivationBlock)]
+        blocks = [m for m in self.modules() if isinstance(m, BasicBlock | PreActivationBlock)]
         with torch.no_grad():
-            for block in found:
+            for block in blocks:
                 # Fixup, section 3: L^(-1 / (2m - 2)) for L blocks of m = 2 convolutions.
-                block.conv1.weight.mul_(len(found) ** -0.5)
+                block.conv1.weight.mul_(len(blocks) ** -0.5)
                 block.conv2.weight.zero_()
             self.classifier.weight.zero_()
             self.classifier.bias.zero_()
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """[B, C, H, W] to the activations of the last stage, [B, channels, H / 4, W / 4]."""
+        """The activations of the last stage: [B, C, H, W] to [B, channels, H / 4, W / 4]."""
         raise NotImplementedError
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutputWithNoAttention:
-        """Class scores ``logits`` [B, classes], and their mean cross entropy where ``labels`` [B] are given."""
+        """``logits`` [B, classes], and their mean cross entropy ``loss`` if ``labels`` [B] are given."""
         pooled = self.features(pixel_values).mean(dim=(2, 3))
         logits = self.classifier(pooled)
         loss = None if labels is None else functional.cross_entropy(logits.float(), labels)
@@ -193,7 +193,7 @@ class CifarResNetForImageClassification(_Residual):
         self.bn = _norm(16, config.norm)
         self.stages = _stages(BasicBlock, 16, [16, 32, 64], (config.depth - 2) // 6, config.norm)
         self.classifier = nn.Linear(64, config.num_labels)
-        self._start()
+        self._initialize()
 
     def features(self, pixel_values: Tensor) -> Tensor:
         return self.stages(functional.relu(self.bn(self.stem(pixel_values))))
@@ -211,7 +211,7 @@ class WideResNetForImageClassification(_Residual):
         self.stages = _stages(PreActivationBlock, 16, widths, (config.depth - 4) // 6, config.norm)
         self.bn = _norm(widths[-1], config.norm)
         self.classifier = nn.Linear(widths[-1], config.num_labels)
-        self._start()
+        self._initialize()
 
     def features(self, pixel_values: Tensor) -> Tensor:
         return functional.relu(self.bn(self.stages(self.stem(pixel_values))))
