@@ -130,7 +130,7 @@ def test_ctrl_c_ends_all_ranks_and_the_same_command_resumes(space: Path) -> None
         )
     )
     assert status == 0, error
-    assert "going on at step 5" in error or re.search(r"going on at step \d*[05] ", error)
+    assert "resuming at step 5" in error or re.search(r"resuming at step \d*[05] ", error)
     assert max(steps(space, "interrupted")) == before + 3
 
 
