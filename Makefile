@@ -8,7 +8,7 @@ WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train check test test-all lint format bench-optimizers lock clean
+.PHONY: help setup train check check-min test test-all lint format bench-optimizers lock clean
 
 help:  ## this list
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
@@ -29,6 +29,9 @@ test: lint  ## what CI runs: every feature once, on real process groups and a re
 
 test-all: lint  ## the full matrix: every optimizer, engine and number of processes
 	$(PYTEST) --tier=all $(ARGS)
+
+check-min:  ## make check's tests on the lowest declared version of each dependency (downloads several GB)
+	PYTHON=$(PYTHON) scripts/check_minimum.sh $(ARGS)
 
 lint: setup  ## ruff and mypy, as CI runs them
 	$(BIN)/ruff check
