@@ -55,11 +55,29 @@ def selected(item: pytest.Item, tier: str) -> bool:
     return not full and (tier == "test" or item.get_closest_marker("process") is None)
 
 
+def check_groups(items: list[pytest.Item]) -> None:
+    """In a worker of pytest-xdist: has it put the groups into the test ids, by which the controller schedules?
+
+    Raises:
+        pytest.UsageError: if not. Each worker would start ranks and clusters of its own.
+    """
+    grouped = [item for item in items if item.get_closest_marker("xdist_group") is not None]
+    if "PYTEST_XDIST_WORKER" in os.environ and grouped and not grouped[0].nodeid.endswith(_group(grouped[0])):
+        raise pytest.UsageError(
+            f"pytest-xdist does not group tests under pytest {pytest.__version__}; requirements/ has one that does"
+        )
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return str(marker.args[0])
+
+
 def _order(item: pytest.Item) -> int:
     """A stable sort key: pytest's own order holds within a group."""
-    marker = item.get_closest_marker("xdist_group")
-    if marker is not None:
-        return GROUPS.index(marker.args[0])
+    if item.get_closest_marker("xdist_group") is not None:
+        return GROUPS.index(_group(item))
     return len(GROUPS) if item.get_closest_marker("process") else len(GROUPS) + 1
 
 
