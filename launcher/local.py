@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,10 +49,10 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
     # `_report_failure` prints what torch would log about a failure.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     logs = run_paths.directory(checked) / "logs"
-    os.environ["BELLWETHER_WORLD_SIZE"] = str(nproc)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // nproc)))
     try:
-        launch_agent(_launch_config(nproc, logs), sys.executable, ["-m", "bellwether.trainer", config, *overrides])
+        with _environment(BELLWETHER_WORLD_SIZE=str(nproc), OMP_NUM_THREADS=threads):
+            launch_agent(_launch_config(nproc, logs), sys.executable, ["-m", "bellwether.trainer", config, *overrides])
     except ChildFailedError as error:
         return _report_failure(error, logs)
     except (SignalException, KeyboardInterrupt) as error:
@@ -59,6 +60,21 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
         saved = getattr(error, "sigval", signal.SIGINT) in (signal.SIGTERM, signal.SIGUSR2)
         return signals.SAVED if saved else 130
     return 0
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set variables for the processes started inside; the caller's own runs must not inherit them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _process_count(config: Config, nproc: int | None) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
+
 from tests.cluster.machine import Cluster
 from tests.packaging.conftest import installed, wheel
 from tests.packaging.environment import Environment, steps
@@ -11,6 +13,7 @@ from tests.packaging.environment import Environment, steps
 __all__ = ["installed", "wheel"]  # fixtures
 
 
+@pytest.mark.full
 def test_launch_of_a_shipped_recipe_from_an_installed_wheel(two: Cluster, installed: Environment) -> None:
     # Neither an activated environment nor PYTHONPATH helps the job to find the package.
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PATH")

@@ -151,6 +151,7 @@ def test_signal_stops_both_hosts_over_ssh_and_the_same_command_resumes(
     assert "over-ssh: finished" in log
 
 
+@pytest.mark.full
 def test_ranks_under_srun_with_pmix_are_detected_through_mpi(two: Cluster, space: Space) -> None:
     if "pmix" not in two.run("srun", "--mpi=list", check=False):
         pytest.skip("this SLURM has no pmix")

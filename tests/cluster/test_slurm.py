@@ -171,6 +171,7 @@ def test_same_failure_twice_stops_the_job(two: Cluster, space: Space) -> None:
     assert "the test wants this rank to fail" in (space.folder / f"logs/{job}-rank0.log").read_text()
 
 
+@pytest.mark.full
 def test_cancelled_job_saves_a_checkpoint_and_is_not_requeued(two: Cluster, space: Space, whole: bytes) -> None:
     arguments = (TRAIN, "quick.yaml", "name=cancelled")
     environment = space.environment(TEST_STEP="0.03", BELLWETHER_RESTARTS="0")
@@ -194,6 +195,7 @@ def test_cancelled_job_saves_a_checkpoint_and_is_not_requeued(two: Cluster, spac
     check_history(space, "cancelled", 1)
 
 
+@pytest.mark.full
 def test_job_stops_when_no_restarts_are_left(two: Cluster, space: Space) -> None:
     environment = space.environment(TEST_FAIL="3", BELLWETHER_RESTARTS="0")
     job = two.submit(space.folder, "-N1", *ONE_EACH, TRAIN, "quick.yaml", "name=spent", **environment)
@@ -202,6 +204,7 @@ def test_job_stops_when_no_restarts_are_left(two: Cluster, space: Space) -> None
     assert two.show(job)["Restarts"] == "0"
 
 
+@pytest.mark.full
 def test_srun_by_hand_on_three_nodes(three: Cluster, space: Space) -> None:
     # Without the batch script, every task derives address and port itself.
     out = three.run(
@@ -212,6 +215,7 @@ def test_srun_by_hand_on_three_nodes(three: Cluster, space: Space) -> None:
     assert space.step("three") == 10
 
 
+@pytest.mark.full
 def test_job_array(three: Cluster, space: Space) -> None:
     runs = space.folder / "runs.txt"
     runs.write_text(

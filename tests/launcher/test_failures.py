@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from bellwether.launcher import console
 from bellwether.launcher.local import _report_failure
 from tests.launcher.processes import finish, ranks_of, start, steps, wait_for_step
+from tests.tiers import covering
 
 
 @pytest.mark.process
@@ -134,6 +135,7 @@ def test_ctrl_c_ends_all_ranks_and_the_same_command_resumes(space: Path) -> None
     assert max(steps(space, "interrupted")) == before + 3
 
 
+@covering(lambda to: to == "launcher")
 @pytest.mark.process
 @pytest.mark.parametrize("to", ["launcher", "rank"])
 def test_signal_saves_at_the_next_step_and_the_resumed_run_ends_bit_identical(space: Path, to: str) -> None:
@@ -175,6 +177,7 @@ if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "bellwether.t
 """
 
 
+@covering(lambda silent: silent == 1)
 @pytest.mark.process
 @pytest.mark.parametrize("silent", [0, 1])
 def test_silent_rank_ends_the_run_and_is_named(space: Path, tmp_path: Path, silent: int) -> None:

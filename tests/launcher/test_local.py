@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.processes import ROOT, finish, start, steps
+from tests.tiers import covering
 
 
 @pytest.mark.process
@@ -37,6 +38,7 @@ def test_train_prints_a_summary_and_writes_report_and_export(space: Path) -> Non
     assert "Traceback" not in error
 
 
+@covering(lambda recipe: recipe == "bert-tiny")
 @pytest.mark.process
 @pytest.mark.parametrize("recipe", ["bert-tiny", "resnet-digits"])
 def test_small_recipes_run(space: Path, recipe: str) -> None:
@@ -100,15 +102,16 @@ def test_invalid_config_is_refused_once_before_any_process_starts(
 def test_limit_of_open_files_is_raised_to_the_hard_limit() -> None:
     program = (
         "import resource\n"
-        "from bellwether.trainer.__main__ import _allow_open_files\n"
+        "from bellwether.trainer.__main__ import _raise_open_files_limit\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
-        "_allow_open_files()\n"
+        "_raise_open_files_limit()\n"
         "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_report_is_rebuilt_for_a_run_and_refused_elsewhere(space: Path) -> None:
     finish(start(space, "bellwether", "train", "quick.yaml", "name=reported"))

@@ -51,6 +51,7 @@ def test_logs_follows_a_local_run_to_its_end_and_keeps_restarts(space: Path) -> 
     assert len(re.findall(r"^--- .* process \d+ on ", out, re.M)) == 2
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_log_of_a_run_in_a_terminal_has_lines_instead_of_the_progress_bar(space: Path) -> None:
     terminal, end = pty.openpty()

@@ -114,7 +114,7 @@ def test_missing_compiler_is_reported(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     reason = "no C++ compiler was found (c++, g++, clang++, or the one that CXX names)"
     assert ended.stdout.splitlines() == [
-        f"the compiled kernel cannot run here, torch's operations take its place: {reason}",
+        f"the compiled kernel cannot run here, using torch's operations instead: {reason}",
         "1.62",
         f"kernel='cpu' cannot run here: {reason}; kernel='auto' falls back to torch",
     ]

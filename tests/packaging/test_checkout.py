@@ -22,6 +22,8 @@ def check():
         file = getattr(module, "__file__", None)
         if file is None or pathlib.Path(ROOT) not in (path := pathlib.Path(file).resolve()).parents:
             continue
+        if pathlib.Path(sys.prefix) in path.parents:  # .venv may lie in the checkout
+            continue
         first_name, first = modules.setdefault(path, (name, module))
         for key, value in vars(module).items():
             if isinstance(value, type | types.FunctionType) and "__main__" not in (name, first_name):
