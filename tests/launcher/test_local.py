@@ -1,7 +1,8 @@
-"""bellwether train as a subprocess: its output, and what it refuses."""
+"""bellwether train: its output, what it refuses, and what it leaves behind."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bellwether.launcher import local
 from tests.launcher.processes import ROOT, finish, start, steps
 from tests.tiers import covering
 
@@ -123,3 +125,19 @@ def test_report_is_rebuilt_for_a_run_and_refused_elsewhere(space: Path) -> None:
     status, _, error = finish(start(space, "bellwether", "report", "runs"))
     assert status == 2
     assert "config.yaml" in error
+
+
+def test_train_leaves_the_environment_of_its_caller_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the processes inherit matters here, so none is started."""
+    monkeypatch.delenv("BELLWETHER_WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    inherited: list[tuple[str, str]] = []
+
+    def launch_agent(*arguments: object) -> None:
+        inherited.append((os.environ["BELLWETHER_WORLD_SIZE"], os.environ["OMP_NUM_THREADS"]))
+
+    monkeypatch.setattr("torch.distributed.launcher.api.launch_agent", launch_agent)
+    before = dict(os.environ)
+    assert local.train(f"{ROOT}/configs/resnet-digits.yaml", ["engine.device=cpu"], 2) == 0
+    assert inherited == [("2", "3")]
+    assert dict(os.environ) == before
