@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.cluster import slurm_conf
+from tests.cluster.slot import Slot
 
 _TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "bridge", "unshare", "nsenter", "setpriv", "mount")
 # Child processes die with the test run, also when it is killed and cannot clean up.
@@ -51,9 +52,8 @@ class Cluster:
     def __init__(self, directory: Path, size: int) -> None:
         self.directory, self.size = directory, size
         self.names = [f"node{n}" for n in range(1, size + 1)]
-        # Several clusters may run on one machine at the same time, as with two test runs.
-        self._tag = f"b{os.getpid() % 46656:x}{size}"
-        self._net = f"10.{64 + os.getpid() % 64}.{size}"
+        self._slot = Slot()
+        self._tag, self._net = self._slot.name, self._slot.network
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._controller: subprocess.Popen[bytes] | None = None
         self._munged: subprocess.Popen[bytes] | None = None
@@ -80,10 +80,8 @@ class Cluster:
         for daemon in (self._controller, self._munged):
             if daemon is not None:
                 _end(daemon)
-        for index, name in enumerate(self.names, 1):
-            _quietly("ip", "link", "del", f"{self._tag}v{index}")
-            _quietly("ip", "netns", "del", f"{self._tag}-{name}")
-        _quietly("ip", "link", "del", self._tag)
+        self._slot.remove_network()
+        self._slot.close()
 
     # Use
 
@@ -219,7 +217,8 @@ class Cluster:
     def _configure(self) -> None:
         self.directory.chmod(0o755)
         (self.directory / "state").mkdir(exist_ok=True)
-        slurm_conf.write(self.directory, f"{self._net}.1", {name: self.address(name) for name in self.names})
+        nodes = {name: self.address(name) for name in self.names}
+        slurm_conf.write(self.directory, f"{self._net}.1", self._slot.port, nodes)
 
     def _start_munge(self) -> None:
         key = self.directory / "munge.key"

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 
-def write(directory: Path, controller: str, nodes: Mapping[str, str]) -> None:
+def write(directory: Path, controller: str, port: int, nodes: Mapping[str, str]) -> None:
     """Write slurm.conf, cgroup.conf, mpi.conf, gres.conf, and a hosts file for the nodes.
 
     Args:
         directory: for these files, and the daemons' state, sockets and logs.
         controller: address of slurmctld.
+        port: its port.
         nodes: addresses by name.
     """
     host = socket.gethostname().split(".")[0]
-    lines = _slurm_conf(directory, f"{host}({controller})", len(nodes))
+    lines = _slurm_conf(directory, f"{host}({controller})", port)
     text = "".join(f"{key}={value}\n" for key, value in lines.items())
     for name, address in nodes.items():
         text += f"NodeName={name} NodeAddr={address} CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN\n"
@@ -34,11 +34,11 @@ def write(directory: Path, controller: str, nodes: Mapping[str, str]) -> None:
     (directory / "hosts").write_text(f"127.0.0.1 localhost\n{addresses}")
 
 
-def _slurm_conf(directory: Path, controller: str, size: int) -> dict[str, str]:
+def _slurm_conf(directory: Path, controller: str, port: int) -> dict[str, str]:
     return {
         "ClusterName": "bellwether",
         "SlurmctldHost": controller,
-        "SlurmctldPort": str(20_000 + os.getpid() % 1000 * 8 + size),
+        "SlurmctldPort": str(port),
         "SlurmUser": "root",
         "SlurmdUser": "root",
         # A requeued job waits until its old credential expires: two minutes by default, at least 5 s.
