@@ -64,8 +64,10 @@ def _serve(rank: int, world_size: int, port: int, inbox: Any, outbox: Any) -> No
     import torch
 
     torch.set_num_threads(1)
+    from bellwether.trainer import libraries
     from bellwether.trainer.distributed import start
 
+    libraries.quicken_transformers()
     start("cpu", timeout=timedelta(seconds=60))
     while True:
         function, args = inbox.get()

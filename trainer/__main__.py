@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from bellwether.trainer import log, signals
+from bellwether.trainer import libraries, log, signals
 
 _log = logging.getLogger("bellwether.trainer")  # __name__ is __main__ here
 
@@ -46,6 +46,7 @@ def _run(path: str, overrides: list[str]) -> int:
 
     try:
         config = load(path, overrides)
+        libraries.quicken_transformers()
         from bellwether.trainer.run import run
 
         stopped = run(config)

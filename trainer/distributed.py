@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pickle
 import socket
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +17,7 @@ import torch.distributed as dist
 
 from bellwether.trainer import process_info
 from bellwether.trainer.config import ConfigError
+from bellwether.trainer.libraries import import_deepspeed
 from bellwether.trainer.log import EVERY_RANK
 from bellwether.trainer.process_info import ProcessInfo
 
@@ -119,31 +118,6 @@ def _log_waiting() -> None:
     e = os.environ
     where = f"{e['MASTER_ADDR']}:{e['MASTER_PORT']}"
     log.warning("waits for all %s processes at %s", e["WORLD_SIZE"], where, extra=EVERY_RANK)
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed, without its warnings, and without imports and builds that training does not use."""
-    # DeepSpeed 0.19.8 calls collectives by the names they had before torch 2.13.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import deepspeed
-
-        # `deepspeed.initialize` imports Muon, whether it is used or not, and there torch.compile as a decorator imports all
-        # of Inductor: 4 s of a core for every rank. Imported here with a decorator that does nothing, it costs nothing.
-        compiler = torch.compile
-        torch.compile = lambda function=None, **_: function or (lambda inner: inner)  # type: ignore[assignment]
-        try:
-            with contextlib.suppress(ImportError):  # another version may keep it elsewhere, and then it costs the 4 s
-                import deepspeed.runtime.zero.muon.muon_optimizer
-        finally:
-            torch.compile = compiler
-    # Shared-memory all-reduce for inference. It is compiled for a minute on a CPU, and a process killed during that leaves a
-    # lock on which every later run would wait forever.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if os.environ.get("DEEPSPEED_LOG_LEVEL") is None:
-        deepspeed.utils.logger.setLevel(logging.ERROR)
-    return deepspeed
 
 
 def check_world_size(world: World, configured: int | None) -> None:

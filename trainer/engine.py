@@ -18,7 +18,8 @@ from bellwether.optimizers.param_groups import named
 from bellwether.optimizers.shards import deepspeed as zero_shards
 from bellwether.trainer import buffers
 from bellwether.trainer.config import Config, ConfigError
-from bellwether.trainer.distributed import World, import_deepspeed, run_on_all_ranks
+from bellwether.trainer.distributed import World, run_on_all_ranks
+from bellwether.trainer.libraries import import_deepspeed
 from bellwether.trainer.optimization import make_optimizer, make_schedule, with_averaging
 from bellwether.trainer.phases import Phase
 

@@ -37,8 +37,8 @@ class Sharding:
         Raises:
             ConfigError: if the config offloads, which the planner does not support.
         """
-        from bellwether.trainer.distributed import import_deepspeed
         from bellwether.trainer.engine import reduce_bucket
+        from bellwether.trainer.libraries import import_deepspeed
 
         import_deepspeed()
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig

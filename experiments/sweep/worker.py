@@ -11,7 +11,7 @@ import torch
 
 import bellwether.trainer.run
 from bellwether.trainer.__main__ import main
-from bellwether.trainer.distributed import import_deepspeed
+from bellwether.trainer.libraries import import_deepspeed
 
 # These imports take seconds. multiprocessing's fork server does them once, for all trials.
 assert bellwether.trainer.run

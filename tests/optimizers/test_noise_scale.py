@@ -90,8 +90,8 @@ def _batches(steps: int, dtype: torch.dtype) -> Any:
 def _deepspeed(stage: int, precision: str, clip: float, steps: int) -> dict[str, float]:
     """The weights hardly change, at a very small learning rate."""
     from bellwether.optimizers import SGD, WarmupConstant, attach
-    from bellwether.trainer.distributed import import_deepspeed
     from bellwether.trainer.engine import Engine
+    from bellwether.trainer.libraries import import_deepspeed
 
     world = torch.distributed.get_world_size()
     model = Quadratic()

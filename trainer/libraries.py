@@ -1,0 +1,158 @@
+"""The imports of DeepSpeed and transformers, without what a training run has no use for.
+
+Every rank of a run pays for them, in seconds of a core and in reads from a file system that all ranks share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.abc
+import importlib.machinery
+import json
+import logging
+import os
+import sys
+import sysconfig
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_SCANNER = "transformers.utils.import_utils"
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, without its warnings, and without imports and builds that training does not use."""
+    # DeepSpeed 0.19.8 calls collectives by the names they had before torch 2.13.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Its autotuner imports MLflow where that is installed: 2 s of a core.
+        with _absent("mlflow"):
+            import deepspeed
+
+        # `deepspeed.initialize` imports Muon, whether it is used or not, and there torch.compile as a decorator imports all
+        # of Inductor: 4 s of a core. Imported here with a decorator that does nothing, it costs nothing.
+        import torch
+
+        compiler = torch.compile
+        torch.compile = lambda function=None, **_: function or (lambda inner: inner)  # type: ignore[assignment]
+        try:
+            with contextlib.suppress(ImportError):  # another version may keep it elsewhere, and then it costs the 4 s
+                import deepspeed.runtime.zero.muon.muon_optimizer
+        finally:
+            torch.compile = compiler
+    # Shared-memory all-reduce for inference. It is compiled for a minute on a CPU, and a process killed during that leaves a
+    # lock on which every later run would wait forever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if os.environ.get("DEEPSPEED_LOG_LEVEL") is None:
+        deepspeed.utils.logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+def quicken_transformers() -> None:
+    """Let a later ``import transformers`` read its list of models from a file of ours instead of searching 1,600 source files.
+
+    transformers 5 searches them twice per process: 2 s of a core. The list is kept in ~/.cache/bellwether (XDG_CACHE_HOME), a
+    file per installation. Where transformers is imported already, or works differently, this does nothing.
+    """
+    if "transformers" not in sys.modules and not any(isinstance(finder, _ScannerFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _ScannerFinder())
+
+
+@contextlib.contextmanager
+def _absent(module: str) -> Iterator[None]:
+    """Make the import of a module fail, as if it were not installed; no effect on one that is imported already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+class _ScannerFinder(importlib.abc.MetaPathFinder):
+    """Finds the module of transformers that searches its source files, and replaces the search once it is loaded."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != _SCANNER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_replace(module: ModuleType) -> None:
+                load(module)
+                search = getattr(module, "create_import_structure_from_path", None)
+                if search is not None:
+                    module.create_import_structure_from_path = _remembering(search)  # type: ignore[attr-defined]
+
+            spec.loader.exec_module = load_and_replace  # type: ignore[method-assign]
+        return spec
+
+
+def _remembering(search: Any) -> Any:
+    """transformers' search of a folder, with the result for its folder of models kept for this and for later processes."""
+    # Its own cache has 128 places, for 549 folders: the second search finds nothing of the first.
+    search = functools.cache(getattr(search, "__wrapped__", search))
+
+    @functools.cache
+    def models(folder: str) -> Any:
+        file = _index_file(folder)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return _decode_dict(json.loads(file.read_text(encoding="utf-8")))
+        found = search(folder)
+        with contextlib.suppress(OSError):  # no place to keep it: searched again the next time
+            _write(file, json.dumps(_encode(found)))
+        return found
+
+    def create_import_structure_from_path(module_path: Any) -> Any:
+        folder = os.path.dirname(module_path) if os.path.isfile(module_path) else os.fspath(module_path)
+        # Outside site-packages, somebody works on transformers itself, and its files change.
+        installed = folder.startswith(sysconfig.get_path("purelib"))
+        return models(folder) if installed and os.path.basename(folder) == "models" else search(module_path)
+
+    return create_import_structure_from_path
+
+
+def _index_file(models: str) -> Path:
+    """The file with the list of models of one installation of transformers, as it is now."""
+    import hashlib
+    from importlib.metadata import version
+
+    key = f"{models} {os.stat(models).st_mtime_ns} {version('transformers')}"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache, "bellwether", f"transformers-models-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
+
+
+def _write(file: Path, text: str) -> None:
+    """Many processes may write the same at once: each to a file of its own, which then takes the place."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.replace(partial, file)
+
+
+def _encode(structure: Any) -> Any:
+    """As JSON: a dictionary as {"items": pairs}; in its keys a list for a frozenset; in its values a list for a set."""
+    if isinstance(structure, dict):
+        keys = [key if isinstance(key, str) else sorted(key) for key in structure]
+        return {"items": [[key, _encode(value)] for key, value in zip(keys, structure.values(), strict=True)]}
+    return sorted(structure)
+
+
+def _decode_dict(encoded: Any) -> dict[Any, Any]:
+    return {key if isinstance(key, str) else frozenset(key): _decode(value) for key, value in encoded["items"]}
+
+
+def _decode(encoded: Any) -> Any:
+    return _decode_dict(encoded) if isinstance(encoded, dict) else set(encoded)
