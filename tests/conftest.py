@@ -33,9 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tiers.arrange(items)
-    chosen = [item for item in items if tiers.selected(item, config.getoption("--tier"))]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-    items[:] = chosen
+    tier = config.getoption("--tier")
+    config.hook.pytest_deselected(items=[item for item in items if not tiers.selected(item, tier)])
+    items[:] = [item for item in items if tiers.selected(item, tier)]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
