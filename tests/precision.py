@@ -7,13 +7,11 @@ inherits `subprocess_path`. Without the variable nothing is changed.
 
 from __future__ import annotations
 
-import importlib.abc
 import os
-import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from bellwether.trainer.import_hook import after_import
 
 if TYPE_CHECKING:
     from tests.ranks import Ranks
@@ -61,9 +59,7 @@ def report_absent() -> None:
     if not absent():
         return
     for module, name in _ACCELERATORS.items():
-        if module in sys.modules:
-            _patch(getattr(sys.modules[module], name))
-    sys.meta_path.insert(0, _Finder())
+        after_import(module, lambda imported, name=name: _patch(getattr(imported, name)))  # type: ignore[misc]
 
 
 def _patch(accelerator: Any) -> None:
@@ -76,23 +72,3 @@ def _patch(accelerator: Any) -> None:
     for name in absent():
         setattr(accelerator, f"is_{name}_supported", lambda self: False)
     accelerator.supported_dtypes = lambda self: [dtype for dtype in original(self) if dtype not in missing]
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Patches an accelerator's class as soon as its module is executed."""
-
-    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in _ACCELERATORS:
-            return None
-        others = [finder for finder in sys.meta_path if finder is not self]
-        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            execute = loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _patch(getattr(module, _ACCELERATORS[name]))
-
-            loader.exec_module = exec_module
-        return spec

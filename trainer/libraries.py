@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.abc
-import importlib.machinery
 import json
 import logging
 import os
@@ -16,12 +14,12 @@ import sys
 import sysconfig
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_SCANNER = "transformers.utils.import_utils"
+from bellwether.trainer.import_hook import after_import
 
 
 def import_deepspeed() -> Any:
@@ -47,7 +45,7 @@ def import_deepspeed() -> Any:
             torch.compile = compiler
     # Shared-memory all-reduce for inference. It is compiled for a minute on a CPU, and a process killed during that leaves a
     # lock on which every later run would wait forever.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    after_import("deepspeed.comm.torch", _without_shared_memory)
     if os.environ.get("DEEPSPEED_LOG_LEVEL") is None:
         deepspeed.utils.logger.setLevel(logging.ERROR)
     return deepspeed
@@ -59,8 +57,12 @@ def quicken_transformers() -> None:
     transformers 5 searches them twice per process: 2 s of a core. The list is kept in ~/.cache/bellwether (XDG_CACHE_HOME), a
     file per installation. Where transformers is imported already, or works differently, this does nothing.
     """
-    if "transformers" not in sys.modules and not any(isinstance(finder, _ScannerFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _ScannerFinder())
+    if "transformers" not in sys.modules:
+        after_import("transformers.utils.import_utils", _keep_list)
+
+
+def _without_shared_memory(backend: ModuleType) -> None:
+    backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -76,27 +78,10 @@ def _absent(module: str) -> Iterator[None]:
         del sys.modules[module]
 
 
-class _ScannerFinder(importlib.abc.MetaPathFinder):
-    """Finds the module of transformers that searches its source files, and replaces the search once it is loaded."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != _SCANNER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def load_and_replace(module: ModuleType) -> None:
-                load(module)
-                search = getattr(module, "create_import_structure_from_path", None)
-                if search is not None:
-                    module.create_import_structure_from_path = _remembering(search)  # type: ignore[attr-defined]
-
-            spec.loader.exec_module = load_and_replace  # type: ignore[method-assign]
-        return spec
+def _keep_list(import_utils: ModuleType) -> None:
+    if hasattr(import_utils, "create_import_structure_from_path"):
+        search = import_utils.create_import_structure_from_path
+        import_utils.create_import_structure_from_path = _remembering(search)  # type: ignore[attr-defined]
 
 
 def _remembering(search: Any) -> Any:

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.tiers import covering
-
 pytestmark = pytest.mark.process
 
 # Counts the source files of transformers' models that are opened.
@@ -24,13 +22,13 @@ from bellwether.trainer.libraries import quicken_transformers
 if sys.argv[1] == "quick":
     quicken_transformers()
 import transformers
-from transformers import BertForMaskedLM, BertTokenizerFast
+from transformers import BertConfig
 models = os.path.join(os.path.dirname(transformers.__file__), "models")
 print(json.dumps({
     "opened": sum(name.startswith(models) for name in opened),
     "names": sorted(dir(transformers)),
     "models": sorted(dir(transformers.models)),
-    "model": BertForMaskedLM.__module__,
+    "config": BertConfig.__module__,
 }))
 """
 
@@ -50,29 +48,24 @@ def python(code: str, *arguments: str, **environment: str) -> Any:
 
 
 def test_transformers_is_the_same_from_the_list_of_models(tmp_path: Path) -> None:
-    plain, first, second = (
-        json.loads(python(TRANSFORMERS, how, XDG_CACHE_HOME=str(tmp_path)).stdout)
-        for how in ("plain", "quick", "quick")
-    )
-    assert plain.pop("opened") > 1000
-    assert first.pop("opened") > 1000
-    assert second.pop("opened") < 20
-    assert first == plain
-    assert second == plain
-    assert plain["model"] == "transformers.models.bert.modeling_bert"
+    def run(how: str) -> Any:
+        return json.loads(python(TRANSFORMERS, how, XDG_CACHE_HOME=str(tmp_path)).stdout)
 
-
-@covering(lambda damage: damage == "[]")
-@pytest.mark.parametrize("damage", ["", '{"items": 3}', "[]"])
-def test_a_damaged_list_of_models_is_made_again(tmp_path: Path, damage: str) -> None:
-    python(TRANSFORMERS, "quick", XDG_CACHE_HOME=str(tmp_path))
+    plain, first = run("plain"), run("quick")
     (file,) = (tmp_path / "bellwether").glob("transformers-models-*.json")
     whole = file.read_text()
-    file.write_text(damage)
-    python(TRANSFORMERS, "quick", XDG_CACHE_HOME=str(tmp_path))
+    file.write_text("[]")
+    damaged = run("quick")
     assert file.read_text() == whole
+    last = run("quick")
+    opened = [run.pop("opened") for run in (plain, first, damaged, last)]
+    assert min(opened[:3]) > 1000
+    assert opened[3] < 20
+    assert plain == first == damaged == last
+    assert plain["config"] == "transformers.models.bert.configuration_bert"
 
 
+@pytest.mark.full
 def test_without_a_place_for_the_list(tmp_path: Path) -> None:
     (tmp_path / "bellwether").write_text("a file where the folder should be")
     assert json.loads(python(TRANSFORMERS, "quick", XDG_CACHE_HOME=str(tmp_path)).stdout)["opened"] > 1000
@@ -80,9 +73,8 @@ def test_without_a_place_for_the_list(tmp_path: Path) -> None:
 
 def test_deepspeed_does_not_import_mlflow(tmp_path: Path) -> None:
     (tmp_path / "mlflow.py").write_text(
-        "import sys\nprint('deepspeed' in sys.modules, sys.modules['deepspeed'].__version__)"
+        "import sys\nprint(getattr(sys.modules.get('deepspeed'), '__version__', 'none'))"
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = python(MLFLOW, PYTHONPATH=path)
-    assert done.stdout.split()[0] == "True"  # imported once DeepSpeed was, by the test's own line
-    assert done.stdout.split()[1]
+    version = python(MLFLOW, PYTHONPATH=path).stdout.split()[-1]
+    assert version != "none"  # DeepSpeed was there already, complete, when the last line imported it

@@ -1,0 +1,17 @@
+"""Python executes this at the start of each process of an example, see `tests.optimizers.test_examples`.
+
+On a CPU, DeepSpeed compiles its shared-memory all-reduce for two minutes, and it imports MLflow if that is installed. Neither
+has to do with what the examples show; `bellwether.trainer.libraries` leaves both out for training.
+"""
+
+import sys
+
+from bellwether.trainer.import_hook import after_import
+
+
+def _without_shared_memory(backend):
+    backend.build_shm_op = lambda: None
+
+
+sys.modules["mlflow"] = None
+after_import("deepspeed.comm.torch", _without_shared_memory)
