@@ -30,6 +30,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A short id for a long text; None leaves the id to pytest."""
+    if isinstance(val, str) and len(val) > 400:
+        return f"{val[:40].encode('unicode_escape').decode()}... ({len(val)} characters)"
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tiers.arrange(items)
