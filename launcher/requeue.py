@@ -38,7 +38,7 @@ _KILLED_AT_START = (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
 
 
 def decide(history: Sequence[Attempt], status: int, *, finished: bool, restarts: int, job: str = "") -> tuple[int, str]:
-    """Decide how a job continues after an attempt.
+    """Decide what a job does after an attempt.
 
     Args:
         history: all attempts at the run; the last one is that which has ended.

@@ -11,6 +11,7 @@ import threading
 import time
 
 from bellwether.trainer import libraries, log, signals
+from bellwether.trainer.environment_rank import environment_rank, is_local_rank_0
 
 _log = logging.getLogger("bellwether.trainer")  # __name__ is __main__ here
 
@@ -80,15 +81,13 @@ def _report_config_error(error: Exception) -> None:
     from torch.distributed import is_initialized
     from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-    from bellwether.trainer import process_info
-
-    rank = process_info.rank()
+    rank = environment_rank()
     if "BELLWETHER_WORLD_SIZE" in os.environ and is_initialized() and not getattr(error, "raised_by_all_ranks", False):
         ErrorHandler().record_exception(error)
     if rank == 0:
         for line in str(error).splitlines():
             _log.error("%s", line)
-    elif process_info.is_first_here() and not is_initialized():
+    elif is_local_rank_0() and not is_initialized():
         for line in str(error).splitlines():
             _log.error("%s", line, extra=log.EVERY_RANK)
 

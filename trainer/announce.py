@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def announce(run: Run) -> None:
-    """Log the plan and where the run continues, and write the ``start`` and ``plan`` events unless nothing is left to do.
+    """Log the plan and where the run resumes, and write the ``start`` and ``plan`` events unless nothing is left to do.
 
     Called on rank 0.
 

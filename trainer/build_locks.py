@@ -30,7 +30,7 @@ def remove_stale() -> list[str]:
             age = time.time() - lock.stat().st_mtime
         except FileNotFoundError:
             continue
-        if age > _STALE and not _builders(lock.parent.name):
+        if age > _STALE and not builders(lock.parent.name):
             lock.unlink(missing_ok=True)
             messages.append(f"deleted the lock of a dead build ({age / 60:.0f} minutes old): {lock}")
         else:
@@ -40,8 +40,8 @@ def remove_stale() -> list[str]:
     return messages
 
 
-def _builders(extension: str) -> list[int]:
-    """Process ids on this machine whose command line names the extension."""
+def builders(extension: str) -> list[int]:
+    """Ids of the processes on this machine whose command line names the extension. Needs psutil."""
     import psutil
 
     return [

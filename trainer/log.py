@@ -10,6 +10,8 @@ import logging
 import socket
 import sys
 
+from bellwether.trainer.environment_rank import environment_rank
+
 EVERY_RANK = {"every_rank": True}
 
 
@@ -33,19 +35,19 @@ class StderrHandler(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-    """Information as it is; warnings and errors, and what concerns one rank, as ``bellwether: MESSAGE``."""
+    """Information from rank 0 as it is; warnings, errors and what another rank logs as ``bellwether: MESSAGE``."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
+        if record.levelno < logging.WARNING and vars(record)["rank"] == 0:
+            return text
         if getattr(record, "every_rank", False):
             return f"bellwether: rank {vars(record)['rank']} on {socket.gethostname()}: {text}"
-        return text if record.levelno < logging.WARNING else f"bellwether: {text}"
+        return f"bellwether: {text}"
 
 
 def _show(record: logging.LogRecord) -> bool:
     """Add the rank to a record; whether it is shown."""
-    from bellwether.trainer import process_info
-
-    rank = process_info.rank()
+    rank = environment_rank()
     record.rank = rank
     return rank == 0 or getattr(record, "every_rank", False)

@@ -55,7 +55,7 @@ class PhaseLoop:
         self.batches = self._open_batches()
 
     def _load_checkpoint(self) -> dict[str, float]:
-        """Load the newest checkpoint into the engine; returns the gradient noise estimate to continue from."""
+        """Load the newest checkpoint into the engine; returns the gradient noise estimate to resume from."""
         run = self.run
         if run.newest_checkpoint is None:
             return {}

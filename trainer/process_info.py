@@ -13,8 +13,8 @@ from typing import Any
 
 from bellwether.trainer import rendezvous
 from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.environment_rank import MPI_RANK, environment_rank
 
-_MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _MPI_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -36,20 +36,6 @@ class ProcessInfo:
     launcher: str
 
 
-def rank() -> int:
-    """This process's rank according to the environment, for messages before the process group is up; 0 where it is not set."""
-    e = os.environ
-    names = ["RANK", *_MPI_RANK, *(["SLURM_PROCID"] if "SLURM_STEP_ID" in e else [])]
-    return next((int(e[name]) for name in names if e.get(name, "").isdigit()), 0)
-
-
-def is_first_here() -> bool:
-    """Whether this process has local rank 0 according to the environment."""
-    e = os.environ
-    names = ["LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", *(["SLURM_LOCALID"] if "SLURM_STEP_ID" in e else [])]
-    return next((e[name] for name in names if name in e), "0") == "0"
-
-
 def detect() -> ProcessInfo:
     """This process's `ProcessInfo`.
 
@@ -64,7 +50,7 @@ def detect() -> ProcessInfo:
         return _from_torchrun()
     if _is_only_task():
         return ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none")
-    if any(name in e for name in _MPI_RANK) and not _slurm_is_sufficient():
+    if any(name in e for name in MPI_RANK) and not _slurm_is_sufficient():
         return _from_mpi()
     if _is_one_of_several_tasks():
         return _from_slurm()
@@ -123,7 +109,7 @@ def _from_mpi() -> ProcessInfo:
             advice = "pip install 'bellwether[mpi]', or set MASTER_ADDR and MASTER_PORT for all"
             raise ConfigError("mpirun", size, f"mpi4py cannot be imported ({error})", advice) from None
         address, port = _rendezvous() or ("", 0)
-        return ProcessInfo(rank(), size, int(e["OMPI_COMM_WORLD_LOCAL_RANK"]), address, port, "mpirun")
+        return ProcessInfo(environment_rank(), size, int(e["OMPI_COMM_WORLD_LOCAL_RANK"]), address, port, "mpirun")
     world = MPI.COMM_WORLD
     local: Any = world.Split_type(MPI.COMM_TYPE_SHARED)
     own: Any = None

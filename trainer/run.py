@@ -83,7 +83,7 @@ def _train(run: Run) -> int:
     run.heartbeat.at(step, "end")
     if run.has_work:
         run.heartbeat.close("saved")
-        log.info("stopped by %s at step %d; the same command continues from there", signals.name(signal), step)
+        log.info("stopped by %s at step %d; the same command resumes from there", signals.name(signal), step)
         return signal
     if run.newest_checkpoint is not None or run.diverged:
         run_on_rank0(run.world, lambda: _finish(run))

@@ -1,4 +1,4 @@
-"""From a config to a `Run` that is ready to train: data, phases, and where to continue."""
+"""From a config to a `Run` that is ready to train: data, phases, and where to resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat, stop_consensus: StopConsensus) -> Run:
-    """Find the checkpoint to continue from, load the data and plan the phases. Collective.
+    """Find the checkpoint to resume from, load the data and plan the phases. Collective.
 
     Raises:
         ConfigError: if the data cannot be read, or the checkpoint does not fit the run.
@@ -59,7 +59,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
 
 
 def _from_history(run: Run) -> tuple[bool, bool, DivergenceDetector]:
-    """What the metrics say of a run that continues.
+    """What the metrics say of a resumed run.
 
     Returns:
         whether its newest checkpoint was not evaluated although it was due, whether its end was not written, and the

@@ -27,7 +27,7 @@ class StepMetrics:
     """Means over the steps since the last `read`. Nothing here waits for the device between two reads.
 
     Args:
-        noise: `state` of the gradient noise estimate to continue from; empty to start a new one.
+        noise: `state` of the gradient noise estimate to resume from; empty to start a new one.
     """
 
     def __init__(self, engine: Engine, phase: Phase, world: World, noise: dict[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 Only the rank that writes the metrics opens them. Where the data goes, and whether a tracker works offline, is set by its
 own environment variables (``WANDB_MODE=offline``, ``MLFLOW_TRACKING_URI``, ``TRACKIO_DIR``, ...). The ids of a run in its
-trackers are kept in ``<run>/logs/trackers.json``, so that a restarted run continues them.
+trackers are kept in ``<run>/logs/trackers.json``, so that a resumed run resumes them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Trackers:
         names: of the trackers, see `OPEN`.
         name: of the run in the trackers.
         config: of the run; the trackers but TensorBoard get it, as key paths and values.
-        step: the run continues after it.
+        step: the run resumes after it.
 
     Raises:
         ConfigError: if a tracker is not installed or cannot start.
@@ -97,7 +97,7 @@ class Launch:
     Attributes:
         run: the run directory.
         name: of the run.
-        step: the run continues after it.
+        step: the run resumes after it.
         id: of the run in the tracker, from an earlier launch; None if there was none.
     """
 
@@ -108,7 +108,7 @@ class Launch:
 
 
 def _start(name: str, launch: Launch, config: Mapping[str, Any]) -> tuple[Any, str | None]:
-    """Start one tracker; returns it and the run's id in it, or None if the run directory is enough to continue."""
+    """Start one tracker; returns it and the run's id in it, or None if the run directory is enough to resume it."""
     from accelerate import tracking
 
     # accelerate's logger and trackers ask its process state, which would detect the process group a second time.
@@ -123,7 +123,7 @@ def _start(name: str, launch: Launch, config: Mapping[str, Any]) -> tuple[Any, s
 
 
 def _tensorboard(tracking: Any, launch: Launch) -> tuple[Any, Callable[[Any], Any]]:
-    # TensorBoard hides the values that an earlier launch logged beyond the step that this one continues from.
+    # TensorBoard hides the values that an earlier launch logged beyond the step from which this one resumes.
     folder = launch.run / TENSORBOARD
     tracker = tracking.TensorBoardTracker(folder.name, str(folder.parent), purge_step=launch.step + 1)
     return tracker, lambda writer: None

@@ -26,7 +26,7 @@ _FREE = (
 
 
 def check_unchanged(old: Any, new: dict[str, Any], directory: Path) -> None:
-    """Compare the ``sweep.yaml`` of a directory with the sweep that is to continue there.
+    """Compare the ``sweep.yaml`` of a directory with the sweep that is to be resumed there.
 
     Optimizers may be added or removed; one that is in both must be the same.
 
@@ -37,7 +37,7 @@ def check_unchanged(old: Any, new: dict[str, Any], directory: Path) -> None:
     for name, variant in (old.get("optimizers") or {}).items():
         if name in new["optimizers"]:
             before[f"optimizers.{name}"], after[f"optimizers.{name}"] = variant, new["optimizers"][name]
-    advice = "restore it to continue, or choose another name: in SWEEP.yaml"
+    advice = "restore it to resume the sweep, or choose another name: in SWEEP.yaml"
     errors = [
         ConfigError(key, after.get(key), f"{directory} was created with {before.get(key)!r}", advice)
         for key in sorted({*before, *after})

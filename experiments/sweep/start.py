@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
-    """Run or continue a sweep. Returns the exit status for the shell.
+    """Start or resume a sweep. Returns the exit status for the shell.
 
     Args:
         path: of SWEEP.yaml.

@@ -141,7 +141,7 @@ class Study:
         """
         if not self.config_file(trial_id).exists():
             if self.base is not None and dump(spec.base(self.sweep)) != self.base:
-                raise ConfigChanged(f"{self.sweep.config} has changed since the sweep began: restore it to continue")
+                raise ConfigChanged(f"{self.sweep.config} has changed since the sweep began: restore it to resume")
             assert trial_id.setting is not None
             members = self._members(trial_id)
             first = self.trial(replace(trial_id, seed=0).name) if trial_id.seed else None

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from bellwether.launcher.doctor import software_probe, system_probe
 from bellwether.launcher.doctor.protocol import Facts, Reporter
+from bellwether.trainer.environment_rank import environment_rank
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-network", action="store_true", help="probe this node only")
     arguments = parser.parse_args(argv)
 
-    reporter = Reporter(0 if arguments.no_network else _rank())
+    reporter = Reporter(0 if arguments.no_network else environment_rank())
     try:
         reporter.begin("probing this node", 2 * arguments.limit)
         reporter.send(node_facts(arguments.shared, reporter.rank, 1.5 * arguments.limit))
@@ -67,16 +68,6 @@ def node_facts(shared: str, rank: int = 0, limit: float = 90.0) -> Facts:
         "ports": system_probe.ports(),
         "time": time.time(),
     }
-
-
-def _rank() -> int:
-    try:
-        from bellwether.trainer import process_info
-
-        return process_info.rank()
-    except ImportError:  # pydantic is missing, which the table shows
-        names = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-        return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
 
 
 if __name__ == "__main__":

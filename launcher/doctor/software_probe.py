@@ -146,7 +146,7 @@ def _find_locks() -> list[Facts]:
         except OSError:
             continue
         try:
-            builders = len(build_locks._builders(Path(path).parent.name))
+            builders = len(build_locks.builders(Path(path).parent.name))
         except ImportError:  # psutil is missing
             builders = 0
         found.append({"path": path, "age_s": round(age), "builders": builders})

@@ -9,6 +9,7 @@ import torch
 
 from bellwether.trainer import distributed, process_info, rendezvous
 from bellwether.trainer.config import ConfigError
+from bellwether.trainer.environment_rank import environment_rank, is_local_rank_0
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1",
         "SLURM_JOB_ID": "123", "SLURM_STEP_NODELIST": "gpu[01-04]", "SLURM_JOB_NODELIST": "gpu[01-04]"}  # fmt: skip
@@ -36,14 +37,14 @@ def test_torchrun_takes_precedence_over_srun_and_mpirun(monkeypatch: pytest.Monk
     # Inside a task of srun or mpirun, torchrun's processes count.
     outer = {**STEP, "OMPI_COMM_WORLD_RANK": "0"}
     assert detect(monkeypatch, **outer, **TORCHRUN) == process_info.ProcessInfo(3, 4, 1, "a", 29400, "environment")
-    assert process_info.rank() == 3
+    assert environment_rank() == 3
 
 
 def test_srun_with_master_addr_from_the_batch_script(monkeypatch: pytest.MonkeyPatch) -> None:
     found = detect(monkeypatch, **STEP, MASTER_ADDR="10.0.0.1", MASTER_PORT="12345")
     assert found == process_info.ProcessInfo(5, 8, 1, "10.0.0.1", 12345, "srun")
-    assert process_info.rank() == 5
-    assert not process_info.is_first_here()
+    assert environment_rank() == 5
+    assert not is_local_rank_0()
 
 
 def test_srun_by_hand_uses_the_first_node_and_the_jobs_port(monkeypatch: pytest.MonkeyPatch) -> None:

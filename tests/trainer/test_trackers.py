@@ -1,4 +1,4 @@
-"""Experiment trackers: a resumed run continues its run in each, and no tracker can end a run.
+"""Experiment trackers: resuming a run also resumes its run in each, and no tracker can end a run.
 
 wandb, mlflow and trackio are tested where they are installed (``pip install wandb mlflow-skinny trackio``).
 """
@@ -86,7 +86,7 @@ VALUES = {"wandb": wandb_values, "mlflow": mlflow_values, "trackio": trackio_val
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_resumed_run_continues_its_tracker_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_resuming_a_run_resumes_its_tracker_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

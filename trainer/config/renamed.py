@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bellwether.trainer.config.errors import ConfigError, ConfigErrors
+from bellwether.trainer.environment_rank import environment_rank
 
 # Old key path: new key path. Only the last part may change: a key stays in its section.
 RENAMED = {
@@ -114,9 +115,7 @@ def report(found: Iterable[Renaming]) -> None:
 
     Ranks that `bellwether train` starts log nothing, because the command itself has read the config before.
     """
-    from bellwether.trainer import process_info
-
-    if process_info.rank() != 0 or "BELLWETHER_WORLD_SIZE" in os.environ:
+    if environment_rank() != 0 or "BELLWETHER_WORLD_SIZE" in os.environ:
         return
     for each in found:
         if each.old not in _reported:

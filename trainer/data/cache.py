@@ -11,10 +11,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +25,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.environment_rank import is_local_rank_0
+from bellwether.trainer.log import EVERY_RANK
+
+log = logging.getLogger(__name__)
 
 # Files up to this total size are identified by their content, larger ones by path, size and modification time.
 CONTENT_LIMIT = 2**28
@@ -84,11 +88,6 @@ def local_path(key: str, name: str) -> Path:
         raise ConfigError(key, name, f"is not a path: {error}", "correct it") from error
 
 
-def log(text: str) -> None:
-    """Prints a line about the preparation to stderr, from whichever process does the work."""
-    print(f"data: {text}", file=sys.stderr, flush=True)
-
-
 def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
     """Returns the directory of an entry. The entry is built if it does not exist or is damaged.
 
@@ -114,7 +113,7 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
         with _acquire(FileLock(directory / f"{final.name}.lock"), final):
             if not _is_intact(final):
                 if final.exists():
-                    log(f"{final} is damaged and is prepared again")
+                    log.warning("%s is damaged and is prepared again", final, extra=EVERY_RANK)
                     final.rename(_partial(final))
                 _remove_leftovers(final)
                 _publish(final, key, build)
@@ -146,8 +145,8 @@ def _acquire(lock: FileLock, final: Path) -> Any:
         return lock.acquire(timeout=_LOCK_POLL)
     except Timeout:
         # The other ranks on this machine wait for the same lock.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            log(f"waiting for another process that prepares {final}")
+        if is_local_rank_0():
+            log.info("waiting for another process that prepares %s", final, extra=EVERY_RANK)
         # Poll slowly: hundreds of ranks may wait for the same lock on a shared file system.
         return lock.acquire(poll_interval=_LOCK_POLL)
 

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import augment
-from bellwether.trainer.data.cache import log
-from bellwether.trainer.data.images import ImageData
 from bellwether.trainer.data.sampling import Integers
 from bellwether.trainer.data.sources import Source, split
+from bellwether.trainer.log import EVERY_RANK
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data.images import ImageData
+
+log = logging.getLogger(__name__)
 
 DECODED_LIMIT = 2 * 10**9  # bytes
 
@@ -35,7 +40,7 @@ def prepare(folder: Path, config: ImageData, source: Source, validation: Source 
     Raises:
         ConfigError: if the rows are not labelled images, or a class of `validation` is unknown in `source`.
     """
-    log(f"reading {config.source}")
+    log.info("reading data.source %s", config.source, extra=EVERY_RANK)
     images = image_rows(source.open(), config, "data.source")
     labels, names = _labels(images, config, None, "data.source")
     (folder / "classes.json").write_text(json.dumps(names), encoding="utf-8")
@@ -132,7 +137,8 @@ def _write(folder: Path, images: Any, rows: Integers, labels: Integers, config: 
                 pixels[done] = image
                 done += 1
     pixels.flush()
-    log(f"{len(rows):,} images of {folder.name} decoded in {time.monotonic() - began:.1f} s")
+    seconds = time.monotonic() - began
+    log.info("decoded %s images of the %s split in %.1f s", f"{len(rows):,}", folder.name, seconds, extra=EVERY_RANK)
 
 
 def decode(value: Any, channels: int) -> Any:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from bellwether.trainer.data import Dataset, augment, image_preparation
 from bellwether.trainer.data.cache import prepared
-from bellwether.trainer.data.images import ImageData
 from bellwether.trainer.data.sampling import Integers, fold_in, random_bits
 from bellwether.trainer.data.sources import locate
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data.images import ImageData
 
 _REVISION = 2
 

@@ -8,15 +8,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.config.schema.data import DataConfig
 from bellwether.trainer.data import builtin
 from bellwether.trainer.data.cache import files_fingerprint, local_path
 from bellwether.trainer.data.sampling import Integers, permutation
+
+if TYPE_CHECKING:
+    from bellwether.trainer.config.schema.data import DataConfig
 
 _SUFFIXES = {
     "text": (".txt", ".text"),

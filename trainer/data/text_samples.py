@@ -6,12 +6,13 @@ On disk a corpus is one stream of tokens without special tokens. Row i for a seq
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,14 @@ from torch import Tensor
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import Dataset, sampling, tokenizer
-from bellwether.trainer.data.cache import digest, log, prepared
+from bellwether.trainer.data.cache import digest, prepared
 from bellwether.trainer.data.sources import Source, locate, split
-from bellwether.trainer.data.text import TextData
+from bellwether.trainer.log import EVERY_RANK
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data.text import TextData
+
+log = logging.getLogger(__name__)
 
 _REVISION = 2
 _PIECE = 100_000  # characters; a longer document is split at white space, so that the tokenizer's threads share it
@@ -148,7 +154,7 @@ class _Corpus:
 
     def _open(self) -> tuple[Any, Any]:
         if self._parts is None:
-            log(f"reading {self.config.source}")
+            log.info("reading data.source %s", self.config.source, extra=EVERY_RANK)
             rows = self._checked(self.source.open(), "data.source")
             if self.validation_source is not None:
                 self._parts = rows, self._checked(self.validation_source.open(), "data.validation")
@@ -198,12 +204,10 @@ def _tokenize(corpus: _Corpus, words: Any, dtype: str, folder: Path) -> None:
                     counts[part] += len(ids)
                 if time.monotonic() - reported > 10:
                     reported = time.monotonic()
-                    log(f"{counts[part]:,} tokens so far")
+                    log.info("tokenized %s tokens of the %s split", f"{counts[part]:,}", part, extra=EVERY_RANK)
     seconds = time.monotonic() - began
-    log(
-        f"{counts['train']:,} tokens to train on and {counts['validation']:,} held out, tokenized in {seconds:.1f} s: "
-        f"{folder.parent}"
-    )
+    sizes = f"{counts['train']:,} tokens to train on and {counts['validation']:,} held out"
+    log.info("%s, tokenized in %.1f s: %s", sizes, seconds, folder.parent, extra=EVERY_RANK)
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data.cache import local_path, log, prepared
-from bellwether.trainer.data.text import TextData
+from bellwether.trainer.data.cache import local_path, prepared
+from bellwether.trainer.log import EVERY_RANK
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data.text import TextData
+
+log = logging.getLogger(__name__)
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # A vocabulary is trained on at most this many characters. More would hardly change it, but need more memory.
@@ -103,7 +109,8 @@ def _train(config: TextData, corpus: Iterable[str], file: Path) -> None:
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     texts = list(_first_characters(corpus, _CHARACTERS))
     alphabet = _alphabet(map(trained.normalizer.normalize_str, texts), config.vocabulary_size // 4)
-    log(f"training a vocabulary of {config.vocabulary_size:,} from {sum(map(len, texts)):,} characters")
+    size, characters = f"{config.vocabulary_size:,}", f"{sum(map(len, texts)):,}"
+    log.info("training a vocabulary of %s from %s characters", size, characters, extra=EVERY_RANK)
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocabulary_size,
         min_frequency=2,
@@ -115,7 +122,8 @@ def _train(config: TextData, corpus: Iterable[str], file: Path) -> None:
     trained.train_from_iterator(texts, trainer)
     vocabulary = trained.get_vocab()
     if len(vocabulary) < config.vocabulary_size:
-        log(f"the corpus gives {len(vocabulary):,} pieces that occur twice, not {config.vocabulary_size:,}")
+        found = f"{len(vocabulary):,}"
+        log.warning("the corpus has only %s pieces that occur twice, not %s", found, size, extra=EVERY_RANK)
     file.write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n", encoding="utf-8")
 
 
@@ -123,7 +131,7 @@ def _first_characters(corpus: Iterable[str], limit: int) -> Iterator[str]:
     seen = 0
     for text in corpus:
         if seen >= limit:
-            log(f"the vocabulary is trained on the first {seen:,} characters")
+            log.info("the vocabulary is trained on the first %s characters", f"{seen:,}", extra=EVERY_RANK)
             return
         seen += len(text)
         yield text

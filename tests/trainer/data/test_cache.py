@@ -22,23 +22,23 @@ def start(*args: object) -> multiprocessing.process.BaseProcess:
 
 @pytest.mark.process
 def test_concurrent_processes_build_an_entry_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    processes = [start(str(tmp_path / "cache"), str(tmp_path / "log")) for _ in range(2)]
+    processes = [start(str(tmp_path), 2) for _ in range(2)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert (tmp_path / "log").read_text() == "built\n"
+    assert (tmp_path / "builds").read_text() == "built\n"
     assert capfd.readouterr().err.count("waiting for another process that prepares") == 1
 
 
 @pytest.mark.process
 def test_leftovers_of_a_killed_builder_are_removed(tmp_path: Path) -> None:
     root = tmp_path / "cache"
-    killed = start(str(root), str(tmp_path / "log"), True)
+    killed = start(str(tmp_path), 1, True)
     killed.join()
     assert killed.exitcode == -9
     assert [path.name for path in root.rglob("half")] == ["half"]
-    build_slowly(str(root), str(tmp_path / "log"))
-    assert len([path for path in root.iterdir() if path.is_dir()]) == 1, "the leftover is gone"
+    build_slowly(str(tmp_path))
+    assert len([path for path in root.iterdir() if path.is_dir()]) == 1, "the leftover is removed"
 
 
 def test_failed_build_leaves_nothing_and_can_be_repeated(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_another_builder_may_publish_first_without_locks(tmp_path: Path) -> None
     assert (entry / "by").read_text() == "the other"
 
 
-@pytest.mark.parametrize("damage, mended", [
+@pytest.mark.parametrize("damage, is_rebuilt", [
     (lambda entry: None, False),
     (lambda entry: (entry / "part" / "a.bin").write_text("od"), True),
     (lambda entry: (entry / "part" / "a.bin").write_text(""), True),
@@ -72,20 +72,21 @@ def test_another_builder_may_publish_first_without_locks(tmp_path: Path) -> None
     (lambda entry: (entry / "key.json").write_bytes(bytes(20)), True),
 ])  # fmt: skip
 def test_damaged_entry_is_rebuilt(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], mended: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], is_rebuilt: bool
 ) -> None:
+    builds: list[Path] = []
+
     def build(folder: Path) -> None:
         (folder / "part").mkdir()
         (folder / "part" / "a.bin").write_text("content")
-        print("built")
+        builds.append(folder)
 
     entry = prepared(str(tmp_path), "thing", {"a": 1}, build)
     damage(entry)
     assert prepared(str(tmp_path), "thing", {"a": 1}, build) == entry
     assert (entry / "part" / "a.bin").read_text() == "content"
-    said = capsys.readouterr()
-    assert said.out == "built\n" * (1 + mended)
-    assert ("is damaged and is prepared again" in said.err) == mended
+    assert len(builds) == 1 + is_rebuilt
+    assert (f"{entry} is damaged and is prepared again" in caplog.messages) == is_rebuilt
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [entry]
 
 

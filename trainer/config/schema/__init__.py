@@ -30,7 +30,7 @@ class Config(Section):
     runs: str = Field("runs", description="directory that contains the run directories")
     resume: str = Field(
         "auto",
-        description="auto: continue from the newest checkpoint of the run directory, if there is one; never: refuse a run directory "
+        description="auto: resume from the newest checkpoint of the run directory, if there is one; never: refuse a run directory "
         "in which training has begun; or the path of a checkpoint to start from",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(

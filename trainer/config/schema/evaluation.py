@@ -46,7 +46,7 @@ class Log(Section):
     every: IntervalField = Field(Duration(10, "steps"), description="interval between logged training steps")
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         ["tensorboard"],
-        description="experiment trackers that get the metrics: tensorboard, wandb, mlflow, trackio; a resumed run continues its run "
+        description="experiment trackers that get the metrics: tensorboard, wandb, mlflow, trackio; resuming a run also resumes its run "
         "in each",
     )
     report: bool = Field(
