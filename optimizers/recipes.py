@@ -70,7 +70,7 @@ class Recipe:
         if low <= batch <= high:
             return None
         found = f"was published for batch {low:,}" + (f" to {high:,}" if high > low else "")
-        return f"{self.name} {found}; at {batch:,} its rule is continued, and nobody has shown that it holds"
+        return f"{self.name} {found}; at {batch:,} its rule is extrapolated, which no publication supports"
 
 
 def recipe(name: str) -> Recipe:

@@ -1,4 +1,4 @@
-"""The benchmark runs: a table comes out, whatever its times are."""
+"""scripts/bench_optimizers.py runs and prints a table; its times are not tested."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_benchmark_of_optimizers_fills_its_table(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "bench_optimizers.py"), *options]
     for option, file in files.items():
         command += [option, str(file)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # several would wait for each other on a busy machine
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # several threads would wait for each other on a busy machine
     ended = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert "| Lamb " in ended.stdout

@@ -1,4 +1,4 @@
-"""docs/extending.md: in a copy of the repository, the files and edits of the page make the run that it shows."""
+"""docs/extending.md: with the files and edits of the page, a copy of the repository runs its commands as printed."""
 
 from __future__ import annotations
 

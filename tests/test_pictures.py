@@ -22,9 +22,9 @@ def test_script_draws_every_figure(tmp_path: Path) -> None:
         arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
-    drawn = {file.name for file in tmp_path.iterdir()}
-    assert drawn == {file.name for file in (ROOT / "docs/pictures").glob("optimizers-*.png")}
-    for name in drawn:
+    figures = {file.name for file in tmp_path.iterdir()}
+    assert figures == {file.name for file in (ROOT / "docs/pictures").glob("optimizers-*.png")}
+    for name in figures:
         with Image.open(tmp_path / name) as picture:
             assert picture.width >= 700
             assert len(picture.getcolors()) > 8  # not blank

@@ -1,6 +1,6 @@
 """Test tiers: ``check`` starts no process, ``test`` runs each feature once, ``all`` runs the full matrix.
 
-``pytest --tier=check|test|all`` selects one; plain ``pytest`` runs all that it is given.
+``pytest --tier=check|test|all`` selects one; plain ``pytest`` runs everything selected.
 
 - A test that starts Python processes, or uses a process group (`ranks`), carries the marker ``process``. A test without
   the marker that starts one fails (`forbid_processes`), so ``check`` stays quick.
@@ -90,8 +90,8 @@ def forbid_processes(monkeypatch: pytest.MonkeyPatch, test: str) -> None:
     """Make the start of a Python process fail, with the marker to add in the message."""
     start, popen = multiprocessing.process.BaseProcess.start, subprocess.Popen.__init__
 
-    def refuse(what: object) -> None:
-        pytest.fail(f"{test} starts a process ({what}): mark it with @pytest.mark.process", pytrace=False)
+    def refuse(program: object) -> None:
+        pytest.fail(f"{test} starts a process ({program}): mark it with @pytest.mark.process", pytrace=False)
 
     def no_start(self: Any) -> None:
         refuse(self)

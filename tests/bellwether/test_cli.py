@@ -1,4 +1,4 @@
-"""The command line as people type it: help, usage, versions, completion."""
+"""The command line: help, usage, versions, completion."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_each_command_is_one_module_with_add_and_run() -> None:
 
 
 @pytest.mark.parametrize("command", SHORTEST)
-def test_usage_calls_required_what_is_required(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything in brackets can be left out, and nothing else can."""
+def test_usage_brackets_exactly_the_optional_arguments(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything in brackets can be omitted, and nothing else can."""
     parser = cli.build_parser()
     parser.parse_args([command, *SHORTEST[command]])
     for i in range(len(SHORTEST[command])):
@@ -144,7 +144,7 @@ def test_version_names_a_torch_that_cannot_be_imported(monkeypatch: pytest.Monke
 
 
 def test_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed package inside somebody else's repository does not report that repository's commit."""
+    """A package installed inside another repository does not report the commit of that repository."""
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     installed = tmp_path / "venv" / "site-packages" / "bellwether" / "version.py"
     installed.parent.mkdir(parents=True)
@@ -176,7 +176,7 @@ def test_shell_completion_offers_commands_options_and_recipes(tmp_path: Path) ->
     assert set(complete("bellwether train bert-", tmp_path, tmp_path)) >= {"bert-tiny", "bert-mine.yaml"}
 
 
-def test_help_tells_how_to_switch_completion_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_tells_how_to_enable_completion(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     assert 'eval "$(register-python-argcomplete bellwether)"' in capsys.readouterr().out

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("experiments", "launcher", "trainer", "optimizers")  # each may import those after it
-LEAVES = ("bellwether", "bellwether.version")  # which everybody may import, and which import nobody
+PACKAGES = ("experiments", "launcher", "trainer", "optimizers")  # each package may import the later ones
+LEAVES = ("bellwether", "bellwether.version")  # all may import these; they import none
 
 
 def _module(path: Path) -> str:
@@ -26,7 +26,7 @@ FILES = {
 
 
 def _statements(node: ast.AST, deferred: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The imports of a module; without `deferred`, those alone that happen when it is imported itself."""
+    """The import statements of a module; without `deferred`, only those that run when the module is imported."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child

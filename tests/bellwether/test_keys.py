@@ -34,7 +34,7 @@ def test_prefix_selects_a_section_or_a_key(capsys: pytest.CaptureFixture[str]) -
     assert output(capsys, "batch.micro").startswith("  batch.micro: integer > 0; unit: samples; default: 32\n")
 
 
-def test_unknown_prefix_is_answered_with_the_nearest_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_prefix_suggests_the_nearest_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["keys", "optimiser.lr"]) == 2
     error = capsys.readouterr().err
     assert "PREFIX: 'optimiser.lr': no config key begins with this" in error
@@ -43,5 +43,5 @@ def test_unknown_prefix_is_answered_with_the_nearest_key(capsys: pytest.CaptureF
 
 def test_docs_page_agrees_with_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert PAGE.read_text(encoding="utf-8") == output(capsys, "--markdown"), (
-        "write it anew: bellwether keys --markdown > docs/config.md"
+        "regenerate it: bellwether keys --markdown > docs/config.md"
     )

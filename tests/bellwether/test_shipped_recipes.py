@@ -47,7 +47,7 @@ def test_sweeps_are_found_by_name() -> None:
         ("bert-tiny.yaml", ["bert-tiny.yaml", "no such file"]),
     ],
 )
-def test_unknown_names_are_answered_with_the_nearest_recipes(
+def test_unknown_names_suggest_the_nearest_recipes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, words: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

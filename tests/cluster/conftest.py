@@ -16,7 +16,7 @@ from tests.precision import subprocess_path
 
 ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "slurm" / "train.sbatch")
-# One rank per node starts fastest; --gpus-per-node counts devices that are never opened.
+# One rank per node starts fastest. --gpus-per-node counts device files that are never opened.
 ONE_EACH = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
 
 CONFIG = """

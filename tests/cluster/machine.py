@@ -1,7 +1,7 @@
 """A SLURM cluster on this machine, for tests: real daemons, with every node in its own Linux namespaces.
 
 A node has its own network (an address on a bridge), host name, processes, /proc and /dev/shm, so it can be powered off or
-disconnected alone. The file system is shared, as on a cluster. Needs root, Linux namespaces and Debian's slurm-wlm.
+disconnected separately. The file system is shared, as on a cluster. Needs root, Linux namespaces and Debian's slurm-wlm.
 """
 
 from __future__ import annotations
@@ -110,18 +110,18 @@ class Cluster:
     def wait_for(self, job: int | str, state: str, seconds: float = 600) -> None:
         """Wait until the job is in a state; fail if it ends in another one."""
 
-        def there() -> bool:
+        def arrived() -> bool:
             now = self.state(job)
             ended = now not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING", "SUSPENDED", state)
             assert not ended, f"job {job} is {now}, not {state}"
             return now == state
 
-        self.wait(there, seconds, f"job {job} to be {state}")
+        self.wait(arrived, seconds, f"job {job} to be {state}")
 
-    def wait(self, holds: Callable[[], bool], seconds: float, what: str) -> None:
+    def wait(self, holds: Callable[[], bool], seconds: float, goal: str) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}\n{self.logs()}"
+            assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {goal}\n{self.logs()}"
             time.sleep(0.2)
 
     def logs(self) -> str:
@@ -141,7 +141,7 @@ class Cluster:
             yield process
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # nsenter and what it runs
+                os.killpg(process.pid, signal.SIGKILL)  # nsenter and its child processes
             process.communicate()
 
     def address(self, node: str) -> str:
@@ -161,7 +161,7 @@ class Cluster:
     # Failures
 
     def kill_node(self, node: str) -> None:
-        """Power off: kill all processes at once, after cutting the link so that no connection is closed properly."""
+        """Power off the node: cut its link, so that no connection is closed properly, and kill all its processes."""
         process = self._nodes.pop(node, None)
         if process is not None:
             self.silence(node)
@@ -176,7 +176,7 @@ class Cluster:
                  "--kill-child", "--mount-proc", "bash", "-c", _INIT, "node", node, str(self.directory)],
                 env=self.environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
             )  # fmt: skip
-        self.mend(node)
+        self.reconnect(node)
 
     def bring_back(self, node: str) -> None:
         self.start_node(node)
@@ -186,7 +186,7 @@ class Cluster:
         """Drop all of a node's packets at the bridge; its link stays up."""
         self._bridge(node, "0")
 
-    def mend(self, node: str) -> None:
+    def reconnect(self, node: str) -> None:
         self._bridge(node, "3")
 
     def start_controller(self) -> None:

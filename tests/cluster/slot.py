@@ -1,7 +1,7 @@
 """Names and addresses of this machine that belong to one test cluster alone.
 
-A bridge and a network namespace outlive a test run that was killed. A cluster that took over the network of such leftovers
-would have two routes to it, and no node would reach the controller.
+A bridge and a network namespace outlive a test run that was killed. A cluster on the same network as such a leftover has
+two routes to it, and its nodes do not reach the controller.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SLOTS = 64
 
 
 class Slot:
-    """One of 64 places for a cluster; as long as it is open, no other process has the same one.
+    """One of 64 slots for a cluster; while it is open, no other process has the same one.
 
     Attributes:
         name: of the bridge; starts the names of links and network namespaces.

@@ -15,7 +15,7 @@ __all__ = ["installed", "wheel"]  # fixtures
 
 @pytest.mark.full
 def test_launch_of_a_shipped_recipe_from_an_installed_wheel(two: Cluster, installed: Environment) -> None:
-    # Neither an activated environment nor PYTHONPATH helps the job to find the package.
+    # Without an activated environment and PYTHONPATH, the job must find the package itself.
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PATH")
     environment = {key: value for key, value in two.environment.items() if key not in hidden}
     environment |= {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "OMP_NUM_THREADS": "1"}

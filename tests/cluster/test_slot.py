@@ -1,4 +1,4 @@
-"""A test cluster never shares a network with what is on the machine already."""
+"""A test cluster never uses a network that exists on the machine already."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def links() -> str:
     return subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
 
 
-def test_a_slot_in_use_is_not_given_twice(slot: Slot) -> None:
+def test_slot_in_use_is_not_given_twice(slot: Slot) -> None:
     other = Slot()
     assert (slot.name, slot.network, slot.port) != (other.name, other.network, other.port)
     other.close()
@@ -49,8 +49,8 @@ def test_leftovers_of_a_killed_run_are_removed(slot: Slot) -> None:
     again.close()
 
 
-def test_a_network_of_somebody_else_is_left_alone(slot: Slot) -> None:
-    """A cluster on a network that another bridge has too waited a minute for its nodes, in vain."""
+def test_network_that_another_program_uses_is_left_alone(slot: Slot) -> None:
+    """A cluster on a network that another bridge has too would wait for its nodes in vain."""
     bridge("foreign0", slot.network)
     try:
         slot.close()

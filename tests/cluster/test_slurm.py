@@ -38,7 +38,7 @@ def check_history(space: Space, name: str, restarts: int) -> None:
     """Check that one metrics file has every step once and that the run finished."""
     history = metrics.read(space.run(name))
     assert [line["step"] for line in history.train] == list(range(1, 121))
-    # SLURM may requeue a job once more, when it repeats a message that a lost node did not receive.
+    # SLURM may requeue a job a second time, when it repeats a message that a lost node did not receive.
     assert len(history.start) >= restarts + 1
     assert history.state == "finished"
 
@@ -72,7 +72,7 @@ def test_time_limit_while_the_controller_is_down_requeues_the_job(two: Cluster, 
     time.sleep(3)
     two.start_controller()
     two.wait(lambda: two.state(job) == "PENDING", 240, "the requeue")
-    two.run("scontrol", "update", f"jobid={job}", "timelimit=60")  # once is enough
+    two.run("scontrol", "update", f"jobid={job}", "timelimit=60")  # one requeue is enough
     two.wait_for(job, "COMPLETED")
     assert space.weights("limited") == whole
     reasons = [str(a["reason"]) for a in space.attempts("limited") if a["event"] == "end"]
@@ -142,7 +142,7 @@ def test_job_survives_a_killed_rank_a_silent_link_and_the_loss_of_each_node(
         30,
         "the message of rank 1",
     )
-    two.mend("node2")
+    two.reconnect("node2")
 
     restarted(3, 55)
     two.kill_node("node2")

@@ -71,13 +71,13 @@ def test_range_test_runs_in_a_new_directory(tmp_path: Path, capsys: pytest.Captu
         "batch: {global: 16}\noptimizer: {name: sgd, lr: 0.1, clip: 0}\nlog: {trackers: []}\n"
         "engine: {device: cpu, heartbeat: 0}\nphases: [{duration: 1 epochs}, {batch: {global: 32}}]\n"
     )
-    (tmp_path / "runs" / "small-lr-find").mkdir(parents=True)  # existing directories are not touched
+    (tmp_path / "runs" / "small-lr-find").mkdir(parents=True)  # existing directories are not changed
     assert main(["lr-find", str(config), "--from", "1e-4", "--to", "1e3", "--steps", "60", "--nproc", "1"]) == 0
     run = tmp_path / "runs" / "small-lr-find-2"
     found = json.loads((run / "lr-find.json").read_text())
     assert 1e-4 < found["suggestion"] < found["lowest"] < 1e3
     assert found["rates"][0] == pytest.approx(1e-4 * 10 ** (7 / 120))  # the rate in the middle of the step
-    assert len(found["rates"]) < 60  # it diverged
+    assert len(found["rates"]) < 60  # the run diverged
     assert (run / "lr-find.png").stat().st_size > 10_000
     assert not (run / "checkpoints").exists()
     assert "suggestion" in capsys.readouterr().out

@@ -26,8 +26,8 @@ def triton() -> Kernel:
 
 @pytest.mark.parametrize(("layout", "formula", "options"), CASES)
 def test_equals_the_reference(triton: Kernel, layout: str, formula: Formula, options: str) -> None:
-    for which, ours in compare(triton, layout, formula, options, "cuda").items():
-        assert same_bits(ours, run(cpu, which, make_tensors(layout, formula), coefficients(formula, options)))
+    for which, outcome in compare(triton, layout, formula, options, "cuda").items():
+        assert same_bits(outcome, run(cpu, which, make_tensors(layout, formula), coefficients(formula, options)))
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -78,5 +78,5 @@ def test_trains_on_gpu() -> None:
             optimizer.step()
         return params
 
-    for ours, theirs in zip(trained("triton"), trained("reference"), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    for outcome, expected in zip(trained("triton"), trained("reference"), strict=True):
+        torch.testing.assert_close(outcome, expected, rtol=1e-6, atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with one config that trains in a second and one that never ends."""
+    """A working directory with a config of a run that takes a second, and one of a run that never ends."""
     folder = tmp_path_factory.mktemp("space")
     (folder / "quick.yaml").write_text(
         f"""

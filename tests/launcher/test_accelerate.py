@@ -369,7 +369,7 @@ def test_deepspeed_config_is_compared_key_by_key(tmp_path: Path) -> None:
          "add --multi_gpu, and --num_processes"),
         (("--multi_gpu", "--num_processes", "9", "--num_machines", "2", "--machine_rank", "1"), "", 8, "cuda",
          "accelerate has started 8 processes, as many on each of 2 machines; write a multiple of 2"),
-        # Several accelerate processes under mpirun, each of which starts one process.
+        # mpirun started several accelerate commands, each of which starts one process.
         (("--cpu", "--num_processes", "2"), "", 4, "cpu", "--num_processes: 2: accelerate has started 4 processes"),
         (("--cpu", "--num_processes", "2"), "", 2, "cpu", None),
         ((), "{distributed_type: 'NO'}", 2, "cpu", None),

@@ -29,8 +29,8 @@ def test_ranks_exit_when_the_launcher_is_killed_and_a_running_run_is_locked(spac
     children = ranks_of(process)
     process.kill()
     process.communicate()
-    gone, alive = psutil.wait_procs(children.values(), timeout=20)
-    assert len(gone) == 2, alive
+    ended, alive = psutil.wait_procs(children.values(), timeout=20)
+    assert len(ended) == 2, alive
 
 
 FAILING = """
@@ -66,7 +66,7 @@ if os.environ.get("RANK") == "1":
     import bellwether.trainer.data.image_samples
     from bellwether.trainer.config import ConfigError
     def batch(self, indices, keys):
-        raise ConfigError("data.source", "cat.png", "cannot be decoded", "mend it or take it out")
+        raise ConfigError("data.source", "cat.png", "cannot be decoded", "repair or remove it")
     bellwether.trainer.data.image_samples.ImageSamples.batch = batch
 """
 
@@ -78,7 +78,7 @@ def test_config_error_of_a_single_rank_is_reported(space: Path, tmp_path: Path) 
         start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=unreadable", PYTHONPATH=str(tmp_path))
     )
     assert status == 2
-    assert error.count("rank 1: data.source: 'cat.png': cannot be decoded; mend it") == 1, error
+    assert error.count("rank 1: data.source: 'cat.png': cannot be decoded; repair or remove it") == 1, error
     assert "Traceback" not in error
 
 
@@ -182,7 +182,7 @@ if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "bellwether.t
 @pytest.mark.parametrize("silent", [0, 1])
 def test_silent_rank_ends_the_run_and_is_named(space: Path, tmp_path: Path, silent: int) -> None:
     (tmp_path / "sitecustomize.py").write_text(HANGING)
-    # The store is outside of the ranks, as torchrun's is, but no agent sends signals to the other rank.
+    # As under torchrun, the store is in another process; here no agent sends signals to the other rank.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = [
         start(

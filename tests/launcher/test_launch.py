@@ -192,7 +192,7 @@ def test_failed_host_ends_the_others_and_is_named(capfd: pytest.CaptureFixture[s
     import sys
 
     console.setup()
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
     supervised = "from bellwether.launcher.ssh import supervise; import sys; sys.exit(supervise([sys.executable, '-c', 'import time; time.sleep(60)']))"
     programs = ["import sys; sys.exit(3)", supervised]
     processes = [
@@ -202,7 +202,7 @@ def test_failed_host_ends_the_others_and_is_named(capfd: pytest.CaptureFixture[s
     try:
         assert ssh._wait(["a", "b"], processes) == 3
     finally:
-        for number, handler in kept.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     assert processes[1].wait(20) == 128 + signal.SIGTERM
     assert "a exited with status 3" in capfd.readouterr().err

@@ -128,7 +128,7 @@ def test_report_is_rebuilt_for_a_run_and_refused_elsewhere(space: Path) -> None:
 
 
 def test_train_leaves_the_environment_of_its_caller_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what the processes inherit matters here, so none is started."""
+    """Only the environment that the processes inherit matters, so none is started."""
     monkeypatch.delenv("BELLWETHER_WORLD_SIZE", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     inherited: list[tuple[str, str]] = []

@@ -61,7 +61,7 @@ def test_log_of_a_run_in_a_terminal_has_lines_instead_of_the_progress_bar(space:
     ) as process:  # fmt: skip
         os.close(end)
         shown = b""
-        with contextlib.suppress(OSError):  # raised at the end of a terminal's output
+        with contextlib.suppress(OSError):  # raised at the end of the output of a terminal
             while data := os.read(terminal, 4096):
                 shown += data
     os.close(terminal)

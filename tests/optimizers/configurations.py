@@ -95,24 +95,24 @@ def drive(optimizer: Any, steps: int = 3, seed: int = 1, after: Callable[[], Any
         after()
 
 
-def assert_same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
-        assert torch.equal(mine, other)
+def assert_same(params: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for value, other in zip(params, expected, strict=True):
+        assert torch.equal(value, other)
 
 
-def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+def distance(params: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Largest distance of a parameter, relative to its norm if that is above 1, the initial size of an element."""
-    pairs = [(mine.detach().double(), other.detach().double()) for mine, other in zip(ours, theirs, strict=True)]
-    return max(float((mine - other).norm() / max(1.0, other.norm())) for mine, other in pairs)
+    pairs = [(value.detach().double(), other.detach().double()) for value, other in zip(params, expected, strict=True)]
+    return max(float((value - other).norm() / max(1.0, other.norm())) for value, other in pairs)
 
 
-def held(optimizer: Any) -> list[Tensor]:
+def params_of(optimizer: Any) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def through_a_file(what: Any, weights_only: bool) -> Any:
+def save_and_load(state: Any, weights_only: bool) -> Any:
     file = io.BytesIO()
-    torch.save(what, file)
+    torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=weights_only)
 

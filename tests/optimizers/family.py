@@ -26,7 +26,7 @@ def _around(wrap: Callable[[Any], ShardedOptimizer], kind: type, **options: Any)
     return lambda params, lr: wrap(kind(params, lr=lr, **options))
 
 
-FORGETFUL = (0.9, 0.8)  # so that a second moment decreases and differs from its maximum
+FORGETFUL = (0.9, 0.8)  # with this beta2 a second moment decreases, and differs from its maximum
 
 FAMILY: dict[str, Member] = {
     "lamb": Member(_of(Lamb), LAMB),

@@ -17,7 +17,7 @@ from tests.optimizers import coefficients_in_torch as reference
 
 # Tolerance between a kernel and torch. Both round each operation, but not the same ones: torch fuses some multiplies
 # and adds, and takes a reciprocal in the metric. The longest path to a weight has about twenty roundings of half an ulp
-# in either, so 20 ulps could be explained; the largest error seen in these cases is 2.1.
+# in each, so an error of 20 ulps would be plausible; the largest error seen in these cases is 2.1.
 ULPS = 4
 
 # Segment lengths: around the width of vectors, zero, and more than a block of either kernel.
@@ -60,7 +60,7 @@ FORMULAS: dict[Formula, Coefficients] = {
 }
 OPTIONS: dict[str, dict[str, float]] = {
     "bare": {},
-    "no eps": {"eps": 0.0},  # 0 / 0 where a vector extends past the end
+    "no eps": {"eps": 0.0},  # gives 0 / 0 in the lanes of a vector beyond the end
     "maximize": {"grad": -1.0},
     "l2": {"l2": 0.03},
     "scale": {"scale": 0.7},
@@ -138,21 +138,23 @@ def compare(kernel: Kernel, layout: str, formula: Formula, options: str, device:
     """
     outcomes = {}
     for which in PASSES:
-        theirs, exact, terms = _expected(layout, formula, options, device, which)
-        ours = run(kernel, which, make_tensors(layout, formula, device=device), coefficients(formula, options))
-        for mine, other, truth, size in zip(ours.columns, theirs.columns, exact.columns, terms.columns, strict=True):
-            valid = ~truth.isnan()
-            assert torch.equal(~mine.isnan(), valid), which
+        reference, exact, terms = _expected(layout, formula, options, device, which)
+        outcome = run(kernel, which, make_tensors(layout, formula, device=device), coefficients(formula, options))
+        for value, expected, exact_value, size in zip(
+            outcome.columns, reference.columns, exact.columns, terms.columns, strict=True
+        ):
+            valid = ~exact_value.isnan()
+            assert torch.equal(~value.isnan(), valid), which
             if valid.any():
-                mine, other, truth, size = (t[valid].double() for t in (mine, other, truth, size))
-                assert _ulps(mine, other, size) <= ULPS, which
-                assert _ulps(mine, truth, size) <= max(2 * _ulps(other, truth, size), 1), which
-        if ours.sums is not None:
+                value, expected, exact_value, size = (t[valid].double() for t in (value, expected, exact_value, size))
+                assert _ulps(value, expected, size) <= ULPS, which
+                assert _ulps(value, exact_value, size) <= max(2 * _ulps(expected, exact_value, size), 1), which
+        if outcome.sums is not None:
             # Squares of float32 are exact in float64, so only the order differs. The direction itself is rounded.
             tolerances = (1e-12, 1e-12 if which == "gradient_norms" else 1e-6)
-            for mine, other, rtol in zip(ours.sums, theirs.sums, tolerances, strict=True):
-                torch.testing.assert_close(mine, other, rtol=rtol, atol=0.0)
-        outcomes[which] = ours
+            for value, expected, rtol in zip(outcome.sums, reference.sums, tolerances, strict=True):
+                torch.testing.assert_close(value, expected, rtol=rtol, atol=0.0)
+        outcomes[which] = outcome
     return outcomes
 
 

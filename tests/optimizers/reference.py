@@ -17,7 +17,7 @@ Weights = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Spec:
-    """What to compute, in the terms of the papers."""
+    """The rule and its options, named as in the papers."""
 
     rule: str = "adam"  # adam, radam, momentum, lars
     betas: tuple[float, float] = (0.9, 0.999)
@@ -44,7 +44,7 @@ class Result:
     weights: Weights
     ratios: dict[str, float]  # of the last step
     averages: Weights
-    switched: int  # the step after which SGD took over, 0 for never
+    switched: int  # the step after which SGD took over; 0: never
 
 
 def minimise(
@@ -170,15 +170,15 @@ def _sgd_of_swats(spec: Spec, w: Weights, state: dict, k: str, g: np.ndarray, ra
     w[k] = (1 - rate * decay) * w[k] - rate * (1 - spec.betas[0]) * s["m"]
 
 
-def _average(how: tuple[str, int, int, float], t: int, w: Weights, options: dict, averages: Weights) -> None:
-    kind, start, every, decay = how
+def _average(averaging: tuple[str, int, int, float], t: int, w: Weights, options: dict, averages: Weights) -> None:
+    kind, start, every, decay = averaging
     if t < start or (t - start) % every:
         return
-    taken = (t - start) // every + 1
+    number = (t - start) // every + 1
     for k in options:
-        if taken == 1:
+        if number == 1:
             averages[k] = w[k].copy()
         elif kind == "swa":
-            averages[k] = averages[k] + (w[k] - averages[k]) / taken
+            averages[k] = averages[k] + (w[k] - averages[k]) / number
         else:
             averages[k] = decay * averages[k] + (1 - decay) * w[k]

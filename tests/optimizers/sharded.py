@@ -1,4 +1,4 @@
-"""What the ranks run in test_sharded.py: a toy model with awkward shapes, trained by DeepSpeed with our optimizers."""
+"""The functions that test_sharded.py runs on the ranks: a small model with awkward shapes, trained by DeepSpeed."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Toy(nn.Module):
 
 def weights() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    made = {name: rng.uniform(0.5, 1.5, shape).astype(np.float32) for name, shape in SHAPES.items()}
-    made["zero"] = np.zeros_like(made["zero"])
-    return made
+    initial = {name: rng.uniform(0.5, 1.5, shape).astype(np.float32) for name, shape in SHAPES.items()}
+    initial["zero"] = np.zeros_like(initial["zero"])
+    return initial
 
 
 def targets(step: int) -> dict[str, np.ndarray]:
@@ -139,23 +139,23 @@ def engine(
         model = Toy()
     member = FAMILY[rule]
     optimizer = member.make(param_groups(model), member.lr)
-    made, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=whole)
+    ds_engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=whole)
     if attach:
-        optimizers.attach(made)
-    return made, optimizer
+        optimizers.attach(ds_engine)
+    return ds_engine, optimizer
 
 
-def feed(made: Any, step: int) -> None:
+def feed(ds_engine: Any, step: int) -> None:
     """One global step on this rank's part of the batch."""
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     data = targets(step)
-    accumulation = made.gradient_accumulation_steps()
+    accumulation = ds_engine.gradient_accumulation_steps()
     micro = GLOBAL_BATCH // world // accumulation
     for a in range(accumulation):
         first = (a * world + rank) * micro
         batch = {k: torch.tensor(v[first : first + micro]) for k, v in data.items()}
-        made.backward(made(batch))
-        made.step()
+        ds_engine.backward(ds_engine(batch))
+        ds_engine.step()
 
 
 def poison(optimizer: Any) -> int:
@@ -182,33 +182,33 @@ def owned(optimizer: Any) -> dict[str, list[tuple[int, np.ndarray]]]:
 
 
 def train(rule: str, zero: dict[str, Any], **keywords: Any) -> dict[str, Any]:
-    made, optimizer = engine(rule, zero, **keywords)
+    ds_engine, optimizer = engine(rule, zero, **keywords)
     padding = poison(optimizer)
     calls, reduces = _count(optimizer)
     for step in range(STEPS):
-        feed(made, step)
+        feed(ds_engine, step)
     found = {
-        **result(made, optimizer),
+        **result(ds_engine, optimizer),
         "padding": padding,
         "calls": len(calls),
         "reduces": len(reduces),
-        "wrapper": type(made.optimizer).__name__,
+        "wrapper": type(ds_engine.optimizer).__name__,
         "shards": len(optimizer.shards),
         "idle": any(len({p.index for p in s.slices}) < len(s.parameters) for s in optimizer.shards),
     }
-    made.destroy()
+    ds_engine.destroy()
     return found
 
 
-def result(made: Any, optimizer: Any) -> dict[str, Any]:
+def result(ds_engine: Any, optimizer: Any) -> dict[str, Any]:
     """The results that `check` of test_sharded.py compares with the reference."""
     found = {
         "owned": owned(optimizer),
-        "model": _model(made),
+        "model": _model(ds_engine),
         "ratios": {k.removesuffix(".weight"): v for k, v in optimizer.trust_ratios().items()},
     }
     with averaged(optimizer):
-        return {**found, "averaged": {"owned": owned(optimizer), "model": _model(made)}}
+        return {**found, "averaged": {"owned": owned(optimizer), "model": _model(ds_engine)}}
 
 
 def averaged(optimizer: Any) -> Any:
@@ -255,10 +255,10 @@ def _count(optimizer: Any) -> tuple[list[int], list[int]]:
     return calls, reduces
 
 
-def _model(made: Any) -> dict[str, np.ndarray]:
+def _model(ds_engine: Any) -> dict[str, np.ndarray]:
     """The model's own weights, gathered."""
     import deepspeed
 
-    parameters = dict(made.module.named_parameters())
+    parameters = dict(ds_engine.module.named_parameters())
     with deepspeed.zero.GatheredParameters(list(parameters.values())):
         return {n.removesuffix(".weight"): p.detach().double().numpy().copy() for n, p in parameters.items()}

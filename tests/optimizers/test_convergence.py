@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @every
 def test_rosenbrock(name: str, kernel: str) -> None:
-    """Along the valley to (1, 1), from where no weight has to pass 0, near which a trust ratio stops."""
+    """Along the valley to (1, 1), from a start from which no weight crosses 0, where a trust ratio would stop it."""
     p = torch.nn.Parameter(torch.tensor([1.5, 2.0]))
     optimizer = OPTIMIZERS[name]([p], kernel=kernel)
 

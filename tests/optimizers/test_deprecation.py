@@ -1,4 +1,4 @@
-"""Old names work for one more version, with a warning that gives the new one; what was saved under them loads."""
+"""Deprecated names work for one version with a warning that gives the new one, and old state dicts and pickles load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from bellwether import optimizers
 from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lookahead, RAdam
-from tests.optimizers.configurations import assert_same, copies, drive, held, parameters
+from tests.optimizers.configurations import assert_same, copies, drive, parameters, params_of
 
 
 @pytest.fixture(autouse=True)
@@ -24,16 +24,16 @@ def warnings_are_errors() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", [Adam, AdamW, Lamb, RAdam, SGD])
 def test_decay_is_accepted_with_a_warning(kind: type) -> None:
-    ours = parameters()
-    theirs = copies(ours)
+    params = parameters()
+    other_params = copies(params)
     with pytest.warns(DeprecationWarning, match="decay= is deprecated, write weight_decay_mode=") as caught:
-        old = kind(ours, lr=0.01, weight_decay=0.1, decay="independent")
+        old = kind(params, lr=0.01, weight_decay=0.1, decay="independent")
     assert caught[0].filename == __file__
-    new = kind(theirs, lr=0.01, weight_decay=0.1, weight_decay_mode="independent")
+    new = kind(other_params, lr=0.01, weight_decay=0.1, weight_decay_mode="independent")
     assert old.state_dict()["param_groups"] == new.state_dict()["param_groups"]
     drive(old)
     drive(new)
-    assert_same(ours, theirs)
+    assert_same(params, other_params)
 
 
 def test_decay_of_a_group_is_accepted_with_a_warning() -> None:
@@ -58,19 +58,19 @@ def test_old_state_dict_loads(wrapped: bool) -> None:
         optimizer = AdamW(params, lr=0.01, **options)
         return Lookahead(optimizer, k=2) if wrapped else optimizer
 
-    ours = parameters()
-    optimizer = make(ours, weight_decay=0.1, weight_decay_mode="prox")
+    params = parameters()
+    optimizer = make(params, weight_decay=0.1, weight_decay_mode="prox")
     drive(optimizer)
     saved = copy.deepcopy(optimizer.state_dict())
     saved["param_groups"] = old_groups(saved["param_groups"])
     assert saved["param_groups"][0]["decay"] == "prox"
-    theirs = copies(ours)
-    other = make(theirs)
+    other_params = copies(params)
+    other = make(other_params)
     other.load_state_dict(saved)
     assert other.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     drive(optimizer, seed=2)
     drive(other, seed=2)
-    assert_same(ours, theirs)
+    assert_same(params, other_params)
 
 
 @pytest.mark.parametrize("copied", ["pickle", "deepcopy"])
@@ -83,21 +83,21 @@ def test_old_pickle_loads(copied: str) -> None:
     other = pickle.loads(pickle.dumps(old)) if copied == "pickle" else copy.deepcopy(old)
     drive(optimizer, seed=2)
     drive(other, seed=2)
-    assert_same(held(optimizer), held(other))
+    assert_same(params_of(optimizer), params_of(other))
     assert other.defaults["weight_decay_mode"] == "prox"
     assert "decay" not in other.defaults
     other.add_param_group({"params": parameters()})
     assert other.param_groups[1]["weight_decay_mode"] == "prox"
 
 
-def test_engine_that_puts_an_old_key_into_a_group() -> None:
-    """DeepSpeed's elastic load sets the saved keys one by one, past load_state_dict."""
+def test_old_key_set_directly_in_a_group_is_renamed() -> None:
+    """DeepSpeed's elastic load sets the saved keys one by one, without calling load_state_dict."""
     optimizer = AdamW(parameters(), lr=0.01, weight_decay=0.1)
     optimizer.param_groups[0]["decay"] = "l2"
     other = AdamW(parameters(), lr=0.01, weight_decay=0.1, weight_decay_mode="l2")
     drive(optimizer)
     drive(other)
-    assert_same(held(optimizer), held(other))
+    assert_same(params_of(optimizer), params_of(other))
 
 
 @pytest.mark.parametrize("old, new", [("Walk", "Trajectory"), ("Composed", "RuleOptimizer")])

@@ -31,7 +31,7 @@ def test_trains_in(name: str, dtype: torch.dtype) -> None:
         p.grad = p.detach().clone()
         optimizer.step()
     assert p.dtype == dtype
-    # An average may be slower than 16 bits can tell.
+    # Changes of an average may be smaller than 16 bits resolve.
     assert {value.dtype for key, value in optimizer.state[p].items() if key not in ("step", "average")} <= {dtype}
     assert p.norm().item() < 0.9 * math.sqrt(30)
 
@@ -70,7 +70,7 @@ def test_memory_layout_does_not_matter(name: str, case: str, kernel: str) -> Non
 
 @every
 def test_scalars_and_empty_tensors(name: str, kernel: str) -> None:
-    """Beside others, and as the only ones."""
+    """Scalars and empty tensors together with others, and alone."""
     for shapes in ([(), (0, 3), (2,)], [()], [(0,)]):
         params = parameters(shapes=shapes)
         optimizer = OPTIMIZERS[name](params, kernel=kernel)

@@ -1,6 +1,6 @@
 """Sharded equals unsharded under torch's own engines: DDP, FSDP2 in one and two dimensions, ZeroRedundancyOptimizer.
 
-The same toy, bar and float64 reference as in test_sharded.py, which has DeepSpeed's.
+The model, tolerance and float64 reference are those of test_sharded.py, which tests DeepSpeed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _parallel(engine: str) -> tuple[nn.Module, nn.Module, int, int]:
     if engine == "hsdp":  # replicated shards
         fully_shard(model, mesh=init_device_mesh("cpu", (rows, world // rows), mesh_dim_names=("replicate", "shard")))
         return model, model, rank, world
-    if engine == "fsdp2-flattened":  # as with context parallelism: sharded over two dimensions flattened into one
+    if engine == "fsdp2-flattened":  # as with context parallelism: sharded over two mesh dimensions flattened into one
         mesh = init_device_mesh("cpu", (rows, world // rows), mesh_dim_names=("dp", "cp"))["dp", "cp"]._flatten("dp_cp")
         fully_shard(model, mesh=mesh)
         return model, model, rank, world
@@ -92,7 +92,7 @@ def _train(rule: str, engine: str) -> dict[str, Any]:
 
 
 class _Factory:
-    """ZeroRedundancyOptimizer needs a class with a name."""
+    """ZeroRedundancyOptimizer requires an optimizer class with a __name__."""
 
     def __init__(self, make: Any) -> None:
         self.make, self.__name__ = make, "Member"
@@ -162,18 +162,18 @@ def _sequence_parallel() -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_partial_gradients_are_reduced(ranks: Ranks) -> None:
-    for ours, theirs in ranks.run(_sequence_parallel):
-        assert ours == pytest.approx(theirs)
-        assert ours[2] == pytest.approx(1 - 0.1 * 2 * 3)
+    for partial, whole in ranks.run(_sequence_parallel):
+        assert partial == pytest.approx(whole)
+        assert partial[2] == pytest.approx(1 - 0.1 * 2 * 3)
 
 
-def _refused(what: str) -> str:
+def _refused(case: str) -> str:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     from bellwether.optimizers import AdamW, Lamb, Swats, WeightAverage
 
     model = nn.Linear(4, 4)
-    if what == "fsdp1":
+    if case == "fsdp1":
         model = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
         optimizer: Any = Lamb(model.parameters())
     else:
@@ -182,12 +182,12 @@ def _refused(what: str) -> str:
             "swats": lambda p, lr: Swats(AdamW(p)),
             "average": lambda p, lr: WeightAverage(AdamW(p)),
             "lamb": lambda p, lr: Lamb(p),
-        }[what]
+        }[case]
         optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=_Factory(make), lr=0.1)
     model(torch.ones(2, 4)).sum().backward()
     try:
         optimizer.step()
-        if what == "average":
+        if case == "average":
             with optimizer.optim.averaged():
                 pass
     except (RuntimeError, NotImplementedError) as error:
@@ -200,12 +200,12 @@ REFUSED = {
     "nvlamb": r"inside ZeroRedundancyOptimizer needs the sums of all ranks: call optimizers.attach",
     "swats": r"inside ZeroRedundancyOptimizer needs the sums of all ranks: call optimizers.attach",
     "average": r"averaged\(\) inside ZeroRedundancyOptimizer: call optimizers.attach",
-    "lamb": "^$",  # whole parameters, no sums: nothing to attach
+    "lamb": "^$",  # updates whole parameters and needs no sums, so no attach
 }
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-@pytest.mark.parametrize("what", REFUSED)
-def test_unattached_global_sums_are_refused(ranks: Ranks, what: str) -> None:
-    for message in ranks.run(_refused, what):
-        assert re.search(REFUSED[what], message), message
+@pytest.mark.parametrize("case", REFUSED)
+def test_unattached_global_sums_are_refused(ranks: Ranks, case: str) -> None:
+    for message in ranks.run(_refused, case):
+        assert re.search(REFUSED[case], message), message

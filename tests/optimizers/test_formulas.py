@@ -13,7 +13,7 @@ from bellwether.optimizers.kernels.coefficients import Coefficients, Scalars
 from bellwether.optimizers.kernels.tensor_list import TensorList
 from bellwether.optimizers.rule import Group, State
 from tests.optimizers import coefficients_in_torch
-from tests.optimizers.configurations import OPTIMIZERS, assert_same, copies, drive, every, held, parameters
+from tests.optimizers.configurations import OPTIMIZERS, assert_same, copies, drive, every, parameters, params_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +30,7 @@ def test_code_equals_coefficients_to_the_bit(name: str, maximize: bool, monkeypa
         plain = {"params": params[2:], "trust_ratio": False, "weight_decay": 0.0}
         optimizer = OPTIMIZERS[name]([{"params": params[:2]}, plain], kernel=kernel, maximize=maximize)
         drive(optimizer, steps=8)
-        return held(optimizer)
+        return params_of(optimizer)
 
     by_code = trained("reference")
     monkeypatch.setattr(kernels, "choose", lambda name, tensors: coefficients_in_torch)
@@ -103,23 +103,23 @@ def test_overridden_trust_ratio_is_not_fused() -> None:
             return super().trust_ratio(weight_norm, other_norm, group) / 2
 
     assert not Halved.is_norm_ratio
-    ours = parameters()
-    theirs = copies(ours)
-    halved = Halved(ours, lr=0.2, trust_ratio=True, weight_decay=0.0)
-    plain = AdamW(theirs, lr=0.1, trust_ratio=True, weight_decay=0.0)
+    params = parameters()
+    other_params = copies(params)
+    halved = Halved(params, lr=0.2, trust_ratio=True, weight_decay=0.0)
+    plain = AdamW(other_params, lr=0.1, trust_ratio=True, weight_decay=0.0)
     drive(halved, 1)
     drive(plain, 1)
-    for p, q in zip(ours, theirs, strict=True):
+    for p, q in zip(params, other_params, strict=True):
         torch.testing.assert_close(p, q)
     for name, ratio in halved.trust_ratios().items():
         assert ratio == pytest.approx(plain.trust_ratios()[name] / 2)
 
 
 def test_kernels_get_state_in_the_order_of_the_formula() -> None:
-    seen = []
+    orders = []
 
     def step(tensors: TensorList, c: Coefficients, scales: torch.Tensor | None = None) -> None:
-        seen.append(list(tensors.states))
+        orders.append(list(tensors.states))
 
     fake = type("Fake", (), {"step": staticmethod(step), "fused_step": None})
     p = torch.nn.Parameter(torch.ones(2))
@@ -127,4 +127,4 @@ def test_kernels_get_state_in_the_order_of_the_formula() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "choose", lambda name, tensors: fake)
         AdamW([p], amsgrad=True).step()
-    assert seen == [["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]]
+    assert orders == [["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]]

@@ -19,8 +19,8 @@ from tests.optimizers.configurations import (
     distance,
     drive,
     every,
-    held,
     parameters,
+    params_of,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,40 +28,40 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @every
 def test_group_equals_a_separate_optimizer(name: str, kernel: str) -> None:
-    """Groups with options of their own, one of them added after some steps."""
+    """Groups with different options, one of them added after some steps."""
     if name in JOINT:
-        pytest.skip("all parameters decide together")
+        pytest.skip("the update depends on all parameters")
     make, options = OPTIMIZERS[name], [{}, {"lr": 0.03}, {"weight_decay": 0.2}]
     shapes = [[(3, 2), (4,)], [(2, 2)], [(), (7,), (3,)]]
-    ours, theirs = ([parameters(shapes=s) for s in shapes] for _ in range(2))
-    optimizer = make([{"params": p, **o} for p, o in zip(ours[:2], options, strict=False)], kernel=kernel)
-    alone = [make(p, kernel=kernel, **o) for p, o in zip(theirs, options, strict=True)]
+    params, other_params = ([parameters(shapes=s) for s in shapes] for _ in range(2))
+    optimizer = make([{"params": p, **o} for p, o in zip(params[:2], options, strict=False)], kernel=kernel)
+    alone = [make(p, kernel=kernel, **o) for p, o in zip(other_params, options, strict=True)]
     for steps, groups in ((2, 2), (3, 3)):
         if groups == 3:
-            optimizer.add_param_group({"params": ours[2], **options[2]})
+            optimizer.add_param_group({"params": params[2], **options[2]})
         for step in range(steps):
             for i in range(groups):
-                for p, q in zip(ours[i], theirs[i], strict=True):
+                for p, q in zip(params[i], other_params[i], strict=True):
                     p.grad = torch.full_like(p, 0.5 + step) * torch.arange(1.0, p.numel() + 1).view(p.shape)
                     q.grad = p.grad.clone()
                 alone[i].step()
             optimizer.step()
-    for p, q in zip(ours, theirs, strict=True):
+    for p, q in zip(params, other_params, strict=True):
         assert_same(p, q)
 
 
 def test_cached_tables_are_not_reused_for_new_tensors(kernel: str) -> None:
-    """What is remembered of tensors must not be taken for that of others which come to lie at the same address."""
+    """Tables cached for tensors must not be used for new tensors at the same address."""
     for _ in range(10):
-        ours, theirs = [parameters(shapes=[(7,), (3,)]) for _ in range(2)]
-        optimizer, other = Lamb(ours, kernel=kernel), Lamb(theirs, kernel="reference")
+        params, other_params = [parameters(shapes=[(7,), (3,)]) for _ in range(2)]
+        optimizer, other = Lamb(params, kernel=kernel), Lamb(other_params, kernel="reference")
         for size in range(1, 8):
             for o in (optimizer, other):
                 o.add_param_group({"params": parameters(shapes=[(size,)])})
             drive(optimizer, 1)
             other._tables.clear()
             drive(other, 1)
-        assert distance(held(optimizer), held(other)) < CLOSE[torch.float32]
+        assert distance(params_of(optimizer), params_of(other)) < CLOSE[torch.float32]
 
 
 def test_number_of_cached_tables_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_number_of_cached_tables_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_trust_ratios_are_those_of_the_last_step() -> None:
-    """However the tensors were combined before: here together, apart, and together again."""
+    """Whichever tensors earlier steps updated: here both, one at a time, and both again."""
     a, b = [torch.nn.Parameter(torch.full((3,), value)) for value in (1.0, 2.0)]
     optimizer = Lamb([("a", a), ("b", b)], lr=0.1)
     for some in ([a, b], [a], [b], [a, b]):
@@ -120,7 +120,7 @@ REFUSED_PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
 @pytest.mark.parametrize("case", REFUSED_PARAMETERS)
 def test_invalid_parameters_are_refused(name: str, case: str) -> None:
     params, error, message = REFUSED_PARAMETERS[case]
-    if isinstance(params, list):  # torch writes defaults into the groups, which other cases must not see
+    if isinstance(params, list):  # a copy: torch writes defaults into the groups
         params = [dict(p) if isinstance(p, dict) else p for p in params]
     with pytest.raises(error, match=message):
         OPTIMIZERS[name](params)
@@ -129,9 +129,9 @@ def test_invalid_parameters_are_refused(name: str, case: str) -> None:
 @every
 def test_refused_group_is_not_added(name: str) -> None:
     optimizer = OPTIMIZERS[name](parameters())
-    for bad in ({"lr": -1.0}, {"weight_decay": math.nan}, {"weight_decay_mode": "l3"}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            optimizer.add_param_group({"params": parameters(), **bad})
+    for invalid in ({"lr": -1.0}, {"weight_decay": math.nan}, {"weight_decay_mode": "l3"}):
+        with pytest.raises(ValueError, match=next(iter(invalid))):
+            optimizer.add_param_group({"params": parameters(), **invalid})
     with pytest.raises(ValueError, match="complex64"):
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))]})
     assert len(optimizer.param_groups) == 1
@@ -139,7 +139,7 @@ def test_refused_group_is_not_added(name: str) -> None:
 
 
 def test_duplicate_parameter_warns_and_is_updated_twice() -> None:
-    """As in torch."""
+    """This is what torch does."""
     p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -23,38 +23,38 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @every
 def test_hooks(name: str) -> None:
-    params, seen = parameters(), []
+    params, events = parameters(), []
     optimizer = OPTIMIZERS[name](params)
     start = params[0].detach().clone()
 
-    def note(what: str) -> Callable[..., None]:
-        return lambda *arguments: seen.append(what)
+    def record(event: str) -> Callable[..., None]:
+        return lambda *arguments: events.append(event)
 
     def before(o: Any, args: Any, kwargs: Any) -> None:
-        seen.append("before step")
+        events.append("before step")
         assert o is optimizer
         assert torch.equal(params[0], start)
 
     def after(o: Any, args: Any, kwargs: Any) -> None:
-        seen.append("after step")
+        events.append("after step")
         assert not torch.equal(params[0], start)
 
     handles = [
         optimizer.register_step_pre_hook(before),
         optimizer.register_step_post_hook(after),
-        optimizer.register_state_dict_pre_hook(note("before state_dict")),
+        optimizer.register_state_dict_pre_hook(record("before state_dict")),
         optimizer.register_state_dict_post_hook(lambda o, state_dict: {**state_dict, "note": 1}),
-        optimizer.register_load_state_dict_pre_hook(lambda o, state_dict: seen.append(f"load {state_dict['note']}")),
-        optimizer.register_load_state_dict_post_hook(note("after load")),
+        optimizer.register_load_state_dict_pre_hook(lambda o, state_dict: events.append(f"load {state_dict['note']}")),
+        optimizer.register_load_state_dict_post_hook(record("after load")),
     ]
     drive(optimizer, 1)
     optimizer.load_state_dict(optimizer.state_dict())
-    assert seen == ["before step", "after step", "before state_dict", "load 1", "after load"]
+    assert events == ["before step", "after step", "before state_dict", "load 1", "after load"]
     for handle in handles:
         handle.remove()
     drive(optimizer, 1)
     assert optimizer.state_dict().keys() == {"state", "param_groups"}
-    assert len(seen) == 5
+    assert len(events) == 5
 
 
 @every
@@ -70,9 +70,9 @@ def test_profiler_records_the_step(name: str) -> None:
 def test_repr_has_name_groups_and_options(name: str) -> None:
     optimizer = OPTIMIZERS[name](parameters(), lr=0.125)
     optimizer.add_param_group({"params": parameters(), "lr": 0.375})
-    said = repr(optimizer)
+    text = repr(optimizer)
     for words in (type(optimizer).__name__, "Parameter Group 1", "lr: 0.125", "lr: 0.375", "weight_decay: "):
-        assert words in said
+        assert words in text
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam, AdamW, Lamb, Lars, RAdam])

@@ -58,14 +58,14 @@ def test_leftovers_of_a_killed_build_are_ignored(cache: Path, source: Path) -> N
 def test_broken_library_is_rebuilt(cache: Path, source: Path) -> None:
     build.load(source)
     (library,) = libraries(cache)
-    library.unlink()  # a new file: the old one is loaded in this process
+    library.unlink()  # a new file, because this process has loaded the old one
     library.write_bytes(b"half a library")
     assert build.load(source).answer() == 42
 
 
 @pytest.mark.process
 def test_concurrent_builds(cache: Path, source: Path) -> None:
-    # By path, without the package and so without torch, so that they start at the same moment.
+    # Loaded by path: without the package, and thus without torch, the processes start at about the same time.
     script = f"import runpy, pathlib; print(runpy.run_path({build.__file__!r})['load'](pathlib.Path({str(source)!r})).answer())"  # fmt: skip
     started = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate(timeout=60)[0] for process in started] == ["42\n"] * 4

@@ -30,7 +30,7 @@ def name(request: pytest.FixtureRequest) -> str:
     if request.param == "triton":
         pytest.importorskip("triton", reason="Triton is for Linux")
         if not os.environ.get("TRITON_INTERPRET"):
-            pytest.skip("with a GPU here, tests/gpu has it")
+            pytest.skip("this machine has a GPU, on which tests/gpu tests the kernel")
     return request.param
 
 
@@ -48,7 +48,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy, past the end of a block
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # from NumPy, beyond the end of a block
 @pytest.mark.parametrize(("layout", "formula", "options"), CASES)
 def test_equals_the_reference(kernel: Kernel, layout: str, formula: Formula, options: str) -> None:
     outcomes = compare(kernel, layout, formula, options)
@@ -156,7 +156,7 @@ def test_unknown_kernel_is_refused() -> None:
 
 
 def test_auto_falls_back_without_triton(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """As `auto` does for CUDA tensors."""
+    """`auto` selects the triton kernel for CUDA tensors."""
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "bellwether.optimizers.kernels.triton", raising=False)
     monkeypatch.setitem(kernels._COMPILED, "cpu", "triton")
@@ -172,19 +172,22 @@ def test_auto_falls_back_without_triton(monkeypatch: pytest.MonkeyPatch, caplog:
 
 def _python(script: str, **environment: str) -> str:
     """Run a script with Triton's compiler instead of its interpreter."""
-    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment_without_interpreter = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], env=kept | environment, capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=environment_without_interpreter | environment,
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
 
 @pytest.mark.process
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
 def test_triton_is_imported_late_and_reports_a_missing_gpu() -> None:
     pytest.importorskip("triton", reason="Triton is for Linux")
-    said = _python("""
+    output = _python("""
         import sys, torch
         from bellwether.optimizers import Lamb
         imported = "triton" in sys.modules  # torch's own optimizers import it in their constructors
@@ -197,7 +200,7 @@ def test_triton_is_imported_late_and_reports_a_missing_gpu() -> None:
         except RuntimeError as error:
             print(error)
     """)
-    assert said.startswith("False\nkernel='triton' cannot run here: there is no GPU; with TRITON_INTERPRET=1")
+    assert output.startswith("False\nkernel='triton' cannot run here: there is no GPU; with TRITON_INTERPRET=1")
 
 
 @pytest.mark.process
@@ -237,7 +240,7 @@ def test_fused_step_equals_two_passes_bitwise(threads: int, bounds: tuple[float,
     layout = SegmentTable.of([ShardLayout.whole(w, str(i)) for i, w in enumerate(weights)], by_parameter=True)
     c = Coefficients("adam", rate=0.1, beta1=0.9, grad_weight=0.1, beta2=0.999, eps=1e-6, coupled_decay=0.01)
     grads[4].zero_()
-    made = []
+    outcomes = []
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -253,10 +256,10 @@ def test_fused_step_equals_two_passes_bitwise(threads: int, bounds: tuple[float,
                 weight, update = sqrt(cpu.update_moments(tensors, c))
                 ratios = torch.where((weight > 0) & (update > 0), (weight / update).clamp(*bounds), 1.0)
                 cpu.apply_update(tensors, c, ratios * 0.1)
-            made.append((ratios, [*w, *moments[0], *moments[1]]))
+            outcomes.append((ratios, [*w, *moments[0], *moments[1]]))
     finally:
         torch.set_num_threads(before)
-    (some, tensors), (others, more) = made
+    (some, tensors), (others, more) = outcomes
     assert torch.equal(some, others)
     assert some[3] == some[4] == some[2] == 1
     assert all(torch.equal(a, b) for a, b in zip(tensors, more, strict=True))

@@ -21,7 +21,7 @@ from tests.ranks import Ranks
 
 
 def test_square_roots_are_correctly_rounded() -> None:
-    """MKL's, which torch uses on CPUs, are not, on some processors."""
+    """Those of MKL, which torch uses on CPUs, are not on some processors."""
     squares = torch.rand(2, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e5
     squares[0, 0], squares[0, 1], squares[0, 2] = 0.0, torch.inf, torch.nan
     expected = [math.sqrt(square) for square in squares.flatten().tolist()]
@@ -42,7 +42,7 @@ def test_fragments_of_a_parameter_are_summed() -> None:
 
 
 def test_adjacent_slices_are_one_segment() -> None:
-    """A matrix sharded by columns is many slices of the parameter, and one run of memory."""
+    """A matrix sharded by columns is many slices of the parameter, but contiguous in memory."""
     pieces = (
         ParameterSlice(0, 0, 0, 2),
         ParameterSlice(0, 2, 4, 2),
@@ -93,13 +93,13 @@ def test_cut(begin: int, end: int, wanted: list) -> None:
 
 
 def _unattached(rule: str, stage: int) -> str:
-    made, _ = sharded.engine(rule, {"stage": stage}, attach=False)
+    ds_engine, _ = sharded.engine(rule, {"stage": stage}, attach=False)
     try:
-        sharded.feed(made, 0)
+        sharded.feed(ds_engine, 0)
     except RuntimeError as error:
         return str(error)
     finally:
-        made.destroy()
+        ds_engine.destroy()
     return ""
 
 
@@ -142,19 +142,19 @@ def test_attach_refuses_other_optimizers(ranks: Ranks) -> None:
 
 
 def _through_deepspeeds_checkpoint(folder: str, stage: int, bf16: bool) -> list[dict]:
-    """Train, save and continue; then the same after DeepSpeed's load_checkpoint, without a second attach."""
+    """Train, save, train on; then load with DeepSpeed's load_checkpoint and train on again, without a second attach."""
     config = {"bf16": {"enabled": bf16}, **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {})}
-    made, optimizer = sharded.engine("lamb", {"stage": stage, "sub_group_size": 500}, **config)
+    ds_engine, optimizer = sharded.engine("lamb", {"stage": stage, "sub_group_size": 500}, **config)
     for step in range(4):
-        sharded.feed(made, step)
-    made.save_checkpoint(folder)
+        sharded.feed(ds_engine, step)
+    ds_engine.save_checkpoint(folder)
     found = []
     for _ in range(2):
         for step in range(4, 8):
-            sharded.feed(made, step)
+            sharded.feed(ds_engine, step)
         found.append({"owned": sharded.owned(optimizer), "ratios": optimizer.trust_ratios()})
-        made.load_checkpoint(folder)
-    made.destroy()
+        ds_engine.load_checkpoint(folder)
+    ds_engine.destroy()
     return found
 
 
@@ -207,7 +207,7 @@ def test_copy_of_attached_optimizer_requires_attach() -> None:
     ],
 )
 def test_modes_that_bypass_the_optimizer_are_refused(changes: dict, key: str) -> None:
-    """With a stand-in for the engine: these modes need a GPU or NVMe."""
+    """With a mock engine, because these modes need a GPU or NVMe."""
     optimizer = Lamb([torch.nn.Parameter(torch.ones(1))])
     wrapper = object() if changes.pop("wrapper", False) else optimizer
     zero = SimpleNamespace(**{"offload_optimizer": None, "zenflow": None, **changes})

@@ -104,16 +104,16 @@ def _deepspeed(stage: int, precision: str, clip: float, steps: int) -> dict[str,
     if precision != "fp32" and stage:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=1e-12)
-    made, *_ = import_deepspeed().initialize(model=model, optimizer=optimizer, config=config)
-    attach(made)
-    engine = Engine(made, optimizer, WarmupConstant(optimizer, batch=1, total=1), precision)
+    ds_engine, *_ = import_deepspeed().initialize(model=model, optimizer=optimizer, config=config)
+    attach(ds_engine)
+    engine = Engine(ds_engine, optimizer, WarmupConstant(optimizer, batch=1, total=1), precision)
     noise = NoiseScale(engine.task, MICRO, MICRO * ACCUMULATION * world)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     found: dict[str, float] = {}
     for step, micro_batches in enumerate(_batches(steps, dtype)):
         scale = engine.loss_scale
         for x in micro_batches:
-            engine.backward(made(x).mean())
+            engine.backward(ds_engine(x).mean())
             engine.step()
         assert engine.grad_norm is not None
         noise.step(engine.grad_norm, scale)

@@ -21,20 +21,20 @@ SCALE = 2.0**10
 
 def _deepspeed(rule: str, stage: int) -> dict[str, Any]:
     fp16 = {"enabled": True, "initial_scale_power": 10, "hysteresis": 1, "loss_scale_window": 1000}
-    made, optimizer = sharded.engine(rule, {"stage": stage}, fp16=fp16)
-    sharded.feed(made, 0)
+    ds_engine, optimizer = sharded.engine(rule, {"stage": stage}, fp16=fp16)
+    sharded.feed(ds_engine, 0)
     before = _everything(optimizer)
     share = sharded.GLOBAL_BATCH // dist.get_world_size()
     batch = {k: torch.tensor(v[:share]) for k, v in sharded.targets(1).items()}
     if dist.get_rank() == 1:
         batch = {k: torch.full_like(v, 1e5) for k, v in batch.items()}  # overflows fp16
-    made.backward(made(batch))
-    made.step()
-    after, scale = _everything(optimizer), _scale(made)
+    ds_engine.backward(ds_engine(batch))
+    ds_engine.step()
+    after, scale = _everything(optimizer), _scale(ds_engine)
     for step in range(2, 5):
-        sharded.feed(made, step)
+        sharded.feed(ds_engine, step)
     later = _everything(optimizer)
-    made.destroy()
+    ds_engine.destroy()
     return {"skipped": _equal(before, after), "scale": scale, "went on": not _equal(after, later)}
 
 
@@ -49,8 +49,8 @@ def _equal(some: list[np.ndarray], others: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(some, others, strict=True))
 
 
-def _scale(made: Any) -> float:
-    wrapper = made.optimizer
+def _scale(ds_engine: Any) -> float:
+    wrapper = ds_engine.optimizer
     return wrapper.loss_scale_config.cur_scale if hasattr(wrapper, "loss_scale_config") else wrapper.loss_scale
 
 

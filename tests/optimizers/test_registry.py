@@ -16,36 +16,36 @@ from tests.optimizers.configurations import OPTIMIZERS as CONFIGURATIONS
 from tests.optimizers.family import FAMILY
 
 
-def made(name: str, **options: object) -> torch.optim.Optimizer:
+def create(name: str, **options: object) -> torch.optim.Optimizer:
     return OPTIMIZERS[name].make([torch.nn.Parameter(torch.ones(2))], lr=0.1, weight_decay=0.1, **options)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_entry_is_true_of_the_optimizer(name: str) -> None:
     entry = OPTIMIZERS[name]
-    optimizer = made(name, kernel="reference", **entry.defaults)
+    optimizer = create(name, kernel="reference", **entry.defaults)
     assert optimizer.param_groups[0]["trust_ratio"] == entry.layer_wise
     if "weight_decay_mode" in entry.options and not entry.layer_wise:
         if entry.prox_metric:
-            made(name, weight_decay_mode="prox-metric")
+            create(name, weight_decay_mode="prox-metric")
         else:
             with pytest.raises(ValueError, match="prox-metric"):
-                made(name, weight_decay_mode="prox-metric")
+                create(name, weight_decay_mode="prox-metric")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_options_are_keywords_of_the_optimizer_and_keys_of_the_config(name: str) -> None:
-    parameters = inspect.signature(type(made(name)).__init__).parameters
-    if "base" in parameters:  # Swats: its own, and those of AdamW
-        parameters = parameters | inspect.signature(type(made("adamw")).__init__).parameters
+    parameters = inspect.signature(type(create(name)).__init__).parameters
+    if "base" in parameters:  # Swats has its own options and those of AdamW
+        parameters = parameters | inspect.signature(type(create("adamw")).__init__).parameters
     assert OPTIMIZERS[name].options <= set(parameters)
     assert OPTIMIZERS[name].options <= set(Optimizer.model_fields)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_is_in_the_test_tables(name: str) -> None:
-    """A new one is added to both: tested under every engine, and for the contract of a torch optimizer."""
-    wanted, params = type(made(name)), [torch.nn.Parameter(torch.ones(2))]
+    """A new optimizer belongs in both tables: that of the engines, and that of the contract of a torch optimizer."""
+    wanted, params = type(create(name)), [torch.nn.Parameter(torch.ones(2))]
     assert wanted in {type(member.make(params, lr=0.1)) for member in FAMILY.values()}
     assert wanted in {type(make(params)) for make in CONFIGURATIONS.values()}
 

@@ -43,19 +43,19 @@ def descend(optimizer: torch.optim.Optimizer, steps: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_equals_torch_over_100_steps(pair: str, dtype: torch.dtype) -> None:
-    ours, theirs = parameters(dtype), parameters(dtype)
-    make_ours, make_theirs = PAIRS[pair]
-    descend(make_ours(ours), 100)
-    descend(make_theirs(theirs), 100)
-    for mine, his in zip(ours, theirs, strict=True):
-        assert (mine - his).norm() <= (1e-6 if dtype == torch.float32 else 1e-13) * his.norm()
+    params, torch_params = parameters(dtype), parameters(dtype)
+    make, make_torch = PAIRS[pair]
+    descend(make(params), 100)
+    descend(make_torch(torch_params), 100)
+    for value, expected in zip(params, torch_params, strict=True):
+        assert (value - expected).norm() <= (1e-6 if dtype == torch.float32 else 1e-13) * expected.norm()
 
 
 def test_same_defaults_as_torch() -> None:
-    for ours, theirs in ((AdamW, torch.optim.AdamW), (RAdam, torch.optim.RAdam)):
-        mine, his = ours(parameters()).defaults, theirs(parameters()).defaults
+    for kind, torch_kind in ((AdamW, torch.optim.AdamW), (RAdam, torch.optim.RAdam)):
+        value, expected = kind(parameters()).defaults, torch_kind(parameters()).defaults
         for key in ("lr", "betas", "eps", "weight_decay"):
-            assert mine[key] == his[key], (ours, key)
+            assert value[key] == expected[key], (kind, key)
 
 
 def test_lamb_follows_the_paper() -> None:
@@ -93,7 +93,7 @@ def test_state_names_and_step_for_each_tensor() -> None:
 
 
 @pytest.mark.parametrize("copying", ["state_dict", "deepcopy", "pickle"])
-def test_copy_continues(copying: str) -> None:
+def test_copy_takes_the_same_steps(copying: str) -> None:
     params = parameters()
     optimizer = Lamb(params, weight_decay=0.1)
     descend(optimizer, 5)
@@ -127,7 +127,7 @@ def test_closure_and_non_contiguous_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "names"),
+    ("invalid", "message"),
     [
         ({"lr": -1.0}, "lr"),
         ({"betas": (1.0, 0.9)}, "betas"),
@@ -136,11 +136,11 @@ def test_closure_and_non_contiguous_weights() -> None:
     ],
 )
 @pytest.mark.parametrize("make", [Lamb, AdamW, RAdam])
-def test_invalid_values_are_named(make: type, bad: dict, names: str) -> None:
-    with pytest.raises(ValueError, match=names):
-        make(parameters(), **bad)
-    with pytest.raises(ValueError, match=names):
-        make([{"params": parameters(), **bad}])
+def test_invalid_values_are_named(make: type, invalid: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(parameters(), **invalid)
+    with pytest.raises(ValueError, match=message):
+        make([{"params": parameters(), **invalid}])
 
 
 def test_sparse_gradients_are_refused() -> None:

@@ -188,18 +188,18 @@ def test_momentum_and_decay_follow_the_rate(index: int, kind: str) -> None:
     else:
         schedule = OneCycle(optimizer, rise=10, stretch=50, annihilation=10, initial=0.1, **shared)
     group = optimizer.param_groups[0]
-    seen = []
+    curve = []
     for _ in range(100):
         momentum = group["betas"][0] if "betas" in group else group["momentum"]
-        seen.append((group["lr"] / 2.0, momentum, group["weight_decay"] / 0.4))
+        curve.append((group["lr"] / 2.0, momentum, group["weight_decay"] / 0.4))
         optimizer.step()
         schedule.step()
-    rates, momenta, decays = (torch.tensor(column) for column in zip(*seen, strict=True))
+    rates, momenta, decays = (torch.tensor(column) for column in zip(*curve, strict=True))
     torch.testing.assert_close(decays, rates)
     assert momenta.argmin() in torch.nonzero(rates == rates.max())
     assert momenta.min() == pytest.approx(0.85, abs=0.003)
     assert momenta.max() == pytest.approx(0.95, abs=0.003)
-    # They move in opposite directions, except in the last phase, in which the momentum stays high.
+    # Rate and momentum move in opposite directions, except in the last phase, where the momentum stays at its maximum.
     until = 100 if kind == "trapezoid" else 90
     assert ((rates[:until].diff() * momenta[:until].diff()) <= 1e-9).all()
     if until < 100:
@@ -208,8 +208,8 @@ def test_momentum_and_decay_follow_the_rate(index: int, kind: str) -> None:
     if "betas" in group:
         assert group["betas"][1] == 0.99
     schedule.seek(30)
-    assert (group["lr"] / 2.0, group["weight_decay"] / 0.4) == pytest.approx((seen[30][0], seen[30][2]))
-    assert (group["betas"][0] if "betas" in group else group["momentum"]) == pytest.approx(seen[30][1])
+    assert (group["lr"] / 2.0, group["weight_decay"] / 0.4) == pytest.approx((curve[30][0], curve[30][2]))
+    assert (group["betas"][0] if "betas" in group else group["momentum"]) == pytest.approx(curve[30][1])
 
 
 def test_second_schedule_starts_from_the_peak_weight_decay() -> None:
@@ -224,7 +224,7 @@ def test_second_schedule_starts_from_the_peak_weight_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keywords", "says"),
+    ("keywords", "message"),
     [
         ({"rise": 60, "stretch": 50}, "together at most total=100"),
         ({"rise": -1}, "each at least 0"),
@@ -233,8 +233,8 @@ def test_second_schedule_starts_from_the_peak_weight_decay() -> None:
         ({"momentum": (1.0, 0.9)}, r"each in \[0, 1\)"),
     ],
 )
-def test_one_cycle_refuses_invalid_lengths(keywords: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_one_cycle_refuses_invalid_lengths(keywords: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         OneCycle(_optimizers()[0], batch=1, total=100, **keywords)
 
 
@@ -246,7 +246,7 @@ def test_warmup_from_above_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keywords", "says"),
+    ("keywords", "message"),
     [
         ({"milestones": [50, 20]}, "must be ascending"),
         ({"milestones": [-1]}, "must be ascending"),
@@ -254,6 +254,6 @@ def test_warmup_from_above_zero() -> None:
         ({"milestones": [50], "start": 2.0}, "start=2.0"),
     ],
 )
-def test_step_schedule_refuses_invalid_options(keywords: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_step_schedule_refuses_invalid_options(keywords: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         WarmupStep(_optimizers()[0], batch=1, total=100, **keywords)

@@ -1,6 +1,6 @@
 """Sharded equals unsharded: every optimizer, ZeRO stage and world size against a float64 reference on one process.
 
-The bar is 1e-6 relative in the norm of each parameter after 20 steps: fp32 weights alone round by 6e-8 a step.
+The tolerance is 1e-6 relative in the norm of each parameter after 20 steps: fp32 weights alone round by 6e-8 a step.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def unsharded(member: Member, weights: Weights, clip: float) -> Result:
     """The optimizer's own code on whole parameters in float64, for an optimizer without a `Spec`."""
     params = {k: torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for k, v in weights.items()}
     options = sharded.options()
-    # As sharded.param_groups: a trust ratio is turned off for some groups, and else the optimizer's default.
+    # As in sharded.param_groups: the trust ratio is off for some groups, and has the optimizer's default for the others.
     groups = [{"params": [(k, params[k])], "weight_decay": o["weight_decay"]} for k, o in options.items()]
     for group, option in zip(groups, options.values(), strict=True):
         if not option["trust_ratio"]:
@@ -66,9 +66,9 @@ def assembled(results: list[dict]) -> dict[str, np.ndarray]:
     for result in results:
         for name, pieces in result["owned"].items():
             for start, values in pieces:
-                there = whole[name][start : start + len(values)]
-                assert np.isnan(there).all() or (there == values).all()
-                there[:] = values
+                slot = whole[name][start : start + len(values)]
+                assert np.isnan(slot).all() or (slot == values).all()
+                slot[:] = values
     return whole
 
 
@@ -108,9 +108,9 @@ def test_sharded_equals_unsharded(ranks: Ranks, rule: str, stage: int) -> None:
     check(results, rule)
     if stage and ranks.world_size == 4:
         assert any(r["padding"] for r in results), "no padding was poisoned"
-        assert any(r["idle"] for r in results), "every rank owns a piece of every tensor"
+        assert any(r["idle"] for r in results), "every rank owns a slice of every tensor"
     # One step() call for each param group under ZeRO; one all-reduce in those with trust ratios, none in the others.
-    # Swats has one to compare Adam's step with the gradient, in the two steps before it switches.
+    # Swats has one all-reduce to compare Adam's step with the gradient, in the two steps before it switches.
     groups, adapted = (len(sharded.kinds()), groups_with_ratio()) if stage else (1, 0)
     reduces = adapted * sharded.STEPS if expected(rule).ratios else 2 * groups if rule == "swats" and stage else 0
     assert all(r["calls"] == groups * sharded.STEPS and r["reduces"] == reduces for r in results)
@@ -186,7 +186,7 @@ def test_bf16_keeps_fp32_masters(ranks: Ranks, rule: str, stage: int) -> None:
         assert error(master, wanted.weights[name]) < 2**-9, name
         assert not (master == torch.tensor(master).bfloat16().double().numpy()).all(), f"{name}: a bf16 master"
     for result in results:
-        # A norm over a part of a tensor would be wrong by tens of percent.
+        # With norms over parts of tensors the error would be tens of percent.
         assert result["ratios"] == pytest.approx(wanted.ratios, rel=0.01)
     if stage == 1 and rule == "lamb":
         # BF16_Optimizer updates all groups in one step() call: one all-reduce for all of them.

@@ -43,7 +43,7 @@ def _weights(optimizer: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("copying", ["state_dict", "deepcopy", "pickle"])
 @pytest.mark.parametrize("rule", FAMILY)
-def test_copies_continue_bitwise(rule: str, copying: str) -> None:
+def test_copies_take_the_same_steps_bitwise(rule: str, copying: str) -> None:
     model, optimizer = _fresh(rule)
     _train(model, optimizer, range(HALF))
     if copying == "state_dict":

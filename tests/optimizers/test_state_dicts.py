@@ -18,9 +18,9 @@ from tests.optimizers.configurations import (
     copies,
     drive,
     every,
-    held,
     parameters,
-    through_a_file,
+    params_of,
+    save_and_load,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,67 +28,68 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @every
 def test_state_dict_round_trip_is_bitwise(name: str, kernel: str) -> None:
-    ours = parameters()
-    optimizer = OPTIMIZERS[name](ours, kernel=kernel)
+    params = parameters()
+    optimizer = OPTIMIZERS[name](params, kernel=kernel)
     drive(optimizer)
     saved = optimizer.state_dict()
     assert saved.keys() == {"state", "param_groups"}
     assert saved["param_groups"][0]["params"] == list(range(len(SHAPES))) == list(saved["state"])
-    theirs = copies(ours)
-    other = OPTIMIZERS[name](theirs, kernel=kernel, lr=0.77, weight_decay=0.77)
+    other_params = copies(params)
+    other = OPTIMIZERS[name](other_params, kernel=kernel, lr=0.77, weight_decay=0.77)
     drive(other, 1)
-    for p, q in zip(ours, theirs, strict=True):
+    for p, q in zip(params, other_params, strict=True):
         q.data.copy_(p.data)
-    other.load_state_dict(through_a_file(saved, weights_only=True))
+    other.load_state_dict(save_and_load(saved, weights_only=True))
     assert other.state_dict()["param_groups"] == saved["param_groups"]
     drive(optimizer, seed=2)
     drive(other, seed=2)
-    assert_same(ours, theirs)
+    assert_same(params, other_params)
 
 
 @every
 @pytest.mark.parametrize("copied", ["deepcopy", "pickle", "torch.save"])
-def test_copy_continues_bitwise(name: str, copied: str, kernel: str) -> None:
-    """Under a schedule too, which puts a function of its own in place of step()."""
-    ours = parameters()
-    optimizer = OPTIMIZERS[name](ours, kernel=kernel)
+def test_copy_takes_the_same_steps_bitwise(name: str, copied: str, kernel: str) -> None:
+    """Under a schedule too, which replaces step() by a function of its own."""
+    params = parameters()
+    optimizer = OPTIMIZERS[name](params, kernel=kernel)
     schedule = lr_scheduler.ExponentialLR(optimizer, 0.9)
     drive(optimizer, after=schedule.step)
     how = {
         "deepcopy": copy.deepcopy,
         "pickle": lambda o: pickle.loads(pickle.dumps(o)),
-        "torch.save": lambda o: through_a_file(o, weights_only=False),
+        "torch.save": lambda o: save_and_load(o, weights_only=False),
     }
     other = how[copied](optimizer)
-    theirs = held(other)
+    other_params = params_of(other)
     assert repr(other) == repr(optimizer)
     drive(optimizer, seed=2)
-    assert not any(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))  # the copy has weights of its own
+    # The copy has weights of its own.
+    assert not any(torch.equal(p, q) for p, q in zip(params, other_params, strict=True))
     drive(other, seed=2)
-    assert_same(ours, theirs)
+    assert_same(params, other_params)
 
 
 @every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_state_is_loaded_in_the_dtype_of_the_parameters(name: str, dtype: torch.dtype) -> None:
-    ours = parameters()
-    optimizer = OPTIMIZERS[name](ours)
+    params = parameters()
+    optimizer = OPTIMIZERS[name](params)
     drive(optimizer)
-    theirs = copies(ours, dtype)
-    other = OPTIMIZERS[name](theirs)
+    other_params = copies(params, dtype)
+    other = OPTIMIZERS[name](other_params)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for p, q in zip(ours, theirs, strict=True):
+    for p, q in zip(params, other_params, strict=True):
         assert other.state[q].keys() == optimizer.state[p].keys()
         for key, value in other.state[q].items():
             assert value.dtype == (torch.float32 if key == "step" else dtype)
             assert torch.equal(value, optimizer.state[p][key].to(value.dtype))
     drive(other, 1)
-    assert all(q.isfinite().all() for q in theirs)
+    assert all(q.isfinite().all() for q in other_params)
 
 
 @every
 def test_torch_distributed_checkpoint_state_by_name(name: str) -> None:
-    """Which makes the state of a new optimizer by a step with lr 0 and zero gradients: it must not move a weight."""
+    """torch creates the state of a new optimizer by a step with lr 0 and zero gradients, which must not change a weight."""
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
     model.bias.data.fill_(0.5)

@@ -17,9 +17,9 @@ from tests.optimizers.configurations import (
     copies,
     drive,
     every,
-    held,
     parameters,
-    through_a_file,
+    params_of,
+    save_and_load,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @every
 def test_closure(name: str) -> None:
-    """Its loss comes back, and gradients are on inside it even where they are off around."""
+    """step() returns the closure's loss, and enables gradients inside it even under no_grad."""
     p = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     optimizer, calls = OPTIMIZERS[name]([p]), []
 
@@ -62,30 +62,30 @@ def test_zero_grad(name: str) -> None:
 
 @every
 def test_zero_gradients_do_not_change_weights_in_the_first_step(name: str, kernel: str) -> None:
-    ours, before = parameters(), parameters()
-    optimizer = OPTIMIZERS[name](ours, kernel=kernel, weight_decay=0.0)
-    for p in ours:
+    params, before = parameters(), parameters()
+    optimizer = OPTIMIZERS[name](params, kernel=kernel, weight_decay=0.0)
+    for p in params:
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    assert_same(ours, before)
+    assert_same(params, before)
 
 
 @every
 def test_zero_lr_does_not_change_weights(name: str, kernel: str) -> None:
-    ours, before = parameters(), parameters()
-    optimizer = OPTIMIZERS[name](ours, kernel=kernel, weight_decay=0.1)
+    params, before = parameters(), parameters()
+    optimizer = OPTIMIZERS[name](params, kernel=kernel, weight_decay=0.1)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     drive(optimizer)
-    assert_same(ours, before)
-    assert all(optimizer.state[p]["step"] == 3 for p in ours)
+    assert_same(params, before)
+    assert all(optimizer.state[p]["step"] == 3 for p in params)
 
 
 @every
 def test_lr_is_read_at_every_step(name: str, kernel: str) -> None:
-    ours, theirs = parameters(), parameters()
-    optimizer = OPTIMIZERS[name](ours, kernel=kernel, lr=0.5)
-    other = OPTIMIZERS[name](theirs, kernel=kernel, lr=0.25)
+    params, other_params = parameters(), parameters()
+    optimizer = OPTIMIZERS[name](params, kernel=kernel, lr=0.5)
+    other = OPTIMIZERS[name](other_params, kernel=kernel, lr=0.25)
     for group in optimizer.param_groups:
         group["lr"] = 0.25
     for group in other.param_groups:
@@ -93,32 +93,32 @@ def test_lr_is_read_at_every_step(name: str, kernel: str) -> None:
             group["peak_lr"] = 0.5
     drive(optimizer)
     drive(other)
-    assert_same(ours, theirs)
+    assert_same(params, other_params)
 
 
 @every
 def test_lr_tensor(name: str, kernel: str) -> None:
-    """Which schedules write into."""
-    ours, theirs = parameters(), parameters()
-    optimizer = OPTIMIZERS[name](ours, kernel=kernel, lr=torch.tensor(0.125))
-    other = OPTIMIZERS[name](theirs, kernel=kernel, lr=0.125)
+    """An lr given as a tensor, into which schedules write."""
+    params, other_params = parameters(), parameters()
+    optimizer = OPTIMIZERS[name](params, kernel=kernel, lr=torch.tensor(0.125))
+    other = OPTIMIZERS[name](other_params, kernel=kernel, lr=0.125)
     for o in (optimizer, other):
         drive(o, after=lr_scheduler.ExponentialLR(o, 0.5).step)  # exact in any precision
     assert isinstance(optimizer.param_groups[0]["lr"], Tensor)
-    assert_same(ours, theirs)
-    third = OPTIMIZERS[name](copies(ours), kernel=kernel)
-    third.load_state_dict(through_a_file(optimizer.state_dict(), weights_only=True))
+    assert_same(params, other_params)
+    third = OPTIMIZERS[name](copies(params), kernel=kernel)
+    third.load_state_dict(save_and_load(optimizer.state_dict(), weights_only=True))
     drive(optimizer)
     drive(third)
-    assert_same(ours, held(third))
+    assert_same(params, params_of(third))
 
 
 @every
 def test_maximize_equals_minimizing_the_negative(name: str, kernel: str) -> None:
-    ours, theirs = parameters(), parameters()
-    drive(OPTIMIZERS[name](ours, kernel=kernel, maximize=True), 5)
-    drive(OPTIMIZERS[name](theirs, kernel=kernel), 5, sign=-1.0)
-    assert_same(ours, theirs)
+    params, other_params = parameters(), parameters()
+    drive(OPTIMIZERS[name](params, kernel=kernel, maximize=True), 5)
+    drive(OPTIMIZERS[name](other_params, kernel=kernel), 5, sign=-1.0)
+    assert_same(params, other_params)
 
 
 @every
@@ -145,7 +145,7 @@ def test_gradient_with_graph_leaves_no_graph_in_the_state(kernel: str) -> None:
     p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = Lamb([p], kernel=kernel)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of a cycle of references
+        warnings.simplefilter("ignore")  # torch warns of a reference cycle
         p.pow(3).sum().backward(create_graph=True)
     optimizer.step()
     assert not any(value.requires_grad for value in optimizer.state[p].values())

@@ -64,40 +64,40 @@ def test_equals_torch(twin: str, dtype: torch.dtype, kernel: str) -> None:
     """Also with a rate, and for Adam and Nesterov a momentum, that changes at every step."""
     if kernel == "cpu" and dtype != torch.float32:
         pytest.skip("the C++ kernel is for float32")
-    ours, theirs = parameters(dtype), parameters(dtype)
-    for optimizer in (twin_of(twin, ours, kernel=kernel), torch_twin(twin, theirs)):
+    params, torch_params = parameters(dtype), parameters(dtype)
+    for optimizer in (twin_of(twin, params, kernel=kernel), torch_twin(twin, torch_params)):
         momentum = optimizer.defaults.get("momentum", 0.9) > 0 and not optimizer.defaults.get("dampening")
         schedule = lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=101, cycle_momentum=momentum)
         drive(optimizer, 100, after=schedule.step)
-    assert distance(ours, theirs) < CLOSE[dtype]
+    assert distance(params, torch_params) < CLOSE[dtype]
 
 
 @twins
 @pytest.mark.parametrize("before", [1, 8])
 def test_continues_from_torch_state(twin: str, before: int) -> None:
     """torch's state and hyperparameters, loaded into an optimizer that was created with others."""
-    theirs = parameters(torch.float64)
-    other = torch_twin(twin, theirs)
+    torch_params = parameters(torch.float64)
+    other = torch_twin(twin, torch_params)
     drive(other, before)
-    ours = copies(theirs)
-    optimizer = getattr(optimizers, TWINS[twin][0])(ours, lr=123.0, weight_decay=0.77)
+    params = copies(torch_params)
+    optimizer = getattr(optimizers, TWINS[twin][0])(params, lr=123.0, weight_decay=0.77)
     optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
     drive(optimizer, 8, seed=2)
     drive(other, 8, seed=2)
-    assert distance(ours, theirs) < CLOSE[torch.float64]
+    assert distance(params, torch_params) < CLOSE[torch.float64]
 
 
 @pytest.mark.parametrize("twin", [t for t in TWINS if t.startswith("adam")])
 def test_torch_continues_from_our_state(twin: str) -> None:
-    ours = parameters(torch.float64)
-    optimizer = twin_of(twin, ours)
+    params = parameters(torch.float64)
+    optimizer = twin_of(twin, params)
     drive(optimizer, 8)
-    theirs = copies(ours)
-    other = torch_twin(twin, theirs)
+    torch_params = copies(params)
+    other = torch_twin(twin, torch_params)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     drive(optimizer, 8, seed=2)
     drive(other, 8, seed=2)
-    assert distance(ours, theirs) < CLOSE[torch.float64]
+    assert distance(params, torch_params) < CLOSE[torch.float64]
 
 
 def test_peak_lr_is_taken_from_a_torch_scheduler() -> None:
@@ -111,8 +111,8 @@ def test_peak_lr_is_taken_from_a_torch_scheduler() -> None:
 
 
 def test_step_saved_as_a_number() -> None:
-    ours, theirs = parameters(), parameters()
-    optimizer, other = AdamW(ours), AdamW(theirs)
+    params, torch_params = parameters(), parameters()
+    optimizer, other = AdamW(params), AdamW(torch_params)
     for o in (optimizer, other):
         drive(o)
     saved = copy.deepcopy(optimizer.state_dict())
@@ -121,4 +121,4 @@ def test_step_saved_as_a_number() -> None:
     optimizer.load_state_dict(saved)
     for o in (optimizer, other):
         drive(o)
-    assert_same(ours, theirs)
+    assert_same(params, torch_params)

@@ -19,13 +19,13 @@ STEPS = 4
 
 
 def _walk(rule: str, zero: dict[str, Any], config: dict[str, Any]) -> tuple[list[Any], list[Any], list[float], bool]:
-    made, optimizer = sharded.engine(rule, zero, **config)
+    ds_engine, optimizer = sharded.engine(rule, zero, **config)
     sharded.poison(optimizer)
     walk = Trajectory(optimizer)
     places, found = [sharded.owned(optimizer)], [walk.read()]
     for step in range(STEPS):
         walk.keep()
-        sharded.feed(made, step)
+        sharded.feed(ds_engine, step)
         places.append(sharded.owned(optimizer))
         found.append(walk.read())
     losses = []
@@ -34,13 +34,13 @@ def _walk(rule: str, zero: dict[str, Any], config: dict[str, Any]) -> tuple[list
     with walk.between() as go, torch.no_grad():
         for share in (0.0, 0.25, 1.0):
             go(share)
-            losses.append(float(made(batch)))
+            losses.append(float(ds_engine(batch)))
     same = all(
         torch.equal(a.nan_to_num(), s.tensor.nan_to_num()) for a, s in zip(before, optimizer.shards, strict=True)
     )
     with torch.no_grad():
-        losses.append(float(made(batch)))
-    made.destroy()
+        losses.append(float(ds_engine(batch)))
+    ds_engine.destroy()
     return places, found, losses, same
 
 
@@ -89,7 +89,7 @@ def test_every_stage_measures_the_whole_model(ranks: Ranks, stage: int, config: 
         assert same
         assert losses[2] == losses[3]
         now, then = whole(results, STEPS), whole(results, STEPS - 1)
-        # The model is in bf16.
+        # The weights of the model are bf16.
         rel = 1e-5 if not config else 2**-7
         for found_loss, share in zip(losses, (0.0, 0.25, 1.0), strict=False):
             at = {name: then[name] + share * (now[name] - then[name]) for name in now}
@@ -97,7 +97,7 @@ def test_every_stage_measures_the_whole_model(ranks: Ranks, stage: int, config: 
 
 
 def test_too_large_lr_has_cosine_minus_one() -> None:
-    """Descent on x^2 / 2 with lr 1.5 bounces between the walls. `forget` frees the kept copies."""
+    """Descent on x^2 / 2 with lr 1.5 bounces between the walls of the valley. `forget` frees the copies of the weights."""
     weight = nn.Parameter(torch.tensor([2.0]))
     optimizer = SGD([weight], lr=1.5)
     walk = Trajectory(optimizer)

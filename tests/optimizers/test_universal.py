@@ -1,7 +1,7 @@
 """DeepSpeed's universal checkpoint: which state of our optimizers it converts to another number of processes.
 
 It knows the states exp_avg and exp_avg_sq alone, at stage 3 gives all param groups the options of the first, and cannot
-be read by a rank that owns nothing of a group: hence 2 processes at most for this toy.
+be read by a rank that owns nothing of a group, so this small model runs on at most 2 processes.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ HALF = sharded.STEPS // 2
 
 
 def _first_half(rule: str, stage: int, folder: str) -> None:
-    made, _ = sharded.engine(rule, {"stage": stage})
+    ds_engine, _ = sharded.engine(rule, {"stage": stage})
     for step in range(HALF):
-        sharded.feed(made, step)
-    made.save_checkpoint(folder, tag="half")
-    made.destroy()
+        sharded.feed(ds_engine, step)
+    ds_engine.save_checkpoint(folder, tag="half")
+    ds_engine.destroy()
 
 
-def _second_half(rule: str, stage: int, folder: str, mend: bool) -> dict:
-    made, optimizer = sharded.engine(rule, {"stage": stage}, checkpoint={"load_universal": True})
+def _second_half(rule: str, stage: int, folder: str, restore_groups: bool) -> dict:
+    ds_engine, optimizer = sharded.engine(rule, {"stage": stage}, checkpoint={"load_universal": True})
     options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    made.load_checkpoint(folder, tag="half_universal")
-    if mend:
+    ds_engine.load_checkpoint(folder, tag="half_universal")
+    if restore_groups:
         for group, own in zip(optimizer.param_groups, options, strict=True):
             group.update(own)
     try:
         for step in range(HALF, sharded.STEPS):
-            sharded.feed(made, step)
-        return sharded.result(made, optimizer)
+            sharded.feed(ds_engine, step)
+        return sharded.result(ds_engine, optimizer)
     except RuntimeError as error:
         return {"refused": str(error)}
     finally:
-        made.destroy()
+        ds_engine.destroy()
 
 
 def _convert(folder: Path) -> subprocess.CompletedProcess:

@@ -103,26 +103,26 @@ OF_A_GROUP: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
 def named(case: Any) -> str | None:
     if isinstance(case, type):
         return case.__name__
-    return "-".join(f"{k}={v}" for k, v in case.items()) if isinstance(case, dict) else "says"
+    return "-".join(f"{k}={v}" for k, v in case.items()) if isinstance(case, dict) else "words"
 
 
-def refused(make: Callable[[], Any], says: tuple[str, ...]) -> None:
+def refused(make: Callable[[], Any], words: tuple[str, ...]) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the words are checked one by one
         make()
-    for words in says:
-        assert words in str(error.value)
+    for word in words:
+        assert word in str(error.value)
 
 
-@pytest.mark.parametrize("kind, bad, says", ILLEGAL + OF_THE_CONSTRUCTOR, ids=named)
-def test_invalid_options_at_construction(kind: type, bad: dict[str, Any], says: tuple[str, ...]) -> None:
-    refused(lambda: kind(parameters(), **bad), says)
+@pytest.mark.parametrize("kind, options, words", ILLEGAL + OF_THE_CONSTRUCTOR, ids=named)
+def test_invalid_options_at_construction(kind: type, options: dict[str, Any], words: tuple[str, ...]) -> None:
+    refused(lambda: kind(parameters(), **options), words)
 
 
-@pytest.mark.parametrize("kind, bad, says", ILLEGAL + OF_A_GROUP, ids=named)
-def test_invalid_options_in_a_group(kind: type, bad: dict[str, Any], says: tuple[str, ...]) -> None:
-    refused(lambda: kind([{"params": parameters(), **bad}]), says)
+@pytest.mark.parametrize("kind, options, words", ILLEGAL + OF_A_GROUP, ids=named)
+def test_invalid_options_in_a_group(kind: type, options: dict[str, Any], words: tuple[str, ...]) -> None:
+    refused(lambda: kind([{"params": parameters(), **options}]), words)
     optimizer = kind(parameters())
-    refused(lambda: optimizer.add_param_group({"params": parameters(), **bad}), says)
+    refused(lambda: optimizer.add_param_group({"params": parameters(), **options}), words)
     assert len(optimizer.param_groups) == 1
 
 

@@ -54,7 +54,7 @@ def radam(gs: list[Array]) -> tuple[Array, Array]:
     if rho <= 5:
         return mhat, np.ones(SHAPE)
     r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
-    # torch adds eps to sqrt(v) before v is bias-corrected.
+    # torch adds eps to sqrt(v) before the bias correction of v.
     return mhat, r * math.sqrt(1 - BETA2**t) / (np.sqrt(second_moments(gs)[-1]) + EPS)
 
 
@@ -98,7 +98,7 @@ CASES = [
 ]
 
 
-def followed(rule: str, form: str) -> Array:
+def expected_weights(rule: str, form: str) -> Array:
     """The weights after all steps, by the formulas."""
     direction, _, options = RULES[rule]
     w, gs = start(), []
@@ -168,13 +168,13 @@ def test_weight_decay_follows_the_formula(rule: str, form: str, kernel: str, dty
         pytest.skip(str(error))
     _, kind, options = RULES[rule]
     found = run(kind, dtype=dtype, lr=ALPHA, weight_decay=LAMBDA, weight_decay_mode=form, kernel=kernel, **options)
-    assert off(found, followed(rule, form)) < close
+    assert off(found, expected_weights(rule, form)) < close
 
 
 @pytest.mark.parametrize("trust_ratio", [True, False])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_lars_follows_the_formula(nesterov: bool, trust_ratio: bool) -> None:
-    """Decay in the gradient and in the ratio; the rate inside the momentum."""
+    """The decay is part of the gradient and of the ratio; the rate is applied before the momentum."""
     coefficient = 0.5
     w, m = start(), np.zeros(SHAPE)
     for t in range(STEPS):

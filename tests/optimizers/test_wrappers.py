@@ -54,8 +54,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_invalid_arguments_are_refused(case: str) -> None:
-    make, error, says = REFUSED[case]
-    with pytest.raises(error, match=says):
+    make, error, message = REFUSED[case]
+    with pytest.raises(error, match=message):
         make(AdamW([weight(1.0)]))
 
 
@@ -65,13 +65,13 @@ def test_wrapper_shares_groups_and_state() -> None:
     optimizer = WeightAverage(Lookahead(Lamb([p], lr=0.1), k=2), "ema")
     optimizer.add_param_group({"params": [q], "lr": 0.1})
     schedule = WarmupLinear(optimizer, batch=1, total=10)
-    seen: list[str] = []
-    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    calls: list[str] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
     step(optimizer)
     schedule.step()
     assert optimizer.param_groups is optimizer.base.param_groups is optimizer.base.base.param_groups
     assert set(optimizer.state[p]) == {"step", "exp_avg", "exp_avg_sq", "slow", "average"}
-    assert seen == ["after"]
+    assert calls == ["after"]
     assert optimizer.name == "WeightAverage(Lookahead(Lamb))"
     assert len(optimizer.shards) == 2
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.085)
@@ -99,9 +99,9 @@ def test_swapped_averages_cannot_be_swapped_or_saved() -> None:
     for _ in range(2):
         step(optimizer)
     with optimizer.averaged():
-        for what in (optimizer.state_dict, optimizer.averaged().__enter__, lambda: copy.deepcopy(optimizer)):
+        for action in (optimizer.state_dict, optimizer.averaged().__enter__, lambda: copy.deepcopy(optimizer)):
             with pytest.raises(RuntimeError, match="swapped in"):
-                what()
+                action()
         assert p.item() == 2.5
     assert p.item() == 2.0
 

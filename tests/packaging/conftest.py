@@ -1,4 +1,4 @@
-"""A wheel built from the checkout, and scratch environments that it is installed into."""
+"""A wheel built from the checkout, and scratch environments with the wheel installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = ("pyproject.toml", "README.md", "LICENSE")
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the checkout: setuptools leaves its build folder beside the sources."""
+    """The wheel, built from a copy of the checkout, because setuptools leaves its build folder next to the sources."""
     source = tmp_path_factory.mktemp("source")
     for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name, symlinks=True)

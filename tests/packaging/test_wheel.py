@@ -1,4 +1,4 @@
-"""What ``pip install`` of a wheel puts on a machine, and that it works beside folders of the same names."""
+"""The contents of the wheel, and its use in folders with an ``optimizers/`` and a ``trainer.py`` of their own."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_every_dependency_declares_its_minimum(wheel: Path) -> None:
     assert not [each for each in required if ">=" not in each and 'extra == "dev"' not in each]
 
 
-def test_optimizers_work_beside_a_folder_of_that_name(installed: Environment) -> None:
+def test_optimizers_work_next_to_a_folder_of_that_name(installed: Environment) -> None:
     installed.run("python", "-c", STEP)
 
 
-def test_trainer_runs_beside_a_module_of_that_name(installed: Environment) -> None:
+def test_trainer_runs_next_to_a_module_of_that_name(installed: Environment) -> None:
     (installed.folder / "quick.yaml").write_text(QUICK)
     installed.run("python", "-m", "bellwether.trainer", "quick.yaml")
     assert steps(installed.folder / "runs" / "quick") == [1, 2]
@@ -75,7 +75,7 @@ def test_train_command_finds_a_shipped_recipe(installed: Environment) -> None:
     assert steps(installed.folder / "runs" / "bert-tiny")[-1] == 2
 
 
-def test_unknown_recipe_is_answered_with_the_nearest(installed: Environment) -> None:
+def test_unknown_recipe_suggests_the_nearest(installed: Environment) -> None:
     out = installed.run("bellwether", "train", "bert-tny", status=2)
     assert out.startswith("bellwether: CONFIG: 'bert-tny': no such file or shipped recipe")
     assert "bert-tiny" in out

@@ -1,4 +1,4 @@
-"""Short runs for the tests of this folder: their configs, and what they leave behind."""
+"""Short runs for the tests of this folder: their configs, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def text(workspace: Path, name: str, **changes: Any) -> dict[str, Any]:
         "batch": {"global": 16, "micro": 2},
         "optimizer": {"lr": 1e-2},
         "schedule": {"warmup": 0.25},
-        "log": {"every": "1 steps", "trackers": [], "report": False},  # which takes longer than these runs
+        "log": {"every": "1 steps", "trackers": [], "report": False},  # the report takes longer than these runs
         "evaluate": {"limit": 10},
         "engine": {"stage": 2},
     }  # fmt: skip
@@ -50,7 +50,7 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_config(raw: dict[str, Any]) -> None:
-    """Train as a config says, on each of the ranks that call this together."""
+    """Train as configured. Called by all ranks together."""
     from bellwether.trainer import run
     from bellwether.trainer.distributed import World
 

@@ -1,4 +1,4 @@
-"""Checkpoints: to the bit at the same world size, and readable at every other stage and world size."""
+"""Checkpoints: bit-exact at the same stage and world size, and readable at every other one."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ BEFORE, AFTER = 6, 5
 
 
 def _engine(stage: int, **keywords: Any) -> tuple[Any, Any]:
-    """Our engine, and DeepSpeed's inside it."""
+    """Returns our engine and the DeepSpeed engine inside it."""
     from bellwether.optimizers import WarmupConstant
     from bellwether.trainer.engine import Engine
 
-    made, optimizer = sharded.engine("lamb", {"stage": stage, "sub_group_size": 500}, clip=1.0, **keywords)
-    made.module.register_buffer("statistics", torch.tensor([1.0, 2.0]) * (1 + torch.distributed.get_rank()))
-    made.module.register_buffer("count", torch.tensor(7))
-    return Engine(made, optimizer, WarmupConstant(optimizer, batch=1, total=1)), made
+    ds_engine, optimizer = sharded.engine("lamb", {"stage": stage, "sub_group_size": 500}, clip=1.0, **keywords)
+    ds_engine.module.register_buffer("statistics", torch.tensor([1.0, 2.0]) * (1 + torch.distributed.get_rank()))
+    ds_engine.module.register_buffer("count", torch.tensor(7))
+    return Engine(ds_engine, optimizer, WarmupConstant(optimizer, batch=1, total=1)), ds_engine
 
 
 def _world() -> Any:
@@ -44,7 +44,7 @@ def _world() -> Any:
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
 
 
-def _everything(engine: Any, made: Any) -> dict[str, Any]:
+def _everything(engine: Any, ds_engine: Any) -> dict[str, Any]:
     """Weights and moments of this rank, by kind, parameter and offset; and the model's own weights."""
     found: dict[str, Any] = {}
     for shard in engine.optimizer.shards:
@@ -59,30 +59,30 @@ def _everything(engine: Any, made: Any) -> dict[str, Any]:
                     (piece.start, view.numpy().copy())
                 )
         found["step"] = state["step"].item()
-    return {"pieces": found, "model": sharded._model(made)}
+    return {"pieces": found, "model": sharded._model(ds_engine)}
 
 
 def _save(root: str, stage: int) -> dict[str, Any]:
-    engine, made = _engine(stage)
+    engine, ds_engine = _engine(stage)
     for step in range(BEFORE):
-        sharded.feed(made, step)
+        sharded.feed(ds_engine, step)
     checkpoint.save(Path(root) / str(stage), engine, Position(BEFORE, BEFORE * 8, 0), _world(), keep=3, data=["d"])
-    saved = _everything(engine, made)
+    saved = _everything(engine, ds_engine)
     for step in range(BEFORE, BEFORE + AFTER):
-        sharded.feed(made, step)
-    result = {"saved": saved, "end": _everything(engine, made)}
+        sharded.feed(ds_engine, step)
+    result = {"saved": saved, "end": _everything(engine, ds_engine)}
     engine.destroy()
     return result
 
 
 def _load(root: str, saved_stage: int, stage: int) -> dict[str, Any]:
-    engine, made = _engine(stage)
+    engine, ds_engine = _engine(stage)
     position = checkpoint.load(checkpoint.newest(Path(root) / str(saved_stage)), engine, _world()).position  # type: ignore[arg-type]
-    loaded = _everything(engine, made)
+    loaded = _everything(engine, ds_engine)
     buffers = {n: b.tolist() for n, b in engine.task.named_buffers()}
     for step in range(BEFORE, BEFORE + AFTER):
-        sharded.feed(made, step)
-    result = {"position": position, "loaded": loaded, "end": _everything(engine, made), "buffers": buffers}
+        sharded.feed(ds_engine, step)
+    result = {"position": position, "loaded": loaded, "end": _everything(engine, ds_engine), "buffers": buffers}
     engine.destroy()
     return result
 
@@ -106,7 +106,7 @@ def assembled(results: list[dict[str, Any]]) -> dict[Any, np.ndarray]:
 def written(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[str, dict[int, list[dict[str, Any]]]]]:
-    """A checkpoint of each stage, made by two ranks, and what those had then and a little later."""
+    """A checkpoint of each stage, saved by two ranks, with their state at that step and some steps later."""
     root = str(tmp_path_factory.mktemp("checkpoints"))
     pair = Ranks(2)
     yield root, {stage: pair.run(_save, root, stage) for stage in STAGES}
@@ -134,7 +134,7 @@ def test_checkpoint_loads_at_any_stage_and_world_size(ranks: Ranks, written: Any
                 assert np.array_equal(result["end"]["model"][name], values), name
             else:
                 np.testing.assert_allclose(result["end"]["model"][name], values, rtol=1e-5, err_msg=name)
-    # Each rank's own running statistics at the same world size, what they agree on at another.
+    # At the same world size each rank gets its own running statistics back, at another one their average.
     for rank, result in enumerate(results):
         wanted = [1.0 + rank, 2.0 + 2 * rank] if ranks.world_size == 2 else [1.5, 3.0]
         assert result["buffers"] == {"statistics": wanted, "count": 7}
@@ -185,15 +185,15 @@ def test_damaged_checkpoint_is_refused_on_all_ranks(ranks: Ranks, one: Path, dam
         assert word in message
 
 
-def _newest(root: str, blind: int | None) -> str:
-    """What `newest_intact` finds, where one rank's node has no file system."""
+def _newest(root: str, rank_without_files: int | None) -> str:
+    """The result of `newest_intact` where one rank cannot read the files."""
     nothing = mock.patch(
         "bellwether.trainer.checkpoint.load.damage", lambda path, manifest, names: (names[0], "is missing")
     )
     try:
-        with nothing if torch.distributed.get_rank() == blind else contextlib.nullcontext():
-            path, said = checkpoint.newest_intact(Path(root), _world())
-        return f"{path and path.name} {said}"
+        with nothing if torch.distributed.get_rank() == rank_without_files else contextlib.nullcontext():
+            path, messages = checkpoint.newest_intact(Path(root), _world())
+        return f"{path and path.name} {messages}"
     except (ConfigError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
 
@@ -240,9 +240,9 @@ def test_partial_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
 
 
 def _save_often(root: str) -> list[str]:
-    engine, made = _engine(2)
+    engine, ds_engine = _engine(2)
     for step in range(1, 6):
-        sharded.feed(made, step)
+        sharded.feed(ds_engine, step)
         checkpoint.save(Path(root), engine, Position(step, step * 8, 0), _world(), keep=2, data=["d"])
     engine.destroy()
     return sorted(p.name for p in Path(root).iterdir())
@@ -255,9 +255,11 @@ def test_newest_checkpoints_are_kept(ranks: Ranks, tmp_path: Path) -> None:
 
 
 def _cannot_write(root: str) -> str:
-    engine, made = _engine(2)
-    sharded.feed(made, 0)
-    save = importlib.import_module("bellwether.trainer.checkpoint.save")  # a function of that name hides the module
+    engine, ds_engine = _engine(2)
+    sharded.feed(ds_engine, 0)
+    save = importlib.import_module(
+        "bellwether.trainer.checkpoint.save"
+    )  # the package has a function of the same name as the module
     original = save._write
     if torch.distributed.get_rank() == 1:
 

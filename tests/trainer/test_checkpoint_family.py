@@ -1,6 +1,6 @@
-"""Every optimizer and wrapper goes through a checkpoint to another number of processes and another ZeRO stage.
+"""Checkpoints of every optimizer and wrapper load on another number of processes and at another ZeRO stage.
 
-The end is compared with a float64 run that was never interrupted, to the same bar as tests/optimizers/test_sharded.py.
+The result is compared with an uninterrupted float64 run, with the tolerance of tests/optimizers/test_sharded.py.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ HALF = sharded.STEPS // 2
 
 
 def _engine(rule: str, stage: int) -> tuple[Any, Any, Any]:
-    """Our engine, DeepSpeed's inside it, and the world."""
+    """Returns our engine, the DeepSpeed engine inside it, and the world."""
     from bellwether.optimizers import WarmupConstant
     from bellwether.trainer.distributed import World
     from bellwether.trainer.engine import Engine
 
-    made, optimizer = sharded.engine(rule, {"stage": stage, "sub_group_size": 500})
+    ds_engine, optimizer = sharded.engine(rule, {"stage": stage, "sub_group_size": 500})
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), 0, torch.device("cpu"))
-    return Engine(made, optimizer, WarmupConstant(optimizer, batch=1, total=1)), made, world
+    return Engine(ds_engine, optimizer, WarmupConstant(optimizer, batch=1, total=1)), ds_engine, world
 
 
 def _first_half(root: str) -> None:
     for rule in FAMILY:
-        engine, made, world = _engine(rule, 1)
+        engine, ds_engine, world = _engine(rule, 1)
         for step in range(HALF):
-            sharded.feed(made, step)
+            sharded.feed(ds_engine, step)
         checkpoint.save(Path(root) / rule, engine, Position(HALF, HALF * 8, 0), world, keep=1, data=[])
         engine.destroy()
 
 
 def _second_half(root: str, rule: str, stage: int) -> dict[str, Any]:
-    engine, made, world = _engine(rule, stage)
+    engine, ds_engine, world = _engine(rule, stage)
     checkpoint.load(checkpoint.newest(Path(root) / rule), engine, world)  # type: ignore[arg-type]
     for step in range(HALF, sharded.STEPS):
-        sharded.feed(made, step)
-    result = sharded.result(made, engine.optimizer)
+        sharded.feed(ds_engine, step)
+    result = sharded.result(ds_engine, engine.optimizer)
     engine.destroy()
     return result
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The first half of each, at stage 1, by two processes."""
+    """Checkpoints of the first half of each run, at stage 1 on two processes."""
     root = str(tmp_path_factory.mktemp("family"))
     pair = Ranks(2)
     pair.run(_first_half, root)

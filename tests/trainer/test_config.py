@@ -59,8 +59,8 @@ def test_extending_file_and_overrides_take_precedence(base: Path) -> None:
 
 def test_yaml_anchors_and_ambiguous_scalars(base: Path) -> None:
     base.write_text(
-        BASE.replace("{lr: 1e-3}", "&ours {lr: 1e-3, clip: 2}")
-        + "phases: [{optimizer: {<<: *ours, lr: 5e-4}}]\nruns: 010\nresume: 1:30\nscaling: {warmup: no}\n"
+        BASE.replace("{lr: 1e-3}", "&base {lr: 1e-3, clip: 2}")
+        + "phases: [{optimizer: {<<: *base, lr: 5e-4}}]\nruns: 010\nresume: 1:30\nscaling: {warmup: no}\n"
     )
     config = c.load(base, ["data.source=2020-01-01", "name='1e5'"])
     assert config.phases == [{"optimizer": {"lr": 5e-4, "clip": 2}}]
@@ -141,7 +141,7 @@ ERRORS = {
     "checkpoint.every=0 epochs": ["checkpoint.every: '0 epochs'", "longer than 0"],
     "log.every=0.0 samples": ["log.every: '0.0 samples'", "longer than 0"],
     # Values of the wrong structure.
-    "phases={}": ["phases: {}: not a list", "each says what differs"],
+    "phases={}": ["phases: {}: not a list", "each lists what differs"],
     "optimizer.betas=0.9": ["optimizer.betas: 0.9: not a list", "as in [0.9, 0.999]"],
     "optimizer.betas=[0.9]": ["command line: optimizer.betas[1]", "too short"],
     "model=bert": ["model: 'bert'", "kind: one of bert, resnet"],
@@ -230,7 +230,7 @@ def test_override_that_every_phase_overrides_is_refused(base: Path) -> None:
     base.write_text(BASE + "phases: [{batch: {micro: 4}, duration: 2 steps}, {batch: {micro: 2}}]")
     with pytest.raises(ConfigErrors, match=r"line: batch.micro: 8: has no effect: .*write phases.0.batch.micro="):
         c.load(base, ["batch.micro=8"])
-    base.write_text(c.to_yaml(c.load(base)))  # as a run directory has it
+    base.write_text(c.to_yaml(c.load(base)))  # as in the config.yaml of a run directory
     with pytest.raises(ConfigErrors, match=r"line: batch.micro: 8: has no effect") as caught:
         c.load(base, ["batch.micro=8"])
     assert len(caught.value.errors) == 1

@@ -92,7 +92,7 @@ def _train(folder: str) -> None:
 
 
 class _Linear(torch.nn.Module):
-    """Half the squared error of a linear model, and whether it is small: [B], [B]."""
+    """A linear model; returns half the squared error of each sample, and whether it is small: [B], [B]."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import pytest
 from bellwether.trainer import log
 
 TABLE = {
-    # rank, level, whether every rank may speak: what is shown
+    # rank, level, whether it is logged with EVERY_RANK: the output
     ("0", logging.INFO, False): "text\n",
     ("0", logging.INFO, True): "text\n",
     ("0", logging.WARNING, False): "bellwether: text\n",
@@ -22,7 +22,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("rank, level, every_rank", TABLE)
-def test_rank_0_is_shown_and_others_where_they_are_concerned(
+def test_other_ranks_than_0_are_shown_only_with_every_rank(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, level: int, every_rank: bool
 ) -> None:
     monkeypatch.setenv("RANK", rank)

@@ -51,7 +51,7 @@ TRAJECTORY = {"every": "1 steps", "interpolate": {"steps": [1, 6], "every": "4 s
 def test_trajectory_measurements_do_not_change_the_training(
     ranks: Ranks, workspace: Path, kind: str, stage: int
 ) -> None:
-    """And the interpolated loss at the weights before the step is the training loss."""
+    """The interpolated loss at the weights before the step equals the training loss."""
     make = {"text": text, "images": images}[kind]
     plain, watched = (
         make(workspace, f"walk-{kind}-{stage}-{name}", engine={"stage": stage}, trajectory=trajectory)
@@ -134,12 +134,12 @@ def test_losses_and_weights_are_the_same_at_any_world_size(
     ranks.run(run_config, raw)
     assert losses(raw) == pytest.approx(losses(alone), rel=1e-5)
     # 10 held-out samples in batches of 4 on 2 or 4 ranks: the last batch is short or empty.
-    ours, theirs = (read(Path(r["runs"]) / r["name"]).eval[-1] for r in (raw, alone))
-    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-    assert (ours["accuracy"], ours["examples"]) == (pytest.approx(theirs["accuracy"]), 10)
+    parallel, single = (read(Path(r["runs"]) / r["name"]).eval[-1] for r in (raw, alone))
+    assert parallel["loss"] == pytest.approx(single["loss"], rel=1e-5)
+    assert (parallel["accuracy"], parallel["examples"]) == (pytest.approx(single["accuracy"]), 10)
     wanted = weights(last(alone))
     for name, found in weights(last(raw)).items():
-        # Early Adam updates are about lr times the sign of tiny gradients: their last bit may move a weight by that much.
+        # Early Adam updates are about lr times the sign of a tiny gradient, so rounding of the gradient can change a weight by lr.
         assert np.linalg.norm(found - wanted[name]) < 1e-3 * np.linalg.norm(wanted[name]) + 1e-6, name
 
 

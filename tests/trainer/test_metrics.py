@@ -1,4 +1,4 @@
-"""Metrics survive kills, resumes and numbers that are not finite."""
+"""metrics.jsonl after kills and resumes, and with numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_numbers_that_are_not_finite_are_restored(tmp_path: Path) -> None:
     assert train["trust_ratio"]["max"] == math.inf
     assert math.isnan(layers["trust_ratio"]["a"])
     assert layers["trust_ratio"]["b"] == 1.23457
-    # A name that reads like a number stays a name.
+    # Text that looks like a number stays text.
     assert (history.start[0]["version"], train["phase"]) == ("nan", "inf")
 
 
@@ -191,7 +191,7 @@ def test_state_and_wall_time_without_the_time_between_launches(tmp_path: Path) -
     assert (read(tmp_path).state, read(tmp_path).seconds) == ("unfinished", 27)
 
 
-def test_tensorboard_continues_and_hides_repeated_steps(tmp_path: Path) -> None:
+def test_tensorboard_is_resumed_and_hides_repeated_steps(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     launch(tmp_path, 0, 6, loss=1.0, trackers=["tensorboard"])
@@ -203,8 +203,8 @@ def test_tensorboard_continues_and_hides_repeated_steps(tmp_path: Path) -> None:
     metrics.write("eval", step=6, samples=48, phase=0, loss=4.0, accuracy=0.75, examples=10)
     metrics.close()
     events = EventAccumulator(str(tmp_path / TENSORBOARD)).Reload()
-    seen = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert seen == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 3.0)]
+    scalars = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert scalars == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 3.0)]
     tags = {"train/loss", "train/lr", "train/epoch", "eval/loss", "eval/accuracy"}
     tags |= {f"train/trust_ratio_{name}" for name in ratios}
     assert set(events.Tags()["scalars"]) == tags

@@ -39,7 +39,7 @@ def test_output_is_copied_in_complete_lines_and_appended(run: Path, capsys: pyte
 
 
 def test_progress_bars_are_not_copied(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # The writes of tqdm: draw, erase for a message, draw again, draw the end, close.
+    # What tqdm writes: the bar, its erasure before a message, the bar again, its end.
     texts = [
         "\r 10% |#   |",
         "\r            ",

@@ -34,7 +34,7 @@ def test_process_without_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_torchrun_takes_precedence_over_srun_and_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Inside a task of srun or mpirun, torchrun's processes count.
+    # torchrun inside a task of srun or mpirun: its variables describe the processes.
     outer = {**STEP, "OMPI_COMM_WORLD_RANK": "0"}
     assert detect(monkeypatch, **outer, **TORCHRUN) == process_info.ProcessInfo(3, 4, 1, "a", 29400, "environment")
     assert environment_rank() == 3

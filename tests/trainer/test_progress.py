@@ -122,7 +122,7 @@ def test_remaining_time_follows_the_newest_steps() -> None:
     assert eta(stream) == "0:35:00"
 
 
-def test_terminal_gets_a_bar_that_notes_do_not_break() -> None:
+def test_notes_do_not_break_the_bar_on_a_terminal() -> None:
     progress, stream, clock = make(terminal=True)
     for step in range(1, 11):
         clock.now += 1.0
@@ -133,7 +133,7 @@ def test_terminal_gets_a_bar_that_notes_do_not_break() -> None:
     text = stream.getvalue()
     assert "\r" in text
     assert "| 10/1000  eta 0:16:30  loss 5.4321  lr 1.20e-03  412 samples/s" in text
-    # The note begins its own line: the bar has been wiped or ended before it.
+    # The note begins on a new line: the bar was erased or ended before it.
     assert re.search(r"(\r|\n)step 7: held-out loss 3\.0\n", text)
     assert text.endswith("\n")
 

@@ -1,4 +1,4 @@
-"""schedule: NAME in a config."""
+"""A published recipe in a config: ``schedule: NAME``."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_step_schedule_of_goyal() -> None:
 
 def test_batch_outside_the_published_range_is_noted() -> None:
     (phase,) = plan([c.validate({**BERT, "batch": {"global": 128, "micro": 8}, "duration": "10 steps"})], 1, [1000])
-    assert any("nobody has shown" in note for note in notes(phase))
+    assert any("its rule is extrapolated" in note for note in notes(phase))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -158,9 +158,9 @@ def test_recipe_and_schedule_key_on_one_command_line(tmp_path: Path, order: int)
     (tmp_path / "run.yaml").write_text(
         "{name: x, model: {kind: bert, size: tiny}, data: {kind: text}, batch: {global: 512}, optimizer: {lr: 1.0}, duration: 9 steps}"
     )
-    said = ["schedule=lamb-bert", "schedule.final=0.05"]
-    config = c.load(tmp_path / "run.yaml", said[::order])
-    # A whole section that is said last replaces what was said of it before.
+    overrides = ["schedule=lamb-bert", "schedule.final=0.05"]
+    config = c.load(tmp_path / "run.yaml", overrides[::order])
+    # A later override of a whole section replaces earlier overrides of its keys.
     assert (config.schedule.recipe, config.schedule.final) == ("lamb-bert", 0.05 if order == 1 else 0.0)
     assert config.optimizer.lr == 6.25e-4
 
@@ -180,10 +180,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_phases_of_a_shipped_config_follow_the_recipe(file: str, name: str, batch: int) -> None:
     config = c.load(CONFIGS / f"{file}.yaml", [f"schedule={name}", f"batch.global={batch}"])
     assert c.validate(c.dump(config)) == config
-    said = recipe(name).at(batch)
-    parts = plan(c.phases(config), 1, [1_281_167] * len(said))
-    assert len(parts) == len(said)
-    for part, wanted in zip(parts, said, strict=True):
+    settings = recipe(name).at(batch)
+    parts = plan(c.phases(config), 1, [1_281_167] * len(settings))
+    assert len(parts) == len(settings)
+    for part, wanted in zip(parts, settings, strict=True):
         assert part.lr == wanted.lr
         assert part.split.global_batch == wanted.batch
         if wanted.warmup_fraction is not None:

@@ -1,4 +1,4 @@
-"""What a run resumes from, what it refuses, and how it ends: divergence, target, pending evaluation."""
+"""Checkpoints that a run resumes from or refuses, and the ends of a run: divergence, target, pending evaluation."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def test_divergence_keeps_the_last_good_checkpoint_and_repeats_at_the_same_step(
     )  # fmt: skip
     ranks.run(run_config, raw)
     run = Path(raw["runs"]) / "range"
-    first, kept = read(run), last(raw)
+    first, last_good = read(run), last(raw)
     assert first.state == "diverged"
     assert 5 < first.train[-1]["step"] < 40
     assert first.train[-1]["loss"] > 2 * first.train[0]["loss"]
-    assert Manifest.read(kept).position.step == (first.train[-1]["step"] - 1) // 7 * 7
-    assert first.train[-1]["step"] - Manifest.read(kept).position.step > 1  # steps that are trained again
+    assert Manifest.read(last_good).position.step == (first.train[-1]["step"] - 1) // 7 * 7
+    assert first.train[-1]["step"] - Manifest.read(last_good).position.step > 1  # steps that are trained again
     assert not (run / "finished.json").exists()
     ranks.run(run_config, raw)
     again = read(run)
     assert again.state == "diverged"
     assert [line["loss"] for line in again.train] == [line["loss"] for line in first.train]
-    assert last(raw) == kept
+    assert last(raw) == last_good
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
@@ -132,7 +132,7 @@ def test_other_batch_size_cannot_resume_between_its_steps(ranks: Ranks, workspac
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_target_ends_the_run_when_it_is_reached(ranks: Ranks, workspace: Path) -> None:
-    """A restart does not train on, and a run with a changed target resumes."""
+    """A restart of the finished run does not train; with a changed target the run resumes."""
     easy = {"every": "1 steps", "target": "loss <= 1e9"}
     raw = text(workspace, "target", evaluate={"every": "3 steps", "target": "loss <= 1e9"})
     run = Path(raw["runs"]) / raw["name"]

@@ -146,11 +146,11 @@ def test_resume_never_and_resume_from_another_run(config: Config, tmp_path: Path
 
 
 def test_second_process_cannot_train_in_the_directory(config: Config) -> None:
-    _, held = rundir.prepare(config)
-    assert held is not None
+    _, lock = rundir.prepare(config)
+    assert lock is not None
     with pytest.raises(ConfigError, match=f"another process trains in.*process {os.getpid()} on "):
         rundir.prepare(config)
-    held.close()
+    lock.close()
     rundir.prepare(config)
 
 
@@ -176,13 +176,13 @@ def test_lock_waits_for_an_earlier_attempt_of_the_same_job_but_not_for_another_j
 ) -> None:
     monkeypatch.setattr(rundir, "_SAME_JOB_TIMEOUT", 1.5)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    run, held = rundir.prepare(config)
-    assert held is not None
+    run, lock = rundir.prepare(config)
+    assert lock is not None
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"another process trains in .*, job 7\)"):
         rundir._lock(run)
     assert time.monotonic() - started > 1
-    releasing = threading.Timer(0.5, held.close)
+    releasing = threading.Timer(0.5, lock.close)
     releasing.start()
     again = rundir._lock(run)
     assert again is not None

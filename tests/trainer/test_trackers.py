@@ -38,7 +38,7 @@ def wandb_values(run: Path, run_id: str) -> list[tuple[int, float]]:
 
     found = []
     for file in sorted((run / "logs" / "wandb").glob(f"offline-run-*-{run_id}/*.wandb")):
-        for data in leveldb_records(file.read_bytes()[7:]):  # behind the magic number
+        for data in leveldb_records(file.read_bytes()[7:]):  # after the magic number
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}

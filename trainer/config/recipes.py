@@ -74,13 +74,13 @@ def _check(
 ) -> None:
     rule = _section(raw, "optimizer").get("name")
     if rule is not None and rule != settings[0].optimizer and is_written(("optimizer", "name")):
-        advice = f"take it out, or write {settings[0].optimizer}"
+        advice = f"remove it, or write {settings[0].optimizer}"
         problem = f"schedule: {chosen.name} is for {settings[0].optimizer}"
         raise ConfigError("optimizer.name", rule, problem, advice, source)
     scaling = _section(raw, "scaling").get("rule")
     if scaling not in (None, "none") and is_written(("scaling", "rule")):
         problem = f"schedule: {chosen.name} scales with the batch already"
-        raise ConfigError("scaling.rule", scaling, problem, "take it out", source)
+        raise ConfigError("scaling.rule", scaling, problem, "remove it", source)
 
 
 def _phase(settings: Settings, name: str) -> dict[str, Any]:

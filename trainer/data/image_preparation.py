@@ -161,7 +161,7 @@ def decode(value: Any, channels: int) -> Any:
         return image.convert("L" if channels == 1 else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         problem = f"cannot be decoded: {error}"
-        raise ConfigError("data.source", value["path"] or "an image", problem, "mend it or take it out") from error
+        raise ConfigError("data.source", value["path"] or "an image", problem, "repair or remove it") from error
 
 
 def _eight_bits(image: Any) -> Any:

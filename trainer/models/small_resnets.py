@@ -31,7 +31,7 @@ class _SmallResNet(ModelConfig):
     @model_validator(mode="after")
     def _check_zero_init(self) -> _SmallResNet:
         if self.norm == "none" and self.zero_init_last:
-            raise ValueError("zero_init_last: there is no BatchNorm; take it out, or write norm: batch")
+            raise ValueError("zero_init_last: there is no BatchNorm; remove it, or write norm: batch")
         return self
 
     def build(self, dataset: Dataset, activation_checkpointing: bool) -> Task:

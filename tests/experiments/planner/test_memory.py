@@ -63,17 +63,17 @@ def test_estimated_memory_and_traffic_match_a_real_run(
     sharding = Sharding.from_config(config, estimate.state_tensors(config), profile.elements)
     estimated = memory.peak(profile, sharding, ranks.world_size, 8, accumulation)
     between = memory.resident(profile, sharding, ranks.world_size)
-    seen = max(ranks.run(train, raw, accumulation), key=lambda s: s.peak)
+    measured = max(ranks.run(train, raw, accumulation), key=lambda s: s.peak)
     # The documented accuracy. Most are within 1 %; stage 3 is overestimated if the whole model fits in the prefetch bucket.
-    assert estimated.total == pytest.approx(seen.peak, rel=0.1)
+    assert estimated.total == pytest.approx(measured.peak, rel=0.1)
     # These are exact up to scalars, such as counters and loss scales.
-    assert between.total == pytest.approx(seen.between, rel=0.005)
-    assert between.optimizer == pytest.approx(seen.optimizer, rel=0.005)
-    assert between.parameters == pytest.approx(seen.parameters, rel=0.005)
+    assert between.total == pytest.approx(measured.between, rel=0.005)
+    assert between.optimizer == pytest.approx(measured.optimizer, rel=0.005)
+    assert between.parameters == pytest.approx(measured.parameters, rel=0.005)
     # Losses and trust ratios are reduced too: some hundred bytes.
     sent = {kind: sum(c.size for c in collectives(profile, sharding, accumulation) if c.kind == kind) for kind in KINDS}
     if ranks.world_size > 1:
-        assert sent == {kind: pytest.approx(seen.sent.get(name, 0), abs=1000) for kind, name in KINDS.items()}
+        assert sent == {kind: pytest.approx(measured.sent.get(name, 0), abs=1000) for kind, name in KINDS.items()}
 
 
 @pytest.mark.parametrize("model", [BERT, RESNET], ids=["bert", "resnet"])

@@ -63,7 +63,7 @@ def test_numbers_of_a_plan_are_consistent(capsys: pytest.CaptureFixture[str]) ->
 def test_weak_scaling_follows_the_recipe_and_warns_beyond_published_batch_sizes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Without the duration in HERE: the recipe sets it.
+    # Without the duration of HERE, because the recipe sets it.
     arguments = [TINY, "data.source=texts/*.txt", "schedule=lamb-bert", "batch.global=16384", "--gpu", "h100"]
     found = plan(capsys, *arguments, "--nodes", "2", "--critical-batch", "16384")
     rows = found["phases"][0]["weak"]
@@ -71,7 +71,7 @@ def test_weak_scaling_follows_the_recipe_and_warns_beyond_published_batch_sizes(
     assert rows[1]["lr"] == pytest.approx(5e-3)
     assert rows[1]["warmup"] == pytest.approx(0.2)
     assert rows[1]["notes"] == []
-    assert "nobody has shown" in rows[2]["notes"][0]
+    assert "its rule is extrapolated" in rows[2]["notes"][0]
     # A sample is worth 1/2 at B_crit and 1/3 at twice that: 1.5 times as many samples are needed.
     assert (rows[0]["worth"], rows[1]["worth"]) == (pytest.approx(1 / 2), pytest.approx(1 / 3))
     samples = [row["hours"] * row["samples_per_s"] for row in rows]

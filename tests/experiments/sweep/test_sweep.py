@@ -73,7 +73,7 @@ def test_interrupted_sweep_resumes_without_losing_or_repeating_steps(tmp_path: P
     command = [sys.executable, "-m", "bellwether", "sweep", str(file)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
-    # While its second round of trials runs.
+    # Interrupted during its second round of trials.
     while sum(len(s) < 8 for s in steps(tmp_path).values()) < 1 or len(steps(tmp_path)) < 3:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -315,7 +315,7 @@ def test_study_of_an_older_version_is_resumed(tmp_path: Path) -> None:
     study.prepare()
     first, second = list(trial_ids(study.sweep))[:2]
     study.start(first)
-    # As an older version wrote them.
+    # Files as an older version wrote them.
     for stored in (study.directory / "sweep.yaml", study.config_file(first), study.trials_dir / f"{first.name}.json"):
         text = stored.read_text().replace("weight_decay_mode", "decay")
         stored.write_text(text.replace("prune_factor:", "beaten:").replace("trajectory", "diagnose"))

@@ -1,4 +1,4 @@
-"""The rows that the doctor makes of given facts, and the table."""
+"""The rows that the doctor derives from facts, and the table."""
 
 from __future__ import annotations
 
@@ -207,10 +207,10 @@ def test_node_that_fails_after_answering_is_shown_with_the_stage() -> None:
 
 
 def test_table_fits_80_columns_and_shows_the_fix() -> None:
-    rows = [Row("nodes", GREEN, "a " * 100), Row("torch", RED, "b", "mend " * 30), Row("temp", YELLOW, "c", "sweep")]
+    rows = [Row("nodes", GREEN, "a " * 100), Row("torch", RED, "b", "repair " * 30), Row("temp", YELLOW, "c", "sweep")]
     text = table.render(rows)
     assert max(map(len, text.splitlines())) <= 80
-    assert "-> mend mend" in text
+    assert "-> repair repair" in text
     assert text.endswith("1 green, 1 yellow, 1 red\n")
     assert "\033" not in text
     assert "\033[31mred" in table.render(rows, colour=True)

@@ -89,7 +89,7 @@ def test_quick_checks_import_nothing_heavy(tmp_path: Path) -> None:
     fine = states("local", str(tmp_path / "not" / "yet"))
     assert RED not in fine.values()
     assert {"runs", "cache", "temp", "JIT locks", "compiler", "host name", "ports"} <= set(fine)
-    bad = states("slurm", "/proc/runs", PATH=str(tmp_path), TORCH_EXTENSIONS_DIR=str(tmp_path / "ext"))
-    assert bad["commands"] == bad["runs"] == RED
-    assert "temp" not in bad  # the run does not use the login node's
-    assert bad["compiler"] == bad["JIT locks"] == YELLOW
+    failing = states("slurm", "/proc/runs", PATH=str(tmp_path), TORCH_EXTENSIONS_DIR=str(tmp_path / "ext"))
+    assert failing["commands"] == failing["runs"] == RED
+    assert "temp" not in failing  # the run does not use the login node's
+    assert failing["compiler"] == failing["JIT locks"] == YELLOW

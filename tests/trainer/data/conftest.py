@@ -12,7 +12,7 @@ from bellwether.trainer.data.text import TextData
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 lines of made-up words, and a cache beside them."""
+    """A folder with a file of 400 lines of made-up words; the cache is created in it."""
     folder = tmp_path_factory.mktemp("corpus")
     random = np.random.default_rng(0)
     syllables = ["ba", "ko", "ri", "su", "ten", "la", "mo", "vi", "ner", "dap"]
@@ -25,7 +25,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def text_config(corpus: Path) -> Callable[..., TextData]:
     def make(**keys: Any) -> TextData:
-        given = {"source": str(corpus / "lines.txt"), "cache": str(corpus / "cache"), "vocabulary_size": 256}
-        return TextData(kind="text", **{**given, "sequence_length": 32, **keys})
+        defaults = {"source": str(corpus / "lines.txt"), "cache": str(corpus / "cache"), "vocabulary_size": 256}
+        return TextData(kind="text", **{**defaults, "sequence_length": 32, **keys})
 
     return make

@@ -1,4 +1,4 @@
-"""What worker processes of these tests import."""
+"""A dataset for the tests of the loader, in a module that its worker processes can import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bellwether.trainer.config.errors import ConfigError
 
 
 class Plain:
-    """Samples that show which row and which key they were asked for."""
+    """Samples whose batches contain the requested rows and keys, and the process that made them."""
 
     def __init__(self, length: int, broken: int = -1, buggy: int = -1, deadly: int = -1) -> None:
         self.length, self.broken, self.buggy, self.deadly = length, broken, buggy, deadly
@@ -23,7 +23,7 @@ class Plain:
 
     def batch(self, indices: Sequence[int], keys: Sequence[int]) -> dict[str, Tensor]:
         if self.broken in indices:
-            raise ConfigError("data.source", "cat.png", "cannot be decoded: truncated", "mend it or take it out")
+            raise ConfigError("data.source", "cat.png", "cannot be decoded: truncated", "repair or remove it")
         if self.buggy in indices:
             raise KeyError("a bug")
         if self.deadly in indices:

@@ -76,7 +76,7 @@ def test_random_crop_box_falls_back_to_the_central_one(size: tuple[int, int], bo
 
 def test_central_crop_box_equals_resize_then_crop() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 512, 3), dtype=np.uint8))
-    # The short side is 256 already: only the cut of 224 remains, and it is exact.
+    # The short side is 256 already, so only the crop to 224 remains, which is exact.
     found = augment.resized(image, 224, augment.central_crop_box(512, 256))
     assert np.array_equal(found, np.asarray(image)[16:240, 144:368])
 

@@ -21,7 +21,7 @@ COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Three classes of ten plain pictures of different sizes and formats."""
+    """Three classes of ten single-colour pictures of different sizes and formats."""
     for name, colour in COLOURS.items():
         folder = tmp_path / "pictures" / name
         folder.mkdir(parents=True)
@@ -34,8 +34,8 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., ImageData]:
     def make(**keys: Any) -> ImageData:
-        given = {"cache": str(tmp_path / "cache"), "size": 16, "validation_share": 0.2, "workers": 0}
-        return ImageData(kind="images", **{**given, **keys})
+        defaults = {"cache": str(tmp_path / "cache"), "size": 16, "validation_share": 0.2, "workers": 0}
+        return ImageData(kind="images", **{**defaults, **keys})
 
     return make
 
@@ -60,7 +60,7 @@ def test_folder_per_class(
             colour = COLOURS[data.labels[label]]
             grey = [0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]]
             expected = (torch.tensor(grey if len(mean) == 1 else colour) / 255 - torch.tensor(mean)) / torch.tensor(std)
-            # JPEG and rounding move a plain colour by some of 255 levels; the centre is free of padding.
+            # JPEG and rounding change a colour by a few of 255 levels; the centre has no padding.
             assert (image[:, 4:-4, 4:-4] - expected[:, None, None]).abs().max() < 0.05
 
 
@@ -78,14 +78,14 @@ def test_augmentation_is_a_function_of_the_key_and_only_in_training(
 
 @pytest.mark.parametrize("crop", ["pad", "resized"])
 def test_augmented_views_are_a_function_of_seed_and_row(config: Callable[..., ImageData], crop: str) -> None:
-    held = load(config(crop=crop, mean=[0.3], std=[0.3])).validation
+    validation = load(config(crop=crop, mean=[0.3], std=[0.3])).validation
 
-    def drawn(seed: int, world_size: int) -> torch.Tensor:
-        """All views in the order of the rows."""
+    def views_of(seed: int, world_size: int) -> torch.Tensor:
+        """The views of all held-out rows, in the order of the rows."""
         parts = [
             list(
                 evaluation_batches(
-                    image_samples.AugmentedViews(held, 3, seed),
+                    image_samples.AugmentedViews(validation, 3, seed),
                     limit=20,
                     micro=4,
                     rank=r,
@@ -98,12 +98,12 @@ def test_augmented_views_are_a_function_of_seed_and_row(config: Callable[..., Im
         whole = [batch for step in zip(*parts, strict=True) for batch in step]
         return torch.cat([batch["pixel_values"][batch["weight"] > 0] for batch in whole])
 
-    views = drawn(1, 1)
+    views = views_of(1, 1)
     assert views.shape == (20, 4, 1, 16, 16)
-    assert torch.equal(views, drawn(1, 2))
-    rows = np.arange(20) * len(held) // 20
-    assert torch.equal(views[:, 0], held.batch(rows, rows)["pixel_values"])
-    assert not torch.equal(views[:, 1:], drawn(2, 1)[:, 1:])
+    assert torch.equal(views, views_of(1, 2))
+    rows = np.arange(20) * len(validation) // 20
+    assert torch.equal(views[:, 0], validation.batch(rows, rows)["pixel_values"])
+    assert not torch.equal(views[:, 1:], views_of(2, 1)[:, 1:])
     for one, other in ((0, 1), (1, 2), (2, 3)):
         assert not torch.equal(views[:, one], views[:, other])
 
@@ -114,11 +114,11 @@ def test_small_images_are_decoded_once(config: Callable[..., ImageData], monkeyp
     monkeypatch.setattr(image_preparation, "decode", lambda *args: (decoded.append(1), real(*args))[1])
     samples = load(config()).train
     first = samples.batch([1, 2], [3, 4])
-    assert len(pickle.dumps(samples)) < 20_000, "labels travel to workers, pixels do not"
+    assert len(pickle.dumps(samples)) < 20_000, "the pickle for the workers contains labels but no pixels"
     assert len(decoded) == 1797
     again = load(config(mean=[0.1, 0.2, 0.3], crop="none"))
     again.train.batch([1, 2], [3, 4])
-    assert len(decoded) == 1797, "neither crop nor normalisation need another preparation"
+    assert len(decoded) == 1797, "neither crop nor normalisation needs another preparation"
     assert torch.equal(load(config()).train.batch([1, 2], [3, 4])["pixel_values"], first["pixel_values"])
     for keys in ({"size": 8}, {"mean": [0.5], "std": [0.5]}, {"validation_share": 0.1}):
         decoded.clear()
@@ -129,16 +129,16 @@ def test_small_images_are_decoded_once(config: Callable[..., ImageData], monkeyp
 def test_large_images_are_decoded_for_each_batch(
     pictures: Path, config: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    kept = load(config(source=str(pictures)))
+    stored = load(config(source=str(pictures)))
     monkeypatch.setattr(image_preparation, "DECODED_LIMIT", 10)
-    drawn = load(config(source=str(pictures), cache=str(tmp_path / "other")))
+    encoded = load(config(source=str(pictures), cache=str(tmp_path / "other")))
     rows = range(24)
-    for a, b in ((kept.train, drawn.train), (kept.validation, drawn.validation)):
+    for a, b in ((stored.train, encoded.train), (stored.validation, encoded.validation)):
         some = range(len(a))
         assert torch.equal(a.batch(some, some)["pixel_values"], b.batch(some, some)["pixel_values"])
         assert torch.equal(a.batch(some, some)["labels"], b.batch(some, some)["labels"])
-    copy = pickle.loads(pickle.dumps(drawn.train))
-    assert torch.equal(copy.batch(rows, rows)["pixel_values"], kept.train.batch(rows, rows)["pixel_values"])
+    copy = pickle.loads(pickle.dumps(encoded.train))
+    assert torch.equal(copy.batch(rows, rows)["pixel_values"], stored.train.batch(rows, rows)["pixel_values"])
 
 
 @pytest.mark.process
@@ -197,7 +197,7 @@ def parquet(path: Path, labels: list[Any], names: list[str] | None = None) -> Pa
     return path
 
 
-@pytest.mark.parametrize("labels, held, names, classes", [
+@pytest.mark.parametrize("labels, held_out, names, classes", [
     ([0, 1, 2] * 4, [2, 0], ["a", "b", "c"], ["a", "b", "c"]),
     ([0, 1, 3] * 4, [3, 0], None, ["0", "1", "2", "3"]),
     (["x", "b"] * 4, ["x"], None, ["b", "x"]),
@@ -206,11 +206,13 @@ def test_parquet_labels(
     tmp_path: Path,
     config: Callable[..., ImageData],
     labels: list[Any],
-    held: list[Any],
+    held_out: list[Any],
     names: list[str] | None,
     classes: list[str],
 ) -> None:
-    train, validation = parquet(tmp_path / "t.parquet", labels, names), parquet(tmp_path / "v.parquet", held, names)
+    train, validation = (
+        parquet(tmp_path / f"{part}.parquet", values, names) for part, values in (("t", labels), ("v", held_out))
+    )
     data = load(
         config(
             source=str(train),
@@ -223,10 +225,10 @@ def test_parquet_labels(
     )
     assert data.labels == classes
     assert len(data.train) == len(labels)
-    assert len(data.validation) == len(held)
-    for samples, given in ((data.train, labels), (data.validation, held)):
-        found = samples.batch(range(len(given)), range(len(given)))["labels"].tolist()
-        assert found == [g if names else classes.index(str(g)) for g in given]
+    assert len(data.validation) == len(held_out)
+    for samples, expected_labels in ((data.train, labels), (data.validation, held_out)):
+        found = samples.batch(range(len(expected_labels)), range(len(expected_labels)))["labels"].tolist()
+        assert found == [label if names else classes.index(str(label)) for label in expected_labels]
 
 
 def test_errors_name_the_key_to_change(tmp_path: Path, pictures: Path, config: Callable[..., ImageData]) -> None:

@@ -27,7 +27,7 @@ GLOBAL = 16
 def global_batches(
     samples: Samples, world_size: int, micro: int, *, steps: int = 3, start: int = 0, workers: int = 0, seed: int = 7
 ) -> list[dict[str, Tensor]]:
-    """The global batches of some steps, put together from what all ranks get, in the order of positions."""
+    """The global batches of some steps, assembled from those of all ranks in the order of positions."""
     accumulation = GLOBAL // (world_size * micro)
     ranks = [
         train_batches(
@@ -146,7 +146,7 @@ def train(samples: Samples, workers: int, steps: int = 50):
 @pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("samples, error, message", [
-    (Plain(20, broken=5), ConfigError, "^data.source: 'cat.png': cannot be decoded: truncated; mend it or take it out$"),
+    (Plain(20, broken=5), ConfigError, "^data.source: 'cat.png': cannot be decoded: truncated; repair or remove it$"),
     (Plain(20, buggy=5), WorkerError, "a batch could not be prepared: KeyError: 'a bug'\nTraceback"),
 ])  # fmt: skip
 def test_config_error_and_unexpected_error_are_distinguished(

@@ -28,7 +28,7 @@ def test_row_is_a_function_of_the_position() -> None:
     length = 100
     whole = SampleOrder(5, length)(np.arange(10 * length))
     jumping = SampleOrder(5, length)
-    for position in (999, 0, 543, 99, 100, 543):  # more epochs than are kept, back and forth
+    for position in (999, 0, 543, 99, 100, 543):  # back and forth over more epochs than are kept
         assert jumping(position) == whole[position]
         assert len(jumping._epochs) <= 2, "an epoch of a large corpus takes hundreds of MB"
     straddling = np.arange(950, 1000)[::-1].reshape(5, 10)
@@ -36,7 +36,7 @@ def test_row_is_a_function_of_the_position() -> None:
 
 
 def test_pinned_values() -> None:
-    # A change of these changes every run: they may not move between versions or machines.
+    # These values determine every run, so they must not change between versions or machines.
     assert [fold_in(s, p) for s, p in ((0, 0), (1, 0), (1, 1), (2**63, 10**12))] == [
         6_017_775_124_710_473_527,
         3_395_948_882_924_712_079,

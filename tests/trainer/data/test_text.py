@@ -23,16 +23,16 @@ Config = Callable[..., TextData]
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done and not found in the cache."""
+def cache_misses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the preparations that were not found in the cache."""
     done: list[str] = []
     for module, name in ((text_samples, "_tokenize"), (tokenizer, "_train")):
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, real=real, name=name: (done.append(name), real(*a))[1])
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, original=original, name=name: (done.append(name), original(*a))[1])
     return done
 
 
-def whole(data: Dataset) -> dict[str, torch.Tensor]:
+def train_rows(data: Dataset) -> dict[str, torch.Tensor]:
     rows = np.arange(len(data.train))
     return data.train.batch(rows, sample_keys(1, rows))
 
@@ -40,44 +40,44 @@ def whole(data: Dataset) -> dict[str, torch.Tensor]:
 def test_rows_are_packed_and_exactly_k_tokens_are_masked(text_config: Config) -> None:
     for length, share, k in ((32, 0.15, 4), (128, 0.15, 19), (512, 0.15, 76), (8, 0.01, 1)):
         data = load(text_config(sequence_length=length, mask_share=share, validation_share=0.5))
-        batch, words = whole(data), data.tokenizer
+        batch, words = train_rows(data), data.tokenizer
         rows = len(data.train)
-        ids, places, labels = batch["input_ids"], batch["masked_positions"], batch["labels"]
+        ids, positions, labels = batch["input_ids"], batch["masked_positions"], batch["labels"]
         assert ids.shape == (rows, length)
-        assert places.shape == labels.shape == (rows, k)
+        assert positions.shape == labels.shape == (rows, k)
         assert {t.dtype for t in batch.values()} == {torch.int64}
         assert (ids[:, 0] == words.cls_token_id).all()
         assert (ids[:, -1] == words.sep_token_id).all()
-        assert (places[:, 1:] > places[:, :-1]).all(), "ascending, none twice"
-        assert places.min() >= 1
-        assert places.max() <= length - 2
-        # Put back, the rows are the stream: nothing lost between them, no padding, no special token.
-        mended = ids.scatter(1, places, labels)[:, 1:-1].flatten()
+        assert (positions[:, 1:] > positions[:, :-1]).all(), "positions ascend, and none appears twice"
+        assert positions.min() >= 1
+        assert positions.max() <= length - 2
+        # With the labels put back, the rows are the token stream: nothing is lost between them, no padding, no special token.
+        restored = ids.scatter(1, positions, labels)[:, 1:-1].flatten()
         stream = np.fromfile(data.train.path, dtype="uint16")
-        assert (mended.numpy() == stream[: len(mended)]).all()
-        assert len(stream) - len(mended) < length - 2
+        assert (restored.numpy() == stream[: len(restored)]).all()
+        assert len(stream) - len(restored) < length - 2
         special = {words.cls_token_id, words.sep_token_id, words.mask_token_id, words.pad_token_id}
-        assert not special & set(mended.tolist())
+        assert not special & set(restored.tolist())
 
 
 def test_masking_is_80_10_10(text_config: Config) -> None:
     data = load(text_config())
     rows = np.arange(200_000) % len(data.train)
     batch = data.train.batch(rows, sample_keys(3, np.arange(200_000)))
-    seen = batch["input_ids"].gather(1, batch["masked_positions"])
-    mask = seen == data.tokenizer.mask_token_id
-    kept = seen == batch["labels"]
-    count, size = seen.numel(), data.vocabulary_size
+    tokens = batch["input_ids"].gather(1, batch["masked_positions"])
+    mask = tokens == data.tokenizer.mask_token_id
+    unchanged = tokens == batch["labels"]
+    count, size = tokens.numel(), data.vocabulary_size
     assert size is not None
     # One random token in `size` is [MASK] or the label itself. 5 standard errors.
-    for share, expected in ((mask, 0.8 + 0.1 / size), (kept, 0.1 + 0.1 / size)):
+    for share, expected in ((mask, 0.8 + 0.1 / size), (unchanged, 0.1 + 0.1 / size)):
         assert abs(share.float().mean().item() - expected) < 5 * np.sqrt(expected * (1 - expected) / count)
-    random = seen[~mask & ~kept]
+    random = tokens[~mask & ~unchanged]
     assert len(set(random.tolist())) > 0.95 * size, "random tokens come from the whole vocabulary"
-    # Every place within the row is as likely as any other.
-    places = torch.bincount(batch["masked_positions"].flatten(), minlength=32)[1:31].float()
+    # Every position within the row is equally likely.
+    positions = torch.bincount(batch["masked_positions"].flatten(), minlength=32)[1:31].float()
     expected = count / 30
-    assert (places - expected).abs().max() < 5 * np.sqrt(expected)
+    assert (positions - expected).abs().max() < 5 * np.sqrt(expected)
 
 
 def test_masks_change_with_the_key_in_training_and_never_in_evaluation(text_config: Config) -> None:
@@ -87,11 +87,13 @@ def test_masks_change_with_the_key_in_training_and_never_in_evaluation(text_conf
         a, b = samples.batch(rows, [1, 2, 3]), samples.batch(rows, [4, 5, 6])
         assert torch.equal(a["masked_positions"], b["masked_positions"]) == equal
     a, b = data.validation.batch(rows, [0, 0, 0]), data.validation.batch(rows[::-1], [0, 0, 0])
-    assert torch.equal(a["input_ids"], b["input_ids"].flip(0)), "fixed by row, not by place in the batch"
+    assert torch.equal(a["input_ids"], b["input_ids"].flip(0)), (
+        "masks depend on the row, not on its position in the batch"
+    )
 
 
 def test_held_out_rows_are_not_trained_on(tmp_path: Path) -> None:
-    # Each line is of one word of its own, so a token tells its line.
+    # Each line repeats one word that no other line has, so a token identifies its line.
     (tmp_path / "lines.txt").write_text("\n".join(" ".join([f"w{i}"] * 40) for i in range(100)))
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join([*tokenizer.SPECIAL, *(f"w{i}" for i in range(100))]) + "\n")
@@ -108,33 +110,33 @@ def test_held_out_rows_are_not_trained_on(tmp_path: Path) -> None:
     assert len(train) == 80
     assert len(held_out) == 20
     assert not train & held_out
-    assert held_out not in (set(range(5, 25)), set(range(85, 105))), "not simply the first or last"
+    assert held_out not in (set(range(5, 25)), set(range(85, 105))), "not just the first or the last lines"
 
 
-def test_text_is_prepared_once(text_config: Config, tmp_path: Path, work: list[str], corpus: Path) -> None:
+def test_text_is_prepared_once(text_config: Config, tmp_path: Path, cache_misses: list[str], corpus: Path) -> None:
     source = tmp_path / "lines.txt"
     shutil.copy(corpus / "lines.txt", source)
-    given: dict[str, Any] = {"source": str(source), "cache": str(tmp_path / "cache")}
-    first = whole(load(text_config(**given)))
-    assert work == ["_train", "_tokenize"]
-    again = whole(load(text_config(**given)))
+    keys: dict[str, Any] = {"source": str(source), "cache": str(tmp_path / "cache")}
+    first = train_rows(load(text_config(**keys)))
+    assert cache_misses == ["_train", "_tokenize"]
+    again = train_rows(load(text_config(**keys)))
     assert all(torch.equal(first[name], again[name]) for name in first)
     for keys_ in ({}, {"sequence_length": 64}, {"mask_share": 0.3}, {"workers": 0}):
-        load(text_config(**given, **keys_))
-    assert work == ["_train", "_tokenize"], "one preparation serves every length and every share of masks"
+        load(text_config(**keys, **keys_))
+    assert cache_misses == ["_train", "_tokenize"], "one preparation serves every sequence length and mask share"
     for keys_ in (
         {"vocabulary_size": 300},
         {"lowercase": False},
         {"validation_share": 0.1},
         {"validation": str(source)},
     ):
-        work.clear()
-        load(text_config(**given, **keys_))
-        assert work == ["_train", "_tokenize"], keys_
-    work.clear()
+        cache_misses.clear()
+        load(text_config(**keys, **keys_))
+        assert cache_misses == ["_train", "_tokenize"], keys_
+    cache_misses.clear()
     source.write_text(source.read_text().replace("ba", "bo"))
-    load(text_config(**given))
-    assert work == ["_train", "_tokenize"], "the content changed"
+    load(text_config(**keys))
+    assert cache_misses == ["_train", "_tokenize"], "the content changed"
 
 
 def test_trained_vocabulary_is_reproducible(text_config: Config, tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_names_of_special_tokens_in_the_text_are_tokenized_as_text(tmp_path: Pat
     stream = np.fromfile(data.train.path, dtype="uint16")
     assert len(stream) > 1000
     assert not set(stream.tolist()) & set(data.tokenizer.all_special_ids)
-    # The tokenizer that is exported knows them as ever.
+    # The exported tokenizer recognizes them as special tokens again.
     assert data.tokenizer.convert_tokens_to_ids("[MASK]") in data.tokenizer("a [MASK] b")["input_ids"]
 
 
@@ -164,14 +166,14 @@ def test_long_documents_are_split_between_words(monkeypatch: pytest.MonkeyPatch)
         assert [w for p in pieces for w in p.split()] == document.split()
 
 
-@pytest.mark.parametrize("given, kept", [
+@pytest.mark.parametrize("text, expected", [
     ("a" * 1000 + " b", "a" * 200 + " b"),
     ("一" * 1000, "一" * 1000),  # words of one character each
     ("a_b(c);" * 1000, "a_b(c);" * 1000),
     ("b " + "a" * 200, "b " + "a" * 200),
 ])  # fmt: skip
-def test_only_overlong_words_are_cut(given: str, kept: str) -> None:
-    assert list(text_samples._texts(datasets.Dataset.from_dict({"text": [given]}), "text")) == [kept]
+def test_only_overlong_words_are_cut(text: str, expected: str) -> None:
+    assert list(text_samples._texts(datasets.Dataset.from_dict({"text": [text]}), "text")) == [expected]
 
 
 def test_overlong_words_do_not_slow_down_training_a_vocabulary(tmp_path: Path, text_config: Config) -> None:
@@ -180,7 +182,7 @@ def test_overlong_words_do_not_slow_down_training_a_vocabulary(tmp_path: Path, t
     (tmp_path / "lines.txt").write_text("\n".join([*lines, *["some words more"] * 200]))
     began = time.monotonic()
     load(text_config(source=str(tmp_path / "lines.txt"), cache=str(tmp_path), validation_share=0.5))
-    assert time.monotonic() - began < 60, "it takes 2 s, and hours if the words are left whole"
+    assert time.monotonic() - began < 60, "takes 2 s; hours without the cut"
 
 
 def test_pickled_samples_do_not_contain_the_data(text_config: Config) -> None:
@@ -205,7 +207,7 @@ def test_rows_of_a_text_file(tmp_path: Path, text_config: Config, content: str, 
 
 
 def test_parquet_files_and_a_local_folder_read_as_a_hub_dataset(
-    tmp_path: Path, text_config: Config, work: list[str]
+    tmp_path: Path, text_config: Config, cache_misses: list[str]
 ) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -218,8 +220,8 @@ def test_parquet_files_and_a_local_folder_read_as_a_hub_dataset(
     )
     for _ in range(2):
         hub = load(text_config(source=str(folder), format="hub", validation="validation", **shared))
-    assert work == ["_train", "_tokenize"] * 2, "the second look at the hub finds it prepared"
-    assert torch.equal(whole(hub)["input_ids"], whole(parquet)["input_ids"])
+    assert cache_misses == ["_train", "_tokenize"] * 2, "the second load from the hub is found in the cache"
+    assert torch.equal(train_rows(hub)["input_ids"], train_rows(parquet)["input_ids"])
     assert len(hub.validation) == len(parquet.validation) > 0
     with pytest.raises(ConfigError, match=r"data.column: 'text': no such column in data.source; it has: words, other"):
         load(text_config(source=str(folder / "train.parquet"), **{**shared, "column": "text"}))
@@ -288,9 +290,9 @@ def test_peek_prepares_nothing_and_finds_prepared_data(text_config: Callable[...
     config = text_config(cache=str(tmp_path / "cache"))
     assert peek(config) is None
     assert not list(tmp_path.rglob("tokens-*"))
-    loaded, seen = load(config), peek(config)
-    assert seen is not None
-    assert (seen.fingerprint, len(seen.train)) == (loaded.fingerprint, len(loaded.train))
+    loaded, peeked = load(config), peek(config)
+    assert peeked is not None
+    assert (peeked.fingerprint, len(peeked.train)) == (loaded.fingerprint, len(loaded.train))
     assert peek(TextData(kind="text", source="owner/name", cache=str(tmp_path))) is None
     assert peek(text_config(source=str(tmp_path / "none.txt"))) is None
 

@@ -82,13 +82,13 @@ def test_fixup_blocks_start_as_their_shortcut_and_learn(make: Make, keys: dict[s
         inputs = block.conv1.in_channels
         x = torch.rand(2, inputs, 8, 8)
         assert torch.allclose(block(x), shortcut(block, x))
-        # He's deviation, less by the root of the number of blocks; its mean is known to 1 / sqrt(2 n).
+        # He's standard deviation over the root of the number of blocks. The estimate from n samples has a relative error of 1 / sqrt(2 n).
         wanted = (2 / (9 * block.conv1.out_channels) / len(found)) ** 0.5
         assert block.conv1.weight.std().item() == pytest.approx(wanted, rel=5 / (2 * block.conv1.weight.numel()) ** 0.5)
     given = batch(16, pixels=8)
     losses, _ = task(**given)
     torch.testing.assert_close(losses, torch.full((16,), 10.0).log())  # no class is preferred
-    # Each sample by itself: nothing is normalised over the batch.
+    # Samples are independent of each other: nothing is normalised over the batch.
     optimizer = torch.optim.Adam(task.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
@@ -111,7 +111,7 @@ def test_predicted_probabilities_of_views_are_averaged(make: Make) -> None:
 
 
 def test_cumulative_mean_of_statistics_matches_torch() -> None:
-    """As `recompute_batch_norm` takes it."""
+    """`recompute_batch_norm` uses this mean."""
     plain, own = nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, momentum=None)
     BatchNorm2d.replace(own)
     for seed in range(3):
@@ -150,7 +150,7 @@ def test_convolutions_use_he_initialization(make: Make, keys: dict[str, Any]) ->
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
             count = module.weight.numel()
-            # The deviation of n normal samples is known to 1 / sqrt(2 n), relatively; 5 of these.
+            # The standard deviation of n normal samples has a relative error of 1 / sqrt(2 n); five of these.
             assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=5 / (2 * count) ** 0.5), name
 
 

@@ -62,7 +62,7 @@ class Config(Section):
     engine: Engine = Engine()
     phases: list[dict[str, Any]] = Field(
         default_factory=list,
-        description="parts of the run, trained one after the other; each says what differs from the other keys, in the sections "
+        description="parts of the run, trained one after the other; each lists what differs from the other keys, in the sections "
         "duration, batch, data, optimizer, scaling and schedule",
     )
 
@@ -74,10 +74,10 @@ class Config(Section):
         self.model.check_data(self.data)
         if self.evaluate.augment and not self.data.augments:
             raise ValueError(
-                f"evaluate.augment: {self.evaluate.augment} views need images with data.crop or data.flip; take it out"
+                f"evaluate.augment: {self.evaluate.augment} views need images with data.crop or data.flip; remove it"
             )
         if self.schedule.scale_decay and self.optimizer.weight_decay_mode in ("independent", "prox"):
             raise ValueError(
-                f"schedule.scale_decay: optimizer.weight_decay_mode: {self.optimizer.weight_decay_mode} already follows the learning rate; take it out"
+                f"schedule.scale_decay: optimizer.weight_decay_mode: {self.optimizer.weight_decay_mode} already follows the learning rate; remove it"
             )
         return self

@@ -95,7 +95,7 @@ class Optimizer(Section):
             if self.trust_bounds[0] > self.trust_bounds[1]:
                 raise ValueError("trust_bounds: the lowest first, then the highest")
             if not is_layer_wise(self.name, self.trust_ratio):
-                raise ValueError("trust_bounds: there is no trust ratio; write trust_ratio: true, or take it out")
+                raise ValueError("trust_bounds: there is no trust ratio; write trust_ratio: true, or remove it")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs momentum above 0, as in momentum: 0.9")
         return self

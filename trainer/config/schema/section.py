@@ -43,4 +43,4 @@ class Section(BaseModel):
         for key in sorted(set().union(*keys.values()) - keys[chosen]):
             if getattr(self, key) != type(self).model_fields[key].default:
                 having = " or ".join(choice for choice, its in keys.items() if key in its)
-                raise ValueError(f"{key}: {chosen} has none; take it out, or write {which}: {having}")
+                raise ValueError(f"{key}: {chosen} has none; remove it, or write {which}: {having}")
