@@ -103,7 +103,7 @@ def find(config: str, overrides: Sequence[str], nproc: int | None, low: float, h
             status = train(str(file), [], nproc)
     if status:
         return status
-    # Nobody resumes from nearly diverged weights, and they may be large.
+    # Checkpoints of nearly diverged weights are useless, and may be large.
     shutil.rmtree(run / "checkpoints")
     history = read(run)
     result = analyze([line["lr"] for line in history.train], [line["loss"] for line in history.train])

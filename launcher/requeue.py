@@ -41,7 +41,7 @@ def decide(history: Sequence[Attempt], status: int, *, finished: bool, restarts:
     """Decide what a job does after an attempt.
 
     Args:
-        history: all attempts at the run; the last one is that which has ended.
+        history: all attempts at the run; the last one has just ended.
         status: exit status of srun.
         finished: whether the run is marked as finished.
         restarts: maximum number of restarts of the job.

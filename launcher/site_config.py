@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from bellwether.trainer.config import ConfigError, ConfigErrors
 from bellwether.trainer.config.error_messages import nearest
-from bellwether.trainer.config.load import parse_yaml
+from bellwether.trainer.config.yaml_syntax import parse_yaml
 
 DEFAULT = Path("slurm", "site.yaml")
 EXAMPLE = Path(__file__).resolve().parents[1] / "slurm" / "site.example.yaml"  # in a checkout and in a wheel

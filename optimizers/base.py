@@ -248,7 +248,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             state[name] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
         return state[name]
 
-    # --- what it knows ---
+    # --- queries ---
 
     def trust_ratios(self) -> dict[str, float]:
         tensors = {id(ratios): ratios for ratios, _ in self._ratios.values()}

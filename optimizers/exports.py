@@ -1,4 +1,4 @@
-"""What `bellwether.optimizers` offers: names, and the modules that they are imported from on first use."""
+"""The public names of `bellwether.optimizers`, and the modules that they are imported from on first use."""
 
 from __future__ import annotations
 

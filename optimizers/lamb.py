@@ -123,7 +123,7 @@ class Lamb(RuleOptimizer):
         return root_of_v_hat.add_(group["eps"])
 
     def _correction(self, moment: int, group: Group, step: int) -> float:
-        """What a moment, which begins at 0, is divided by so that it is unbiased."""
+        """The divisor that makes a moment, which begins at 0, unbiased."""
         return 1 - group["betas"][moment] ** step if group["bias_correction"] else 1.0
 
     def coefficients(self, group: Group, step: int) -> Coefficients:

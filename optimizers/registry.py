@@ -40,15 +40,15 @@ class Entry:
 OPTIMIZERS: dict[str, Entry] = {}
 
 
-def register(name: str, target: str, options: Iterable[str], **facts: Any) -> None:
-    """Add an optimizer. ``facts`` are the other attributes of `Entry`.
+def register(name: str, target: str, options: Iterable[str], **attributes: Any) -> None:
+    """Add an optimizer. ``attributes`` are the other attributes of `Entry`.
 
     Raises:
         ValueError: if the name is taken.
     """
     if name in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} is registered already")
-    OPTIMIZERS[name] = Entry(name, target, frozenset(options), **facts)
+    OPTIMIZERS[name] = Entry(name, target, frozenset(options), **attributes)
 
 
 def is_layer_wise(name: str, trust_ratio: bool | None = None) -> bool:

@@ -44,7 +44,7 @@ class Rule:
         raise NotImplementedError
 
     def rate(self, group: Group) -> float:
-        """What the direction is multiplied by."""
+        """The factor of the direction in the update."""
         return float(group["lr"])
 
     def gradient(self, w: Tensor, g: Tensor, rate: float | Tensor, group: Group) -> Tensor:

@@ -19,7 +19,7 @@ Work = list[tuple[Group, Tensor]]  # tensors with a gradient, each with its para
 
 @dataclass(frozen=True)
 class Attachment:
-    """What an engine has done to the parameters, as `bellwether.optimizers.attach` finds it."""
+    """How an engine has sharded the parameters, as `bellwether.optimizers.attach` finds it."""
 
     shards: Sequence[ShardLayout]  # that this rank updates, in the engine's order
     gradient_norm: Callable[[], float] | None = (

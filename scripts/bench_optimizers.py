@@ -4,11 +4,11 @@
     make bench-optimizers ARGS="--rounds 41 --json build/bench.json --markdown docs/results/optimizers-cpu.md"
 
 Two settings: BERT-base's parameters as they are, and one flat tensor that holds many parameters, as ZeRO hands it to an
-optimizer. All contestants of a setting move the same weights by the same gradients with the same memory for moments,
-and take turns: what disturbs the machine disturbs all of them, and no one has luckier memory than another.
+optimizer. All entries of a setting update the same weights with the same gradients and the same memory for moments,
+and take turns, so that disturbances of the machine and the placement of memory affect all of them alike.
 
-timm and pytorch-optimizer are installed apart, under build/: timm in .venv would break DeepSpeed's import where there is
-no torchvision. Without a package index their rows say so.
+timm and pytorch-optimizer are installed separately, under build/: timm in .venv would break DeepSpeed's import where there is
+no torchvision. Without a package index their rows contain the reason.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ BYTES = {
 OURS: dict[str, type] = {"AdamW": AdamW, "RAdam": RAdam, "Lamb": Lamb, "Lars": Lars}
 NEEDS = {"cpu": "cpu", "triton": "cuda"}  # kernels that run on one kind of device alone
 
-LR = 1e-6  # the weights hardly move, whatever the rule: the numbers stay as they are in a training
+LR = 1e-6  # so small that the weights hardly change under any rule, and stay realistic
 
 
 @dataclass
@@ -156,7 +156,7 @@ def entries(setting: Setting, device: torch.device, peers: dict[str, str]) -> li
         Entry("AdamW", f"torch, {form}", functools.partial(_torch_adamw, form=form))
         for form in ("fused", "foreach", "loop")
     ]
-    if setting.shard is None:  # they would take a flat tensor for one parameter, and do something else
+    if setting.shard is None:  # they would treat a flat tensor as one parameter
         found += [
             Entry("Lamb", "timm", _timm_lamb, problem=peers["timm"]),
             Entry("Lamb", "pytorch-optimizer", _pytorch_optimizer_lamb, problem=peers["pytorch-optimizer"]),
@@ -266,7 +266,7 @@ def prepare(entry: Entry, setting: Setting, device: torch.device) -> None:
         entry.step = entry.make(setting)
         peak, _ = allocated(entry.step, device)
         entry.extra = kept + peak - 8 * setting.numel
-    except Exception as error:  # another's optimizer may fail in any way, and its row is to say how
+    except Exception as error:  # the optimizers of other packages may fail in any way; the row shows the error
         entry.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -463,7 +463,7 @@ def say(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="times of one step of each optimizer, as a table")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=21, help="steps of each contestant, at least 2 (default 21)")
+    parser.add_argument("--rounds", type=int, default=21, help="steps of each entry, at least 2 (default 21)")
     parser.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny is to see that it runs")
     parser.add_argument("--no-peers", action="store_true", help="leave timm and pytorch-optimizer out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times here")
@@ -475,8 +475,8 @@ def main() -> None:
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
         parser.error(f"--device {device}: must be cpu, or cuda where torch sees a GPU")
 
-    if device.type == "cuda":  # before the peers are in sight: DeepSpeed must not meet a timm without torchvision
-        with contextlib.suppress(Exception):  # its row says what is wrong
+    if device.type == "cuda":  # before the peers are importable: DeepSpeed must not import a timm without torchvision
+        with contextlib.suppress(Exception):  # its row shows the error
             importlib.import_module("deepspeed")
     peers = find_peers(not arguments.no_peers)
     about = describe(device, arguments.rounds, peers)

@@ -3,8 +3,8 @@
     DS_ACCELERATOR=cpu .venv/bin/python scripts/simulate_scaling.py --write docs/scaling.md    # about 10 minutes, 12 GB
     DS_ACCELERATOR=cpu .venv/bin/python scripts/simulate_scaling.py --small                    # half a minute
 
-DeepSpeed and FSDP2 are real, and believe that they are one rank of many: torch's fake process group has any size, and
-its collectives do nothing. Each engine is created in a separate forked process, so that none sees the state of another.
+DeepSpeed and FSDP2 are the real ones. With torch's fake process group, which has any size and whose collectives do nothing,
+each process is one rank of many. Each engine is created in a separate forked process, so that none sees the state of another.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ ENGINES: dict[str, dict[str, Any]] = {
     "ZeRO-3 in sub-groups": {"stage": 3},
     "FSDP2": {},
 }
-LAYOUTS = ("ZeRO-1", "ZeRO-3", "FSDP2")  # whose steps are computed for all ranks; the other engines cut alike
+# The engines whose steps are computed for all ranks; the others shard in the same way.
+LAYOUTS = ("ZeRO-1", "ZeRO-3", "FSDP2")
 LARGEST_STEP = {"FSDP2": 512}  # a rank has a tensor for each parameter there, and 4,096 of them take too long
 
 BEGIN, END = "<!-- written by scripts/simulate_scaling.py -->", "<!-- end -->"
@@ -196,7 +197,7 @@ def _collectives(call: Callable[[], Any]) -> list[int]:
 
 def _python_bytes(action: Callable[[], Any]) -> int:
     tracemalloc.start()
-    kept = action()  # its result counts
+    kept = action()  # the memory of its result counts
     taken = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     del kept
@@ -349,7 +350,7 @@ def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str,
 
     def work() -> None:
         try:
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # DeepSpeed's words
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # suppress DeepSpeed's messages
                 result = function(*arguments)
             sender.send(result)
         except BaseException:
@@ -432,7 +433,7 @@ def _markdown(rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="what each rank of a very large run would hold and do")
+    parser = argparse.ArgumentParser(description="simulates the ranks of a very large run")
     parser.add_argument("--small", action="store_true", help="a tiny BERT and up to 64 ranks, to see that it runs")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between the markers of this file")
     arguments = parser.parse_args()

@@ -19,7 +19,7 @@ def locks() -> Iterator[Path]:
 
 
 def remove_stale() -> list[str]:
-    """Delete locks whose builder is gone.
+    """Delete locks whose builder no longer runs.
 
     Returns:
         a message for each lock: that it was deleted, or that a build is running.
@@ -35,7 +35,7 @@ def remove_stale() -> list[str]:
             messages.append(f"deleted the lock of a dead build ({age / 60:.0f} minutes old): {lock}")
         else:
             messages.append(
-                f"an extension is being built since {age:.0f} s; if nothing moves for minutes, delete {lock}"
+                f"an extension has been building for {age:.0f} s; if the run does not proceed for minutes, delete {lock}"
             )
     return messages
 

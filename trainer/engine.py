@@ -33,13 +33,13 @@ _LOSS_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hyster
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a training step leaves behind. Tensors may not be computed yet: reading one waits for the device.
+    """The result of a training step. Its tensors may not be computed yet: reading one waits for the device.
 
     Attributes:
         loss: scalar, float64: mean over this rank's samples of the global batch, without ``optimizer.loss_factor``.
         lr: learning rate of the first param group in this step.
         grad_norm: norm of the global batch's gradient before clipping, of the scaled loss's where fp16 skipped the step.
-        loss_scale: what fp16 multiplied the loss with; 1 in other precisions.
+        loss_scale: the factor of the loss in fp16; 1 in other precisions.
     """
 
     loss: Tensor
@@ -55,7 +55,7 @@ class Engine:
         deepspeed: what ``deepspeed.initialize`` returned for the model and the optimizer, attached.
         optimizer: ours, as opposed to DeepSpeed's wrapper around it.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        loss_factor: what the loss is multiplied with before the backward pass.
+        loss_factor: factor of the loss before the backward pass.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Backward pass of the mean loss of a micro-batch. DeepSpeed divides it by the number of accumulation steps."""
         if self.precision == "fp16" and not self._deepspeed.zero_optimization_stage():
-            # Without ZeRO, DeepSpeed 0.19.8 divides fp16's gradients by a scale that it has not multiplied the loss with.
+            # Without ZeRO, DeepSpeed 0.19.8 divides fp16's gradients by a scale by which it has not multiplied the loss.
             loss = loss * self.loss_scale
         self._deepspeed.backward(loss)
 
@@ -163,7 +163,7 @@ class Engine:
 
     @property
     def loss_scale(self) -> float:
-        """What the next loss is multiplied with before its backward pass: 1 except in fp16."""
+        """The factor of the next loss before its backward pass: 1 except in fp16."""
         return self.loss_scaler_state().get("cur_scale", 1.0)
 
     def loss_scaler_state(self) -> dict[str, float]:
@@ -184,7 +184,7 @@ class Engine:
         return getattr(wrapper, "loss_scaler", None) or getattr(wrapper, "loss_scale_config", None)
 
     def destroy(self) -> None:
-        """Free what DeepSpeed holds."""
+        """Release the resources that DeepSpeed holds."""
         self._deepspeed.destroy()
 
 

@@ -1,8 +1,8 @@
 """Detects dead or hung ranks within seconds, and writes what every rank is doing to a file.
 
 Collectives time out too, but their timeout must be longer than the longest legitimate wait, such as a checkpoint on a slow file
-system. Beats are sent by a separate thread: they continue while a rank waits in a collective, and stop when a process, a node or a
-link is gone.
+system. Beats are sent by a separate thread: they continue while a rank waits in a collective, and stop when a process, a node or
+a link fails.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Messages of a run on standard error, through `logging`: once for all ranks, or with the rank that they are about.
+"""Messages of a run on standard error, through `logging`: from rank 0 alone, or from the rank that they concern.
 
-Modules log to ``logging.getLogger(__name__)``. Rank 0 alone is shown, as all ranks say the same; what concerns one rank is logged
-with ``extra=EVERY_RANK`` and is shown from any, with the rank and its host in front. Light imports only.
+Modules log to ``logging.getLogger(__name__)``. Only rank 0 is shown, as all ranks log the same. A message that concerns one rank is
+logged with ``extra=EVERY_RANK`` and is shown from any rank; from others than 0, and as a warning, it begins with rank and host. Light imports only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Formatter(logging.Formatter):
 
 
 def _show(record: logging.LogRecord) -> bool:
-    """Add the rank to a record; whether it is shown."""
+    """Add the rank to a record; return whether the record is shown."""
     rank = environment_rank()
     record.rank = rank
     return rank == 0 or getattr(record, "every_rank", False)

@@ -92,7 +92,7 @@ class PhaseLoop:
             saving = stop_requested or step == self.end or phase.due(step, phase.config.checkpoint.every)
             self.log(saving)
             if run.diverged:
-                return  # such weights must not replace a good checkpoint, and are not worth an evaluation
+                return  # diverged weights must not replace a good checkpoint, and are not evaluated
             with self.step_metrics.paused():
                 self.write_trajectory(step_seed)
                 # The checkpoint first: after a signal there may be only minutes left.

@@ -41,7 +41,7 @@ FILE = "metrics.jsonl"
 
 Line = dict[str, Any]
 
-KINDS = ("augmented", "averaged")  #: of held-out loss and accuracy, beside the plain ones
+KINDS = ("augmented", "averaged")  #: of held-out loss and accuracy, in addition to the plain ones
 HELD = ("loss", "accuracy", *(f"{key}_{kind}" for kind in KINDS for key in ("loss", "accuracy")))  #: keys of `eval`
 
 _EVENTS = ("start", "plan", "train", "layers", "walk", "norms", "between", "eval", "checkpoint", "end")

@@ -78,14 +78,14 @@ def _is_one_of_several_tasks() -> bool:
 
 
 def _is_only_task() -> bool:
-    """Whether srun started this process alone; many sites enable a PMI for every step, whose variables then say nothing."""
+    """Whether srun started this process alone; many sites enable a PMI for every step, whose variables then have no information."""
     e = os.environ
     alone = "SLURM_STEP_ID" in e and e.get("SLURM_STEP_NUM_TASKS") == "1"
     return alone and "OMPI_COMM_WORLD_RANK" not in e and e.get("PMI_SIZE", "1") == "1"
 
 
 def _slurm_is_sufficient() -> bool:
-    """Whether srun's variables say as much as those of its PMI, which many sites enable for every step."""
+    """Whether srun's variables have the same information as those of its PMI, which many sites enable for every step."""
     e = os.environ
     is_srun = "OMPI_COMM_WORLD_RANK" not in e and e.get("PMI_SIZE") in (None, e.get("SLURM_STEP_NUM_TASKS"))
     has_no_mpi = "MASTER_ADDR" in e or importlib.util.find_spec("mpi4py") is None

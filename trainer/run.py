@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config) -> int:
-    """Start the process group and train as the config says, from where the run directory stands.
+    """Start the process group and train as the config says, from the position at which the run directory is.
 
     Returns:
         the number of the signal that stopped the run, after a checkpoint was saved, or 0.
@@ -45,7 +45,7 @@ def run(config: Config) -> int:
     run_on_all_ranks(world, lambda: accelerated.check(config, world))
     signal = train(config, world)
     # Not after a failure: the other ranks may be in a collective that this one would wait for. All together, because gloo
-    # sometimes aborts a process whose peers have gone while it cleans up.
+    # sometimes aborts a process whose peers have exited while it cleans up.
     dist.barrier()
     dist.destroy_process_group()
     return signal

@@ -59,7 +59,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
 
 
 def _from_history(run: Run) -> tuple[bool, bool, DivergenceDetector]:
-    """What the metrics say of a resumed run.
+    """The part of a resumed run's state that only its metrics record.
 
     Returns:
         whether its newest checkpoint was not evaluated although it was due, whether its end was not written, and the

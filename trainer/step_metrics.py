@@ -1,4 +1,4 @@
-"""Averages what training steps leave behind between two log lines: loss, rates, time, memory, trust ratios, gradient noise."""
+"""Averages the values of training steps between two log lines: loss, rates, time, memory, trust ratios, gradient noise."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Check that the packages of the trackers are there.
+    """Check that the packages of the trackers are installed.
 
     Raises:
         ConfigError: for the first that is not, with the command that installs it.

@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--target",
         metavar="'METRIC >= N'",
-        help="target of a sweep's measurements; default: the one in the sweep.yaml beside them",
+        help="target of a sweep's measurements; default: the one in the sweep.yaml next to them",
     )
     parser.add_argument("--optimizer", metavar="NAME", help="which of the optimizers that a sweep measured")
     parser.add_argument("--json", action="store_true", help="print s_min, b_crit, its interval and more as JSON")

@@ -12,7 +12,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "report",
         help="write the report of a run or a sweep",
-        description="Write report.html of a run or a sweep, or NAME.report.html beside a table of measurements. "
+        description="Write report.html of a run or a sweep, or NAME.report.html next to a table of measurements. "
         "Runs and sweeps may still be in progress.",
     )
     parser.add_argument(

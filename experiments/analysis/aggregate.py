@@ -2,8 +2,8 @@
 
 A *setting* is everything the sweep set except the seed. A *cell* holds all settings of one optimizer at one batch size. Steps
 and samples to the target are medians over the seeds, in which a seed that missed counts as infinity: excluding misses would
-make a bad setting look good. Trials that failed, have not ended, or were stopped by the sweep at its own target say nothing
-about a setting unless they had reached the target before; they are counted separately. The best setting of a cell has the
+make a bad setting look good. Trials that failed, have not ended, or were stopped by the sweep at its own target are not valid
+for a setting unless they had reached the target before; they are counted separately. The best setting of a cell has the
 lowest median among the settings with the most seeds.
 """
 
@@ -35,7 +35,7 @@ class Setting:
 
     @cached_property
     def valid_runs(self) -> list[Outcome]:
-        """The runs that say something about the setting, the best first."""
+        """The valid runs of the setting, the best first: see `Outcome.is_valid`."""
         return sorted((run for run in self.runs if run.is_valid), key=lambda run: (run.steps, self._distance(run)))
 
     @cached_property

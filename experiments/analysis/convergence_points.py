@@ -55,7 +55,7 @@ def read(
     Args:
         unit: of MLPerf's "Epochs to converge"; None: samples if no number is below 1,000, else epochs.
         dataset_size: samples per epoch, required if the file counts epochs.
-        target: of a sweep's measurements; None: the one in the ``sweep.yaml`` beside them.
+        target: of a sweep's measurements; None: the one in the ``sweep.yaml`` next to them.
         optimizer: of a sweep's measurements, required if they hold several.
 
     Raises:

@@ -59,7 +59,7 @@ class Outcome:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the trial says something about its setting."""
+        """Whether the trial is evidence about its setting: it reached the target, or ran long enough to miss it."""
         return self.verdict not in ("failed", "unfinished", "ended early")
 
     @property

@@ -69,7 +69,7 @@ def find(name: str) -> Gpu:
 
 
 def _read(path: Path) -> Gpu:
-    from bellwether.trainer.config.load import parse_yaml
+    from bellwether.trainer.config.yaml_syntax import parse_yaml
 
     wanted = [f.name for f in fields(Gpu)]
     try:

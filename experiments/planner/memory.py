@@ -29,7 +29,7 @@ ALLREDUCE_BUCKET = 500_000_000
 
 @dataclass(frozen=True)
 class Bytes:
-    """What a rank holds at one moment, in bytes."""
+    """The memory of a rank at one moment, in bytes, by its use."""
 
     parameters: float = 0.0
     gradients: float = 0.0
@@ -49,7 +49,7 @@ def peak(profile: Profile, sharding: Sharding, world_size: int, micro: int, accu
 
 
 def resident(profile: Profile, sharding: Sharding, world_size: int) -> Bytes:
-    """What remains between two steps."""
+    """The memory of a rank between two steps."""
     rank = RankLayout.of(profile, sharding, world_size)
     held = Bytes(rank.parameter_bytes, 0.0, rank.optimizer_bytes, moment="between steps")
     if sharding.is_bf16_optimizer:

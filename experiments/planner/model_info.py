@@ -1,4 +1,4 @@
-"""What the planner must know about the data: rows, vocabulary and classes, read on this machine or assumed."""
+"""The properties of the data that the planner needs: rows, vocabulary and classes, read on this machine or assumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bellwether.trainer.data import Dataset, peek
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What determines the model of a phase and the length of its epoch."""
+    """The properties of the data that determine a phase's model and the length of its epoch."""
 
     data: Dataset
     rows: int | None  # training samples; None: unknown, and not needed

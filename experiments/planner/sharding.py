@@ -1,4 +1,4 @@
-"""How DeepSpeed's ZeRO splits and buffers a model: what a rank holds of it, in elements."""
+"""How DeepSpeed's ZeRO splits and buffers a model: the part of a rank, in elements."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Sharding:
 
 @dataclass(frozen=True)
 class RankLayout:
-    """What the rank with the largest part of the model holds. Counts are elements unless they say bytes."""
+    """The part of the model on the rank that holds the most. Counts are elements unless they are named bytes."""
 
     sharding: Sharding
     world_size: int

@@ -15,10 +15,10 @@ from bellwether.experiments.sweep.measurements import Target, Value
 from bellwether.experiments.sweep.renamed_keys import with_new_names
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, load, shipped
 from bellwether.trainer.config.error_messages import explain
-from bellwether.trainer.config.load import parse_yaml, yaml_problem
 from bellwether.trainer.config.renamed import Renaming, report
 from bellwether.trainer.config.schema import Count, DataConfig, Section
 from bellwether.trainer.config.units import TargetField
+from bellwether.trainer.config.yaml_syntax import parse_yaml, yaml_problem
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -55,7 +55,7 @@ class Range(Section):
         return low * (high / low) ** share if self.log else low + share * (high - low)
 
 
-# A range or a list of values. Told apart before validation, so that a mistake gives one error instead of two.
+# A range or a list of values. Distinguished before validation, so that a mistake gives one error instead of two.
 Values = Annotated[
     Annotated[Range, Tag("range")] | Annotated[list[Value], Tag("list")],
     Discriminator(lambda value: "list" if isinstance(value, list) else "range"),

@@ -13,7 +13,7 @@ from bellwether.experiments.sweep.trial_ids import trial_ids
 from bellwether.launcher import console
 from bellwether.launcher.launch import Request
 from bellwether.trainer.config import ConfigError, ConfigErrors, phases
-from bellwether.trainer.config.error_messages import COMMAND_LINE
+from bellwether.trainer.config.key_paths import COMMAND_LINE
 from bellwether.trainer.phases import splits
 
 _log = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from bellwether.experiments.sweep.trial_ids import TrialId, trial_ids
 from bellwether.experiments.sweep.trial_record import TrialRecord, read_trial
 from bellwether.trainer import run_paths
 from bellwether.trainer.config import Config, dump, to_yaml
-from bellwether.trainer.config.load import parse_yaml
+from bellwether.trainer.config.yaml_syntax import parse_yaml
 
 SWEEP = "sweep.yaml"
 MEASUREMENTS = "measurements.csv"

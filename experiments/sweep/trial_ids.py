@@ -1,6 +1,6 @@
 """The trials of a sweep: a pure function of SWEEP.yaml that gives their names and their order.
 
-A name says what a trial is (optimizer, batch size, setting, seed). Batch sizes, optimizers, settings and seeds can therefore
+A name consists of optimizer, batch size, setting and seed. Batch sizes, optimizers, settings and seeds can therefore
 be added to a sweep later without renaming existing trials.
 """
 

@@ -1,4 +1,4 @@
-"""One trial on disk: what was decided when it started, and the measurements in its run directory."""
+"""One trial on disk: the parameters decided when it started, and the measurements in its run directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRAIN_METRICS = ("loss", "lr", "grad_norm", "samples_per_s", "step_time", "nois
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is decided for a trial when it starts, and is final: the content of ``trials/NAME.json``."""
+    """The parameters of a trial, decided when it starts and never changed: the content of ``trials/NAME.json``."""
 
     optimizer: str
     batch: int

@@ -1,4 +1,4 @@
-"""A row of the doctor's table, what the answers are checked against, and helpers to format lists of hosts."""
+"""A row of the doctor's table, the expected answers, and helpers to format lists of hosts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the answers are checked against, and what the launchers printed."""
+    """The expected answers, and the output of the launchers."""
 
     size: int = 1  # nodes
     on: str = "local"

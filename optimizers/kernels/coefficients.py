@@ -1,4 +1,4 @@
-"""The numbers of the compiled kernels: one update of a parameter, whatever the rule, as fifteen scalars."""
+"""The coefficients of the compiled kernels: one update of a parameter, by any rule, as fifteen scalars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FORMULAS: tuple[Formula, ...] = get_args(Formula)
 
 
 class Scalars(NamedTuple):
-    """What a compiled kernel is given, in this order.
+    """The arguments of a compiled kernel, in this order.
 
     The C++ struct is generated from these names (`bellwether.optimizers.kernels.cpu`), and the Triton kernel is called by them. With
     weights w, gradient g, first and second moment m and v::

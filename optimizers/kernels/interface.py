@@ -1,4 +1,4 @@
-"""What each kernel offers."""
+"""The interface of a kernel."""
 
 from __future__ import annotations
 

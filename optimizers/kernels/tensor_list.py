@@ -1,4 +1,4 @@
-"""What a kernel is given: tensors, and where in them each parameter lies."""
+"""The input of a kernel: a list of tensors, and where in them each parameter lies."""
 
 from __future__ import annotations
 

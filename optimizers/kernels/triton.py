@@ -151,7 +151,7 @@ def step(tensors: TensorList, c: Coefficients, scales: Tensor | None = None) -> 
 
 @dataclass
 class _Tables:
-    """What the launches for a list of tensors read, on its device."""
+    """The tables that the launches for a list of tensors read, on its device."""
 
     blocks: Tensor  # int64 [blocks, 4]
     first: Tensor  # int64 [segments + 1]

@@ -30,7 +30,7 @@ class _Wrapper(NamedTuple):
 
 
 def attachment(engine: Any) -> Attachment:
-    """What a `DeepSpeedEngine` has done to its parameters, on this rank.
+    """How a `DeepSpeedEngine` has sharded its parameters, on this rank.
 
     Raises:
         NotImplementedError: if DeepSpeed does not call the optimizer it was given, or splits parameters in an unknown way.

@@ -18,7 +18,7 @@ def is_engine(optimizer: object) -> bool:
 
 
 def attachment(engine: Any) -> Attachment:
-    """What a `ZeroRedundancyOptimizer` has done to its parameters, on this rank.
+    """Which parameters a `ZeroRedundancyOptimizer` has given to this rank.
 
     No parameter is split, so trust ratios need no collective. A sum over all parameters goes over all ranks.
     """

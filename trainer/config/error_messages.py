@@ -12,12 +12,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.config.key_paths import KeyPath, Origins, at, dotted, origin_of
 from bellwether.trainer.config.schema import Config
 from bellwether.trainer.config.schema.kinds import Kind
-
-KeyPath = tuple[str | int, ...]
-Origins = dict[KeyPath, str]  # the file, or COMMAND_LINE, that has set each key
-COMMAND_LINE = "command line"
 
 # By pydantic's error type: what a value of the wrong type should have been.
 _EXPECTED = {
@@ -147,16 +144,6 @@ def _kinds(path: KeyPath, top: type[BaseModel]) -> str:
     return ", ".join(kind for model in models_of(field.annotation) for kind in kinds_of(model))
 
 
-def at(raw: Any, path: KeyPath) -> Any:
-    """The value at a key path, or None."""
-    for key in path:
-        try:
-            raw = raw[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return raw
-
-
 def _field(path: KeyPath, raw: Any, top: type[BaseModel]) -> Any:
     return _fields(path[:-1], raw, top).get(str(path[-1])) if path else None
 
@@ -191,16 +178,3 @@ def nearest(key: str, keys: Iterable[str]) -> str:
     keys = list(keys)
     near = difflib.get_close_matches(key, keys, 1, 0.6)
     return f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(keys)}"
-
-
-def origin_of(path: KeyPath, origins: Origins, default: str) -> str:
-    """The file, or ``command line``, that has set a key or the nearest section around it."""
-    for depth in range(len(path), 0, -1):
-        if path[:depth] in origins:
-            return origins[path[:depth]]
-    return default
-
-
-def dotted(path: KeyPath) -> str:
-    """A key path as text, as in ``phases[0].batch.global``."""
-    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in path).lstrip(".") or "(the file)"

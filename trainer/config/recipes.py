@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bellwether.trainer.config.error_messages import COMMAND_LINE, KeyPath, Origins, origin_of
 from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.config.key_paths import COMMAND_LINE, KeyPath, Origins, origin_of
 
 if TYPE_CHECKING:
     from bellwether.optimizers.recipes import Recipe, Settings

@@ -1,6 +1,6 @@
 """Labelled images for classification: the keys of ``data: {kind: images}``. `image_samples` prepares the data.
 
-Configs are read where torch and numpy are not wanted, so they are imported in the methods.
+Reading a config must not import torch and numpy, so the methods import them.
 """
 
 from __future__ import annotations

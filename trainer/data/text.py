@@ -1,6 +1,6 @@
 """Text for masked language modelling: the keys of ``data: {kind: text}``. `text_samples` prepares the data.
 
-Configs are read where torch and numpy are not wanted, so they are imported in the methods.
+Reading a config must not import torch and numpy, so the methods import them.
 """
 
 from __future__ import annotations
@@ -77,5 +77,5 @@ class TextData(DataConfig):
         from bellwether.trainer.data import Dataset
 
         size = self.vocabulary_size
-        note = f"a vocabulary of {size:,}, as data.vocabulary_size says: the tokenizer was not read"
+        note = f"a vocabulary of {size:,}, from data.vocabulary_size: the tokenizer was not read"
         return Dataset(samples, samples, vocabulary_size=size), note

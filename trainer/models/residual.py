@@ -1,4 +1,4 @@
-"""What the ResNets share: float32 BatchNorm, zero initialization, activation checkpointing."""
+"""Code that all ResNets share: float32 BatchNorm, zero initialization, activation checkpointing."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class DataConfig(Kind):
         raise NotImplementedError
 
     def assumed(self, samples: Samples, classes: int) -> tuple[Dataset, str]:
-        """What the planner assumes of the dataset while it has not been read, and a sentence that says so.
+        """The planner's assumptions about a dataset that has not been read, and a sentence that states them.
 
         Args:
             samples: stand for both splits.
