@@ -50,9 +50,9 @@ def test_one_large_shard(triton: Kernel) -> None:
     """More elements than an int32 counts, where the memory for four such tensors is there."""
     length = 2**31 + 4099 if torch.cuda.mem_get_info()[0] > 60 * 2**30 else 2**26 + 4099
     names = (ParameterInfo("a", (length - 2053,)), ParameterInfo("b", (2053,)))
-    pieces = (ParameterSlice(0, 0, 0, length - 2053), ParameterSlice(1, length - 2053, 0, 2053))
+    slices = (ParameterSlice(0, 0, 0, length - 2053), ParameterSlice(1, length - 2053, 0, 2053))
     columns = [torch.full((length,), value, device="cuda") for value in (1.0, 0.5, 0.25, 0.125)]
-    layout = SegmentTable.of([ShardLayout(columns[0], names, pieces, None)], by_parameter=True)
+    layout = SegmentTable.of([ShardLayout(columns[0], names, slices, None)], by_parameter=True)
     c = coefficients("adam", "bare")
     batch = TensorList([columns[0]], [columns[1]], {"exp_avg": [columns[2]], "exp_avg_sq": [columns[3]]}, layout)
     sums = triton.gradient_norms(batch, c)

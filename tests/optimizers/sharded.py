@@ -163,8 +163,8 @@ def poison(optimizer: Any) -> int:
     count = 0
     for shard in optimizer.shards:
         padding = torch.ones(shard.tensor.numel(), dtype=torch.bool)
-        for piece in shard.slices:
-            padding[piece.offset : piece.offset + piece.length] = False
+        for parameter_slice in shard.slices:
+            padding[parameter_slice.offset : parameter_slice.offset + parameter_slice.length] = False
         if shard.process_group is not None:
             shard.tensor.data.view(-1)[padding] = float("nan")
             count += int(padding.sum())
@@ -175,9 +175,9 @@ def owned(optimizer: Any) -> dict[str, list[tuple[int, np.ndarray]]]:
     """This rank's slices of the master weights: name -> [(start, values)]."""
     found: dict[str, list[tuple[int, np.ndarray]]] = {}
     for shard in optimizer.shards:
-        for piece, view in shard.views(shard.tensor.detach()):
-            name = shard.parameters[piece.index].name.removesuffix(".weight")
-            found.setdefault(name, []).append((piece.start, view.double().numpy().copy()))
+        for parameter_slice, view in shard.views(shard.tensor.detach()):
+            name = shard.parameters[parameter_slice.index].name.removesuffix(".weight")
+            found.setdefault(name, []).append((parameter_slice.start, view.double().numpy().copy()))
     return found
 
 

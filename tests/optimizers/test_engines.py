@@ -111,8 +111,8 @@ def _name(name: str, optimizer: Any, names: dict[Any, str]) -> str:
 def _weights(optimizer: Any, model: nn.Module, names: dict[Any, str]) -> dict[str, Any]:
     owned: dict[str, list[tuple[int, np.ndarray]]] = {}
     for shard in optimizer.shards:
-        for piece, view in shard.views(shard.tensor.detach()):
-            owned.setdefault(names[shard.tensor], []).append((piece.start, view.double().numpy().copy()))
+        for parameter_slice, view in shard.views(shard.tensor.detach()):
+            owned.setdefault(names[shard.tensor], []).append((parameter_slice.start, view.double().numpy().copy()))
     whole = {n: p.detach() for p, n in names.items()}
     whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in whole.items()}
     return {"owned": owned, "model": {n: p.double().numpy().copy() for n, p in whole.items()}}

@@ -43,14 +43,14 @@ def test_fragments_of_a_parameter_are_summed() -> None:
 
 def test_adjacent_slices_are_one_segment() -> None:
     """A matrix sharded by columns is many slices of the parameter, but contiguous in memory."""
-    pieces = (
+    slices = (
         ParameterSlice(0, 0, 0, 2),
         ParameterSlice(0, 2, 4, 2),
         ParameterSlice(0, 4, 8, 2),
         ParameterSlice(1, 6, 0, 3),
         ParameterSlice(0, 10, 9, 1),
     )
-    shard = ShardLayout(torch.zeros(11), (ParameterInfo("a", (10,)), ParameterInfo("b", (3,))), pieces, None)
+    shard = ShardLayout(torch.zeros(11), (ParameterInfo("a", (10,)), ParameterInfo("b", (3,))), slices, None)
     assert shard.segments() == [(0, 6, 0), (6, 3, 1), (10, 1, 0)]
 
 
@@ -165,8 +165,8 @@ def test_shards_survive_deepspeeds_load_checkpoint(ranks: Ranks, tmp_path: Path,
     for first, again in ranks.run(_through_deepspeeds_checkpoint, str(tmp_path), stage, bf16):
         assert again["ratios"] == first["ratios"]
         assert "odd.weight" in first["ratios"]
-        for name, pieces in first["owned"].items():
-            for (start, values), (other, found) in zip(pieces, again["owned"][name], strict=True):
+        for name, slices in first["owned"].items():
+            for (start, values), (other, found) in zip(slices, again["owned"][name], strict=True):
                 assert start == other
                 assert np.array_equal(values, found), name
 

@@ -64,8 +64,8 @@ def assembled(results: list[dict]) -> dict[str, np.ndarray]:
     """Whole parameters from the slices of all ranks. Every element must be owned, and replicas must be equal."""
     whole = {n: np.full(int(np.prod(s)), np.nan) for n, s in sharded.SHAPES.items() if n != "frozen"}
     for result in results:
-        for name, pieces in result["owned"].items():
-            for start, values in pieces:
+        for name, slices in result["owned"].items():
+            for start, values in slices:
                 slot = whole[name][start : start + len(values)]
                 assert np.isnan(slot).all() or (slot == values).all()
                 slot[:] = values

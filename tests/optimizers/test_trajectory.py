@@ -46,11 +46,11 @@ def _walk(rule: str, zero: dict[str, Any], config: dict[str, Any]) -> tuple[list
 
 def whole(results: list[Any], step: int) -> dict[str, np.ndarray]:
     """All trained parameters after a step, flat, in float64."""
-    pieces: dict[str, dict[int, np.ndarray]] = {}
+    slices: dict[str, dict[int, np.ndarray]] = {}
     for places, *_ in results:
         for name, parts in places[step].items():
-            pieces.setdefault(name, {}).update(parts)
-    return {name: np.concatenate([parts[start] for start in sorted(parts)]) for name, parts in pieces.items()}
+            slices.setdefault(name, {}).update(parts)
+    return {name: np.concatenate([parts[start] for start in sorted(parts)]) for name, parts in slices.items()}
 
 
 def loss(weights: dict[str, np.ndarray]) -> float:

@@ -78,9 +78,9 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def weights(path: Path, wanted: str = "weight") -> dict[str, np.ndarray]:
     """Whole fp32 weights of a checkpoint, or another kind of tensor by parameter name."""
-    pieces: dict[str, list[tuple[int, np.ndarray]]] = {}
+    slices: dict[str, list[tuple[int, np.ndarray]]] = {}
     for key, value in tensors(path).items():
         kind, name, start = key.split(":", 1)[1].split("|")
         if kind == wanted:
-            pieces.setdefault(name, []).append((int(start), value.numpy()))
-    return {name: np.concatenate([v for _, v in sorted(parts, key=lambda p: p[0])]) for name, parts in pieces.items()}
+            slices.setdefault(name, []).append((int(start), value.numpy()))
+    return {name: np.concatenate([v for _, v in sorted(parts, key=lambda p: p[0])]) for name, parts in slices.items()}

@@ -54,12 +54,12 @@ def _everything(engine: Any, ds_engine: Any) -> dict[str, Any]:
             ("exp_avg", state["exp_avg"]),
             ("exp_avg_sq", state["exp_avg_sq"]),
         ):
-            for piece, view in shard.views(tensor):
-                found.setdefault((kind, shard.parameters[piece.index].name), []).append(
-                    (piece.start, view.numpy().copy())
+            for parameter_slice, view in shard.views(tensor):
+                found.setdefault((kind, shard.parameters[parameter_slice.index].name), []).append(
+                    (parameter_slice.start, view.numpy().copy())
                 )
         found["step"] = state["step"].item()
-    return {"pieces": found, "model": sharded._model(ds_engine)}
+    return {"slices": found, "model": sharded._model(ds_engine)}
 
 
 def _save(root: str, stage: int) -> dict[str, Any]:
@@ -90,14 +90,14 @@ def _load(root: str, saved_stage: int, stage: int) -> dict[str, Any]:
 def assembled(results: list[dict[str, Any]]) -> dict[Any, np.ndarray]:
     whole: dict[Any, np.ndarray] = {}
     for result in results:
-        for key, pieces in result["pieces"].items():
+        for key, slices in result["slices"].items():
             if key == "step":
                 continue
             name = key[1]
             flat = whole.setdefault(
                 key, np.full(int(np.prod(sharded.SHAPES[name.removesuffix(".weight")])), np.nan, np.float32)
             )
-            for start, values in pieces:
+            for start, values in slices:
                 flat[start : start + len(values)] = values
     return whole
 
@@ -127,7 +127,7 @@ def test_checkpoint_loads_at_any_stage_and_world_size(ranks: Ranks, written: Any
     end = before[saved_stage][0]["end"]
     for result in results:
         assert result["position"] == Position(BEFORE, BEFORE * 8, 0)
-        assert result["loaded"]["pieces"]["step"] == BEFORE
+        assert result["loaded"]["slices"]["step"] == BEFORE
         same = ranks.world_size == 2 and stage == saved_stage
         for name, values in end["model"].items():
             if same:

@@ -113,8 +113,8 @@ class Files:
         self._open: dict[str, Any] = {}
         self._slices: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         for file, about in manifest.files.items():
-            for name, pieces in about["pieces"].items():
-                self._slices[name] += [(start, length, file) for start, length in pieces]
+            for name, slices in about["pieces"].items():
+                self._slices[name] += [(start, length, file) for start, length in slices]
 
     def __enter__(self) -> Files:
         return self
@@ -139,8 +139,8 @@ class Files:
         for first, length, file in self._slices[name]:
             left, right = max(start, first), min(end, first + length)
             if left < right:
-                piece = self.file(file).get_slice(f"{kind}|{name}|{first}")
-                into[left - start : right - start].copy_(piece[left - first : right - first])
+                stored = self.file(file).get_slice(f"{kind}|{name}|{first}")
+                into[left - start : right - start].copy_(stored[left - first : right - first])
                 filled += right - left
         if filled != into.numel():
             problem = f"contains {filled} of {into.numel()} elements of {kind} {name}"

@@ -155,6 +155,6 @@ def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
                 tensors[kind] = state[kind] = torch.zeros_like(shard.tensor.detach())
         for kind, tensor in tensors.items():
             flat = tensor.contiguous()  # channels_last weights are not
-            for piece, view in shard.views(flat):
-                files.read(kind, shard.parameters[piece.index].name, piece.start, view)
+            for parameter_slice, view in shard.views(flat):
+                files.read(kind, shard.parameters[parameter_slice.index].name, parameter_slice.start, view)
             tensor.copy_(flat)

@@ -68,8 +68,8 @@ def _owned(engine: Engine, world: World) -> dict[str, Tensor]:
         if shard.process_group is None and index % world.size != world.rank:
             continue
         for kind, tensor in {"weight": shard.tensor, **state_tensors(engine, shard)}.items():
-            for piece, view in shard.views(tensor.detach()):
-                keep(kind, shard.parameters[piece.index].name, piece.start, view)
+            for parameter_slice, view in shard.views(tensor.detach()):
+                keep(kind, shard.parameters[parameter_slice.index].name, parameter_slice.start, view)
     for name, parameter in engine.frozen():
         with engine.gathered(parameter):
             if world.is_main:
@@ -87,15 +87,15 @@ def _prepare(partial: Path, final: Path) -> None:
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    pieces: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    slices: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for key, tensor in tensors.items():
         kind, name, start = key.split("|")
         if kind in ("weight", "frozen"):
-            pieces[name].append((int(start), tensor.numel()))
+            slices[name].append((int(start), tensor.numel()))
     # safetensors cannot write a file without tensors.
     save_file(tensors or {"nothing": torch.zeros(1)}, file)
     _flush(file)
-    return file.name, {"bytes": file.stat().st_size, "xxh3_128": checksum(file), "pieces": dict(pieces)}
+    return file.name, {"bytes": file.stat().st_size, "xxh3_128": checksum(file), "pieces": dict(slices)}
 
 
 def _manifest(

@@ -1,0 +1,96 @@
+"""The settings of the optimizer benchmark: parameters of BERT with gradients, as tensors of their own or in one flat tensor."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bellwether.optimizers.shards.layout import ParameterInfo, ShardLayout, cut
+
+
+@dataclass
+class Setting:
+    """Parameters with gradients, and the memory that the moments of all entries share."""
+
+    name: str
+    weights: list[nn.Parameter]
+    plain: list[nn.Parameter]  # biases and normalisation: no decay, no trust ratio
+    shard: ShardLayout | None = None
+    pool: dict[tuple[Tensor, int], Tensor] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.weights, *self.plain]
+
+    @property
+    def numel(self) -> int:
+        return sum(p.numel() for p in self.parameters)
+
+    def groups(self, **plain: Any) -> list[dict[str, Any]]:
+        """Groups as of `bellwether.optimizers.groups`; ``plain`` are the options of the second."""
+        groups = [{"params": self.weights}, {"params": self.plain, "weight_decay": 0.0, **plain}]
+        return [group for group in groups if group["params"]]
+
+
+def settings(size: str, device: torch.device) -> Iterator[Setting]:
+    """One after the other, so that the first is freed before the second is created."""
+    torch.manual_seed(0)
+    for make in (model_setting, shard_setting):
+        yield make(size, device)
+        gc.collect()
+
+
+def model_setting(size: str, device: torch.device) -> Setting:
+    """BERT-base: 199 tensors, 109.5 million elements."""
+    shapes = bert(12, 768, 30522) if size == "full" else bert(2, 64, 500)
+    weights = [_parameter(shape, device) for _, shape, is_weight in shapes if is_weight]
+    plain = [_parameter(shape, device) for _, shape, is_weight in shapes if not is_weight]
+    name = f"BERT-base, {len(shapes)} tensors" if size == "full" else f"tiny BERT, {len(shapes)} tensors"
+    return Setting(name, weights, plain)
+
+
+def shard_setting(size: str, device: torch.device) -> Setting:
+    """The weights of a BERT of 6 layers in one tensor of 66.4 million elements: a param group, as ZeRO-1 and 2 have it."""
+    shapes = bert(6, 768, 30522) if size == "full" else bert(1, 64, 500)
+    parameters = [ParameterInfo(name, shape) for name, shape, is_weight in shapes if is_weight]
+    offsets = [0, *accumulate(p.numel for p in parameters)]
+    flat = _parameter((offsets[-1],), device)
+    slices = cut(zip(parameters, offsets, strict=False), 0, offsets[-1])
+    name = f"flat shard of {len(parameters)} parameters"
+    return Setting(name, [flat], [], ShardLayout(flat, tuple(parameters), slices, None))
+
+
+def bert(layers: int, hidden: int, vocabulary: int, positions: int = 512) -> list[tuple[str, tuple[int, ...], bool]]:
+    """(name, shape, whether it is a weight) of each parameter of a BERT encoder with its pooler."""
+
+    def linear(name: str, rows: int, columns: int) -> list[tuple[str, tuple[int, ...], bool]]:
+        return [(f"{name}.weight", (rows, columns), True), (f"{name}.bias", (rows,), False)]
+
+    def norm(name: str) -> list[tuple[str, tuple[int, ...], bool]]:
+        return [(f"{name}.weight", (hidden,), False), (f"{name}.bias", (hidden,), False)]
+
+    found: list[tuple[str, tuple[int, ...], bool]] = [
+        ("words", (vocabulary, hidden), True),
+        ("positions", (positions, hidden), True),
+        ("types", (2, hidden), True),
+        *norm("norm"),
+    ]
+    for i in range(layers):
+        for name in ("query", "key", "value", "output"):
+            found += linear(f"{i}.{name}", hidden, hidden)
+        found += norm(f"{i}.attention_norm")
+        found += linear(f"{i}.up", 4 * hidden, hidden) + linear(f"{i}.down", hidden, 4 * hidden)
+        found += norm(f"{i}.norm")
+    return found + linear("pooler", hidden, hidden)
+
+
+def _parameter(shape: tuple[int, ...], device: torch.device) -> nn.Parameter:
+    parameter = nn.Parameter(torch.randn(shape, device=device).mul_(0.02))
+    parameter.grad = torch.randn(shape, device=device).mul_(1e-3)
+    return parameter
