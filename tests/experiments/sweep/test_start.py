@@ -1,0 +1,60 @@
+"""Checks before the first trial of a sweep, and its outline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bellwether.experiments.sweep import spec
+from bellwether.experiments.sweep.start import outline
+from bellwether.experiments.sweep.start import sweep as start
+from bellwether.launcher.launch import Request
+from bellwether.trainer.config import ConfigError, ConfigErrors, load
+from tests.experiments.sweep.digits_sweep import ROOT, write
+
+
+@pytest.mark.parametrize(
+    "changes, request_, message",
+    [
+        ({"set": {"duration": "x"}}, {}, "duration: 'x': not a duration"),
+        ({"optimizers": {"a": {"set": {"optimizer.nam": "sgd"}}}}, {}, "did you mean 'name'"),
+        ({"space": {"optimizer.lrr": [1.0]}}, {}, "did you mean 'lr'"),
+        ({"space": {"optimizer.lr": [1.0, -1.0]}}, {}, "optimizer.lr: -1.0: must be greater than 0"),
+        ({"set": {"stop_after": "2 steps"}}, {}, "stop_after: '2 steps': has no effect in a sweep"),
+        ({"set": {"evalute.every": "1 steps"}}, {}, r"SWEEP.yaml: set: evalute: .*did you mean 'evaluate'"),
+        (
+            {"optimizers": {"a": {"set": {"optimizer.name": "sdg"}}}},
+            {},
+            r"SWEEP.yaml: optimizers.a at batch 32: .*mean 'sgd'",
+        ),
+        ({"space": {"optimizer.lr": []}}, {}, "space: .* optimizer.lr is an empty list"),
+        ({"optimizers": {}}, {}, "optimizers: {}: write at least 1"),
+        ({"batches": []}, {}, r"batches: \[\]: write at least 1"),
+        ({"set": {"batch.global": 64}}, {}, "set: .* batch.global is set by the sweep"),
+        ({"batches": [32, 33], "processes": 2}, {}, "batch.global: 33: cannot be divided equally among 2 .* 32 and 34"),
+        ({"set": {"phases": [{"batch": {"global": 64}}]}}, {}, "config: .* has phases with batch sizes of their own"),
+        ({}, {"nodes": 2}, "--nodes: 2: has no effect on this machine"),
+    ],
+)
+def test_sweep_with_an_invalid_config_is_refused_before_the_first_trial(
+    tmp_path: Path, changes: dict[str, Any], request_: dict[str, Any], message: str
+) -> None:
+    file = write(tmp_path, **changes)
+    with pytest.raises((ConfigError, ConfigErrors), match=message):
+        start(str(file), Request(config=str(file), overrides=(), on="local", **request_), None, False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_config_is_refused_as_a_sweep_and_a_sweep_as_a_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"SWEEP: .* is the config of a run"):
+        spec.read(ROOT / "configs/bert-tiny.yaml")
+    with pytest.raises(ConfigErrors, match=r"CONFIG: .* is a sweep; bellwether sweep runs it"):
+        load(write(tmp_path))
+
+
+def test_outline_warns_if_trials_are_evaluated_only_at_their_end(tmp_path: Path) -> None:
+    for every, warns in [("2 steps", False), ("8 steps", True), (None, True)]:
+        sweep = spec.read(write(tmp_path, target="accuracy >= 0.9", set={"evaluate.every": every}))
+        assert ("set evaluate.every" in outline(sweep)) == warns
