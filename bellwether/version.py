@@ -42,8 +42,10 @@ def _torch_versions() -> list[tuple[str, str]]:
     try:
         import torch
     except Exception as error:  # such as an OSError for a CUDA library that is not there
-        found = _installed("torch")
-        return [("torch", found if found == "not installed" else f"{found}, import fails: {error}")]
+        torch_version = _installed("torch")
+        return [
+            ("torch", torch_version if torch_version == "not installed" else f"{torch_version}, import fails: {error}")
+        ]
     if torch.version.cuda is None:
         return [("torch", torch.__version__), ("CUDA", "none in this build of torch")]
     try:

@@ -63,16 +63,16 @@ def waiting(run: Path) -> dict[str, Any] | None:
 
 def read(run: Path) -> list[Attempt]:
     """All attempts at a run, the oldest first."""
-    found: list[Attempt] = []
+    attempts: list[Attempt] = []
     for line in _lines(run):
         with contextlib.suppress(TypeError, ValueError):
             event = line.pop("event", None)
             if event == "begin":
-                found.append(Attempt(**line))
+                attempts.append(Attempt(**line))
             elif event == "end":
-                index = max(i for i, attempt in enumerate(found) if attempt.job == line.get("job", attempt.job))
-                found[index] = Attempt(**{**asdict(found[index]), **line})
-    return found
+                index = max(i for i, attempt in enumerate(attempts) if attempt.job == line.get("job", attempt.job))
+                attempts[index] = Attempt(**{**asdict(attempts[index]), **line})
+    return attempts
 
 
 def is_finished(run: Path) -> bool:
@@ -90,20 +90,20 @@ def heartbeat(run: Path) -> dict[str, Any]:
 
 def newest_checkpoint(run: Path) -> int:
     """Step of the newest published checkpoint; 0 where there is none."""
-    found = run_paths.checkpoints(run / "checkpoints")
-    return int(found[-1].name.removeprefix("step-")) if found else 0
+    published = run_paths.checkpoints(run / "checkpoints")
+    return int(published[-1].name.removeprefix("step-")) if published else 0
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
     """The readable lines of the record: the loss of a node may have truncated one."""
-    found = []
+    records = []
     with contextlib.suppress(FileNotFoundError):
         for text in (run / FILE).read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 line = json.loads(text)
                 if isinstance(line, dict):
-                    found.append(line)
-    return found
+                    records.append(line)
+    return records
 
 
 def _append(run: Path, line: dict[str, Any]) -> None:

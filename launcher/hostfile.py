@@ -27,7 +27,7 @@ def hosts(path: str | Path) -> list[tuple[str, int | None]]:
     except (OSError, UnicodeDecodeError) as error:
         problem = f"cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}"
         raise ConfigError("--hostfile", str(path), problem, "name a file with one host a line") from None
-    found: dict[str, int | None] = {}
+    slots_by_host: dict[str, int | None] = {}
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
         if not text:
@@ -39,11 +39,11 @@ def hosts(path: str | Path) -> list[tuple[str, int | None]]:
         slots = match["mpich"] or match["openmpi"]
         if slots is not None and int(slots) == 0:
             raise ConfigError("host", text, "has no processes", "write a number from 1 up, or remove the line", source)
-        if match["host"] in found:
+        if match["host"] in slots_by_host:
             raise ConfigError(
                 "host", text, "appears twice", "write it once, with slots=N for several processes", source
             )
-        found[match["host"]] = None if slots is None else int(slots)
-    if not found:
+        slots_by_host[match["host"]] = None if slots is None else int(slots)
+    if not slots_by_host:
         raise ConfigError("--hostfile", str(path), "has no hosts", "write one host a line")
-    return list(found.items())
+    return list(slots_by_host.items())

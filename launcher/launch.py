@@ -34,7 +34,7 @@ _SBATCH_VARIABLES = {
 
 
 @dataclass(frozen=True)
-class Request:
+class LaunchRequest:
     """The command line of ``bellwether launch``. None: not given."""
 
     config: str
@@ -64,7 +64,7 @@ class Request:
         return [self.config, *self.overrides]
 
 
-def launch(request: Request) -> int:
+def launch(request: LaunchRequest) -> int:
     """Check the config and this machine, then start the run. Returns the exit status for the shell.
 
     Raises:
@@ -78,7 +78,7 @@ def launch(request: Request) -> int:
         problems = [row for row in rows if row.state != GREEN]
         if problems:
             print(table.render(problems), end="", file=sys.stderr)
-        if table.status(rows):
+        if table.exit_status(rows):
             log.error("not launched; bellwether doctor shows all checks")
             return 1
     start = {"local": _local, "slurm": _slurm, "mpi": _mpi, "ssh": _ssh}[request.on]
@@ -88,21 +88,21 @@ def launch(request: Request) -> int:
 # SLURM
 
 
-def job(request: Request, config: Config, site: site_config.Site) -> sbatch.Job:
+def sbatch_job(request: LaunchRequest, config: Config, site: site_config.Site) -> sbatch.SbatchJob:
     """The sbatch job of a run. The command line overrides the site's file, which overrides the defaults."""
-    base = sbatch.Job(name=config.name).at(site)
+    base = sbatch.SbatchJob(name=config.name).at(site)
     keys = ("nodes", "cpus_per_task", "time", "partition", "account", "qos", "constraint")
-    given = {key: getattr(request, key) for key in keys if getattr(request, key) is not None}
+    site_overrides = {key: getattr(request, key) for key in keys if getattr(request, key) is not None}
     if request.gpus_per_node is not None:
-        given |= {"gpus_per_node": request.gpus_per_node, "tasks_per_node": max(1, request.gpus_per_node)}
+        site_overrides |= {"gpus_per_node": request.gpus_per_node, "tasks_per_node": max(1, request.gpus_per_node)}
     if request.tasks_per_node is not None:
-        given["tasks_per_node"] = request.tasks_per_node
-    return replace(base, **given, more=(*base.more, *request.sbatch))
+        site_overrides["tasks_per_node"] = request.tasks_per_node
+    return replace(base, **site_overrides, more=(*base.more, *request.sbatch))
 
 
-def _slurm(request: Request, config: Config) -> int:
+def _slurm(request: LaunchRequest, config: Config) -> int:
     site = site_config.load(request.site).with_venv()
-    requested = job(request, config, site)
+    requested = sbatch_job(request, config, site)
     check_split(config, requested.nodes * requested.tasks_per_node)
     script = sbatch.render(requested, site, request.arguments)
     if request.dry_run:
@@ -127,7 +127,7 @@ def _slurm(request: Request, config: Config) -> int:
     return 0
 
 
-def submit(script: str, request: Request, site: site_config.Site, *options: str) -> str | None:
+def submit(script: str, request: LaunchRequest, site: site_config.Site, *options: str) -> str | None:
     """Pass a script to sbatch. Returns the job's number, or None after logging why sbatch refused it."""
     # A variable must not win over the command line or the site's file.
     overridden = {
@@ -145,7 +145,7 @@ def submit(script: str, request: Request, site: site_config.Site, *options: str)
 # Without a scheduler
 
 
-def mpirun(request: Request, hosts: Sequence[tuple[str, int]], processes: int) -> list[str]:
+def mpirun(request: LaunchRequest, hosts: Sequence[tuple[str, int]], processes: int) -> list[str]:
     """OpenMPI's command for a run.
 
     Args:
@@ -162,7 +162,7 @@ def mpirun(request: Request, hosts: Sequence[tuple[str, int]], processes: int) -
     return [*command, *exported, sys.executable, "-m", "bellwether.trainer", *request.arguments]
 
 
-def _mpi(request: Request, config: Config) -> int:
+def _mpi(request: LaunchRequest, config: Config) -> int:
     hosts = _hosts(request)
     if request.nodes is not None and hosts and request.nodes != len(hosts):
         raise ConfigError("--nodes", request.nodes, f"{request.hostfile} names {len(hosts)} hosts", "remove --nodes")
@@ -184,7 +184,7 @@ def _mpi(request: Request, config: Config) -> int:
                 return process.wait()
 
 
-def _hosts(request: Request) -> list[tuple[str, int]]:
+def _hosts(request: LaunchRequest) -> list[tuple[str, int]]:
     """The hosts of the host file, if there is one, with the number of processes of each."""
     named = [] if request.hostfile is None else hostfile.hosts(request.hostfile)
     if named and request.processes_per_node is None and all(slots is None for _, slots in named):
@@ -192,7 +192,7 @@ def _hosts(request: Request) -> list[tuple[str, int]]:
     return [(host, request.processes_per_node or slots or 1) for host, slots in named]
 
 
-def _local(request: Request, config: Config) -> int:
+def _local(request: LaunchRequest, config: Config) -> int:
     from bellwether.launcher.local import train
 
     if request.dry_run:
@@ -203,7 +203,7 @@ def _local(request: Request, config: Config) -> int:
     return train(request.config, request.overrides, request.processes_per_node)
 
 
-def _ssh(request: Request, config: Config) -> int:
+def _ssh(request: LaunchRequest, config: Config) -> int:
     from bellwether.launcher.ssh import train
 
     if request.hostfile is None:
@@ -235,7 +235,7 @@ def check_split(config: Config, processes: int) -> None:
     splits(phases(config), processes)
 
 
-def _check_options(request: Request) -> None:
+def _check_options(request: LaunchRequest) -> None:
     """Refuse options that have no effect with this ``--on``, instead of ignoring them.
 
     Raises:

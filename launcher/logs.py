@@ -47,16 +47,16 @@ def logs(run: Path, follow: bool) -> int:
 
 def _newest_log(run: Path) -> tuple[Path, bool]:
     """The log that was written last, and whether it is SLURM's. It may not exist yet."""
-    own = run / run_paths.RANK0_LOG
+    local_log = run / run_paths.RANK0_LOG
     tries, waiting = attempts.read(run), attempts.waiting(run)
     if waiting is not None:
         slurm, since = Path(waiting["log"]), float(waiting["time"])
     elif tries:
         slurm, since = Path(tries[-1].log), tries[-1].time
     else:
-        return own, False
-    if own.exists() and own.stat().st_mtime > (slurm.stat().st_mtime if slurm.exists() else since):
-        return own, False
+        return local_log, False
+    if local_log.exists() and local_log.stat().st_mtime > (slurm.stat().st_mtime if slurm.exists() else since):
+        return local_log, False
     return slurm, True
 
 

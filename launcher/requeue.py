@@ -149,16 +149,18 @@ def begin(run: Path, restarts: int) -> int:
 
 def end(run: Path, status: int, job: str, restarts: int) -> int:
     """Record the end of an attempt; returns the job's exit status, as `decide` does."""
-    own = os.environ.get("SLURM_JOB_ID", "")
+    own_job = os.environ.get("SLURM_JOB_ID", "")
     # Another job may have tried the same run in the meantime, and been refused.
-    known = [attempt for attempt in attempts.read(run) if attempt.job == own]
-    if not known:
+    own_attempts = [attempt for attempt in attempts.read(run) if attempt.job == own_job]
+    if not own_attempts:
         return status
-    reached, slack, outcome = _heartbeat_at_end(run, known[-1])
+    reached, slack, outcome = _heartbeat_at_end(run, own_attempts[-1])
     status = _true_status(status, outcome)
     saved = newest_checkpoint(run)
-    last = replace(known[-1], status=status, reached=max(reached, saved), slack=slack, saved=saved)
-    exit_code, reason = decide([*known[:-1], last], status, finished=is_finished(run), restarts=restarts, job=job)
+    last = replace(own_attempts[-1], status=status, reached=max(reached, saved), slack=slack, saved=saved)
+    exit_code, reason = decide(
+        [*own_attempts[:-1], last], status, finished=is_finished(run), restarts=restarts, job=job
+    )
     if status == 0 and outcome == "diverged":
         reason = f"the loss diverged; the newest checkpoint is that of step {saved:,}"
     attempts.ended(run, replace(last, ended=round(time.time(), 3), reason=reason))

@@ -16,7 +16,7 @@ from bellwether.launcher.site_config import Site
 
 
 @dataclass(frozen=True)
-class Job:
+class SbatchJob:
     """The options of sbatch, and the kind of script. None: sbatch's own default, or its command line."""
 
     name: str = "bellwether"
@@ -34,19 +34,19 @@ class Job:
     study: str | None = None  # directory of a sweep (`bellwether sweep`) whose trials the lines name
     more: tuple[str, ...] = ()  # further options of sbatch
 
-    def at(self, site: Site) -> Job:
+    def at(self, site: Site) -> SbatchJob:
         """This job with the values of the site's file."""
-        given = {
+        site_values = {
             key: getattr(site, key) for key in ("partition", "account", "qos", "constraint", "time", "cpus_per_task")
         }
         if site.gpus_per_node is not None:
-            given["gpus_per_node"] = site.gpus_per_node
-            given["tasks_per_node"] = max(1, site.gpus_per_node)
-        given = {key: value for key, value in given.items() if value is not None}
-        return replace(self, **given, more=(*self.more, *site.sbatch))
+            site_values["gpus_per_node"] = site.gpus_per_node
+            site_values["tasks_per_node"] = max(1, site.gpus_per_node)
+        site_values = {key: value for key, value in site_values.items() if value is not None}
+        return replace(self, **site_values, more=(*self.more, *site.sbatch))
 
 
-def render(job: Job, site: Site, arguments: Sequence[str] | None = None) -> str:
+def render(job: SbatchJob, site: Site, arguments: Sequence[str] | None = None) -> str:
     """The text of a script. Pure.
 
     Args:
@@ -64,14 +64,14 @@ def render(job: Job, site: Site, arguments: Sequence[str] | None = None) -> str:
     return "".join(parts)
 
 
-def _body(job: Job) -> str:
+def _body(job: SbatchJob) -> str:
     """The part of the script that is the same for every site and config."""
     begin, end = ("", "") if job.study is None else (_BEGIN, _END)
     body = _BODY.replace("@BEGIN@", begin).replace("@END@", end).replace("@STUDY@", shlex.quote(job.study or ""))
     return body.replace("@LOG@", "%A_%a" if job.sweep else "%j")
 
 
-def _options(job: Job, log: str) -> list[str]:
+def _options(job: SbatchJob, log: str) -> list[str]:
     named = {
         "job-name": job.name, "partition": job.partition, "account": job.account, "qos": job.qos,
         "constraint": job.constraint, "nodes": job.nodes, "ntasks-per-node": job.tasks_per_node,
@@ -224,8 +224,8 @@ _END = """\
 def main() -> int:
     """Write train.sbatch and sweep.sbatch to a folder."""
     folder = Path(sys.argv[1])
-    (folder / "train.sbatch").write_text(render(Job(), Site()))
-    (folder / "sweep.sbatch").write_text(render(Job(sweep=True), Site()))
+    (folder / "train.sbatch").write_text(render(SbatchJob(), Site()))
+    (folder / "sweep.sbatch").write_text(render(SbatchJob(sweep=True), Site()))
     return 0
 
 

@@ -100,20 +100,20 @@ def load(path: str | None = None) -> Site:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError("--site", str(file), f"not YAML: {' '.join(str(error).split())}") from None
     try:
-        given = {} if raw is None else raw
-        if isinstance(given, dict):
-            given = {key: value for key, value in given.items() if value is not None}
-        return Site.model_validate(given)
+        site_keys = {} if raw is None else raw
+        if isinstance(site_keys, dict):
+            site_keys = {key: value for key, value in site_keys.items() if value is not None}
+        return Site.model_validate(site_keys)
     except ValidationError as error:
         raise ConfigErrors([_to_config_error(e, str(file)) for e in error.errors(include_url=False)]) from None
 
 
 def _to_config_error(error: object, source: str) -> ConfigError:
-    found: dict[str, object] = dict(error)  # type: ignore[call-overload]
-    path: tuple[str | int, ...] = found["loc"]  # type: ignore[assignment]
+    details: dict[str, object] = dict(error)  # type: ignore[call-overload]
+    path: tuple[str | int, ...] = details["loc"]  # type: ignore[assignment]
     key = ".".join(map(str, path)) or "site"
-    if found["type"] == "extra_forbidden":
-        return ConfigError(key, found["input"], "unknown key", nearest(key, Site.model_fields), source)
+    if details["type"] == "extra_forbidden":
+        return ConfigError(key, details["input"], "unknown key", nearest(key, Site.model_fields), source)
     description = Site.model_fields[str(path[0])].description if path else "write key: value lines"
-    problem = _PROBLEMS.get(str(found["type"]), str(found["msg"]).lower())
-    return ConfigError(key.removesuffix(".[key]"), found["input"], problem, description or "", source)
+    problem = _PROBLEMS.get(str(details["type"]), str(details["msg"]).lower())
+    return ConfigError(key.removesuffix(".[key]"), details["input"], problem, description or "", source)

@@ -51,9 +51,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
     # --- pickling, and state dicts of torch and of older versions ---
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"kernel": self.kernel, "prenormalize": self.prenormalize, "_is_part": self._is_part}
-        own["attached"] = self._attachment is not None
-        return {**super().__getstate__(), **own}
+        own_state = {"kernel": self.kernel, "prenormalize": self.prenormalize, "_is_part": self._is_part}
+        own_state["attached"] = self._attachment is not None
+        return {**super().__getstate__(), **own_state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """For pickle and deepcopy, and for torch's load_state_dict, which leaves the tensors in place."""
@@ -111,8 +111,8 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         names = group.get("param_names", ())
         if len(names) != len(group["params"]):  # an engine that takes a part of the group leaves all names in it
             names = [f"{index}.{i}" for i in range(len(group["params"]))]
-        taken = set(self._names.values())  # two models may have the same names
-        names = [f"{index}.{name}" if name in taken else name for name in names]
+        taken_names = set(self._names.values())  # two models may have the same names
+        names = [f"{index}.{name}" if name in taken_names else name for name in names]
         self._names.update(zip(group["params"], names, strict=True))
         self._shards = None
         self._tables.clear()  # their keys are ids of shards, which new shards may reuse

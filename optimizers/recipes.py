@@ -238,15 +238,15 @@ def _mlperf_bert(batch: int) -> list[Settings]:
     _, length, before, warmup, betas, decay = _MLPERF[nearest]
     return [
         Settings(
-            batch, "lamb", lr=_between(batch, {size: row[0] for size, row in _MLPERF.items()}), decay="linear",
+            batch, "lamb", lr=_interpolated(batch, {size: row[0] for size, row in _MLPERF.items()}), decay="linear",
             warmup_fraction=(warmup - before) / length, warmup_from=before / warmup if warmup else 0.0,
-            steps=math.ceil(_between(batch, {size: row[1] for size, row in _MLPERF.items()})),
+            steps=math.ceil(_interpolated(batch, {size: row[1] for size, row in _MLPERF.items()})),
             sequence_length=512, betas=betas, eps=1e-6, weight_decay=decay, published=batch in _MLPERF,
         )
     ]  # fmt: skip
 
 
-def _between(batch: int, table: dict[int, float]) -> float:
+def _interpolated(batch: int, table: dict[int, float]) -> float:
     """Linear interpolation in logarithms between the points of a table; extrapolates from the outermost two."""
     if batch in table:
         return table[batch]

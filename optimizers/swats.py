@@ -115,29 +115,29 @@ class Swats(Wrapper):
     def needs_global_sums(self) -> bool:
         return True
 
-    def update(self, work: Work) -> None:
+    def update(self, tensors_and_groups: Work) -> None:
         """Engines call this for a group or a part of one at a time. The criterion is evaluated before the next update."""
         seen = {tensor for tensor, _ in self._pending}
-        if any(id(tensor) in seen for _, tensor in work):
+        if any(id(tensor) in seen for _, tensor in tensors_and_groups):
             self._evaluate()
-        groups = list({id(group): group for group, _ in work}.values())
+        groups = list({id(group): group for group, _ in tensors_and_groups}.values())
         self._store(groups)
         if self._estimate()[_RATE]:
-            self._sgd_step(work)
+            self._sgd_step(tensors_and_groups)
             return
         if self._pending_group is None:
             self._pending_group = dict(
                 (groups or self.param_groups)[0]
             )  # a scheduler may change the group before the end
-        before = [local(tensor.detach()).clone() for _, tensor in work]
-        super().update(work)
-        self._project(work, before)
+        before = [local(tensor.detach()).clone() for _, tensor in tensors_and_groups]
+        super().update(tensors_and_groups)
+        self._project(tensors_and_groups, before)
         if not self._in_parts:
             self._evaluate()
 
-    def _project(self, work: Work, before: list[Tensor]) -> None:
+    def _project(self, tensors_and_groups: Work, before: list[Tensor]) -> None:
         shards, products = [], []
-        for (group, tensor), old in zip(work, before, strict=True):
+        for (group, tensor), old in zip(tensors_and_groups, before, strict=True):
             shard = self.base.shard_of(tensor)
             sums = torch.zeros(2, len(shard.parameters), dtype=torch.float64, device=old.device)
             change, gradient = (local(tensor.detach()) - old).reshape(-1), local_gradient(tensor).reshape(-1)
@@ -175,13 +175,13 @@ class Swats(Wrapper):
         rate = corrected / float(group["lr"]) if switch else 0.0
         self._cached = {_GAMMA: mean, _STEPS: steps, _RATE: rate}
 
-    def _sgd_step(self, work: Work) -> None:
-        for _, tensor in work:
+    def _sgd_step(self, tensors_and_groups: Work) -> None:
+        for _, tensor in tensors_and_groups:
             state = self.state[tensor]
             for name in [name for name in state if name.startswith(("exp_avg", "max_exp_avg"))]:
                 del state[name]
         self.forget_trust_ratios()
-        self.base.update(work, _SgdRule())
+        self.base.update(tensors_and_groups, _SgdRule())
 
 
 class _SgdRule(Rule):

@@ -40,12 +40,12 @@ def average_buffers(model: nn.Module) -> Iterator[None]:
     does not.
     """
     with preserve_buffers(model):
-        own = running_statistics(model)
-        if own and dist.get_world_size() > 1:
-            flat = torch.cat([buffer.double().reshape(-1) for buffer in own.values()])
+        own_statistics = running_statistics(model)
+        if own_statistics and dist.get_world_size() > 1:
+            flat = torch.cat([buffer.double().reshape(-1) for buffer in own_statistics.values()])
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
-            means = flat.split([buffer.numel() for buffer in own.values()])
-            for buffer, mean in zip(own.values(), means, strict=True):
+            means = flat.split([buffer.numel() for buffer in own_statistics.values()])
+            for buffer, mean in zip(own_statistics.values(), means, strict=True):
                 buffer.copy_(mean.view_as(buffer))
         yield

@@ -181,17 +181,19 @@ class PhaseLoop:
         """Evaluate on the held-out samples; returns whether the target is reached, which ends the run."""
         run, position = self.run, self.run.position
         run.heartbeat.at(position.step, "evaluation")
-        found = evaluate_phase(self.engine, self.phase, self.dataset, run.world)
+        evaluation = evaluate_phase(self.engine, self.phase, self.dataset, run.world)
         run.metrics.write(
-            "eval", time=time.time(), step=position.step, samples=position.samples, phase=self.phase.index, **found
+            "eval", time=time.time(), step=position.step, samples=position.samples, phase=self.phase.index, **evaluation
         )
-        more = "".join(f", {kind} {found[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in found)
+        more = "".join(
+            f", {kind} {evaluation[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in evaluation
+        )
         run.note(
-            f"step {position.step}: held-out loss {found['loss']:.4f}, accuracy {found['accuracy']:.2%}{more} "
-            f"({found['examples']:,} samples)"
+            f"step {position.step}: held-out loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.2%}{more} "
+            f"({evaluation['examples']:,} samples)"
         )
         target = run.config.evaluate.target
-        if target is not None and target.holds(found):  # the same on all ranks
+        if target is not None and target.holds(evaluation):  # the same on all ranks
             run.target_reached = True
             run.note(f"step {position.step}: {target} is reached")
         return run.target_reached

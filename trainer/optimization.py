@@ -14,9 +14,9 @@ from bellwether.trainer.config.schema import Optimizer
 from bellwether.trainer.phases import Phase
 
 
-def make_optimizer(task: nn.Module, wanted: Optimizer, lr: float) -> ShardedOptimizer:
+def make_optimizer(task: nn.Module, optimizer_config: Optimizer, lr: float) -> ShardedOptimizer:
     """The optimizer that a config names, with a model's two param groups."""
-    return OPTIMIZERS[wanted.name].make(optimizers.groups(task), **{**wanted.options(), "lr": lr})
+    return OPTIMIZERS[optimizer_config.name].make(optimizers.groups(task), **{**optimizer_config.options(), "lr": lr})
 
 
 def with_averaging(optimizer: ShardedOptimizer, phase: Phase) -> ShardedOptimizer:
@@ -33,26 +33,26 @@ def with_averaging(optimizer: ShardedOptimizer, phase: Phase) -> ShardedOptimize
 
 def make_schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConstant:
     """The learning rate schedule that the config names."""
-    wanted = phase.config.schedule
+    schedule_config = phase.config.schedule
     shared: dict[str, Any] = {
         "batch": phase.split.global_batch,
         "total": phase.samples,
         "warmup": phase.warmup,
-        "start": wanted.start,
-        "final": wanted.final,
-        "momentum": wanted.momentum,
-        "scale_decay": wanted.scale_decay,
+        "start": schedule_config.start,
+        "final": schedule_config.final,
+        "momentum": schedule_config.momentum,
+        "scale_decay": schedule_config.scale_decay,
     }
-    if wanted.kind == "trapezoid":
+    if schedule_config.kind == "trapezoid":
         return optimizers.Trapezoid(optimizer, cooldown=phase.cooldown, **shared)
-    if wanted.kind == "step":
-        return optimizers.WarmupStep(optimizer, milestones=phase.milestones, drop=wanted.drop, **shared)
-    if wanted.kind == "polynomial":
-        return optimizers.WarmupPolynomial(optimizer, power=wanted.power, **shared)
+    if schedule_config.kind == "step":
+        return optimizers.WarmupStep(optimizer, milestones=phase.milestones, drop=schedule_config.drop, **shared)
+    if schedule_config.kind == "polynomial":
+        return optimizers.WarmupPolynomial(optimizer, power=schedule_config.power, **shared)
     kinds: dict[str, type[WarmupConstant]] = {
         "exponential": optimizers.Exponential,
         "constant": WarmupConstant,
         "linear": optimizers.WarmupLinear,
         "cosine": optimizers.WarmupCosine,
     }
-    return kinds[wanted.kind](optimizer, **shared)
+    return kinds[schedule_config.kind](optimizer, **shared)

@@ -157,13 +157,13 @@ def _plan_phase(config: Config, key: str, start: Phase) -> Phase:
 
 def _plan_averaging(planned: list[Phase]) -> list[Phase]:
     """Add the updates whose weights are averaged, which are those of the last phase."""
-    last, wanted = planned[-1], planned[-1].config.averaging
+    last, averaging = planned[-1], planned[-1].config.averaging
     batch = last.split.global_batch
-    first = last.first_step + wanted.start.samples(last.samples, batch, last.epoch) // batch + 1
-    if wanted.kind in ("swa", "ema") and first > last.last_step:
+    first = last.first_step + averaging.start.samples(last.samples, batch, last.epoch) // batch + 1
+    if averaging.kind in ("swa", "ema") and first > last.last_step:
         problem = f"there is nothing to average after step {last.last_step:,}"
-        raise ConfigError("averaging.start", str(wanted.start), problem, "start earlier, as in 0.75")
-    every = max(1, wanted.every.samples(batch, last.epoch) // batch)
+        raise ConfigError("averaging.start", str(averaging.start), problem, "start earlier, as in 0.75")
+    every = max(1, averaging.every.samples(batch, last.epoch) // batch)
     return [replace(phase, average_from=first, average_every=every) for phase in planned]
 
 
@@ -217,11 +217,11 @@ def stop_step(config: Config, phases: Sequence[Phase]) -> int:
 
 
 def _averaging(phase: Phase) -> str:
-    wanted = phase.config.averaging
-    if wanted.kind == "lookahead":
-        return f"lookahead, {wanted.k} steps, alpha {wanted.alpha:g}"
+    averaging = phase.config.averaging
+    if averaging.kind == "lookahead":
+        return f"lookahead, {averaging.k} steps, alpha {averaging.alpha:g}"
     often = "each step" if phase.average_every == 1 else f"every {phase.average_every:,} steps"
-    return f"{wanted.kind} from step {phase.average_from:,} on, {often}"
+    return f"{averaging.kind} from step {phase.average_from:,} on, {often}"
 
 
 def _optimizer(optimizer: Optimizer) -> str:

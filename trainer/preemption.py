@@ -51,8 +51,8 @@ class StopConsensus:
         server = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
         store = dist.PrefixStore(f"stop/{run_on_rank0(world, lambda: uuid.uuid4().hex)}", server)
         if len(here) > 1:
-            own = dist.PrefixStore(f"of/{here[0]}", store)
-            self._within_machine = dist.ProcessGroupGloo(own, here.index(world.rank), len(here), timeout)
+            own_store = dist.PrefixStore(f"of/{here[0]}", store)
+            self._within_machine = dist.ProcessGroupGloo(own_store, here.index(world.rank), len(here), timeout)
         if len(first_of_each) > 1 and world.rank == here[0]:
             between = dist.PrefixStore("between", store)
             self._between_machines = dist.ProcessGroupGloo(

@@ -112,13 +112,13 @@ def _from_mpi() -> ProcessInfo:
         return ProcessInfo(environment_rank(), size, int(e["OMPI_COMM_WORLD_LOCAL_RANK"]), address, port, "mpirun")
     world = MPI.COMM_WORLD
     local: Any = world.Split_type(MPI.COMM_TYPE_SHARED)
-    own: Any = None
+    own_address: Any = None
     if world.rank == 0:
         try:
-            own = _rendezvous() or (rendezvous.address(e.get("BELLWETHER_INTERFACE")), _free_port())
+            own_address = _rendezvous() or (rendezvous.address(e.get("BELLWETHER_INTERFACE")), _free_port())
         except ValueError as error:
-            own = ConfigError("BELLWETHER_INTERFACE", e["BELLWETHER_INTERFACE"], str(error))
-    agreed = world.bcast(own)
+            own_address = ConfigError("BELLWETHER_INTERFACE", e["BELLWETHER_INTERFACE"], str(error))
+    agreed = world.bcast(own_address)
     if isinstance(agreed, ConfigError):
         raise agreed
     address, port = agreed

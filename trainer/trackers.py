@@ -59,15 +59,17 @@ class Trackers:
         self._open: dict[str, Any] = {}
         path = run / IDS
         ids: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for each in dict.fromkeys(names):
+        for tracker_name in dict.fromkeys(names):
             try:
-                tracker, run_id = _start(each, Launch(run, name, step, ids.get(each)), config)
+                tracker, run_id = _start(tracker_name, TrackerLaunch(run, name, step, ids.get(tracker_name)), config)
             except Exception as error:
                 self.close()
-                again = f"; delete {path} to begin a new run there" if each in ids else ""
-                raise ConfigError(KEY, each, f"cannot start: {error}", f"fix it, or remove {each}{again}") from error
-            self._open[each] = tracker
-            ids |= {each: run_id} if run_id is not None else {}
+                again = f"; delete {path} to begin a new run there" if tracker_name in ids else ""
+                raise ConfigError(
+                    KEY, tracker_name, f"cannot start: {error}", f"fix it, or remove {tracker_name}{again}"
+                ) from error
+            self._open[tracker_name] = tracker
+            ids |= {tracker_name: run_id} if run_id is not None else {}
         if ids:
             path.parent.mkdir(exist_ok=True)
             run_paths.publish(path, json.dumps(ids))
@@ -91,7 +93,7 @@ class Trackers:
 
 
 @dataclass(frozen=True)
-class Launch:
+class TrackerLaunch:
     """What a tracker has to know about this launch of a run.
 
     Attributes:
@@ -107,7 +109,7 @@ class Launch:
     id: str | None
 
 
-def _start(name: str, launch: Launch, config: Mapping[str, Any]) -> tuple[Any, str | None]:
+def _start(name: str, launch: TrackerLaunch, config: Mapping[str, Any]) -> tuple[Any, str | None]:
     """Start one tracker; returns it and the run's id in it, or None if the run directory is enough to resume it."""
     from accelerate import tracking
 
@@ -122,14 +124,14 @@ def _start(name: str, launch: Launch, config: Mapping[str, Any]) -> tuple[Any, s
     return tracker, identify(tracker.tracker)
 
 
-def _tensorboard(tracking: Any, launch: Launch) -> tuple[Any, Callable[[Any], Any]]:
+def _tensorboard(tracking: Any, launch: TrackerLaunch) -> tuple[Any, Callable[[Any], Any]]:
     # TensorBoard hides the values that an earlier launch logged beyond the step from which this one resumes.
     folder = launch.run / TENSORBOARD
     tracker = tracking.TensorBoardTracker(folder.name, str(folder.parent), purge_step=launch.step + 1)
     return tracker, lambda writer: None
 
 
-def _wandb(tracking: Any, launch: Launch) -> tuple[Any, Callable[[Any], Any]]:
+def _wandb(tracking: Any, launch: TrackerLaunch) -> tuple[Any, Callable[[Any], Any]]:
     folder = os.environ.get("WANDB_DIR") or str(launch.run / LOGS)
     Path(folder).mkdir(parents=True, exist_ok=True)
     project = os.environ.get("WANDB_PROJECT", PROJECT)
@@ -137,18 +139,18 @@ def _wandb(tracking: Any, launch: Launch) -> tuple[Any, Callable[[Any], Any]]:
     return tracker, lambda run: run.id
 
 
-def _mlflow(tracking: Any, launch: Launch) -> tuple[Any, Callable[[Any], Any]]:
+def _mlflow(tracking: Any, launch: TrackerLaunch) -> tuple[Any, Callable[[Any], Any]]:
     return tracking.MLflowTracker(PROJECT, run_name=launch.name, run_id=launch.id), lambda run: run.info.run_id
 
 
-def _trackio(tracking: Any, launch: Launch) -> tuple[Any, Callable[[Any], Any]]:
+def _trackio(tracking: Any, launch: TrackerLaunch) -> tuple[Any, Callable[[Any], Any]]:
     # trackio finds a run by its name, which two run directories may share.
     name = launch.id or f"{launch.name}-{secrets.token_hex(3)}"
     return tracking.TrackioTracker(PROJECT, name=name, resume="allow"), lambda run: name
 
 
 #: name -> (accelerate.tracking, launch) -> (a tracker that is not started, its object -> the run's id)
-OPEN: dict[str, Callable[[Any, Launch], tuple[Any, Callable[[Any], Any]]]] = {
+OPEN: dict[str, Callable[[Any, TrackerLaunch], tuple[Any, Callable[[Any], Any]]]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,

@@ -57,11 +57,11 @@ class TrajectoryProbe:
         if self.trajectory is None:
             return
         if self._measures(step):
-            found = self.trajectory.read()
-            yield "walk", {key: getattr(found, key) for key in ("distance", "update_norm", "weight_norm", "cosine")}
-            if found.update_norms and step >= self.next_layers_step:
+            stride = self.trajectory.read()
+            yield "walk", {key: getattr(stride, key) for key in ("distance", "update_norm", "weight_norm", "cosine")}
+            if stride.update_norms and step >= self.next_layers_step:
                 self.next_layers_step = step + max(1, self.phase.steps // _LAYER_LINES)
-                norms = {"update_norms": found.update_norms, "weight_norms": found.weight_norms}
+                norms = {"update_norms": stride.update_norms, "weight_norms": stride.weight_norms}
                 yield "norms", {key: self.engine.in_model_order(by_name) for key, by_name in norms.items()}
         if self._interpolates(step) and self.batches:
             yield "between", {"losses": self._interpolated_losses(step_seed)}

@@ -110,14 +110,14 @@ def throughput(text: str) -> float | dict[int, float]:
     """Samples per second: one number, or one for each batch size as in ``64=800,128=1200``."""
     try:
         pairs = [part.split("=") for part in text.split(",")]
-        found = {int(batch): float(value) for batch, value in pairs} if "=" in text else {0: float(text)}
+        values = {int(batch): float(value) for batch, value in pairs} if "=" in text else {0: float(text)}
     except ValueError:
-        found = {0: math.nan}
-    if not all(0 < value < math.inf for value in found.values()):
+        values = {0: math.nan}
+    if not all(0 < value < math.inf for value in values.values()):
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected samples per second above 0, or one number per batch size as in 64=800,128=1200"
         )
-    return found if "=" in text else found[0]
+    return values if "=" in text else values[0]
 
 
 def _float(text: str) -> float:

@@ -38,5 +38,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     a = arguments
     options = {key: getattr(a, key) for key in ("gpus_per_node", "partition", "account", "qos", "constraint")}
-    given = {key: value for key, value in options.items() if value is not None}
-    return doctor(a.on, a.nodes, a.hostfile, a.site, a.runs, a.json, a.timeout or TIMEOUT, given)
+    site_overrides = {key: value for key, value in options.items() if value is not None}
+    return doctor(a.on, a.nodes, a.hostfile, a.site, a.runs, a.json, a.timeout or TIMEOUT, site_overrides)

@@ -44,11 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     from bellwether.trainer.config.error_messages import nearest
     from bellwether.trainer.config.reference import keys
 
-    found = keys(arguments.prefix)
-    if not found:
+    matching_keys = keys(arguments.prefix)
+    if not matching_keys:
         advice = nearest(arguments.prefix, [key.path for key in keys()])
         raise ConfigError("PREFIX", arguments.prefix, "no config key begins with this", advice)
-    print("\n".join(markdown(found) if arguments.markdown else plain(found)))
+    print("\n".join(markdown(matching_keys) if arguments.markdown else plain(matching_keys)))
     return 0
 
 

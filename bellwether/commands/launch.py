@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from bellwether.launcher.launch import Request, launch
+    from bellwether.launcher.launch import LaunchRequest, launch
 
-    given = vars(arguments)
-    return launch(Request(**{key: given[key] for key in Request.__dataclass_fields__}))
+    options = vars(arguments)
+    return launch(LaunchRequest(**{key: options[key] for key in LaunchRequest.__dataclass_fields__}))

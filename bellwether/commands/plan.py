@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from bellwether.experiments.planner.show import Request, show
+    from bellwether.experiments.planner.show import PlanRequest, show
 
-    given = vars(arguments)
-    return show(Request(**{key: given[key] for key in Request.__dataclass_fields__}))
+    options = vars(arguments)
+    return show(PlanRequest(**{key: options[key] for key in PlanRequest.__dataclass_fields__}))

@@ -28,9 +28,9 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from bellwether.experiments.sweep.start import sweep
-    from bellwether.launcher.launch import Request
+    from bellwether.launcher.launch import LaunchRequest
 
-    given = vars(arguments)
-    keys = Request.__dataclass_fields__.keys() - {"config", "overrides", "hostfile"}
-    request = Request(config=arguments.sweep, overrides=(), **{key: given[key] for key in keys})
+    options = vars(arguments)
+    keys = LaunchRequest.__dataclass_fields__.keys() - {"config", "overrides", "hostfile"}
+    request = LaunchRequest(config=arguments.sweep, overrides=(), **{key: options[key] for key in keys})
     return sweep(arguments.sweep, request, arguments.jobs, arguments.retry)

@@ -154,8 +154,8 @@ class Cell:
     @cached_property
     def lrs(self) -> list[float]:
         """The learning rates of all settings with valid runs."""
-        found = {lr for setting in self.settings if setting.valid_runs and (lr := peak_lr(setting)) is not None}
-        return sorted(found)
+        tried_lrs = {lr for setting in self.settings if setting.valid_runs and (lr := peak_lr(setting)) is not None}
+        return sorted(tried_lrs)
 
     @property
     def lr_edge(self) -> Literal["lowest", "highest"] | None:

@@ -126,14 +126,14 @@ class _Passes:
 
 
 def _run_passes(task: nn.Module, config: Config, micro: int) -> _Passes:
-    found = _Passes([], [])
+    passes = _Passes([], [])
     live = LiveBytes([*task.parameters(), *task.buffers()])
-    with live, _discard_gradients(task, live, found):
+    with live, _discard_gradients(task, live, passes):
         loss = _loss(task, config, micro)
-        found.saved = live.bytes
+        passes.saved = live.bytes
         loss.backward()
-    found.peaks.append(live.reset_peak())
-    return found
+    passes.peaks.append(live.reset_peak())
+    return passes
 
 
 def _flops(task: nn.Module, config: Config, micro: int) -> float:
@@ -161,12 +161,12 @@ def _cast(task: nn.Module, dtype: torch.dtype) -> None:
 
 
 @contextmanager
-def _discard_gradients(task: nn.Module, live: LiveBytes, found: _Passes) -> Iterator[None]:
+def _discard_gradients(task: nn.Module, live: LiveBytes, passes: _Passes) -> Iterator[None]:
     """Count each gradient only while it is computed: the engine decides who keeps it, and in which type."""
 
     def hook(parameter: nn.Parameter) -> None:
-        found.peaks.append(live.reset_peak())
-        found.gradients.append(parameter.numel())
+        passes.peaks.append(live.reset_peak())
+        passes.gradients.append(parameter.numel())
         parameter.grad = None
 
     handles = [p.register_post_accumulate_grad_hook(hook) for p in task.parameters() if p.requires_grad]

@@ -24,7 +24,7 @@ class CriticalBatch:
         return 1 / (1 + batch / self.size)
 
 
-def read(given: str) -> CriticalBatch:
+def read(value: str) -> CriticalBatch:
     """Read ``--critical-batch``.
 
     Of a run it is the latest gradient noise scale, as in the run's report. A file of measurements is fitted like in
@@ -37,11 +37,11 @@ def read(given: str) -> CriticalBatch:
         ConfigError: if it is none of these, or has no critical batch size.
     """
     try:
-        size = float(given.replace("_", "").replace(",", ""))
+        size = float(value.replace("_", "").replace(",", ""))
     except ValueError:
-        return _from_path(Path(given))
+        return _from_path(Path(value))
     if not 0 < size < math.inf:
-        raise ConfigError("--critical-batch", given, "is not a batch size", "write a number of samples above 0")
+        raise ConfigError("--critical-batch", value, "is not a batch size", "write a number of samples above 0")
     return CriticalBatch(size, "as given")
 
 

@@ -108,6 +108,6 @@ def _stage_plan(profile: Profile, sharding: Sharding, machines: Machines, phase:
 def state_tensors(config: Config) -> int:
     """Number of tensors as large as the weights that the optimizer, averaging and trajectory measurement keep."""
     optimizer = make_optimizer(nn.Linear(1, 1), config.optimizer, config.optimizer.lr)
-    kept = optimizer.state_tensors(optimizer.param_groups[0])
+    state_count = optimizer.state_tensors(optimizer.param_groups[0])
     trajectory = 3 if config.trajectory.every is not None else 0
-    return kept + (config.averaging.kind != "none") + trajectory
+    return state_count + (config.averaging.kind != "none") + trajectory

@@ -71,22 +71,22 @@ def find(name: str) -> Gpu:
 def _read(path: Path) -> Gpu:
     from bellwether.trainer.config.yaml_syntax import parse_yaml
 
-    wanted = [f.name for f in fields(Gpu)]
+    gpu_fields = [f.name for f in fields(Gpu)]
     try:
         raw: Any = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError("--gpu", str(path), f"cannot be read: {error}") from None
     if not isinstance(raw, Mapping):
-        raise ConfigError("--gpu", str(path), "is not a mapping", f"write {', '.join(wanted)}")
+        raise ConfigError("--gpu", str(path), "is not a mapping", f"write {', '.join(gpu_fields)}")
     base = find(str(raw["base"])).__dict__ if "base" in raw else {}
-    given: dict[str, Any] = {"name": path.stem, **base, **{key: raw[key] for key in raw if key != "base"}}
-    wrong = sorted({*wanted} ^ {*given})
+    data_sheet: dict[str, Any] = {"name": path.stem, **base, **{key: raw[key] for key in raw if key != "base"}}
+    wrong = sorted({*gpu_fields} ^ {*data_sheet})
     if wrong:
         problem = f"its keys differ in {', '.join(map(str, wrong))}"
-        raise ConfigError("--gpu", str(path), problem, f"write {', '.join(wanted)}, or base: h100 and what differs")
-    for key in wanted[1:]:
-        if isinstance(given[key], bool) or not isinstance(given[key], int | float) or given[key] < 0:
+        raise ConfigError("--gpu", str(path), problem, f"write {', '.join(gpu_fields)}, or base: h100 and what differs")
+    for key in gpu_fields[1:]:
+        if isinstance(data_sheet[key], bool) or not isinstance(data_sheet[key], int | float) or data_sheet[key] < 0:
             raise ConfigError(
-                "--gpu", str(path), f"{key}: {given[key]!r} is not a number", "write a number of at least 0"
+                "--gpu", str(path), f"{key}: {data_sheet[key]!r} is not a number", "write a number of at least 0"
             )
-    return Gpu(**{**given, "name": str(raw.get("name", path.stem))})
+    return Gpu(**{**data_sheet, "name": str(raw.get("name", path.stem))})

@@ -51,12 +51,12 @@ def peak(profile: Profile, sharding: Sharding, world_size: int, micro: int, accu
 def resident(profile: Profile, sharding: Sharding, world_size: int) -> Bytes:
     """The memory of a rank between two steps."""
     rank = RankLayout.of(profile, sharding, world_size)
-    held = Bytes(rank.parameter_bytes, 0.0, rank.optimizer_bytes, moment="between steps")
+    rank_bytes = Bytes(rank.parameter_bytes, 0.0, rank.optimizer_bytes, moment="between steps")
     if sharding.is_bf16_optimizer:
-        return replace(held, gradients=4.0 * rank.padded)
+        return replace(rank_bytes, gradients=4.0 * rank.padded)
     if sharding.stage == 3:
-        return replace(held, gradients=4.0 * rank.part, buffers=rank.bucket_bytes)
-    return held
+        return replace(rank_bytes, gradients=4.0 * rank.part, buffers=rank.bucket_bytes)
+    return rank_bytes
 
 
 def moments(profile: Profile, sharding: Sharding, world_size: int, micro: int, accumulation: int) -> Iterator[Bytes]:
@@ -66,12 +66,12 @@ def moments(profile: Profile, sharding: Sharding, world_size: int, micro: int, a
     during_pass = {0: _stage_0, 1: _stage_1_and_2, 2: _stage_1_and_2, 3: _stage_3}[sharding.stage]
     if sharding.is_bf16_optimizer:
         during_pass = _bf16_optimizer
-    held = Bytes(rank.parameter_bytes, 0.0, rank.optimizer_bytes)
+    rank_bytes = Bytes(rank.parameter_bytes, 0.0, rank.optimizer_bytes)
     for segment in profile.segments:
         moment = "forward and backward pass" if segment.before < profile.elements else "end of the backward pass"
         activations = segment.fixed + segment.per_sample * micro
-        yield replace(during_pass(held, rank, segment, accumulated), activations=activations, moment=moment)
-    yield from _after_passes(held, rank)
+        yield replace(during_pass(rank_bytes, rank, segment, accumulated), activations=activations, moment=moment)
+    yield from _after_passes(rank_bytes, rank)
 
 
 def largest_micro(profile: Profile, sharding: Sharding, world_size: int, per_rank: int, memory: float) -> int:
@@ -96,17 +96,17 @@ def largest_micro(profile: Profile, sharding: Sharding, world_size: int, per_ran
 # Gradients and buffers during a segment of the passes. `accumulated`: gradients of earlier micro-batches exist.
 
 
-def _stage_0(held: Bytes, rank: RankLayout, segment: Segment, accumulated: bool) -> Bytes:
+def _stage_0(rank_bytes: Bytes, rank: RankLayout, segment: Segment, accumulated: bool) -> Bytes:
     elements = rank.elements if accumulated else segment.before
-    return replace(held, gradients=float(rank.sharding.weight_bytes * elements))
+    return replace(rank_bytes, gradients=float(rank.sharding.weight_bytes * elements))
 
 
-def _bf16_optimizer(held: Bytes, rank: RankLayout, segment: Segment, accumulated: bool) -> Bytes:
+def _bf16_optimizer(rank_bytes: Bytes, rank: RankLayout, segment: Segment, accumulated: bool) -> Bytes:
     elements = rank.elements if accumulated else segment.before
-    return replace(held, gradients=4.0 * rank.padded + 2.0 * elements)
+    return replace(rank_bytes, gradients=4.0 * rank.padded + 2.0 * elements)
 
 
-def _stage_1_and_2(held: Bytes, rank: RankLayout, segment: Segment, accumulated: bool) -> Bytes:
+def _stage_1_and_2(rank_bytes: Bytes, rank: RankLayout, segment: Segment, accumulated: bool) -> Bytes:
     """DeepSpeed allocates the bucket with the first gradient, and the kept part (stage 2) with the first full bucket."""
     sharding = rank.sharding
     # Stage 1 keeps the bucket from one micro-batch to the next.
@@ -114,53 +114,53 @@ def _stage_1_and_2(held: Bytes, rank: RankLayout, segment: Segment, accumulated:
     if sharding.stage == 1:
         size = sharding.weight_bytes if sharding.precision == "fp32" else 4
         elements = rank.elements if accumulated else segment.before
-        return replace(held, gradients=float(size * elements), buffers=buffers)
+        return replace(rank_bytes, gradients=float(size * elements), buffers=buffers)
     earlier = rank.kept_gradient_bytes if accumulated else 0.0
     has_reduced = segment.before > min(sharding.reduce_bucket, rank.elements - 1)
     allocates = has_reduced and (sharding.precision == "fp32" or not accumulated)
     now = rank.kept_gradient_bytes if allocates else 0.0
-    return replace(held, gradients=earlier + now, buffers=buffers + rank.send_bytes(segment))
+    return replace(rank_bytes, gradients=earlier + now, buffers=buffers + rank.send_bytes(segment))
 
 
-def _stage_3(held: Bytes, rank: RankLayout, segment: Segment, accumulated: bool) -> Bytes:
+def _stage_3(rank_bytes: Bytes, rank: RankLayout, segment: Segment, accumulated: bool) -> Bytes:
     """Gathered parameters stay whole from their first use until their gradient is computed."""
     size, partitioned = rank.sharding.weight_bytes, rank.elements - rank.persistent
     whole = max(0, partitioned - segment.before) if rank.world_size > 1 else 0
     prefetched = min(rank.sharding.prefetch, partitioned) if rank.world_size > 1 and not segment.before else 0
     return replace(
-        held,
-        parameters=held.parameters + float(size * whole),
+        rank_bytes,
+        parameters=rank_bytes.parameters + float(size * whole),
         gradients=4.0 * rank.part,
         buffers=rank.bucket_bytes + size * prefetched + rank.send_bytes(segment) * (1 + 1 / rank.world_size),
     )
 
 
-def _after_passes(held: Bytes, rank: RankLayout) -> Iterator[Bytes]:
+def _after_passes(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
     """The reduction after the last micro-batch, and the update."""
     if rank.sharding.is_bf16_optimizer:
-        return _after_passes_bf16_optimizer(held, rank)
+        return _after_passes_bf16_optimizer(rank_bytes, rank)
     by_stage = (_after_passes_stage_0, _after_passes_stage_1_and_2, _after_passes_stage_1_and_2, _after_passes_stage_3)
-    return by_stage[rank.sharding.stage](held, rank)
+    return by_stage[rank.sharding.stage](rank_bytes, rank)
 
 
-def _after_passes_bf16_optimizer(held: Bytes, rank: RankLayout) -> Iterator[Bytes]:
+def _after_passes_bf16_optimizer(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
     gradients = 4.0 * rank.padded + 2 * float(rank.elements)
     # Several groups are concatenated in fp32 and sent in bf16; a single group is sent in place.
     concatenated = rank.groups > 1 and rank.padded <= ALLREDUCE_BUCKET
     copies = 6.0 * rank.padded if concatenated else 2.0 * rank.largest_part * rank.world_size
-    yield replace(held, gradients=gradients, buffers=copies, moment="reduction of gradients")
-    yield replace(held, gradients=gradients, moment="update")
+    yield replace(rank_bytes, gradients=gradients, buffers=copies, moment="reduction of gradients")
+    yield replace(rank_bytes, gradients=gradients, moment="update")
 
 
-def _after_passes_stage_0(held: Bytes, rank: RankLayout) -> Iterator[Bytes]:
+def _after_passes_stage_0(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
     size = rank.sharding.weight_bytes
     gradients, bucket = size * float(rank.elements), float(size * min(rank.elements, ALLREDUCE_BUCKET))
     in_fp32 = 0.0 if rank.sharding.precision == "fp32" else 4 * float(rank.elements)
-    yield replace(held, gradients=gradients, buffers=bucket, moment="reduction of gradients")
-    yield replace(held, gradients=gradients, buffers=in_fp32, moment="update")
+    yield replace(rank_bytes, gradients=gradients, buffers=bucket, moment="reduction of gradients")
+    yield replace(rank_bytes, gradients=gradients, buffers=in_fp32, moment="update")
 
 
-def _after_passes_stage_1_and_2(held: Bytes, rank: RankLayout) -> Iterator[Bytes]:
+def _after_passes_stage_1_and_2(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
     sharding = rank.sharding
     if sharding.stage == 1:
         size = sharding.weight_bytes if sharding.precision == "fp32" else 4
@@ -168,15 +168,15 @@ def _after_passes_stage_1_and_2(held: Bytes, rank: RankLayout) -> Iterator[Bytes
         largest = max(sharding.reduce_bucket, rank.largest_parameter)
         copy = sharding.weight_bytes * float(min(rank.elements, largest))
         buffers = rank.bucket_bytes + copy
-        yield replace(held, gradients=gradients, buffers=buffers, moment="reduction of gradients")
+        yield replace(rank_bytes, gradients=gradients, buffers=buffers, moment="reduction of gradients")
     # In fp32 the gradients of a param group are concatenated once more; norms are computed on a float64 copy of a slice.
     copy = 4.0 * rank.largest_part if sharding.precision == "fp32" else 0.0
     norm = 8.0 * rank.largest_slice
-    yield replace(held, gradients=rank.kept_gradient_bytes, buffers=max(copy, norm), moment="update")
+    yield replace(rank_bytes, gradients=rank.kept_gradient_bytes, buffers=max(copy, norm), moment="update")
 
 
-def _after_passes_stage_3(held: Bytes, rank: RankLayout) -> Iterator[Bytes]:
+def _after_passes_stage_3(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
     # Parameters that are kept whole otherwise are released.
     parameters = float(rank.sharding.weight_bytes * rank.part)
     buffers = rank.bucket_bytes + 4.0 * rank.largest_part
-    yield replace(held, parameters=parameters, gradients=4.0 * rank.part, buffers=buffers, moment="update")
+    yield replace(rank_bytes, parameters=parameters, gradients=4.0 * rank.part, buffers=buffers, moment="update")

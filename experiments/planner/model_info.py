@@ -28,15 +28,15 @@ def model_info(config: Config, dataset_size: int | None, key: str = "") -> Model
     Raises:
         ConfigError: if the config counts in epochs and the length of an epoch is unknown.
     """
-    known = peek(config.data)
-    rows = dataset_size or (len(known.train) if known is not None else None)
+    dataset = peek(config.data)
+    rows = dataset_size or (len(dataset.train) if dataset is not None else None)
     epochs = [(name, span) for name, span in _lengths(config) if span.unit == "epochs"]
     if rows is None and epochs:
         name, span = epochs[0]
         problem = f"counts epochs, and the data of {config.data.source} are not prepared on this machine"
         raise ConfigError(f"{key}{name}", str(span), problem, "write --dataset-size N, in samples per epoch")
-    if known is not None:
-        return ModelInfo(known, rows)
+    if dataset is not None:
+        return ModelInfo(dataset, rows)
     dummy = DummySamples(config.data, rows or 0)
     dataset, assumption = config.data.assumed(dummy, config.model.assumed_classes)
     return ModelInfo(dataset, rows, (assumption,))
@@ -48,5 +48,5 @@ def _lengths(config: Config) -> list[tuple[str, Duration]]:
     if schedule.kind == "trapezoid":
         spans.append(("schedule.cooldown", schedule.cooldown))
     spans += [("schedule.milestones", milestone) for milestone in schedule.milestones]
-    found = [(name, span.duration) for name, span in spans if span.duration is not None]
-    return [("duration", config.duration), *found]
+    durations = [(name, span.duration) for name, span in spans if span.duration is not None]
+    return [("duration", config.duration), *durations]

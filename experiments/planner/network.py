@@ -32,14 +32,14 @@ class Network:
 
     def seconds(self, kind: Kind, size: float, world_size: int) -> float:
         """Time of one collective over all ranks; ``size``: the bytes that each rank holds before or after it."""
-        inside = min(self.per_node, world_size)
-        outside = math.ceil(world_size / inside)
+        node_size = min(self.per_node, world_size)
+        outside = math.ceil(world_size / node_size)
         halves = 2 if kind == "all-reduce" else 1
         time = self.start if world_size > 1 else 0.0
-        if inside > 1:
-            time += halves * ((inside - 1) / inside * size / self.link + (inside - 1) * self.hop_in)
+        if node_size > 1:
+            time += halves * ((node_size - 1) / node_size * size / self.link + (node_size - 1) * self.hop_in)
         if outside > 1:
-            share = size / inside
+            share = size / node_size
             ring = halves * ((outside - 1) / outside * share / self.port + (outside - 1) * self.hop_out)
             tree = 2 * (share / self.port + math.log2(outside) * self.hop_out)
             time += min(ring, tree) if kind == "all-reduce" else ring
@@ -81,15 +81,19 @@ def collectives(profile: Profile, sharding: Sharding, accumulation: int) -> list
         small = sum(e for group in profile.groups for e in group if e < sharding.persistence)
         passes = accumulation * (2 if n > _MAX_LIVE else 1)
         fetched = sharding.weight_bytes * float(n - small)
-        found = [
+        zero_collectives = [
             Collective(
                 "reduce-scatter", accumulation * size, accumulation * times(sharding.reduce_bucket), sharding.overlap
             )
         ]
         if fetched:
-            found.append(Collective("all-gather", passes * fetched, passes * times(sharding.prefetch), True))
+            zero_collectives.append(Collective("all-gather", passes * fetched, passes * times(sharding.prefetch), True))
         # Small parameters are not partitioned; they are gathered after the update.
-        return [*found, Collective("all-gather", sharding.weight_bytes * float(small), 1, False)] if small else found
+        return (
+            [*zero_collectives, Collective("all-gather", sharding.weight_bytes * float(small), 1, False)]
+            if small
+            else zero_collectives
+        )
     rounds = accumulation if sharding.stage == 2 else 1
     bucket = ALLREDUCE_BUCKET if sharding.is_bf16_optimizer else sharding.reduce_bucket
     return [

@@ -56,10 +56,10 @@ class Scaling:
 
     def weak(self, critical: CriticalBatch | None) -> list[Row]:
         """The same samples per GPU: the global batch grows, and learning rate and warm-up with it."""
-        own = self.phase.split
+        own_split = self.phase.split
         rows = []
-        for gpus in doublings(own.world_size):
-            batch = own.global_batch * gpus // own.world_size
+        for gpus in doublings(own_split.world_size):
+            batch = own_split.global_batch * gpus // own_split.world_size
             lr, warmup, notes = _schedule_at(self.phase, batch)
             rows.append(self._row(gpus, batch, critical, lr, warmup, notes))
         return rows
@@ -73,15 +73,15 @@ class Scaling:
         warmup: float | None = None,
         notes: tuple[str, ...] = (),
     ) -> Row:
-        own = self.phase.split
+        own_split = self.phase.split
         shares = split(batch, self.phase.config.batch.micro, gpus)
         times = step_time(self.profile, self.sharding, self.machines, self.phase.config, shares)
         throughput = batch / times.total
-        own_throughput_per_gpu = own.global_batch / self.step.total / own.world_size
+        own_throughput_per_gpu = own_split.global_batch / self.step.total / own_split.world_size
         samples, worth = float(self.phase.samples), None
         if critical is not None:
             worth = critical.efficiency(batch)
-            samples *= critical.efficiency(own.global_batch) / worth
+            samples *= critical.efficiency(own_split.global_batch) / worth
         return Row(
             gpus, batch, shares.micro, shares.accumulation, times, throughput, throughput / gpus / own_throughput_per_gpu,
             samples / throughput / 3600, lr, warmup, worth, notes,

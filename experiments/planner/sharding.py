@@ -43,13 +43,15 @@ class Sharding:
         import_deepspeed()
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-        given: dict[str, Any] = dict(config.engine.deepspeed.get("zero_optimization", {}))
+        zero_config: dict[str, Any] = dict(config.engine.deepspeed.get("zero_optimization", {}))
         for key in ("offload_optimizer", "offload_param", "zenflow"):
-            if given.get(key):
+            if zero_config.get(key):
                 key_path = f"engine.deepspeed.zero_optimization.{key}"
-                raise ConfigError(key_path, given[key], "the planner does not support offloading", "plan without it")
-        given.setdefault("reduce_bucket_size", reduce_bucket(elements))
-        zero = DeepSpeedZeroConfig(**{**given, "stage": config.engine.stage if stage is None else stage})
+                raise ConfigError(
+                    key_path, zero_config[key], "the planner does not support offloading", "plan without it"
+                )
+        zero_config.setdefault("reduce_bucket_size", reduce_bucket(elements))
+        zero = DeepSpeedZeroConfig(**{**zero_config, "stage": config.engine.stage if stage is None else stage})
         return cls(
             zero.stage, config.engine.precision, states, zero.reduce_bucket_size, zero.allgather_bucket_size,
             zero.prefetch_bucket_size, zero.param_persistence_threshold, bool(zero.contiguous_gradients), bool(zero.overlap_comm),

@@ -19,7 +19,7 @@ from bellwether.trainer.config import load, phases
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """The options of the command line."""
 
     config: str
@@ -37,7 +37,7 @@ class Request:
     json: bool = False
 
 
-def show(request: Request) -> int:
+def show(request: PlanRequest) -> int:
     """Plan each phase and print. Returns the exit status for the shell.
 
     Raises:

@@ -25,7 +25,7 @@ from bellwether.experiments.sweep.spec import Sweep
 from bellwether.experiments.sweep.study import ConfigChanged, NothingToRepeat, Study, open_study
 from bellwether.experiments.sweep.trial_ids import TrialId, trial_ids
 from bellwether.launcher import attempts, console, launch, sbatch, site_config
-from bellwether.launcher.launch import Request
+from bellwether.launcher.launch import LaunchRequest
 from bellwether.trainer import signals
 from bellwether.trainer.config import ConfigError, ConfigErrors
 from bellwether.trainer.report.facts import count
@@ -36,7 +36,7 @@ _DONE = 3  # exit status of `begin`: nothing to do; as of launcher.requeue begin
 _MAX_ARRAY_SIZE = 1001  # SLURM's default of MaxArraySize, where scontrol does not tell
 
 
-def submit(sweep: Sweep, request: Request, jobs: int | None, retry: bool) -> int:
+def submit(sweep: Sweep, request: LaunchRequest, jobs: int | None, retry: bool) -> int:
     """Submit the trials of a sweep that are left. Returns the exit status for the shell.
 
     Args:
@@ -44,7 +44,7 @@ def submit(sweep: Sweep, request: Request, jobs: int | None, retry: bool) -> int
         retry: whether failed trials are run again.
     """
     site = site_config.load(request.site).with_venv()
-    resources = job(sweep, request, site)
+    resources = trial_job(sweep, request, site)
     study = Study(sweep)
     if request.dry_run:
         _print_dry_run(study, resources, site)
@@ -56,7 +56,7 @@ def submit(sweep: Sweep, request: Request, jobs: int | None, retry: bool) -> int
         return _submit(study, study.pending(), request, site, resources, jobs)
 
 
-def _print_dry_run(study: Study, resources: sbatch.Job, site: site_config.Site) -> None:
+def _print_dry_run(study: Study, resources: sbatch.SbatchJob, site: site_config.Site) -> None:
     pending = study.pending()
     repetitions = sum(trial_id.setting is None for trial_id in pending)
     after = f", then an array of {count(repetitions, 'repetition')} of the best settings" if repetitions else ""
@@ -69,9 +69,9 @@ def _print_dry_run(study: Study, resources: sbatch.Job, site: site_config.Site) 
 def _submit(
     study: Study,
     pending: list[TrialId],
-    request: Request,
+    request: LaunchRequest,
     site: site_config.Site,
-    resources: sbatch.Job,
+    resources: sbatch.SbatchJob,
     jobs: int | None,
 ) -> int:
     if not pending:
@@ -109,10 +109,10 @@ def _write_task_list(study: Study, chunk: list[TrialId], number: int) -> Path:
     return file
 
 
-def job(sweep: Sweep, request: Request, site: site_config.Site) -> sbatch.Job:
+def trial_job(sweep: Sweep, request: LaunchRequest, site: site_config.Site) -> sbatch.SbatchJob:
     """The resources of each trial: the sweep's number of processes, unless the command line sets another."""
     base = spec.base(sweep)
-    resources = launch.job(request, base, site)
+    resources = launch.sbatch_job(request, base, site)
     if request.gpus_per_node is None and request.tasks_per_node is None:
         per_node = min(sweep.processes, resources.tasks_per_node)
         nodes = request.nodes or -(-sweep.processes // per_node)
@@ -128,8 +128,8 @@ def job(sweep: Sweep, request: Request, site: site_config.Site) -> sbatch.Job:
 
 def _max_array_size() -> int:
     done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
-    return int(found[1]) if found else _MAX_ARRAY_SIZE
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return int(match[1]) if match else _MAX_ARRAY_SIZE
 
 
 # In the tasks

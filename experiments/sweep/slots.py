@@ -30,17 +30,17 @@ def slots(sweep: Sweep, cores: Sequence[int], gpus: int, jobs: int | None) -> li
     Raises:
         ConfigError: if a trial needs more GPUs than the machine has.
     """
-    each = sweep.processes
-    if gpus and each > gpus:
+    processes = sweep.processes
+    if gpus and processes > gpus:
         problem = f"each process needs a GPU, and this machine has {gpus}"
-        raise ConfigError("processes", each, problem, "lower it, or use --on slurm")
-    wanted = each * sweep.cores
-    fit = gpus // each if gpus else max(1, len(cores) // wanted)
+        raise ConfigError("processes", processes, problem, "lower it, or use --on slurm")
+    cores_per_trial = processes * sweep.cores
+    fit = gpus // processes if gpus else max(1, len(cores) // cores_per_trial)
     count = min(fit, jobs) if jobs is not None and (gpus or jobs <= fit) else jobs or fit
-    share = max(1, len(cores) // count) if gpus else wanted
+    share = max(1, len(cores) // count) if gpus else cores_per_trial
     # More trials than cores share all cores, unpinned.
     pinned = [list(cores[i * share : (i + 1) * share]) if count <= fit else [] for i in range(count)]
-    return [Slot(pinned[i], list(range(i * each, (i + 1) * each)) if gpus else []) for i in range(count)]
+    return [Slot(pinned[i], list(range(i * processes, (i + 1) * processes)) if gpus else []) for i in range(count)]
 
 
 def available_cores() -> list[int]:

@@ -49,9 +49,9 @@ def check_unchanged(old: Any, new: dict[str, Any], directory: Path) -> None:
 
 def _fixed(raw: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by key path, without the keys that may change."""
-    found: dict[str, Any] = {}
+    fixed_values: dict[str, Any] = {}
     for key, value in raw.items():
         key_path = f"{prefix}.{key}".lstrip(".")
         if key_path not in _FREE:
-            found |= _fixed(value, key_path) if isinstance(value, dict) and value else {key_path: value}
-    return found
+            fixed_values |= _fixed(value, key_path) if isinstance(value, dict) and value else {key_path: value}
+    return fixed_values

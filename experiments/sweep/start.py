@@ -11,7 +11,7 @@ from bellwether.experiments.sweep import search, spec
 from bellwether.experiments.sweep.spec import Sweep
 from bellwether.experiments.sweep.trial_ids import trial_ids
 from bellwether.launcher import console
-from bellwether.launcher.launch import Request
+from bellwether.launcher.launch import LaunchRequest
 from bellwether.trainer.config import ConfigError, ConfigErrors, phases
 from bellwether.trainer.config.key_paths import COMMAND_LINE
 from bellwether.trainer.phases import splits
@@ -19,7 +19,7 @@ from bellwether.trainer.phases import splits
 _log = logging.getLogger(__name__)
 
 
-def sweep(path: str, request: Request, jobs: int | None, retry: bool) -> int:
+def sweep(path: str, request: LaunchRequest, jobs: int | None, retry: bool) -> int:
     """Start or resume a sweep. Returns the exit status for the shell.
 
     Args:
@@ -56,7 +56,7 @@ def check(sweep: Sweep, path: str, processes: int | None) -> None:
     """Check before the first trial starts that the settings of each optimizer give valid configs at each batch size.
 
     Args:
-        processes: that share each global batch; None: `array.job` checks the split.
+        processes: that share each global batch; None: `array.trial_job` checks the split.
 
     Raises:
         ConfigError, ConfigErrors: naming the keys that are wrong.
@@ -138,7 +138,7 @@ def _describe(values: spec.Range | list[spec.Value]) -> str:
     return f"{values.low:g} to {values.high:g} ({scale}{scaled[values.batch]})"
 
 
-def _slurm_option(request: Request) -> str | None:
+def _slurm_option(request: LaunchRequest) -> str | None:
     """The first option on the command line that only SLURM uses."""
-    default = replace(Request("", (), "local"), config=request.config, dry_run=request.dry_run)
+    default = replace(LaunchRequest("", (), "local"), config=request.config, dry_run=request.dry_run)
     return next((k for k, v in vars(request).items() if v != getattr(default, k) and v not in ([], ())), None)

@@ -181,22 +181,22 @@ class Study:
     def trial(self, name: str) -> Trial | None:
         """The current state of a trial; None if it has not started."""
         if name not in self._finished:
-            found = read_trial(self.trials_dir, name, self.sweep.processes)
-            if found is None or found.status == "unfinished":
-                return found
-            self._finished[name] = found
+            trial = read_trial(self.trials_dir, name, self.sweep.processes)
+            if trial is None or trial.status == "unfinished":
+                return trial
+            self._finished[name] = trial
         return self._finished[name]
 
     def status(self, trial_id: TrialId) -> Status:
-        found = self.trial(trial_id.name)
-        return "unfinished" if found is None else found.status
+        trial = self.trial(trial_id.name)
+        return "unfinished" if trial is None else trial.status
 
     def collect(self) -> list[Trial]:
         """All trials, numbered in the order of the sweep; last those that SWEEP.yaml no longer contains."""
         order = {trial_id.name: index for index, trial_id in enumerate(trial_ids(self.sweep))}
         names = sorted(self._names(), key=lambda name: (order.get(name, len(order)), name))
-        found = filter(None, map(self.trial, names))
-        return [replace(trial, trial=number) for number, trial in enumerate(found)]
+        trials = filter(None, map(self.trial, names))
+        return [replace(trial, trial=number) for number, trial in enumerate(trials)]
 
     def write_measurements(self) -> None:
         """Write ``measurements.csv``."""
@@ -204,8 +204,8 @@ class Study:
 
     def _members(self, trial_id: TrialId) -> list[Trial]:
         """The trials of the same cell that have started."""
-        found = filter(None, map(self.trial, self._names()))
-        return [trial for trial in found if (trial.optimizer, trial.batch_size) == trial_id.cell]
+        started = filter(None, map(self.trial, self._names()))
+        return [trial for trial in started if (trial.optimizer, trial.batch_size) == trial_id.cell]
 
     def _names(self) -> list[str]:
         return [path.stem for path in self.trials_dir.glob("*.json")]

@@ -40,7 +40,7 @@ def doctor(
     runs: str = "runs",
     as_json: bool = False,
     timeout: float = TIMEOUT,
-    given: Mapping[str, Any] | None = None,
+    site_overrides: Mapping[str, Any] | None = None,
 ) -> int:
     """Probe the nodes and print the table. Returns the exit status for the shell: 1 when a row is red.
 
@@ -52,7 +52,7 @@ def doctor(
         runs: directory that is to hold the run directories.
         as_json: print rows and facts as JSON.
         timeout: seconds after which nodes that do not answer are given up.
-        given: keys that override the site's file: ``gpus_per_node``, ``partition``, ``account``, ``qos``, ``constraint``.
+        site_overrides: keys that override the site's file: ``gpus_per_node``, ``partition``, ``account``, ``qos``, ``constraint``.
 
     Raises:
         ConfigError: if an argument, the host file or the site's file is wrong.
@@ -61,7 +61,7 @@ def doctor(
     from bellwether.launcher.doctor.plan import Options, plan
 
     console.setup()
-    planned = plan(Options(on, nodes, hostfile, site, runs, timeout, given or {}))
+    planned = plan(Options(on, nodes, hostfile, site, runs, timeout, site_overrides or {}))
     rows = checks.commands(_missing_commands(on), on)
     answers = gather.Answers()
     if not rows:
@@ -79,7 +79,7 @@ def doctor(
         )
         rows = checks.rows(answers.nodes, answers.cluster, answers.failures, expected)
     _print_result(rows, answers, as_json)
-    return table.status(rows)
+    return table.exit_status(rows)
 
 
 def _print_result(rows: Sequence[Row], answers: Answers, as_json: bool) -> None:

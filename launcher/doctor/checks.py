@@ -34,9 +34,9 @@ def answered(nodes: Sequence[Facts], failures: Sequence[Facts], expected: Expect
     if not missing:
         count = f", all {expected.size}" if expected.size > 1 else ""
         return [Row("nodes", GREEN, f"{few(hosts_of(nodes))} answered{count}")]
-    known = names_by_rank(nodes, expected)
-    silent = f"{few([known.get(rank, f'rank {rank}') for rank in missing])} ({len(missing)} of {expected.size})"
-    if not known:
+    host_names = names_by_rank(nodes, expected)
+    silent = f"{few([host_names.get(rank, f'rank {rank}') for rank in missing])} ({len(missing)} of {expected.size})"
+    if not host_names:
         silent = f"any of {expected.size} nodes"
     reported = [f"{f['host']}, {f['stage']}: {f['error']}" for f in failures if f["rank"] in missing]
     healthy = {name for rank, name in enumerate(expected.names) if rank not in missing}

@@ -25,25 +25,25 @@ def rendezvous(
 ) -> list[Row]:
     """Whether all nodes connected to rank 0, and what failed afterwards."""
     if cluster is not None and cluster.get("missing"):
-        known = names_by_rank(nodes, expected)
-        missing = few([known.get(rank, f"rank {rank}") for rank in cluster["missing"]])
+        host_names = names_by_rank(nodes, expected)
+        missing = few([host_names.get(rank, f"rank {rank}") for rank in cluster["missing"]])
         reported = [f"{f['host']}: {f['error']}" for f in failures if f["rank"] in cluster["missing"]]
         silent = set(cluster["missing"]) - {node["rank"] for node in nodes}
         fix = "first fix the nodes that did not answer at all" if silent else _RENDEZVOUS_FIX
         seen = "; ".join([f"{missing} did not connect to {cluster['rendezvous']}", *reported[:2]])
         return [Row("rendezvous", RED, seen, fix)]
-    found = []
+    table_rows = []
     if cluster is not None and "hosts" in cluster:
         through = f" through {cluster['interface']}" if cluster.get("interface") else ""
-        found = [Row("rendezvous", GREEN, f"{len(cluster['hosts'])} nodes at {cluster['rendezvous']}{through}")]
+        table_rows = [Row("rendezvous", GREEN, f"{len(cluster['hosts'])} nodes at {cluster['rendezvous']}{through}")]
     if failures:
         # The first failure is the cause; the other nodes lost their connection to that one.
         stages = hosts_by(failures, lambda failure: (failure["stage"], failure["error"]))
         seen = "; ".join(f"{few(hosts)}, {stage}: {error}" for (stage, error), hosts in list(stages.items())[:2])
-        check, fix = ("measuring", _MEASURE_FIX) if found else ("rendezvous", _RENDEZVOUS_FIX)
-        return [*found, Row(check, RED, seen, fix)]
+        check, fix = ("measuring", _MEASURE_FIX) if table_rows else ("rendezvous", _RENDEZVOUS_FIX)
+        return [*table_rows, Row(check, RED, seen, fix)]
     seen = "the nodes answered, but reached no common result in time"
-    return found or [Row("rendezvous", RED, seen, _RENDEZVOUS_FIX)]
+    return table_rows or [Row("rendezvous", RED, seen, _RENDEZVOUS_FIX)]
 
 
 def rows(cluster: Facts) -> list[Row]:
@@ -97,16 +97,16 @@ _SLOW_FIXES = {
 
 
 def bandwidths(cluster: Facts) -> list[Row]:
-    found = []
+    table_rows = []
     for key, name, least in (("gloo", "gloo", GLOO), ("nccl", "NCCL", NCCL)):
         facts = cluster.get(key)
         if facts is None:
             continue
         if "error" in facts:
             fix = "repeat with NCCL_DEBUG=INFO; set the network with interface: in slurm/site.yaml"
-            found.append(Row(name, RED, facts["error"], fix))
+            table_rows.append(Row(name, RED, facts["error"], fix))
             continue
         seen = f"{facts['gb_s']:.2f} GB/s bus bandwidth, all-reduce of {facts['bytes'] / 1e6:.0f} MB"
         slow = facts["gb_s"] < least
-        found.append(Row(name, YELLOW, seen, _SLOW_FIXES[name]) if slow else Row(name, GREEN, seen))
-    return found
+        table_rows.append(Row(name, YELLOW, seen, _SLOW_FIXES[name]) if slow else Row(name, GREEN, seen))
+    return table_rows

@@ -72,15 +72,15 @@ class Reporter:
 
 def parse(text: str) -> list[Facts]:
     """The facts in a node's output, whatever else was printed there."""
-    found = []
+    node_facts = []
     for part in text.split(PREFIX)[1:]:
         try:
             facts, _ = json.JSONDecoder().raw_decode(part)
         except ValueError:
             continue  # truncated: the node was killed, and is reported as missing
         if isinstance(facts, dict):
-            found.append(facts)
-    return found
+            node_facts.append(facts)
+    return node_facts
 
 
 def brief(error: object) -> str:

@@ -27,8 +27,8 @@ def packages(nodes: Sequence[Facts], expected: Expected) -> list[Row]:
     """Packages must have the same version on all nodes, and a recent enough one. All good ones share one row."""
     checked = [_package(name, nodes, expected) for name in nodes[0]["packages"]]
     good = [f"{row.check} {row.seen}" for row in checked if row.state == GREEN and row.seen]
-    found = [row for row in checked if row.state != GREEN]
-    return [*found, *([Row("packages", GREEN, ", ".join(good))] if good else [])]
+    table_rows = [row for row in checked if row.state != GREEN]
+    return [*table_rows, *([Row("packages", GREEN, ", ".join(good))] if good else [])]
 
 
 def _package(name: str, nodes: Sequence[Facts], expected: Expected) -> Row:
@@ -69,13 +69,13 @@ def gpus(nodes: Sequence[Facts], expected: Expected) -> list[Row]:
         return [Row("GPUs", GREEN, "none; a run here trains on the CPU")]
     kinds = hosts_by(nodes, lambda node: ", ".join(node["gpu"].get("names", [])) or "of unknown model")
     drivers = hosts_by(nodes, lambda node: node["gpu"].get("driver"))
-    found = [Row("GPUs", GREEN, f"{count} a node, {next(iter(kinds))}")]
+    table_rows = [Row("GPUs", GREEN, f"{count} a node, {next(iter(kinds))}")]
     if len(kinds) > 1:
         fix = "the slowest GPU limits the run: request one model, with constraint"
-        found = [Row("GPUs", YELLOW, listed(kinds), fix)]
+        table_rows = [Row("GPUs", YELLOW, listed(kinds), fix)]
     if len(drivers) > 1:
-        return [*found, Row("driver", YELLOW, listed(drivers), "ask the site to install one driver on all nodes")]
-    return [*found, Row("driver", GREEN, f"{next(iter(drivers))}, torch for CUDA {nodes[0]['gpu'].get('cuda')}")]
+        return [*table_rows, Row("driver", YELLOW, listed(drivers), "ask the site to install one driver on all nodes")]
+    return [*table_rows, Row("driver", GREEN, f"{next(iter(drivers))}, torch for CUDA {nodes[0]['gpu'].get('cuda')}")]
 
 
 def _gpu_problem(nodes: Sequence[Facts], expected: Expected) -> Row | None:
@@ -123,17 +123,17 @@ def jit_locks(nodes: Sequence[Facts], *, stale: str = RED) -> list[Row]:
     for node in nodes:
         for lock in node["locks"]:
             paths.setdefault(lock["path"], []).append((lock, node["host"]))
-    found = []
+    table_rows = []
     for path, locks in paths.items():
         age = max(lock["age_s"] for lock, _ in locks)
         seen = f"{path} on {few([host for _, host in locks])}, {_age(age)} old"
         if any(lock["builders"] for lock, _ in locks):
-            found.append(Row("JIT locks", GREEN, f"{seen}, build in progress"))
+            table_rows.append(Row("JIT locks", GREEN, f"{seen}, build in progress"))
         else:
             state = stale if age > LOCK else YELLOW
             fix = f"unless another machine is building it: rm {path}"
-            found.append(Row("JIT locks", state, f"{seen}, with no build in progress on these nodes", fix))
-    return found or [Row("JIT locks", GREEN, "none")]
+            table_rows.append(Row("JIT locks", state, f"{seen}, with no build in progress on these nodes", fix))
+    return table_rows or [Row("JIT locks", GREEN, "none")]
 
 
 def _hosts_by_error(nodes: Sequence[Facts], part: str, key: str) -> dict[str, list[str]]:

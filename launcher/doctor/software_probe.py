@@ -104,7 +104,7 @@ def nvidia_driver() -> Facts:
 def find_compiler() -> str | None:
     """The C++ compiler that `bellwether.optimizers.kernels.build` would use, found without importing torch."""
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def compiler(build: bool) -> Facts:
@@ -139,7 +139,7 @@ def locks() -> list[Facts]:
 def _find_locks() -> list[Facts]:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.join(cache, "torch_extensions")
-    found = []
+    build_locks_found = []
     for path in sorted(p for depth in ("*/lock", "*/*/lock") for p in glob.glob(f"{glob.escape(root)}/{depth}")):
         try:
             age = time.time() - os.stat(path).st_mtime
@@ -149,5 +149,5 @@ def _find_locks() -> list[Facts]:
             builders = len(build_locks.builders(Path(path).parent.name))
         except ImportError:  # psutil is missing
             builders = 0
-        found.append({"path": path, "age_s": round(age), "builders": builders})
-    return found[:4]
+        build_locks_found.append({"path": path, "age_s": round(age), "builders": builders})
+    return build_locks_found[:4]

@@ -29,8 +29,8 @@ def rows(nodes: Sequence[Facts], size: int) -> list[Row]:
 def cores(nodes: Sequence[Facts]) -> list[Row]:
     many = [n for n in nodes if str(n["cores"]["omp"]).isdigit() and int(n["cores"]["omp"]) > n["cores"]["visible"]]
     if many:
-        found = many[0]["cores"]
-        seen = f"OMP_NUM_THREADS={found['omp']} for {found['visible']} cores on {few(hosts_of(many))}"
+        core_facts = many[0]["cores"]
+        seen = f"OMP_NUM_THREADS={core_facts['omp']} for {core_facts['visible']} cores on {few(hosts_of(many))}"
         return [Row("cores", YELLOW, seen, "unset it, or set it to the cores of one process")]
     counts = hosts_by(nodes, lambda n: f"{n['cores']['visible']} of {n['cores']['all']} usable")
     return [Row("cores", GREEN, listed(counts, all_of=len(nodes)))]

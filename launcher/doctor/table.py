@@ -26,7 +26,7 @@ def render(rows: Sequence[Row], width: int = 80, colour: bool = False) -> str:
     return "\n".join([*lines, ", ".join(counts)]) + "\n"
 
 
-def status(rows: Sequence[Row]) -> int:
+def exit_status(rows: Sequence[Row]) -> int:
     """The exit status for the shell: 1 when a row is red, else 0."""
     return int(any(row.state == RED for row in rows))
 

@@ -42,13 +42,13 @@ def choose(name: str, tensors: TensorList) -> Kernel:
     Raises:
         TypeError: if the kernel is given by name and does not support the tensors.
     """
-    wanted = _COMPILED.get(tensors.device.type, "reference") if name == "auto" else name
+    kernel_name = _COMPILED.get(tensors.device.type, "reference") if name == "auto" else name
     flat = tensors.is_flat()
-    if wanted == "reference" or (name == "auto" and not flat):
-        if wanted == "triton":
+    if kernel_name == "reference" or (name == "auto" and not flat):
+        if kernel_name == "triton":
             _warn_once(f"it supports dense float32 tensors, not {tensors.describe()}")
         return reference
-    kernel, problem = _load(wanted)
+    kernel, problem = _load(kernel_name)
     if kernel is None:
         _warn_once(problem)
         return reference

@@ -56,9 +56,9 @@ def load(source: Path, definitions: Mapping[str, str] | None = None) -> ctypes.C
 
 def _compiler() -> str:
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        found = shutil.which(name) if name else None
-        if found:
-            return found
+        compiler_path = shutil.which(name) if name else None
+        if compiler_path:
+            return compiler_path
     raise RuntimeError("no C++ compiler was found (c++, g++, clang++, or the one that CXX names)")
 
 

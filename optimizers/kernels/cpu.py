@@ -31,17 +31,17 @@ _BLOCKS_IN_CACHE = 8  # for each thread; the fused step reads three of their col
 @functools.cache
 def library() -> ctypes.CDLL:
     """The compiled library, built if the cache does not have it."""
-    found = build.load(Path(__file__).with_name("cpu.cpp"), _DEFINITIONS)
+    compiled = build.load(Path(__file__).with_name("cpu.cpp"), _DEFINITIONS)
     integer, number, pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-    found.bellwether_run.restype = found.bellwether_fused_step.restype = None
-    found.bellwether_run.argtypes = [
+    compiled.bellwether_run.restype = compiled.bellwether_fused_step.restype = None
+    compiled.bellwether_run.argtypes = [
         ctypes.c_int, ctypes.c_int, pointer, pointer, pointer, pointer, integer, pointer, pointer, pointer, ctypes.c_int,
     ]  # fmt: skip
-    found.bellwether_fused_step.argtypes = [
+    compiled.bellwether_fused_step.argtypes = [
         ctypes.c_int, pointer, pointer, pointer, pointer, integer, number, number, number, integer, pointer, pointer,
         pointer, ctypes.c_int,
     ]  # fmt: skip
-    return found
+    return compiled
 
 
 def prepare() -> None:

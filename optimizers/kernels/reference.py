@@ -36,8 +36,8 @@ class RuleCall:
     def direction(self, w: Tensor, g: Tensor, state: State) -> Tensor:
         """In memory that may be overwritten."""
         u = self.rule.direction(w, g, state, self.group, self.step)
-        given = (w, g, *state.values())
-        return u.clone() if any(u.data_ptr() == tensor.data_ptr() for tensor in given) else u
+        inputs = (w, g, *state.values())
+        return u.clone() if any(u.data_ptr() == tensor.data_ptr() for tensor in inputs) else u
 
 
 def gradient_norms(tensors: TensorList, call: RuleCall) -> Tensor:

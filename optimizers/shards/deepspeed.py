@@ -146,17 +146,17 @@ def _wrapper(engine: Any) -> _Wrapper:
     kind = type(engine.optimizer).__name__
     if engine.optimizer is engine.basic_optimizer:
         return _Wrapper(_plain, _nothing, False)
-    known = {
+    wrappers = {
         "FP16_UnfusedOptimizer": _Wrapper(_unfused, _publish_unfused, False),
         "DeepSpeedZeroOptimizer": _Wrapper(_zero12, _publish_zero12, True),
         "BF16_Optimizer": _Wrapper(_bf16, _publish_bf16, False),
         "DeepSpeedZeroOptimizer_Stage3": _Wrapper(_zero3, _publish_zero3, True),
     }
-    if kind not in known:
+    if kind not in wrappers:
         raise NotImplementedError(
-            f"attach: DeepSpeed wraps the optimizer in {kind}, which is not supported; use one of {', '.join(known)}"
+            f"attach: DeepSpeed wraps the optimizer in {kind}, which is not supported; use one of {', '.join(wrappers)}"
         )
-    return known[kind]
+    return wrappers[kind]
 
 
 def _refuse_bypassed_optimizer(engine: Any) -> None:

@@ -53,14 +53,14 @@ def _sharded_dimensions(parameter: Any, name: str) -> tuple[Any, set[int]]:
     root = _root_mesh(mesh) if mesh.mesh_dim_names else mesh
     if mesh.mesh_dim_names and not set(mesh.mesh_dim_names) <= set(root.mesh_dim_names):
         root = mesh  # several dimensions flattened into one, which the root does not have
-    found = set()
+    sharded_dimensions = set()
     for dimension, placement in enumerate(parameter.placements):
         if placement.is_partial():
             raise NotImplementedError(f"{name}: a parameter with the placement {placement}; shard or replicate it")
         if not placement.is_replicate():
             names = mesh.mesh_dim_names
-            found.add(root.mesh_dim_names.index(names[dimension]) if names else dimension)
-    return root, found
+            sharded_dimensions.add(root.mesh_dim_names.index(names[dimension]) if names else dimension)
+    return root, sharded_dimensions
 
 
 def _root_mesh(mesh: Any) -> Any:

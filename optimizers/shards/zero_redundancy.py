@@ -23,9 +23,9 @@ def attachment(engine: Any) -> Attachment:
     No parameter is split, so trust ratios need no collective. A sum over all parameters goes over all ranks.
     """
     inner = engine.optim
-    known = {shard.tensor: shard for shard in inner.shards}
+    shard_by_tensor = {shard.tensor: shard for shard in inner.shards}
     shards = [
-        known.get(parameter) or ShardLayout.whole(parameter, f"{index}.{i}")
+        shard_by_tensor.get(parameter) or ShardLayout.whole(parameter, f"{index}.{i}")
         for index, group in enumerate(inner.param_groups)
         for i, parameter in enumerate(group["params"])
     ]

@@ -9,7 +9,7 @@ from accelerate.utils import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, p
 
 from bellwether.trainer import config as c
 from bellwether.trainer.accelerated.contradictions import contradictions
-from bellwether.trainer.accelerated.launch import Launch, read
+from bellwether.trainer.accelerated.launch import AccelerateLaunch, read
 
 # 16 samples a step; on 2 processes 2 micro-batches of 4 each.
 QUICK = """
@@ -28,7 +28,7 @@ MULTI = ("--multi_gpu", "--num_processes", "2")
 OFFLOAD = "engine.deepspeed.zero_optimization.offload_optimizer.device"
 
 
-def launched_by_accelerate(*words: str, script: str = "quick.yaml") -> tuple[dict[str, str], Launch, int]:
+def launched_by_accelerate(*words: str, script: str = "quick.yaml") -> tuple[dict[str, str], AccelerateLaunch, int]:
     """Accelerate's variables and number of processes for a command line, by its own code, and what we parse from it."""
     words = ("--main_process_port", "0", *words)
     command = ["-m", "trainer", script]

@@ -13,7 +13,7 @@ from accelerate.commands import config as accelerate_config
 
 from bellwether.trainer import config as c
 from bellwether.trainer.accelerated.contradictions import check, contradictions
-from bellwether.trainer.accelerated.launch import Wish, find, processes, read
+from bellwether.trainer.accelerated.launch import AccelerateSetting, find, processes, read
 from bellwether.trainer.distributed import World
 from tests.launcher.accelerated import launched_by_accelerate, quick, refusals
 from tests.launcher.processes import ROOT
@@ -91,7 +91,7 @@ def test_unreadable_parent_processes_and_files_are_ignored(monkeypatch: pytest.M
     parents(Parent("bash"), Parent(*launched))
     found = find()
     assert found is not None
-    assert processes(found) == Wish("--num_processes", 2, "accelerate launch")
+    assert processes(found) == AccelerateSetting("--num_processes", 2, "accelerate launch")
     parents(Parent(), Parent(*launched))
     assert find() is None
     parents(Parent("accelerate", "launch", "--config_file", "nothing.yaml", *launched[-3:]))

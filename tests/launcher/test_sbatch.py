@@ -16,26 +16,30 @@ GOLDEN = Path(__file__).parent / "golden" / "launch.sbatch"
 EXAMPLE = ROOT / "slurm" / "site.example.yaml"
 
 
-def request(*overrides: str, **options: object) -> launch.Request:
-    return launch.Request(str(ROOT / "configs/bert-tiny.yaml"), list(overrides), "slurm", **options)  # type: ignore[arg-type]
+def request(*overrides: str, **options: object) -> launch.LaunchRequest:
+    return launch.LaunchRequest(str(ROOT / "configs/bert-tiny.yaml"), list(overrides), "slurm", **options)  # type: ignore[arg-type]
 
 
-def rendered(given: launch.Request) -> str:
-    config = load(given.config, given.overrides)
-    site = site_config.load(given.site)
-    return sbatch.render(launch.job(given, config, site), site, ["configs/bert-tiny.yaml", *given.overrides])
+def rendered(launch_request: launch.LaunchRequest) -> str:
+    config = load(launch_request.config, launch_request.overrides)
+    site = site_config.load(launch_request.site)
+    return sbatch.render(
+        launch.sbatch_job(launch_request, config, site), site, ["configs/bert-tiny.yaml", *launch_request.overrides]
+    )
 
 
 def golden() -> str:
-    given = request("name=it's", "data.source=my books/*.txt", nodes=16, time="12:00:00", site=str(EXAMPLE))
-    config = load(given.config, ["name=its"])
-    site = site_config.load(given.site)
-    return sbatch.render(launch.job(given, config, site), site, ["configs/bert-tiny.yaml", *given.overrides])
+    launch_request = request("name=it's", "data.source=my books/*.txt", nodes=16, time="12:00:00", site=str(EXAMPLE))
+    config = load(launch_request.config, ["name=its"])
+    site = site_config.load(launch_request.site)
+    return sbatch.render(
+        launch.sbatch_job(launch_request, config, site), site, ["configs/bert-tiny.yaml", *launch_request.overrides]
+    )
 
 
 def test_scripts_in_slurm_are_rendered_by_sbatch() -> None:
-    assert (ROOT / "slurm/train.sbatch").read_text() == sbatch.render(sbatch.Job(), site_config.Site())
-    assert (ROOT / "slurm/sweep.sbatch").read_text() == sbatch.render(sbatch.Job(sweep=True), site_config.Site())
+    assert (ROOT / "slurm/train.sbatch").read_text() == sbatch.render(sbatch.SbatchJob(), site_config.Site())
+    assert (ROOT / "slurm/sweep.sbatch").read_text() == sbatch.render(sbatch.SbatchJob(sweep=True), site_config.Site())
 
 
 def test_script_of_a_complete_site_equals_the_golden_file() -> None:
@@ -43,7 +47,7 @@ def test_script_of_a_complete_site_equals_the_golden_file() -> None:
 
 
 def test_body_is_the_same_when_submitted_by_hand_and_by_launch() -> None:
-    body = sbatch._body(sbatch.Job())
+    body = sbatch._body(sbatch.SbatchJob())
     assert rendered(request(nodes=2)).endswith(body)
     assert (ROOT / "slurm/train.sbatch").read_text().endswith(body)
 
@@ -52,9 +56,9 @@ SCRIPTS = {
     "train": (ROOT / "slurm/train.sbatch").read_text,
     "sweep": (ROOT / "slurm/sweep.sbatch").read_text,
     "launch": golden,
-    "sweep of a file": lambda: sbatch.render(sbatch.Job(sweep=True), site_config.Site(), ["runs.txt"]),
+    "sweep of a file": lambda: sbatch.render(sbatch.SbatchJob(sweep=True), site_config.Site(), ["runs.txt"]),
     "sweep of a study": lambda: sbatch.render(
-        sbatch.Job(sweep=True, study="/work/it's"), site_config.Site(), ["runs.txt"]
+        sbatch.SbatchJob(sweep=True, study="/work/it's"), site_config.Site(), ["runs.txt"]
     ),
 }
 

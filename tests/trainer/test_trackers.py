@@ -144,7 +144,7 @@ def test_failing_tracker_does_not_end_the_run(
 
 
 def test_tracker_that_cannot_start_is_a_config_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cannot(tracking: Any, launch: trackers.Launch) -> Any:
+    def cannot(tracking: Any, launch: trackers.TrackerLaunch) -> Any:
         raise OSError("no api key")
 
     monkeypatch.setattr(trackers, "find_spec", lambda name: object())

@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bellwether.trainer.accelerated.launch import VARIABLES, Launch, Wish, find, processes, same, wish
+from bellwether.trainer.accelerated.launch import (
+    VARIABLES,
+    AccelerateLaunch,
+    AccelerateSetting,
+    find,
+    find_setting,
+    processes,
+    same,
+)
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, phases
 from bellwether.trainer.distributed import World
 from bellwether.trainer.phases import Split, splits
@@ -59,7 +67,7 @@ def check(config: Config, world: World) -> None:
 
 
 def contradictions(
-    config: Config, world_size: int, device: str, environment: Mapping[str, str], launch: Launch | None
+    config: Config, world_size: int, device: str, environment: Mapping[str, str], launch: AccelerateLaunch | None
 ) -> list[ConfigError]:
     """One error for each setting of accelerate that the run does not follow.
 
@@ -74,24 +82,32 @@ def contradictions(
         ConfigError: if the run's own global batch cannot be divided among the processes.
     """
     errors = [] if launch is None else _process_count(launch, world_size, device, environment)
-    wishes = {option: found for option in VARIABLES if (found := wish(option, environment, launch)) is not None}
-    if "use_cpu" in wishes and same(wishes["use_cpu"].value, "true") and device != "cpu":
+    accelerate_settings = {
+        option: found for option in VARIABLES if (found := find_setting(option, environment, launch)) is not None
+    }
+    if "use_cpu" in accelerate_settings and same(accelerate_settings["use_cpu"].value, "true") and device != "cpu":
         problem = f"the run trains on {device}, with engine.device: {config.engine.device}"
-        errors.append(wishes["use_cpu"].refused(problem, "write engine.device=cpu, or remove it"))
+        errors.append(accelerate_settings["use_cpu"].refused(problem, "write engine.device=cpu, or remove it"))
     for option, feature in _FOREIGN.items():
-        if option in wishes and str(wishes[option].value).lower() not in _OFF:
+        if option in accelerate_settings and str(accelerate_settings[option].value).lower() not in _OFF:
             problem = f"a run has no {feature}: its engine is DeepSpeed ZeRO, with engine.stage: {config.engine.stage}"
-            errors.append(wishes[option].refused(problem, "remove it, and choose among engine.stage=0 to 3"))
-    compared = [(wishes[option], path) for option, path in _COMPARED.items() if option in wishes]
-    if compared or "deepspeed_config_file" in wishes:
+            errors.append(
+                accelerate_settings[option].refused(problem, "remove it, and choose among engine.stage=0 to 3")
+            )
+    compared = [
+        (accelerate_settings[option], path) for option, path in _COMPARED.items() if option in accelerate_settings
+    ]
+    if compared or "deepspeed_config_file" in accelerate_settings:
         settings = _phase_settings(config, world_size)
-        errors += [error for wish, path in compared for error in _compare(wish, path, settings)]
-        if "deepspeed_config_file" in wishes:
-            errors += _compare_file(wishes["deepspeed_config_file"], settings)
+        errors += [error for setting, path in compared for error in _compare(setting, path, settings)]
+        if "deepspeed_config_file" in accelerate_settings:
+            errors += _compare_file(accelerate_settings["deepspeed_config_file"], settings)
     return errors
 
 
-def _process_count(launch: Launch, world_size: int, device: str, environment: Mapping[str, str]) -> list[ConfigError]:
+def _process_count(
+    launch: AccelerateLaunch, world_size: int, device: str, environment: Mapping[str, str]
+) -> list[ConfigError]:
     requested = processes(launch)
     # There may be more than a file's number, or than there are machines, where mpirun or srun has started several accelerates.
     if (
@@ -120,33 +136,33 @@ def _phase_settings(config: Config, world_size: int) -> list[_PhaseSettings]:
     return list(zip(prefixes, configs, splits(configs, world_size), strict=True))
 
 
-def _compare(wish: Wish, path: str, settings: Sequence[_PhaseSettings]) -> list[ConfigError]:
+def _compare(setting: AccelerateSetting, path: str, settings: Sequence[_PhaseSettings]) -> list[ConfigError]:
     """The error of the first phase that contradicts a setting, in a list; an empty list where none does."""
     for prefix, config, split in settings:
         key, own = _own_setting(path, config, split)
-        if same(wish.value, own):
+        if same(setting.value, own):
             continue
         key = key if key.startswith("engine.") else prefix + key
-        problem, change = f"the run has {key}: {own}", f"{key}={wish.value}"
+        problem, change = f"the run has {key}: {own}", f"{key}={setting.value}"
         if key == "engine.precision":
             # accelerate calls fp32 "no"; bf16.enabled and fp16.enabled are true or false.
             problem = f"the run has {key}: {config.engine.precision}"
             names = {"no": "fp32", "false": "fp32", "true": path.partition(".")[0], "fp8": None}
-            wanted = names.get(str(wish.value).lower(), wish.value)
-            change = f"{key}={wanted}" if wanted else ""
+            precision = names.get(str(setting.value).lower(), setting.value)
+            change = f"{key}={precision}" if precision else ""
         elif path == "gradient_accumulation_steps":
             product = f"{split.micro} micro x {split.accumulation} accumulation x {split.world_size} processes"
             problem = f"the run has {prefix}batch.global: {split.global_batch} = {product}"
             per_rank = split.micro * split.accumulation
-            change = next((f"{key}={m}" for m in range(1, per_rank + 1) if same(wish.value, per_rank / m)), "")
-        return [wish.refused(problem, f"write {' or '.join(filter(None, [change, wish.instead(own)]))}")]
+            change = next((f"{key}={m}" for m in range(1, per_rank + 1) if same(setting.value, per_rank / m)), "")
+        return [setting.refused(problem, f"write {' or '.join(filter(None, [change, setting.instead(own)]))}")]
     return []
 
 
 def _own_setting(path: str, config: Config, split: Split) -> tuple[str, Any]:
     """The run's key for a key path of DeepSpeed's config, and its value in accelerate's terms."""
     precision = config.engine.precision
-    known: dict[str, tuple[str, Any]] = {
+    own_settings: dict[str, tuple[str, Any]] = {
         "mixed_precision": ("engine.precision", "no" if precision == "fp32" else precision),
         "bf16.enabled": ("engine.precision", precision == "bf16"),
         "fp16.enabled": ("engine.precision", precision == "fp16"),
@@ -156,15 +172,15 @@ def _own_setting(path: str, config: Config, split: Split) -> tuple[str, Any]:
         "train_batch_size": ("batch.global", split.global_batch),
         "train_micro_batch_size_per_gpu": ("batch.micro", split.micro),
     }
-    if path in known:
-        return known[path]
+    if path in own_settings:
+        return own_settings[path]
     found: Any = config.engine.deepspeed
     for key in path.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     return f"engine.deepspeed.{path}", "none" if found is None and path.endswith(".device") else found
 
 
-def _compare_file(file: Wish, settings: Sequence[_PhaseSettings]) -> list[ConfigError]:
+def _compare_file(file: AccelerateSetting, settings: Sequence[_PhaseSettings]) -> list[ConfigError]:
     """Compare accelerate's DeepSpeed config file: the config that the run gives to DeepSpeed must contain all its settings."""
     name, config = str(file.value), settings[0][1]
     try:
@@ -177,15 +193,15 @@ def _compare_file(file: Wish, settings: Sequence[_PhaseSettings]) -> list[Config
         unused = section in ("bf16", "fp16") and section != config.engine.precision and key != "enabled"
         if value == "auto" or path in _WITHOUT_EFFECT or unused:
             continue
-        wish = Wish(path, value, name)
+        setting = AccelerateSetting(path, value, name)
         if section in ("optimizer", "scheduler"):
             own = "optimizer" if section == "optimizer" else "schedule"
             errors.append(
-                wish.refused(f"the run has its own {own}", f"remove it there, and set {own} in the run's config")
+                setting.refused(f"the run has its own {own}", f"remove it there, and set {own} in the run's config")
             )
         elif not _own_setting(path, *settings[0][1:])[0].startswith("engine.deepspeed."):
-            errors += _compare(wish, path, settings)
-        elif _compare(wish, path, settings):
+            errors += _compare(setting, path, settings)
+        elif _compare(setting, path, settings):
             absent.append(path)
     if absent:
         problem = f"the run's engine.deepspeed differs in {', '.join(absent)}"

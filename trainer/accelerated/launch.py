@@ -55,7 +55,7 @@ _DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Wish:
+class AccelerateSetting:
     """A setting of accelerate: its key, its value, and the command or file that sets it."""
 
     key: str
@@ -78,7 +78,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Launch:
+class AccelerateLaunch:
     """The command line of an `accelerate launch`, with its config file."""
 
     typed: Mapping[str, Any]  # options on the command line
@@ -87,7 +87,7 @@ class Launch:
     named: bool  # whether the command line names the file
 
 
-def find() -> Launch | None:
+def find() -> AccelerateLaunch | None:
     """The `accelerate launch` that started this process; None where it is not found."""
     try:
         import psutil
@@ -103,7 +103,7 @@ def find() -> Launch | None:
     return None
 
 
-def read(words: Sequence[str], own: Sequence[str]) -> Launch | None:
+def read(words: Sequence[str], own: Sequence[str]) -> AccelerateLaunch | None:
     """Parse the command line ``words``; None unless it is an `accelerate launch` of the command line ``own``."""
     rest = _arguments(words)
     if rest is None:
@@ -112,17 +112,19 @@ def read(words: Sequence[str], own: Sequence[str]) -> Launch | None:
     from accelerate.commands.launch import launch_command_parser
 
     with contextlib.redirect_stderr(io.StringIO()):
-        given = launch_command_parser().parse_args(rest)
-    command = [given.training_script, *given.training_script_args]
+        parsed = launch_command_parser().parse_args(rest)
+    command = [parsed.training_script, *parsed.training_script_args]
     if list(own[-len(command) :]) != command:
         return None  # it started another program, which started this one: its settings are for that program
-    path = given.config_file or ""
-    if not path and not given.cpu and os.path.isfile(default_config_file):
+    path = parsed.config_file or ""
+    if not path and not parsed.cpu and os.path.isfile(default_config_file):
         path = default_config_file
     file: dict[str, Any] = {}
     for key, value in vars(load_config_from_file(path)).items() if path else ():
         file.update(value if isinstance(value, dict) else {key: getattr(value, "value", value)})
-    return Launch({key: getattr(given, key) for key in given.nondefault}, file, path, given.config_file is not None)
+    return AccelerateLaunch(
+        {key: getattr(parsed, key) for key in parsed.nondefault}, file, path, parsed.config_file is not None
+    )
 
 
 def _arguments(words: Sequence[str]) -> list[str] | None:
@@ -136,32 +138,34 @@ def _arguments(words: Sequence[str]) -> list[str] | None:
     return None
 
 
-def wish(option: str, environment: Mapping[str, str], launch: Launch | None) -> Wish | None:
+def find_setting(
+    option: str, environment: Mapping[str, str], launch: AccelerateLaunch | None
+) -> AccelerateSetting | None:
     """Where a setting is set; None where it is not. The command line overrides the file, as in accelerate."""
     typed = _TYPED_AS.get(option, option)
     if launch is not None and typed in launch.typed:
         # Also where accelerate itself ignores it, such as --zero_stage without --use_deepspeed.
-        return Wish(f"--{typed}", launch.typed[typed], "accelerate launch")
+        return AccelerateSetting(f"--{typed}", launch.typed[typed], "accelerate launch")
     if option == "use_cpu" and launch is not None and launch.file.get(option) and "multi_gpu" not in launch.typed:
-        return Wish(option, True, launch.path)  # not exported to several processes
+        return AccelerateSetting(option, True, launch.path)  # not exported to several processes
     value = environment.get(VARIABLES[option], "auto")
     if value == "auto" or (option, value) == ("deepspeed_config_file", "none"):
         return None
     is_default = same(value, _DEFAULTS.get(option))
     key, filed = _FILED_AS.get(option, (option, value))
     if launch is not None and same(launch.file.get(key), filed):
-        return None if is_default and not launch.named else Wish(key, launch.file[key], launch.path)
-    return None if is_default else Wish(VARIABLES[option], value, "environment")
+        return None if is_default and not launch.named else AccelerateSetting(key, launch.file[key], launch.path)
+    return None if is_default else AccelerateSetting(VARIABLES[option], value, "environment")
 
 
-def processes(launch: Launch) -> Wish | None:
+def processes(launch: AccelerateLaunch) -> AccelerateSetting | None:
     """The requested number of processes, over all machines together."""
     for key in ("num_processes", "num_machines"):
         typed, filed = (launch.typed, f"--{key}", "accelerate launch"), (launch.file, key, launch.path)
-        for given, name, source in (typed, filed):
+        for settings, name, source in (typed, filed):
             # -1 means none, and accelerate accepts a number in quotes.
-            if str(given.get(key)).isdigit() and int(given[key]) > 0:
-                return Wish(name, int(given[key]), source)
+            if str(settings.get(key)).isdigit() and int(settings[key]) > 0:
+                return AccelerateSetting(name, int(settings[key]), source)
     return None
 
 

@@ -77,8 +77,8 @@ class Manifest:
 
 def newest(root: Path) -> Path | None:
     """The checkpoint of the latest step, or None."""
-    found = run_paths.checkpoints(root)
-    return found[-1] if found else None
+    published = run_paths.checkpoints(root)
+    return published[-1] if published else None
 
 
 def checksum(file: Path) -> str:

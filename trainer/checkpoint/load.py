@@ -48,8 +48,8 @@ def _problem(path: Path, world: World) -> str | None:
     if isinstance(manifest, str):
         return manifest
     shares = [list(manifest.files)[rank :: world.size] for rank in range(world.size)]
-    found = run_on_all_ranks(world, lambda: _damage(path, manifest, shares[world.rank]))
-    suspects = [(rank, damaged) for rank, damaged in enumerate(found) if damaged is not None]
+    damages = run_on_all_ranks(world, lambda: _damage(path, manifest, shares[world.rank]))
+    suspects = [(rank, damaged) for rank, damaged in enumerate(damages) if damaged is not None]
     if not suspects:
         return None
     rank, (name, problem, host) = suspects[0]
@@ -71,8 +71,8 @@ def _readable(path: Path) -> Manifest | str:
 
 
 def _damage(path: Path, manifest: Manifest, names: Sequence[str]) -> tuple[str, str, str] | None:
-    found = damage(path, manifest, names)
-    return None if found is None else (*found, socket.gethostname())
+    damaged = damage(path, manifest, names)
+    return None if damaged is None else (*damaged, socket.gethostname())
 
 
 def load(path: Path, engine: Engine, world: World) -> Manifest:

@@ -72,7 +72,7 @@ def _read(path: Path, children: tuple[Path, ...], renamings: list[Renaming]) -> 
         if not isinstance(parent, str):
             raise ConfigErrors([ConfigError("extends", parent, "not a path", "name one YAML file", str(path))])
         base, origins = _read(Path(parent), (*children, path), renamings)
-    raw = convert(raw, source=str(path), found=renamings)
+    raw = convert(raw, source=str(path), renamings=renamings)
     for leaf in leaves(raw):
         origins[leaf] = str(path)
     return merge(base, raw), origins

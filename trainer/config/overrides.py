@@ -38,7 +38,7 @@ def apply_override(raw: dict[str, Any], origins: Origins, text: str, renamings: 
     except (yaml.YAMLError, ValueError):
         parsed = value
     keys: KeyPath = tuple(int(part) if part.isdecimal() else part for part in parts)
-    keys, parsed = convert_setting(keys, parsed, source=where, found=renamings)
+    keys, parsed = convert_setting(keys, parsed, source=where, renamings=renamings)
     if keys[0] == "schedule" and len(keys) > 1 and isinstance(raw.get("schedule"), str):
         # A recipe given by its name alone becomes a section, so that other keys can be added.
         raw["schedule"] = {"recipe": raw["schedule"]}

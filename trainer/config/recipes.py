@@ -25,9 +25,9 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
     Raises:
         ConfigError: if there is no such recipe, or a key contradicts it.
     """
-    given = raw.get("schedule")
-    is_section = isinstance(given, dict)
-    name = given.get("recipe") if isinstance(given, dict) else given
+    schedule = raw.get("schedule")
+    is_section = isinstance(schedule, dict)
+    name = schedule.get("recipe") if isinstance(schedule, dict) else schedule
     if not isinstance(name, str):
         return raw
     # Imported here because the package imports torch, which most readers of configs do not need.
@@ -52,21 +52,25 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
     _check(raw, chosen, settings, where, is_written)
     phases = [_phase(each, name) for each in settings]
     left = {key: value for key, value in raw.items() if key != "phases" and (key != "schedule" or is_section)}
-    found = _override(phases[0], left, is_written)
-    own = raw.get("phases") or []
-    if not isinstance(own, list) or not all(isinstance(phase, dict) for phase in own):
-        return {**found, "phases": own}  # validation reports the error
-    if len(phases) == 1 and (not own or is_written(("phases",))):
-        return {**found, "phases": own}
-    if len(own) not in (0, len(phases)) or len(phases) == 1:
-        problem = f"schedule: {name} has {len(phases)} phase{'s' if len(phases) > 1 else ''}, these are {len(own)}"
+    raw_with_recipe = _override(phases[0], left, is_written)
+    own_phases = raw.get("phases") or []
+    if not isinstance(own_phases, list) or not all(isinstance(phase, dict) for phase in own_phases):
+        return {**raw_with_recipe, "phases": own_phases}  # validation reports the error
+    if len(phases) == 1 and (not own_phases or is_written(("phases",))):
+        return {**raw_with_recipe, "phases": own_phases}
+    if len(own_phases) not in (0, len(phases)) or len(phases) == 1:
+        problem = (
+            f"schedule: {name} has {len(phases)} phase{'s' if len(phases) > 1 else ''}, these are {len(own_phases)}"
+        )
         advice = "write phases: [] to take the recipe's" + (", or a mapping for each" if len(phases) > 1 else "")
-        raise ConfigError("phases", f"{len(own)} of them", problem, advice, origin_of(("phases",), origins, source))
+        raise ConfigError(
+            "phases", f"{len(own_phases)} of them", problem, advice, origin_of(("phases",), origins, source)
+        )
     merged = []
     for index, phase in enumerate(phases):
-        overrides = own[index] if own else {}
+        overrides = own_phases[index] if own_phases else {}
         merged.append(_override(phase, overrides, lambda path, index=index: is_written(("phases", index, *path))))  # type: ignore[misc]
-    return {**found, "phases": merged}
+    return {**raw_with_recipe, "phases": merged}
 
 
 def _check(
@@ -106,8 +110,8 @@ def _phase(settings: Settings, name: str) -> dict[str, Any]:
 
 
 def _section(raw: dict[str, Any], key: str) -> dict[str, Any]:
-    found = raw.get(key)
-    return found if isinstance(found, dict) else {}
+    section = raw.get(key)
+    return section if isinstance(section, dict) else {}
 
 
 def _override(recipe: dict[str, Any], config: dict[str, Any], is_written: Callable[[KeyPath], bool]) -> dict[str, Any]:

@@ -64,9 +64,9 @@ def keys(prefix: str = "") -> list[KeyInfo]:
     >>> [(key.path, key.type, key.unit, key.default) for key in keys("batch.micro")]
     [('batch.micro', 'integer > 0', 'samples', '32')]
     """
-    found = list(_section(Config, ""))
-    below = [key for key in found if key.path == prefix or key.path.startswith(f"{prefix}.")]
-    return found if not prefix else below or [key for key in found if key.path.startswith(prefix)]
+    infos = list(_section(Config, ""))
+    below = [key for key in infos if key.path == prefix or key.path.startswith(f"{prefix}.")]
+    return infos if not prefix else below or [key for key in infos if key.path.startswith(prefix)]
 
 
 def _section(model: type[BaseModel], path: str, condition: str = "") -> Iterator[KeyInfo]:
@@ -125,8 +125,8 @@ def _bounds(metadata: typing.Sequence[Any]) -> list[str]:
     """``["> 0", "< 1"]`` from the constraints in a field's metadata."""
     flat = [part for each in metadata for part in (each.metadata if isinstance(each, FieldInfo) else [each])]
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    found = [(sign, getattr(each, name, None)) for each in flat for name, sign in signs.items()]
-    return [f"{sign} {_yaml(bound)}" for sign, bound in found if bound is not None and bound < _LARGE]
+    bounds = [(sign, getattr(each, name, None)) for each in flat for name, sign in signs.items()]
+    return [f"{sign} {_yaml(bound)}" for sign, bound in bounds if bound is not None and bound < _LARGE]
 
 
 def _implied_unit(annotation: Any) -> str:

@@ -47,20 +47,20 @@ def convert(
     renamed: Mapping[str, str] = RENAMED,
     *,
     source: str = "",
-    found: list[Renaming] | None = None,
+    renamings: list[Renaming] | None = None,
 ) -> dict[str, Any]:
     """A config, or any nested mapping with text for keys, with the new name of every renamed key.
 
     Args:
         raw: the mapping; it is not changed. ``phases`` may hold a list of mappings with the same keys.
         renamed: old key path to new key path.
-        source: the file that `raw` comes from, for errors and for `found`.
-        found: collects what was renamed, for `report`.
+        source: the file that `raw` comes from, for errors and for `renamings`.
+        renamings: collects what was renamed, for `report`.
 
     Raises:
         ConfigErrors: if an old and a new name are both set.
     """
-    converted: dict[str, Any] = _convert(dict(raw), (), renamed, source, [] if found is None else found)
+    converted: dict[str, Any] = _convert(dict(raw), (), renamed, source, [] if renamings is None else renamings)
     return converted
 
 
@@ -69,17 +69,17 @@ def convert_paths(
     renamed: Mapping[str, str] = RENAMED,
     *,
     source: str = "",
-    found: list[Renaming] | None = None,
+    renamings: list[Renaming] | None = None,
 ) -> dict[str, Any]:
     """Like `convert`, for a mapping of key paths to values, as in ``{"optimizer.lr": 0.1}``.
 
     Raises:
         ConfigErrors: if a key is set under an old and a new name.
     """
-    collected: list[Renaming] = [] if found is None else found
+    collected: list[Renaming] = [] if renamings is None else renamings
     converted: dict[str, Any] = {}
     for old, value in settings.items():
-        path, new_value = convert_setting(tuple(old.split(".")), value, renamed, source=source, found=collected)
+        path, new_value = convert_setting(tuple(old.split(".")), value, renamed, source=source, renamings=collected)
         new = ".".join(path)
         if new != old and new in settings:
             raise ConfigErrors([_both(old, new, value, source)])
@@ -93,10 +93,10 @@ def convert_setting(
     renamed: Mapping[str, str] = RENAMED,
     *,
     source: str = "",
-    found: list[Renaming] | None = None,
+    renamings: list[Renaming] | None = None,
 ) -> tuple[tuple[Any, ...], Any]:
     """One setting: the new key path for `path` (keys, and indices of lists), and the value with new keys inside."""
-    collected: list[Renaming] = [] if found is None else found
+    collected: list[Renaming] = [] if renamings is None else renamings
     new = list(path)
     start = (
         2 if path[0] == "phases" and len(path) > 1 else 0
@@ -110,23 +110,27 @@ def convert_setting(
     return tuple(new), _convert(value, tuple(map(str, path[start:])), renamed, source, collected)
 
 
-def report(found: Iterable[Renaming]) -> None:
+def report(renamings: Iterable[Renaming]) -> None:
     """Log one warning for each renamed key: once in a process, and on one process of a run only.
 
     Ranks that `bellwether train` starts log nothing, because the command itself has read the config before.
     """
     if environment_rank() != 0 or "BELLWETHER_WORLD_SIZE" in os.environ:
         return
-    for each in found:
-        if each.old not in _reported:
-            _reported.add(each.old)
-            where = f"{each.source}: " if each.source else ""
-            _log.warning("%s%s was renamed to %s; the old name works in this version only", where, each.old, each.new)
+    for renaming in renamings:
+        if renaming.old not in _reported:
+            _reported.add(renaming.old)
+            where = f"{renaming.source}: " if renaming.source else ""
+            _log.warning(
+                "%s%s was renamed to %s; the old name works in this version only", where, renaming.old, renaming.new
+            )
 
 
-def _convert(value: Any, path: tuple[str, ...], renamed: Mapping[str, str], source: str, found: list[Renaming]) -> Any:
+def _convert(
+    value: Any, path: tuple[str, ...], renamed: Mapping[str, str], source: str, renamings: list[Renaming]
+) -> Any:
     if path == ("phases",) and isinstance(value, list):
-        return [_convert(phase, (), renamed, source, found) for phase in value]
+        return [_convert(phase, (), renamed, source, renamings) for phase in value]
     if not isinstance(value, dict):
         return value
     converted = {}
@@ -136,11 +140,11 @@ def _convert(value: Any, path: tuple[str, ...], renamed: Mapping[str, str], sour
         new_key = key
         if old in renamed:
             new_key = renamed[old].rpartition(".")[2]
-            found.append(Renaming(old, renamed[old], source))
+            renamings.append(Renaming(old, renamed[old], source))
             if new_key in value:
                 raise ConfigErrors([_both(old, renamed[old], inner, source)])
             inner = _new_value(old, inner)
-        converted[new_key] = _convert(inner, inner_path, renamed, source, found)
+        converted[new_key] = _convert(inner, inner_path, renamed, source, renamings)
     return converted
 
 

@@ -61,18 +61,18 @@ def _check(raw: dict[str, Any], origins: Origins, source: str) -> tuple[Config |
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        found = [explain(e, raw, origins, source) for e in error.errors(include_url=False)]
+        problems = [explain(e, raw, origins, source) for e in error.errors(include_url=False)]
     else:
         validated = dump(config)
         # pydantic accepts true as the number 1.
-        found = [
+        problems = [
             ConfigError(dotted(leaf), value, "not a number", meaning(leaf, raw), origin_of(leaf, origins, source))
             for leaf in leaves(raw)
             if isinstance(value := at(raw, leaf), bool) and not isinstance(at(validated, leaf), bool)
         ]
-        if not found:
+        if not problems:
             return config, []
-    return None, list({str(e): e for e in found}.values())
+    return None, list({str(e): e for e in problems}.values())
 
 
 def _phase_errors(

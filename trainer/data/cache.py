@@ -118,8 +118,8 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
                 _remove_leftovers(final)
                 _publish(final, key, build)
     except OSError as error:
-        inside = str(error.filename or "").startswith(str(directory))
-        if not inside and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        is_in_cache = str(error.filename or "").startswith(str(directory))
+        if not is_in_cache and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ConfigError(
             "data.cache", root, f"cannot be written to: {error.strerror}", "name a directory with room"
@@ -180,8 +180,8 @@ def _flush(path: Path) -> None:
 
 def _remove_leftovers(final: Path) -> None:
     """Removes temporary directories of killed builders. The lock is held, so no builder on this machine is alive."""
-    own = f".partial-{socket.gethostname()}-"
+    own_prefix = f".partial-{socket.gethostname()}-"
     for path in final.parent.glob(f"{final.name}.partial-*"):
         # A builder on another machine may be alive if the file system does not share locks between machines.
-        if own in path.name or time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
+        if own_prefix in path.name or time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
             shutil.rmtree(path, ignore_errors=True)

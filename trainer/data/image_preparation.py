@@ -75,9 +75,9 @@ def image_rows(rows: Any, config: ImageData, key: str) -> Any:
     try:
         return rows.cast_column(config.image_column, Image(decode=False))
     except (TypeError, ValueError) as error:
-        held = rows.features[config.image_column]
+        column_type = rows.features[config.image_column]
         raise ConfigError(
-            "data.image_column", config.image_column, f"holds {held}, not images", "name the column that does"
+            "data.image_column", config.image_column, f"holds {column_type}, not images", "name the column that does"
         ) from error
 
 
@@ -94,20 +94,20 @@ def _labels(rows: Any, config: ImageData, names: list[str] | None, key: str) -> 
     feature = rows.features[config.label_column]
     if not isinstance(feature, ClassLabel | Value) or feature.dtype.startswith(("float", "double", "date", "time")):
         raise ConfigError("data.label_column", config.label_column, "holds no classes", "name the column that does")
-    found = rows.select_columns([config.label_column]).with_format("numpy")[:][config.label_column]
-    if np.issubdtype(found.dtype, np.integer) and found.min() < 0:
-        problem = f"has the label {found.min()} in {key}"
+    labels = rows.select_columns([config.label_column]).with_format("numpy")[:][config.label_column]
+    if np.issubdtype(labels.dtype, np.integer) and labels.min() < 0:
+        problem = f"has the label {labels.min()} in {key}"
         raise ConfigError("data.label_column", config.label_column, problem, "labels start at 0; name labelled rows")
     if isinstance(feature, ClassLabel):
-        found = np.array(feature.names)[found]
-        own = list(feature.names)
-    elif np.issubdtype(found.dtype, np.integer):
-        own = [str(i) for i in range(int(found.max()) + 1)]
+        labels = np.array(feature.names)[labels]
+        class_names = list(feature.names)
+    elif np.issubdtype(labels.dtype, np.integer):
+        class_names = [str(i) for i in range(int(labels.max()) + 1)]
     else:
-        own = sorted({str(f) for f in found})
-    names = names or own
+        class_names = sorted({str(label) for label in labels})
+    names = names or class_names
     number = {name: index for index, name in enumerate(names)}
-    texts = [str(f) for f in found]
+    texts = [str(label) for label in labels]
     unknown = sorted(set(texts) - set(number))
     if unknown:
         problem = f"{key} has labels that data.source does not have: {', '.join(unknown[:5])}"

@@ -63,14 +63,16 @@ def locate(config: DataConfig, key: str = "data.source") -> Source:
         return _hub(config, config.validation if held_out else config.split, key)
     files = _files(name, form, key)
     form = _format(files, name, key) if form == "auto" else form
-    wanted = [f for f in files if f.suffix.lower() in _SUFFIXES[form]] or files
+    matching_files = [f for f in files if f.suffix.lower() in _SUFFIXES[form]] or files
     if form == "imagefolder":
         _check_kind(config, "images", form, name, key)
-        _in_class_folders(wanted, Path(name).expanduser(), key)
-        return Source({"imagefolder": files_fingerprint(wanted)}, lambda: _image_folder(wanted, name, key))
+        _in_class_folders(matching_files, Path(name).expanduser(), key)
+        return Source(
+            {"imagefolder": files_fingerprint(matching_files)}, lambda: _image_folder(matching_files, name, key)
+        )
     if form == "text":
         _check_kind(config, "text", form, name, key)
-    return Source({form: files_fingerprint(wanted)}, lambda: _read(form, wanted, config, name, key))
+    return Source({form: files_fingerprint(matching_files)}, lambda: _read(form, matching_files, config, name, key))
 
 
 def is_local(config: DataConfig) -> bool:

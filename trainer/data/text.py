@@ -63,8 +63,8 @@ class TextData(DataConfig):
     def is_local(self) -> bool:
         from bellwether.trainer.data.cache import local_path
 
-        own = self.tokenizer == "train" or local_path("data.tokenizer", self.tokenizer).exists()
-        return own and super().is_local()
+        has_local_tokenizer = self.tokenizer == "train" or local_path("data.tokenizer", self.tokenizer).exists()
+        return has_local_tokenizer and super().is_local()
 
     def zeros(self, count: int) -> dict[str, Tensor]:
         import torch

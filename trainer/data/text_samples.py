@@ -169,9 +169,9 @@ class _Corpus:
             have = ", ".join(rows.column_names)
             raise ConfigError("data.column", column, f"no such column in {key}", f"it has: {have}")
         feature = rows.features[column]
-        held = getattr(feature, "dtype", feature)  # lists and structs have none
-        if held not in ("string", "large_string"):
-            raise ConfigError("data.column", column, f"holds {held}, not text", "name another column")
+        column_type = getattr(feature, "dtype", feature)  # lists and structs have none
+        if column_type not in ("string", "large_string"):
+            raise ConfigError("data.column", column, f"holds {column_type}, not text", "name another column")
         if not len(rows):
             raise ConfigError(key, getattr(self.config, key.removeprefix("data.")), "has no rows", "name other data")
         return rows.select_columns([column])

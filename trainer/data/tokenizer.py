@@ -51,24 +51,24 @@ def _given(config: TextData) -> Any:
     if path.is_file():
         advice = "give a vocabulary file of BERT's, one token per line"
         try:
-            found = _from_vocabulary(path, config.lowercase)
+            loaded = _from_vocabulary(path, config.lowercase)
         except ValueError as error:
             raise ConfigError("data.tokenizer", config.tokenizer, f"cannot be read: {error}", advice) from error
-        known = found.get_vocab()
-        missing = [token for token in SPECIAL if token not in known or known[token] >= found.vocab_size]
+        vocabulary = loaded.get_vocab()
+        missing = [token for token in SPECIAL if token not in vocabulary or vocabulary[token] >= loaded.vocab_size]
         if missing:
             raise ConfigError("data.tokenizer", config.tokenizer, f"does not list {' '.join(missing)}", advice)
-        return found
+        return loaded
     if not path.exists() and config.tokenizer.startswith(("/", ".", "~")):
         raise ConfigError(
             "data.tokenizer", config.tokenizer, "no such file or folder", "write train, or correct the path"
         )
-    found = _pretrained(str(path) if path.exists() else config.tokenizer, config)
-    missing = [name for name in ("cls", "sep", "mask") if getattr(found, f"{name}_token_id") is None]
-    if missing or not found.is_fast:
-        problem = "is not a fast tokenizer" if not found.is_fast else f"has no {' and no '.join(missing)} token"
+    loaded = _pretrained(str(path) if path.exists() else config.tokenizer, config)
+    missing = [name for name in ("cls", "sep", "mask") if getattr(loaded, f"{name}_token_id") is None]
+    if missing or not loaded.is_fast:
+        problem = "is not a fast tokenizer" if not loaded.is_fast else f"has no {' and no '.join(missing)} token"
         raise ConfigError("data.tokenizer", config.tokenizer, problem, "name one made for masked language modelling")
-    return found
+    return loaded
 
 
 def _pretrained(name: str, config: TextData) -> Any:
@@ -122,8 +122,8 @@ def _train(config: TextData, corpus: Iterable[str], file: Path) -> None:
     trained.train_from_iterator(texts, trainer)
     vocabulary = trained.get_vocab()
     if len(vocabulary) < config.vocabulary_size:
-        found = f"{len(vocabulary):,}"
-        log.warning("the corpus has only %s pieces that occur twice, not %s", found, size, extra=EVERY_RANK)
+        actual = f"{len(vocabulary):,}"
+        log.warning("the corpus has only %s pieces that occur twice, not %s", actual, size, extra=EVERY_RANK)
     file.write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n", encoding="utf-8")
 
 
@@ -142,7 +142,7 @@ def _alphabet(texts: Iterable[str], limit: int) -> list[str]:
     counts = np.zeros(0x110000, dtype=np.int64)
     for text in texts:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        found = np.bincount(points)
-        counts[: len(found)] += found
+        text_counts = np.bincount(points)
+        counts[: len(text_counts)] += text_counts
     most_frequent = np.argsort(-counts, kind="stable")[: min(limit, 1000)]
     return [chr(point) for point in sorted(most_frequent) if counts[point] and not chr(point).isspace()]

@@ -10,7 +10,7 @@ import pytest
 from bellwether.experiments.sweep import spec
 from bellwether.experiments.sweep.start import outline
 from bellwether.experiments.sweep.start import sweep as start
-from bellwether.launcher.launch import Request
+from bellwether.launcher.launch import LaunchRequest
 from bellwether.trainer.config import ConfigError, ConfigErrors, load
 from tests.experiments.sweep.digits_sweep import ROOT, write
 
@@ -43,7 +43,7 @@ def test_sweep_with_an_invalid_config_is_refused_before_the_first_trial(
 ) -> None:
     file = write(tmp_path, **changes)
     with pytest.raises((ConfigError, ConfigErrors), match=message):
-        start(str(file), Request(config=str(file), overrides=(), on="local", **request_), None, False)
+        start(str(file), LaunchRequest(config=str(file), overrides=(), on="local", **request_), None, False)
     assert not (tmp_path / "runs").exists()
 
 

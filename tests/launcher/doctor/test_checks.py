@@ -214,5 +214,5 @@ def test_table_fits_80_columns_and_shows_the_fix() -> None:
     assert text.endswith("1 green, 1 yellow, 1 red\n")
     assert "\033" not in text
     assert "\033[31mred" in table.render(rows, colour=True)
-    assert table.status(rows) == 1
-    assert table.status([rows[0], rows[2]]) == 0
+    assert table.exit_status(rows) == 1
+    assert table.exit_status([rows[0], rows[2]]) == 0

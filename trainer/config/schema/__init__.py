@@ -68,9 +68,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_sections(self) -> Config:
-        wanted = self.model.data_kind
-        if self.data.kind != wanted:
-            raise ValueError(f"data.kind: model.kind {self.model.kind} needs data.kind: {wanted}")
+        data_kind = self.model.data_kind
+        if self.data.kind != data_kind:
+            raise ValueError(f"data.kind: model.kind {self.model.kind} needs data.kind: {data_kind}")
         self.model.check_data(self.data)
         if self.evaluate.augment and not self.data.augments:
             raise ValueError(

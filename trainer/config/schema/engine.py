@@ -79,7 +79,9 @@ class Engine(Section):
     def _ours(self) -> Engine:
         for key, own in _OURS.items():
             section, _, inner = key.partition(".")
-            given = self.deepspeed.get(section)
-            if section in self.deepspeed and (not inner or (isinstance(given, dict) and inner in given)):
+            section_value = self.deepspeed.get(section)
+            if section in self.deepspeed and (
+                not inner or (isinstance(section_value, dict) and inner in section_value)
+            ):
                 raise ValueError(f"deepspeed.{key}: is set by another key: set {own} instead")
         return self

@@ -15,12 +15,12 @@ def digits() -> Any:
     from PIL import Image as PILImage
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    bunch = load_digits()
     images = []
-    for pixels in found.images:
+    for pixels in bunch.images:
         file = io.BytesIO()
         PILImage.fromarray((pixels * 255 / 16).round().astype("uint8")).save(file, "PNG")
         images.append({"bytes": file.getvalue(), "path": None})
-    names = [str(name) for name in found.target_names]
+    names = [str(name) for name in bunch.target_names]
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=names)})
-    return Dataset.from_dict({"image": images, "label": [int(label) for label in found.target]}, features)
+    return Dataset.from_dict({"image": images, "label": [int(label) for label in bunch.target]}, features)

@@ -66,8 +66,8 @@ def _library() -> Path:
 
 def _modules() -> list[Path]:
     """Source files, relative to the library. Skipped folders such as site-packages, which may be large, are not entered."""
-    found = []
+    modules = []
     for directory, inner, files in os.walk(_library()):
         inner[:] = sorted(set(inner) - _SKIPPED)
-        found += [(Path(directory) / file).relative_to(_library()) for file in files if file.endswith(".py")]
-    return sorted(found)
+        modules += [(Path(directory) / file).relative_to(_library()) for file in files if file.endswith(".py")]
+    return sorted(modules)

@@ -1,0 +1,1 @@
+"""Programs of the repository: setup, benchmarks, simulations, figures. Not part of the installed package."""
