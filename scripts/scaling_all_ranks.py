@@ -13,6 +13,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from bellwether.optimizers import Lamb, groups
@@ -55,6 +56,8 @@ def _zero_layouts(model: nn.Module, engine: str, world: int) -> list[list[ShardL
 
 class _RemoteDTensor:
     """A DTensor of another rank without its elements: of the rank that its mesh is set to."""
+
+    __class__ = DTensor  # type: ignore[assignment]  # isinstance() takes it for one
 
     def __init__(self, parameter: Any) -> None:
         self.device_mesh, self.placements, self.shape = parameter.device_mesh, parameter.placements, parameter.shape
