@@ -154,12 +154,9 @@ def draw(result: RangeTest, path: Path) -> None:
     from bellwether.trainer.report.chart import LIGHT, png, style
 
     with style():
-        figure = Figure(figsize=(10.5, 5), dpi=72)
-        figure.set_layout_engine("constrained")
+        figure = Figure(figsize=(10.5, 5))
         ax = figure.add_subplot()
-        for side in ("top", "right", "left"):
-            ax.spines[side].set_visible(False)
-        ax.grid(axis="y", color=LIGHT["grid"])
+        ax.grid(axis="y")
         ax.set_xscale("log")
         ax.plot(result.rates, result.losses, color=LIGHT["blue"], linewidth=0.8, alpha=0.35, label="loss of each step")
         ax.plot(result.rates, result.smooth, color=LIGHT["blue"], linewidth=2, label="smoothed loss")
@@ -176,8 +173,8 @@ def draw(result: RangeTest, path: Path) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("learning rate")
         ax.set_ylabel("training loss")
-        ax.set_title(f"{path.parent.name}: learning rate range test", loc="left")
-        ax.legend(frameon=False)
+        ax.set_title(f"{path.parent.name}: learning rate range test")
+        ax.legend(loc="best")
         png(figure, path)
 
 

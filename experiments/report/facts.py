@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -43,7 +43,7 @@ class Throughput:
             known = [value for value in values if math.isfinite(value) and value > 0]
             return statistics.median(known) if known else None
         one = self.given if isinstance(self.given, float) else self.given.get(trial.batch_size)
-        return None if one is None else one * trial.processes
+        return one and one * trial.processes
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Series:
     law: Law | None
     notes: Sequence[str]  #: warnings about the fit
 
+    @property
+    def largest(self) -> int:
+        """The largest batch size that reached the target."""
+        return max(cell.batch for cell in self.cells if cell.reached)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -78,9 +83,15 @@ class Grid:
     cell: Cell
     x: str
     y: str
-    xs: Sequence[float]
-    ys: Sequence[float]
     settings: Mapping[tuple[float, float], Setting]
+
+    @property
+    def xs(self) -> list[float]:
+        return sorted({x for x, _ in self.settings})
+
+    @property
+    def ys(self) -> list[float]:
+        return sorted({y for _, y in self.settings})
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,6 @@ class Facts:
     compared: Target | None = None
     own: EarlyStop | None = None
     to_come: int = 0
-    _links: dict[int, str | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def metric(self) -> Target:
@@ -156,8 +166,10 @@ class Facts:
     @cached_property
     def keys(self) -> list[str]:
         """The parameters that were searched, which differ within a cell; the learning rate first."""
-        searched = {key for cell in self.cells for key in varied(cell)} | ({LR} if self._has_lr else set())
-        return sorted(searched - set(_OWN), key=lambda key: (key != LR, key))
+        searched = {key for cell in self.cells for key in varied(cell)}
+        if any(peak_lr(setting) is not None for cell in self.cells for setting in cell.settings):
+            searched.add(LR)
+        return sorted(searched - set(_OWN), key=_lr_first)
 
     @cached_property
     def grids(self) -> list[Grid]:
@@ -165,46 +177,53 @@ class Facts:
 
     def link(self, trial: Trial) -> str | None:
         """URL of a run's report, or else its directory, relative to the page; None if there is neither."""
-        if trial.trial not in self._links:
-            path = PurePosixPath(trial.run)
-            there = bool(trial.run) and not path.is_absolute() and (self.root / path).is_dir()
-            place = f"./{path}/{REPORT if (self.root / path / REPORT).is_file() else ''}"
-            self._links[trial.trial] = quote(place) if there else None
-        return self._links[trial.trial]
+        path = self.root / trial.run
+        if not trial.run or PurePosixPath(trial.run).is_absolute() or not path.is_dir():
+            return None
+        return quote(f"./{PurePosixPath(trial.run)}/{REPORT if (path / REPORT).is_file() else ''}")
 
     def bill(self, cell: Cell) -> Bill | None:
         """Time and cost of a cell; None if the throughput of no run of the best setting is known."""
         found = []
         for run in cell.best.valid_runs:
-            rate_ = self.throughput.of(run.trial)
-            if rate_ is not None:
-                hours = run.samples / rate_ / 3600
-                found.append((hours, hours * run.trial.processes))
-            elif math.isinf(run.samples):
-                found.append((math.inf, math.inf))
-        known = [pair for pair in found if math.isfinite(pair[0])]
-        if not known:
+            speed = self.throughput.of(run.trial) or (1.0 if math.isinf(run.samples) else None)
+            if speed is not None:
+                found.append((run.samples / speed / 3600, run.trial.processes))
+        if not any(math.isfinite(hours) for hours, _ in found):
             return None
-        hours, work = (statistics.median(pair[i] for pair in found) for i in (0, 1))
-        return Bill(hours, work, None if self.price is None else work * self.price)
+        work = statistics.median(hours * processes for hours, processes in found)
+        cost = None if self.price is None else work * self.price
+        return Bill(statistics.median(hours for hours, _ in found), work, cost)
 
     @cached_property
     def winners(self) -> dict[int, Cell]:
         """The best cell at each batch size; batch sizes without a result are left out."""
-        won = {}
-        for batch in self.batches:
-            here = [cell for cell in self.cells if cell.batch == batch and (cell.reached or self.target is None)]
-            here = [cell for cell in here if self.target is not None or cell.best.mean is not None]
-            if here:
-                won[batch] = min(here, key=lambda cell: (cell.best.steps, cell.best.distance))
+        won: dict[int, Cell] = {}
+        for cell in sorted(self.cells, key=lambda cell: (cell.best.steps, cell.best.distance)):
+            if self.has_result(cell):
+                won.setdefault(cell.batch, cell)
         return won
+
+    def has_result(self, cell: Cell) -> bool:
+        """Whether a cell reached the target or, without a target, measured the metric."""
+        return bool(cell.reached if self.target else cell.best.values)
+
+    @property
+    def seeds_missed(self) -> bool:
+        """Whether a seed of a best setting missed the target."""
+        return any(math.isinf(run.steps) for cell in self.cells for run in cell.best.valid_runs)
+
+    @property
+    def seeds_differ(self) -> bool:
+        """Whether some settings ran on more seeds than others."""
+        return len({len(setting.runs) for cell in self.cells for setting in cell.settings}) > 1
 
     @cached_property
     def notes(self) -> list[str]:
         """What a reader must know before reading any number, a sentence each."""
-        found = []
         if not self.trials:
             return ["The table holds no trial: nothing has been measured yet."]
+        found = []
         if self.target is None:
             found.append(f"There is no target, so settings are compared by the best {self.measure} of their runs.")
         if not any(run.best is not None for run in self.outcomes):
@@ -212,59 +231,53 @@ class Facts:
         if self.unfinished:
             begun = f"{len(self.trials):,} of {self.planned:,} runs have begun. " if self.to_come else ""
             open_ = self.verdicts.get("unfinished", 0)
-            running = f"Runs that have not ended: {open_:,}. " if open_ else ""
-            found.append(f"{begun}{running}The results may change.")
-        if self.verdicts.get("ended early"):
+            found.append(f"{begun}{f'Runs that have not ended: {open_:,}. ' if open_ else ''}The results may change.")
+        if early := self.verdicts.get("ended early"):
             found.append(
-                f"Runs that the sweep ended at its own target, {self.own}, before they came to this one: "
-                f"{self.verdicts['ended early']:,}. They are not counted here."
+                f"Runs that the sweep ended at its own target, {self.own}, before they came to this one: {early:,}. "
+                "They are not counted here."
             )
-        if self.verdicts.get("failed"):
-            found.append(f"Runs that ended in an error: {self.verdicts['failed']:,}. They are not counted.")
+        if failed := self.verdicts.get("failed"):
+            found.append(f"Runs that ended in an error: {failed:,}. They are not counted.")
         return found
-
-    @property
-    def _has_lr(self) -> bool:
-        return any(peak_lr(setting) is not None for cell in self.cells for setting in cell.settings)
 
     def _series(self, name: str, found: list[Cell]) -> Series:
         curve, notes = _curve(found) if self.target else (None, [])
-        held = (
-            [cell for cell in found if cell.reached] if self.target else [c for c in found if c.best.mean is not None]
-        )
-        for cell in found:
-            most = max(len(setting.runs) for setting in cell.settings)
-            if cell in held and len(cell.best.runs) < most:
+        held = [cell for cell in found if self.has_result(cell)]
+        for cell in held:
+            seeds, most = len(cell.best.runs), max(len(setting.runs) for setting in cell.settings)
+            if seeds < most:
                 notes.append(
-                    f"at batch {cell.batch:,} the best setting ran on {count(len(cell.best.runs), 'seed')}, "
-                    f"another on {most}: repeat it"
+                    f"at batch {cell.batch:,} the best setting ran on {count(seeds, 'seed')}, another on {most}: repeat it"
                 )
         return Series(name, found, curve, law(held), notes)
 
 
 def _curve(found: list[Cell]) -> tuple[critical_batch.Fit | None, list[str]]:
-    runs = reached_runs(found)
-    sizes = {run.trial.batch_size for run in runs}
+    """The fit to the runs that reached the target, and what to know about it."""
     lost: dict[str, list[str]] = {}
     for cell in found:
         if not cell.reached:
             lost.setdefault(cell.shortfall, []).append(f"{cell.batch:,}")
-    notes = []
-    for what, batches in lost.items():
-        where = ", ".join(batches)
-        known = what != "missed"
-        notes.append(
-            f"at batch {where}: {what}" if known
-            else f"the target was missed at batch {where}: the steps needed there are unknown"
-        )  # fmt: skip
+    notes = [
+        f"the target was missed at batch {', '.join(batches)}: the steps needed there are unknown" if what == "missed"
+        else f"at batch {', '.join(batches)}: {what}"
+        for what, batches in lost.items()
+    ]  # fmt: skip
     missed = sum(len(cell.best.valid_runs) - len(cell.best.reached) for cell in found if cell.reached)
     if missed:
         notes.append(f"{count(missed, 'seed')} of best settings missed and cannot be fitted: the fit is optimistic")
-    if len(sizes) < 2:
+    runs = reached_runs(found)
+    sizes = [run.trial.batch_size for run in runs]
+    if len(set(sizes)) < 2:
         where = "one batch alone" if sizes else "no batch"
         return None, [f"the target was reached at {where}: a curve needs two, better five", *notes]
-    fit = critical_batch.fit([run.trial.batch_size for run in runs], [run.samples for run in runs])
+    fit = critical_batch.fit(sizes, [run.samples for run in runs])
     return fit, [*fit.warnings, *notes]
+
+
+def _lr_first(key: str) -> tuple[bool, str]:
+    return key != LR, key
 
 
 def varied(cell: Cell) -> list[str]:
@@ -277,15 +290,14 @@ def _grid(cell: Cell) -> Grid | None:
     keys = varied(cell)
     if len(keys) != 2:
         return None
-    x, y = sorted(keys, key=lambda key: (key != LR, key))
+    x, y = sorted(keys, key=_lr_first)
     settings: dict[tuple[float, float], Setting] = {}
     for setting in cell.settings:
         pair = setting.parameters.get(x), setting.parameters.get(y)
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in pair):
             return None
         settings[float(pair[0]), float(pair[1])] = setting  # type: ignore[arg-type]
-    xs, ys = (sorted({pair[i] for pair in settings}) for i in (0, 1))
+    grid = Grid(cell, x, y, settings)
     # In a random search every setting has different values: that is not a grid.
-    if min(len(xs), len(ys)) < 2 or 2 * len(settings) < len(xs) * len(ys):
-        return None
-    return Grid(cell, x, y, xs, ys, settings)
+    whole = min(len(grid.xs), len(grid.ys)) >= 2 and 2 * len(settings) >= len(grid.xs) * len(grid.ys)
+    return grid if whole else None

@@ -7,10 +7,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from bellwether.experiments.analysis.aggregate import Cell, peak_lr
+from bellwether.trainer.report.facts import ABSENT
 
 # Quantiles of Student's t at 0.95 for 1, 2, ... degrees of freedom; the last is used for more.
 _T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
@@ -22,16 +24,25 @@ class Law:
 
     batches: Sequence[int]
     lrs: Sequence[float]
-    exponent: float | None  #: None: fewer than two batches
-    error: float | None  #: standard error; None: two batches, or fewer
-    interval: tuple[float, float] | None  #: 90 % confidence
+    edges: Sequence[tuple[int, str]]  #: (batch, "lowest" or "highest") where the best is at an end of what was tried
     scale: float  #: lr at batch size 1
-    edges: Sequence[
-        tuple[int, str]
-    ]  #: (batch, "lowest" or "highest") where the best is at an end of the range that was tried
+    exponent: float | None = None  #: None: fewer than two batches
+    error: float | None = None  #: standard error; None: two batches, or fewer
 
-    def __call__(self, batch: float) -> float:
+    def __call__(self, batch: Any) -> Any:
         return self.scale * batch ** (self.exponent or 0.0)
+
+    def at(self, batch: int) -> float | None:
+        """The best learning rate at a batch size; None if there is none."""
+        return dict(zip(self.batches, self.lrs, strict=True)).get(batch)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Confidence interval of the exponent, 90 %."""
+        if self.exponent is None or self.error is None:
+            return None
+        half = _T[min(len(self.batches) - 2, len(_T)) - 1] * self.error
+        return self.exponent - half, self.exponent + half
 
     @property
     def notes(self) -> list[str]:
@@ -47,12 +58,12 @@ class Law:
         return found
 
 
-def power(exponent: float) -> str:
+def power(exponent: float | None) -> str:
     """
-    >>> power(0.5), power(-0.004)
-    ('0.50', '0.00')
+    >>> power(0.5), power(-0.004), power(None)
+    ('0.50', '0.00', '–')
     """
-    return f"{round(exponent, 2) + 0.0:.2f}"  # -0.0 + 0.0 is 0.0
+    return ABSENT if exponent is None else f"{round(exponent, 2) + 0.0:.2f}"  # -0.0 + 0.0 is 0.0
 
 
 def law(found: Sequence[Cell]) -> Law | None:
@@ -68,16 +79,13 @@ def law(found: Sequence[Cell]) -> Law | None:
     lrs = [peak_lr(cell.best) or math.nan for cell in cells]
     edges = [(cell.batch, cell.lr_edge) for cell in cells if cell.lr_edge is not None]
     if len(batches) < 2:
-        return Law(batches, lrs, None, None, None, lrs[0], edges)
+        return Law(batches, lrs, edges, lrs[0])
     x, y = np.log(batches), np.log(lrs)
     exponent, start = np.polyfit(x, y, 1)
-    error, interval = None, None
+    error = None
     if len(batches) > 2:
-        freedom = len(batches) - 2
-        scatter = math.sqrt(float(np.sum((y - start - exponent * x) ** 2)) / freedom)
+        scatter = math.sqrt(float(np.sum((y - start - exponent * x) ** 2)) / (len(batches) - 2))
         gaps = [math.log(b / a) for cell in cells for a, b in pairwise(cell.lrs)]
-        open_ = statistics.median(gaps) / math.sqrt(12)  # standard deviation of a value anywhere within a step
-        error = max(scatter, open_) / math.sqrt(float(np.sum((x - x.mean()) ** 2)))
-        half = _T[min(freedom, len(_T)) - 1] * error
-        interval = (float(exponent) - half, float(exponent) + half)
-    return Law(batches, lrs, float(exponent), error, interval, float(np.exp(start)), edges)
+        resolution = statistics.median(gaps) / math.sqrt(12)  # standard deviation of a value anywhere within a step
+        error = max(scatter, resolution) / math.sqrt(float(np.sum((x - x.mean()) ** 2)))
+    return Law(batches, lrs, edges, float(np.exp(start)), float(exponent), error)

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 
 import numpy as np
 
 from bellwether.experiments.analysis.aggregate import Cell, Setting
 from bellwether.experiments.analysis.outcome import Outcome
-from bellwether.experiments.report.batch_chart import BatchChart, Miss
+from bellwether.experiments.report.batch_chart import BatchChart, Mark
 from bellwether.experiments.report.facts import Bill, Facts, time_unit
 from bellwether.experiments.report.lr_scaling import power
 from bellwether.trainer.report.chart import DASHED, DOTTED, HEIGHT, LIGHT, Chart, log_ticks
-from bellwether.trainer.report.curves import significant
-from bellwether.trainer.report.facts import compact, whole
+from bellwether.trainer.report.facts import compact, significant, whole
 
 _FAINT = 600  # more dots of other settings hide what is behind them
 
 
 def steps_note(facts: Facts) -> str:
     """The caption of `steps`: only what the chart contains."""
-    pale = ["pale dots: other settings"] if _pale(facts) else []
+    pale = "; pale dots: other settings" if _pale(facts) else ""
     missed = any(cell.missed or len(cell.best.reached) < len(cell.best.valid_runs) for cell in facts.cells)
-    end = ["missed: more than the most that was tried"] if missed else []
-    return "; ".join(["median and range over the seeds", *pale, *end])
+    return f"median and range over the seeds{pale}{'; missed: more than the most that was tried' if missed else ''}"
 
 
 def samples_note(facts: Facts) -> str:
@@ -39,16 +38,21 @@ def samples_note(facts: Facts) -> str:
 def steps(facts: Facts) -> Chart | None:
     """Steps to the target, and the line of perfect scaling: twice the batch size takes half the steps."""
     chart = BatchChart(facts, HEIGHT * 1.15)
+    perfect = {"linewidth": 0.9, "linestyle": DASHED}
     for series, look in chart.series():
         first = next((cell for cell in series.cells if cell.reached), None)
         if first is not None:
-            x = np.array([first.batch, facts.batches[-1]], dtype=np.float64)
-            y = first.best.steps * first.batch / x
-            chart.ax.plot(x, y, color=look.light, linewidth=0.9, linestyle=DASHED, alpha=0.75, zorder=1)
-    if not _to_target(chart, lambda run: run.steps, lambda cell: cell.most_steps, line=True, others=_pale(facts)):
+            x = np.array([first.batch, facts.batches[-1]])
+            chart.ax.plot(x, first.best.samples / x, color=look.light, alpha=0.75, zorder=1, **perfect)
+        if _pale(facts):
+            others = [(cell.batch * look.shift, setting.steps) for cell in series.cells for setting in _others(cell)]
+            chart.ax.plot(*np.reshape(others, (-1, 2)).T, ".", color=look.light, alpha=0.3, zorder=1)
+    if not _to_target(chart, lambda run: run.steps, lambda cell: cell.most_steps, line=True):
         return None
+    if _pale(facts):
+        chart.ax.plot([], [], ".", color=LIGHT["muted"], alpha=0.5, label="other settings")
     if any(cell.reached for cell in facts.cells):
-        chart.ax.plot([], [], color=LIGHT["muted"], linewidth=0.9, linestyle=DASHED, label="perfect scaling")
+        chart.ax.plot([], [], color=LIGHT["muted"], label="perfect scaling", **perfect)
     return chart.finish()
 
 
@@ -56,50 +60,41 @@ def samples(facts: Facts) -> Chart | None:
     """Samples to the target, the fit with its band, and B_crit: flat as long as a larger batch pays."""
     chart = BatchChart(facts, HEIGHT * 1.15)
     ax = chart.ax
-    if not _to_target(chart, lambda run: run.samples, lambda cell: cell.most_steps * cell.batch):
+    if not _to_target(chart, lambda run: run.samples, lambda cell: cell.most_steps * cell.batch, line=False):
         return None
     x = np.geomspace(facts.batches[0], facts.batches[-1], 120)
-    ends = ax.get_ylim()
-    ax.set_ylim(ends)
+    low, high = ax.get_ylim()
     label: str | None = "B_crit"
     for series, look in chart.series():
         fit = series.fit
         if fit is None:
             continue
-        ax.plot(x, fit.s_min * (1 + x / fit.b_crit), color=look.light, linewidth=1.7, zorder=3)
+        ax.plot(x, fit.s_min * (1 + x / fit.b_crit), color=look.light, zorder=3)
         band = fit.band(x)
         if band is not None:
-            limits = np.clip(band, ends[0] / 3, ends[1] * 3)
-            ax.fill_between(x, *limits, color=look.light, alpha=0.14, linewidth=0, zorder=1)
-        if facts.batches[0] <= fit.b_crit <= facts.batches[-1]:
+            ax.fill_between(x, *np.clip(band, low / 3, high * 3), color=look.light, alpha=0.14, linewidth=0, zorder=1)
+        if x[0] <= fit.b_crit <= x[-1]:
             if band is not None:
                 interval = [max(fit.b_crit_low, x[0]), min(fit.b_crit_high, x[-1])]
                 ax.plot(interval, [2 * fit.s_min] * 2, color=look.light, linewidth=1.1, zorder=5)
             ax.plot(
-                [fit.b_crit], [2 * fit.s_min], "D", color=LIGHT["card"], markeredgecolor=look.light, markersize=6.5,
-                zorder=6, label=label,
+                fit.b_crit, 2 * fit.s_min, "D", color=LIGHT["card"], markeredgecolor=look.light, markersize=6.5, zorder=6,
+                label=label,
             )  # fmt: skip
             label = None
+    ax.set_ylim(low, high)
     return chart.finish()
 
 
 def metric(facts: Facts) -> Chart | None:
     """Without a target: the best value of the metric in each cell."""
-    if not any(cell.best.mean is not None for cell in facts.cells):
+    if not any(cell.best.values for cell in facts.cells):
         return None
     chart = BatchChart(facts, log=False)
     for series, look in chart.series():
-        points = [(cell, mean) for cell in series.cells if (mean := cell.best.mean) is not None]
-        x = [cell.batch * look.shift for cell, _ in points]
-        chart.ax.plot(x, [mean for _, mean in points], color=look.light, linewidth=1.5)
-        for cell, mean in points:
-            chart.bar(look, cell.batch, cell.best.values, zorder=2)
-            for run in cell.best.valid_runs:
-                if run.best is not None:
-                    chart.seed(look, cell.batch, run.best, run)
-            chart.median(look, cell.batch, mean, cell.best.median_run)
-        chart.key(look, series.name)
-        chart.values(series.name, look, points, significant)
+        chart.curve(look, [(c, c.best.mean) for c in series.cells if c.best.mean is not None], significant)
+        runs = [(cell, run) for cell in series.cells for run in cell.best.valid_runs]
+        chart.seeds(look, [(cell, run.best, run) for cell, run in runs if run.best is not None])
     chart.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
     chart.legend()
     return chart
@@ -107,7 +102,8 @@ def metric(facts: Facts) -> Chart | None:
 
 def rates(facts: Facts) -> Chart | None:
     """The best learning rates, the power of the batch size fitted to them, and the square-root and linear rules."""
-    if not any(series.law for series in facts.series):
+    laws = [series.law for series in facts.series if series.law]
+    if not laws:
         return None
     chart = BatchChart(facts)
     ax = chart.ax
@@ -116,21 +112,16 @@ def rates(facts: Facts) -> Chart | None:
         law = series.law
         if law is None:
             continue
-        best = [
-            (cell, lr) for cell in series.cells for b, lr in zip(law.batches, law.lrs, strict=True) if cell.batch == b
-        ]
-        for cell, lr in best:
-            chart.bar(look, cell.batch, cell.lrs, linewidth=0.8, alpha=0.35, zorder=2)
-            ax.plot(
-                [cell.batch * look.shift] * len(cell.lrs), cell.lrs, "_", color=look.light, markersize=5, alpha=0.45
-            )
-            chart.median(look, cell.batch, lr, cell.best.median_run)
+        best = [(cell, lr) for cell in series.cells if (lr := law.at(cell.batch)) is not None]
+        for cell, _ in best:
+            tried = [cell.batch * look.shift] * len(cell.lrs)
+            ax.plot(tried, cell.lrs, color=look.light, linewidth=0.8, alpha=0.4, marker="_", zorder=2)
+        note = "" if law.exponent is None else f", B^{power(law.exponent)}"
+        chart.curve(look, best, significant, line=False, note=note)
         if law.exponent is not None:
-            ax.plot(x, [law(v) for v in x], color=look.light, linewidth=1.5)
-        chart.key(look, series.name + ("" if law.exponent is None else f", B^{power(law.exponent)}"))
-        chart.values(series.name, look, best, significant)
+            ax.plot(x, law(x), color=look.light)
     limits = ax.get_ylim()
-    middle = math.exp(np.mean([math.log(lr) for series in facts.series if series.law for lr in series.law.lrs]))
+    middle = statistics.geometric_mean(lr for law in laws for lr in law.lrs)
     if x[0] < x[1]:
         for exponent, style, label in ((0.5, DASHED, "square root"), (1.0, DOTTED, "linear")):
             y = middle * (x / math.sqrt(x[0] * x[1])) ** exponent
@@ -156,18 +147,10 @@ def cost(facts: Facts) -> Chart | None:
 def _billed(facts: Facts, of: Callable[[Bill], float | None], unit: str = "") -> Chart | None:
     chart = BatchChart(facts)
     for series, look in chart.series():
-        points = [
-            (cell, value) for cell in series.cells
-            if (bill := facts.bill(cell)) and (value := of(bill)) and math.isfinite(value)
-        ]  # fmt: skip
-        if not points:
-            continue
-        x = [cell.batch * look.shift for cell, _ in points]
-        chart.ax.plot(x, [value for _, value in points], color=look.light, linewidth=1.5)
-        for cell, value in points:
-            chart.median(look, cell.batch, value, cell.best.median_run)
-        chart.key(look, series.name)
-        chart.values(series.name, look, points, lambda value: f"{significant(value)}{unit}")
+        bills = [(cell, bill) for cell in series.cells if (bill := facts.bill(cell)) and math.isfinite(bill.hours)]
+        points = [(cell, value) for cell, bill in bills if (value := of(bill))]
+        if points:
+            chart.curve(look, points, lambda value: f"{significant(value)}{unit}")
     if not chart.ax.lines:
         return None
     chart.finish()
@@ -176,12 +159,7 @@ def _billed(facts: Facts, of: Callable[[Bill], float | None], unit: str = "") ->
 
 
 def _to_target(
-    chart: BatchChart,
-    of: Callable[[Outcome], float],
-    tried: Callable[[Cell], float],
-    *,
-    line: bool = False,
-    others: bool = False,
+    chart: BatchChart, of: Callable[[Outcome], float], tried: Callable[[Cell], float], *, line: bool
 ) -> bool:
     """Draw medians, seeds and their range for each cell's best setting; runs that missed are at the top edge.
 
@@ -189,7 +167,6 @@ def _to_target(
         of: the value of a run.
         tried: the most that was tried in a cell.
         line: join the medians.
-        others: draw the other settings too, pale.
 
     Returns:
         whether there was anything to draw.
@@ -197,35 +174,19 @@ def _to_target(
     cells = chart.facts.cells
     if not any(cell.reached or (cell.missed and tried(cell) > 0) for cell in cells):
         return False
-    missed: list[Miss] = []
+    missed: tuple[list[Mark], list[Mark]] = [], []
     for series, look in chart.series():
-        medians = [
-            (cell, float(np.median([of(run) for run in cell.best.valid_runs]))) for cell in series.cells if cell.reached
-        ]
-        if line:
-            x = [cell.batch * look.shift for cell, _ in medians]
-            chart.ax.plot(x, [y for _, y in medians], color=look.light, linewidth=1.7)
-        if others:
-            dots = [
-                (cell.batch * look.shift, float(np.median([of(run) for run in setting.valid_runs])))
-                for cell in series.cells for setting in _others(cell)
-            ]  # fmt: skip
-            chart.ax.plot(*np.reshape(dots, (-1, 2)).T, ".", color=look.light, markersize=5, alpha=0.3, zorder=1)
-        for cell, y in medians:
-            chart.median(look, cell.batch, y, cell.best.median_run)
-            missed += [Miss(cell.batch * look.shift, 0.0, look, r) for r in cell.best.valid_runs if math.isinf(r.steps)]
+        reached = [cell for cell in series.cells if cell.reached]
+        medians = [(cell, statistics.median(map(of, cell.best.valid_runs))) for cell in reached]
+        chart.curve(look, medians, whole, line=line)
+        chart.seeds(look, [(cell, of(run), run) for cell in series.cells for run in cell.best.reached])
         for cell in series.cells:
-            if cell.best.reached:
-                chart.bar(look, cell.batch, [of(run) for run in cell.best.reached])
-            for run in cell.best.reached:
-                chart.seed(look, cell.batch, of(run), run)
+            x = cell.batch * look.shift
             if cell.missed:
-                missed.append(Miss(cell.batch * look.shift, tried(cell), look, cell.best.median_run))
-        chart.key(look, series.name)
-        chart.values(series.name, look, medians, whole)
-    if others:
-        chart.ax.plot([], [], ".", color=LIGHT["muted"], markersize=5, alpha=0.5, label="other settings")
-    chart.misses(missed)
+                missed[0].append(Mark(x, tried(cell), cell.best.median_run, look.light))
+            elif cell.reached:
+                missed[1].extend(Mark(x, 0, run, look.light) for run in cell.best.valid_runs if math.isinf(run.steps))
+    chart.misses(*missed)
     return True
 
 

@@ -6,14 +6,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bellwether.trainer import run_paths
-from bellwether.trainer.report.chart import Picture, draw, style
+from bellwether.trainer.report.chart import Picture, draw
 from bellwether.trainer.report.facts import SMOOTHED, Facts, finite
 from bellwether.trainer.report.summary import summary
 
 __all__ = ["summary", "write"]
 
 FILE = "report.html"
-PLOTS = "plots"
 
 
 def write(run: Path) -> Path:
@@ -30,20 +29,10 @@ def write(run: Path) -> Path:
 
     run = Path(run)
     facts = Facts.load(run)
-    (run / PLOTS).mkdir(parents=True, exist_ok=True)
-    with style():
-        drawn = {heading: [draw(each, facts, run / PLOTS) for each in group] for heading, group in _sections().items()}
-    sections = [
-        (heading, shown)
-        for heading, group in drawn.items()
-        if (shown := [each for each in group if each.picture.expected or each.svg is not None])
-    ]
     page = render(
-        "run.html", title=facts.name, kind="report of a run", state=facts.history.state, about=_about(facts),
-        missing=facts.missing, headlines=tables.headlines(facts), sections=sections, layers=tables.layers(facts),
-        plan=tables.plan(facts), phases=len(facts.plan), evaluations=tables.evaluations(facts),
-        checkpoints=tables.checkpoints(facts), config=facts.config_text,
-        versions=list(dict.fromkeys(str(line["version"]) for line in facts.history.start if line.get("version"))),
+        "run.html", title=facts.name, kind="report of a run", state=facts.history.state, about=_about(facts), facts=facts,
+        headlines=tables.headlines(facts), sections=draw(_sections(), facts, run / "plots"), layers=tables.layers(facts),
+        tables={"Evaluations": tables.evaluations(facts), "Checkpoints": tables.checkpoints(facts)},
     )  # fmt: skip
     run_paths.publish(run / FILE, page)
     return run / FILE
@@ -54,30 +43,29 @@ def _about(facts: Facts) -> list[str]:
     h = facts.history
     first, latest = (h.start[0], h.start[-1]) if h.start else ({}, {})
     model = [facts.setting("model", key) for key in ("kind", "size", "depth", "width")]
-    world, stage, began = latest.get("world_size"), facts.setting("engine", "stage"), first.get("time")
+    stage, began = facts.setting("engine", "stage"), first.get("time")
     return [
         "-".join(str(part) for part in model if part is not None),
-        str(facts.setting("data", "source") or ""),
-        f"{world} × {str(latest.get('device', '?')).split(':')[0]}" if isinstance(world, int) else "",
+        facts.setting("data", "source"),
+        f"{latest['world_size']} × {latest['device'].split(':')[0]}" if "world_size" in latest else "",
         f"ZeRO-{stage}" if stage is not None else "",
-        str(facts.setting("engine", "precision") or ""),
+        facts.setting("engine", "precision"),
         f"started {datetime.fromtimestamp(began, timezone.utc):%Y-%m-%d %H:%M UTC}" if finite(began) else "",
     ]
 
 
 def _sections() -> dict[str, list[Picture[Facts]]]:
-    from bellwether.trainer.report.curves import accuracy, between, curve, loss, noise_scale, significant, trust_ratio
+    from bellwether.trainer.report.curves import accuracy, between, curve, loss, noise_scale, trust_ratio
     from bellwether.trainer.report.heatmap import by_layer
 
-    lr = curve("train", "lr", "green", smooth=False, from_zero=True, form=significant)
     noise_note = f"predicted from gradient noise, a mean over {SMOOTHED} steps; larger batches hardly save steps"
     layers_note = "layers in model order, logarithmic colour"
     return {
         "Training": [
             Picture("loss", "Loss", "raw and smoothed training loss, held-out points", loss, expected=True),
             Picture("accuracy", "Held-out accuracy", "share predicted right", accuracy, expected=True),
-            Picture("learning-rate", "Learning rate", "", lr, expected=True),
-            Picture("gradient-norm", "Gradient norm", "before clipping", curve("train", "grad_norm", "plum", robust=True), expected=True),
+            Picture("learning-rate", "Learning rate", "", curve("train", "lr", "green", smooth=False, from_zero=True), expected=True),
+            Picture("gradient-norm", "Gradient norm", "before clipping", curve("train", "grad_norm", "plum"), expected=True),
             Picture("throughput", "Throughput", "samples per second", curve("train", "samples_per_s", "blue", from_zero=True), expected=True),
             Picture("noise-scale", "Critical batch", noise_note, noise_scale),
         ],
@@ -86,7 +74,7 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
             Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, by_layer("layers", "trust_ratio")),
         ],
         "Trajectory": [
-            Picture("cosine", "Angle", "cosine between an update and the one before", curve("walk", "cosine", "blue", zero_line=True)),
+            Picture("cosine", "Angle", "cosine between an update and the one before", curve("walk", "cosine", "blue")),
             Picture("distance", "Distance", "of the weights from their start", curve("walk", "distance", "green", smooth=False, from_zero=True)),
             Picture("update-norms", "Update by layer", f"norm of a step; {layers_note}", by_layer("norms", "update_norms")),
             Picture("weight-norms", "Weights by layer", f"norm; {layers_note}", by_layer("norms", "weight_norms")),

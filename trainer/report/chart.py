@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -40,11 +40,20 @@ PALETTE = {
     "bad": ("#b3261e", "#ff8a80"),
 }
 LIGHT = {name: light for name, (light, _) in PALETTE.items()}
+# Light grows with the value, evenly; readable on a white and on a dark page, and in grey.
+SCALE = ("#1c2444", "#27497a", "#31778f", "#5ba48b", "#a9c77f", "#f1e6a4")
 WIDTH, HEIGHT, TEXT = 410.0, 245.0, 11.0  #: of a chart and its letters, in points: pixels of the page at natural size
+LETTER = 0.62  #: width of a letter relative to its height
 DASHED, DOTTED = (0, (5, 4)), (0, (1, 2.5))
+_STYLE = Path(__file__).with_name("report.mplstyle")
+_COLOURS = {
+    "text.color": "ink", "axes.edgecolor": "grid", "grid.color": "grid", "axes.labelcolor": "muted", "xtick.color": "muted",
+    "ytick.color": "muted", "axes.titlecolor": "muted", "legend.labelcolor": "muted",
+}  # fmt: skip
 _TIPS = 240  # points of a curve that the tooltip stops at: half a chart's width in pixels
 
 T = TypeVar("T")  #: what a report is about: the facts of a run, or those of a sweep
+Points = Sequence[tuple[float, float, str, str]]
 
 
 @dataclass(frozen=True)
@@ -56,103 +65,86 @@ class Picture(Generic[T]):
     note: str
     draw: Callable[[T], Chart | None]
     expected: bool = False  #: its absence is worth a note on the page
+    svg: Markup | None = None  #: once it is drawn
+    tips: Sequence[dict[str, Any]] = ()  #: the curves of its tooltip, once it is drawn
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A picture on the page: its SVG, or None if there is nothing to show, and the curves of its tooltip."""
-
-    picture: Picture[Any]
-    svg: Markup | None = None
-    tips: Sequence[dict[str, Any]] = field(default=())
-
-
-@contextmanager
-def style() -> Iterator[None]:
+def style() -> AbstractContextManager[None]:
     """matplotlib's settings for the reports, whatever the user's own are."""
-    import matplotlib
+    from matplotlib import style
 
-    settings: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": "bellwether", "font.family": "DejaVu Sans", "text.parse_math": False,
-        "path.simplify": True, "axes.edgecolor": LIGHT["grid"], "axes.labelcolor": LIGHT["muted"],
-        "text.color": LIGHT["ink"], "xtick.color": LIGHT["muted"], "ytick.color": LIGHT["muted"],
-    }  # fmt: skip
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(settings)
-        yield
+    return style.context([_STYLE, {key: LIGHT[name] for key, name in _COLOURS.items()}], after_reset=True)
 
 
-def draw(picture: Picture[T], facts: T, plots: Path | None) -> Drawn:
-    """Draw a picture once: as SVG for the page and, unless `plots` is None, as ``<plots>/<key>.png``."""
-    path = None if plots is None else plots / f"{picture.key}.png"
+def draw(sections: Mapping[str, Sequence[Picture[T]]], facts: T, plots: Path | None) -> dict[str, list[Picture[T]]]:
+    """Draw the pictures of each section, for the page and, unless `plots` is None, as ``<plots>/<key>.png``.
+
+    Returns:
+        the pictures to show: those that have something to show, or whose absence is worth a note.
+    """
+    if plots is not None:
+        plots.mkdir(parents=True, exist_ok=True)
+    with style():
+        drawn = {key: [_draw(each, facts, plots) for each in pictures] for key, pictures in sections.items()}
+    return {key: [each for each in pictures if each.svg or each.expected] for key, pictures in drawn.items()}
+
+
+def _draw(picture: Picture[T], facts: T, plots: Path | None) -> Picture[T]:
     chart = picture.draw(facts)
     if chart is None:
-        if path is not None:
-            path.unlink(missing_ok=True)
-        return Drawn(picture)
-    drawn = Drawn(picture, chart.svg(picture.key), chart.tips())
-    if path is not None:
+        if plots is not None:
+            (plots / f"{picture.key}.png").unlink(missing_ok=True)
+        return picture
+    drawn = replace(picture, svg=chart.svg(picture.key), tips=chart.tips())
+    if plots is not None:
         # A PNG is shown alone, so it carries the title that the page puts into the caption.
-        chart.figure.suptitle(picture.title, fontsize=TEXT + 3, x=0.02, ha="left", color=LIGHT["ink"])
-        png(chart.figure, path)
+        chart.figure.suptitle(picture.title, fontsize=TEXT + 3, x=0.02, ha="left")
+        png(chart.figure, plots / f"{picture.key}.png")
     return drawn
 
 
 def png(figure: Figure, path: Path) -> None:
-    figure.patch.set_alpha(1)
-    figure.savefig(path, format="png", dpi=180, metadata={"Software": None})
+    figure.savefig(path, format="png", facecolor=LIGHT["card"], metadata={"Software": None})
 
 
 class Chart:
-    """A figure with one pair of axes, without a frame: a light grid on y, a name for x.
+    """A figure of one or several pairs of axes, with a light grid on y in the first.
 
     Args:
         xlabel: name of the x axis.
         height: in points.
-        subplots: False for a figure that the caller fills.
+        shape: rows and columns of axes.
     """
 
-    def __init__(self, xlabel: str = "", height: float = HEIGHT, *, subplots: bool = True) -> None:
+    def __init__(self, xlabel: str = "", height: float = HEIGHT, shape: tuple[int, int] = (1, 1)) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
-        self._curves: list[tuple[str, str, Sequence[tuple[float, float, str, str]]]] = []
-        self.figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
-        # The reader's fonts are a little wider or narrower than the one measured here: leave some room.
-        self.figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
-        self.figure.patch.set_alpha(0)
-        if not subplots:
-            return
-        self.ax = ax = self.figure.add_subplot()
-        ax.patch.set_alpha(0)
-        ax.spines[["top", "right", "left"]].set_visible(False)
-        ax.grid(axis="y", color=LIGHT["grid"], linewidth=0.8)
-        ax.set_axisbelow(True)
-        ax.tick_params(length=0, labelsize=TEXT, pad=5)
-        ax.yaxis.set_major_locator(MaxNLocator(5))
-        ax.margins(y=0.07)
-        ax.set_xlabel(xlabel, fontsize=TEXT, loc="right", labelpad=2)
+        self._curves: list[tuple[str, str, Points]] = []
+        self.figure = Figure(figsize=(WIDTH / 72, height / 72))
+        self.axes = self.figure.subplots(*shape, squeeze=False).ravel().tolist()
+        self.ax = self.axes[0]
+        self.ax.grid(axis="y")
+        self.ax.yaxis.set_major_locator(MaxNLocator(5))
+        self.ax.set_xlabel(xlabel)
 
-    def tip(self, name: str, colour: str, points: Sequence[tuple[float, float, str, str]]) -> None:
+    def tip(self, name: str, colour: str, points: Points) -> None:
         """Add a curve to the tooltip: (x, y, headline, value as text) for each point."""
-        self._curves.append((name, colour, points))
+        self._curves.append((name, colour, evenly(points, _TIPS)))
 
     def tips(self) -> list[dict[str, Any]]:
         """The curves of the tooltip in the coordinates of the SVG; call it after `svg`, which lays the chart out."""
         found = []
         for name, colour, points in self._curves:
-            if not points:
-                continue
-            picked = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, _TIPS).astype(int))]
-            pixels = self.ax.transData.transform([point[:2] for point in picked])
-            pixels[:, 1] = self.figure.bbox.height - pixels[:, 1]
+            pixels = self.ax.transData.transform(np.reshape([point[:2] for point in points], (-1, 2)))
+            pixels = np.round(np.abs(pixels - (0, self.figure.bbox.height)), 1)
             shown = [
-                [round(float(x), 1), round(float(y), 1), *point[2:]]
-                for (x, y), point in zip(pixels, picked, strict=True)
+                [x, y, *point[2:]]
+                for (x, y), point in zip(pixels.tolist(), points, strict=True)
                 if np.isfinite([x, y]).all()
             ]
-            found.append({"name": name, "colour": colour, "points": shown})
+            if shown:
+                found.append({"name": name, "colour": colour, "points": shown})
         return found
 
     def level(self, y: float, text: str) -> None:
@@ -168,17 +160,32 @@ class Chart:
         self.ax.set_yscale("log")
         log_ticks(self.ax.yaxis, *self.ax.get_ylim())
 
+    def log_y_if_needed(self, values: Any) -> None:
+        """A logarithmic y axis if the largest of the values would hide all others."""
+        known = np.asarray(values)[np.isfinite(values)]
+        if len(known) and known.min() > 0 and known.max() > 30 * np.median(known):
+            self.log_y()
+
+    def zero_line(self) -> None:
+        self.ax.axhline(0, color=LIGHT["mark"], linewidth=0.9, zorder=1)
+
+    def colour_bar(self, image: Any, fraction: float, **options: Any) -> Axis:
+        """Add a colour scale above the axes; returns its axis."""
+        bar = self.figure.colorbar(
+            image, ax=self.axes, location="top", aspect=40, fraction=fraction, anchor=(0.0, 0.5), **options
+        )
+        bar.outline.set_visible(False)
+        bar.solids.set_rasterized(True)  # type: ignore[union-attr]
+        bar.ax.tick_params(labelsize=TEXT - 1, pad=3)
+        return bar.ax.xaxis
+
     def legend(self) -> None:
-        """A legend above the axes, where it covers nothing, in as many columns as fit."""
-        handles, labels = self.ax.get_legend_handles_labels()
-        if handles:
-            # A letter is about 0.62 of its height wide; 4 letters for the handle and the space between columns.
-            columns = _columns([0.62 * len(label) + 4 for label in labels], (WIDTH - 40) / TEXT)
-            self.ax.legend(
-                handles, labels, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, frameon=False,
-                fontsize=TEXT, labelcolor=LIGHT["muted"], handlelength=1.3, columnspacing=1.8, handletextpad=0.5,
-                borderpad=0.2, borderaxespad=0.1,
-            )  # fmt: skip
+        """A legend above the axes, in as many columns as fit."""
+        labels = self.ax.get_legend_handles_labels()[1]
+        if labels:
+            # 4 letters for the handle and the space between columns.
+            columns = _columns([LETTER * len(label) + 4 for label in labels], (WIDTH - 40) / TEXT)
+            self.ax.legend(bbox_to_anchor=(-0.01, 1.0), ncols=columns)
 
     def svg(self, key: str) -> Markup:
         """The figure as a part of an HTML page: without prologue and metadata, with unique ids and the page's colours."""
@@ -186,19 +193,29 @@ class Chart:
         self.figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         text = buffer.getvalue()
         text = text[text.index("<svg") :]
-        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         # HTML knows the namespaces of SVG; their addresses would look like references to the network.
         text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-        text = re.sub(
-            r'(<svg\b[^>]*?) (?:height|width)="[^"]*"([^>]*?) (?:height|width)="[^"]*"', r"\1\2", text, count=1
-        )
         # matplotlib gives the parts of each picture the same ids.
-        text = re.sub(r'\bid="', f'id="{key}-', text)
-        text = re.sub(r'(href="|url\()#', rf"\1#{key}-", text)
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{key}-", text)
         for name, colour in LIGHT.items():
             text = text.replace(colour, f"var(--{name})")
         # Paths make up most of the file, with more digits than a screen has pixels.
         return Markup(re.sub(r'\bd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text))
+
+
+def evenly(items: Sequence[Any], most: int) -> Sequence[Any]:
+    """At most `most` items, evenly spread, with the first and the last.
+
+    >>> evenly("abcdefg", 3), evenly("ab", 3)
+    (['a', 'd', 'g'], 'ab')
+    """
+    return items if len(items) <= most else [items[round(i)] for i in np.linspace(0, len(items) - 1, most)]
+
+
+def colour_map(colours: Sequence[str]) -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("report", colours)
 
 
 def count_ticks(axis: Axis) -> None:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.trainer.metrics import KINDS, Line
-from bellwether.trainer.report.chart import DOTTED, HEIGHT, LIGHT, TEXT, Chart, count_ticks
-from bellwether.trainer.report.facts import Facts, compact, finite, number, share
+from bellwether.trainer.report.chart import DOTTED, HEIGHT, LIGHT, SCALE, TEXT, Chart, colour_map, count_ticks, evenly
+from bellwether.trainer.report.facts import Facts, compact, finite, number, share, significant
 
 Array = NDArray[np.float64]
 Draw = Callable[[Facts], Chart | None]
 
-# Light grows with the value, evenly; readable on a white and on a dark page, and in grey.
-SCALE = ("#1c2444", "#27497a", "#31778f", "#5ba48b", "#a9c77f", "#f1e6a4")
 _SMOOTH_FROM = 30  # a curve of fewer points is not smoothed
-_POINTS = 1400  # more than a screen has columns, few enough for a small file
-
-
-def significant(value: float) -> str:
-    return f"{value:.4g}".replace("e-0", "e-")
+_BAND = 700  # points of a band: more than it has pixels, few enough for a small file
 
 
 def over_samples(facts: Facts, height: float = HEIGHT) -> Chart:
@@ -33,19 +28,13 @@ def over_samples(facts: Facts, height: float = HEIGHT) -> Chart:
     return chart
 
 
-def curve(
-    event: str, key: str, colour: str, *, smooth: bool = True, from_zero: bool = False, zero_line: bool = False,
-    form: Callable[[float], str] = compact, robust: bool = False,
-) -> Draw:  # fmt: skip
+def curve(event: str, key: str, colour: str, *, smooth: bool = True, from_zero: bool = False) -> Draw:
     """A chart of one value.
 
     Args:
         event: the lines of the history that hold it.
         smooth: draw a noisy curve raw and faint, with its smoothed course on top.
-        from_zero: begin the y axis at 0.
-        zero_line: mark y = 0.
-        form: of the labels of the y axis.
-        robust: use a logarithmic axis if a few values are very large, see `finish`.
+        from_zero: begin the y axis at 0; otherwise it is logarithmic if a few values are very large, see `finish`.
     """
 
     def draw(facts: Facts) -> Chart | None:
@@ -54,17 +43,17 @@ def curve(
         if not np.isfinite(y).any():
             return None
         chart = over_samples(facts)
+        chart.ax.yaxis.set_major_formatter(lambda value, _: compact(value))
         if smooth:
             noisy(chart, facts, lines, key, colour)
         else:
-            chart.ax.plot(*_thin(x, y), color=LIGHT[colour], linewidth=1.7)
+            chart.ax.plot(x, y, color=LIGHT[colour])
             tip(chart, lines, key, "", colour)
         if from_zero:
             chart.ax.set_ylim(bottom=0)
-        if zero_line:
-            chart.ax.axhline(0, color=LIGHT["mark"], linewidth=0.9, zorder=1)
-        chart.ax.yaxis.set_major_formatter(lambda value, _: form(value))
-        return finish(chart, facts, y if robust else None)
+        elif np.nanmin(y) < 0:
+            chart.zero_line()
+        return finish(chart, facts, [] if from_zero else y)
 
     return draw
 
@@ -73,7 +62,7 @@ def loss(facts: Facts) -> Chart | None:
     """Training loss, raw and smoothed, the held-out points, and the loss of uniform guessing."""
     x, y = column(facts.history.train, "loss")
     _, held = column(facts.history.eval, "loss")
-    if not np.isfinite(y).any() and not np.isfinite(held).any():
+    if not np.isfinite([*y, *held]).any():
         return None
     chart = over_samples(facts)
     noisy(chart, facts, facts.history.train, "loss", "blue", "training")
@@ -85,9 +74,9 @@ def loss(facts: Facts) -> Chart | None:
     if len(lost):
         chart.ax.plot(
             lost, np.full(len(lost), 0.015), "x", color=LIGHT["bad"], transform=chart.ax.get_xaxis_transform(),
-            markersize=5, label="not finite", clip_on=False,
+            label="not finite", clip_on=False,
         )  # fmt: skip
-    return finish(chart, facts, np.concatenate([y, held]))
+    return finish(chart, facts, [*y, *held])
 
 
 def accuracy(facts: Facts) -> Chart | None:
@@ -109,9 +98,9 @@ def noise_scale(facts: Facts) -> Chart | None:
     chart = over_samples(facts)
     chart.ax.set_yscale("log")
     _band(chart, x, np.maximum(y - error, y / 10), y + error, "plum", "± its standard error")
-    chart.ax.plot(*_thin(x, y), color=LIGHT["plum"], linewidth=1.7, label="noise scale")
+    chart.ax.plot(x, y, color=LIGHT["plum"], label="noise scale")
     tip(chart, lines, "noise_scale", "noise scale", "plum", lambda value: f"{value:,.4g}")
-    for batch in dict.fromkeys(b for b in facts.over_phases("batch", "global") if isinstance(b, int)):
+    for batch in dict.fromkeys(facts.over_phases("batch", "global")):
         chart.level(batch, f"batch {batch:,}")
     chart.log_y()
     return finish(chart, facts)
@@ -119,40 +108,34 @@ def noise_scale(facts: Facts) -> Chart | None:
 
 def trust_ratio(facts: Facts) -> Chart | None:
     """The smallest, the median and the largest trust ratio of all layers."""
-    lines = [line for line in facts.history.train if isinstance(line.get("trust_ratio"), dict)]
-    flat = [{"step": line["step"], "samples": line["samples"], **line["trust_ratio"]} for line in lines]
-    (x, low), (_, middle), (_, high) = (column(flat, key) for key in ("min", "median", "max"))
+    lines = [{**line, **line["trust_ratio"]} for line in facts.history.train if "trust_ratio" in line]
+    (x, low), (_, middle), (_, high) = (column(lines, key) for key in ("min", "median", "max"))
     if not (np.isfinite(middle) & (middle > 0)).any():
         return None
     chart = over_samples(facts)
     chart.ax.set_yscale("log")
     low, middle, high = (np.where(values > 0, values, np.nan) for values in (low, middle, high))
-    pick = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS // 2)).astype(int))
-    _band(chart, x[pick], low[pick], high[pick], "green", "smallest to largest")
-    chart.ax.plot(x[pick], middle[pick], color=LIGHT["green"], linewidth=1.7, label="median layer")
+    _band(chart, x, low, high, "green", "smallest to largest")
+    chart.ax.plot(x, middle, color=LIGHT["green"], label="median layer")
     for key, name in (("max", "largest"), ("median", "median"), ("min", "smallest")):
-        tip(chart, flat, key, name, "green")
+        tip(chart, lines, key, name, "green")
     chart.log_y()
     return finish(chart, facts)
 
 
 def between(facts: Facts) -> Chart | None:
     """A line for each measured step: the loss between the weights before and after it, relative to before."""
-    lines = [
-        line for line in facts.history.between if all(finite(x) for x in line["losses"]) and len(line["losses"]) > 1
-    ]
+    lines = [line for line in facts.history.between if np.isfinite(line["losses"]).all()]
     if not lines:
         return None
-    from matplotlib.colors import LinearSegmentedColormap
-
     chart = Chart("share of the step")
-    colours = LinearSegmentedColormap.from_list("steps", SCALE[:-1])
+    colours = colour_map(SCALE[:-1])
     for index, line in enumerate(lines):
-        losses: Array = np.asarray(line["losses"], dtype=np.float64)
+        losses = np.array(line["losses"])
         label = f"step {line['step']:,}" if index in (0, len(lines) - 1) else None
         colour = colours(index / max(1, len(lines) - 1))
-        chart.ax.plot(np.linspace(0, 1, len(losses)), losses - losses[0], color=colour, linewidth=1.5, label=label)
-    chart.ax.axhline(0, color=LIGHT["mark"], linewidth=0.9, zorder=1)
+        chart.ax.plot(np.linspace(0, 1, len(losses)), losses - losses[0], color=colour, label=label)
+    chart.zero_line()
     chart.ax.set_xlim(-0.01, 1.01)
     chart.ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["before", "¼", "½", "¾", "after"])
     chart.ax.yaxis.set_major_formatter(lambda value, _: compact(value))
@@ -164,11 +147,11 @@ def noisy(chart: Chart, facts: Facts, lines: list[Line], key: str, colour: str, 
     """A noisy curve: raw and faint, with its smoothed course on top."""
     x, y = column(lines, key)
     if len(x) < _SMOOTH_FROM:
-        chart.ax.plot(x, y, color=LIGHT[colour], linewidth=1.7, marker="o", markersize=3, label=label or None)
+        chart.ax.plot(x, y, color=LIGHT[colour], marker="o", markersize=3, label=label)
     else:
-        smooth = smoothed(y, _phase_starts(facts, x))
-        chart.ax.plot(*_thin(x, y), color=LIGHT[colour], linewidth=0.8, alpha=0.3)
-        chart.ax.plot(*_thin(x, smooth), color=LIGHT[colour], linewidth=1.8, label=label or None)
+        cuts = np.searchsorted(x, [samples for samples, _ in facts.boundaries], side="right")
+        chart.ax.plot(x, y, color=LIGHT[colour], linewidth=0.8, alpha=0.3)
+        chart.ax.plot(x, smoothed(y, cuts), color=LIGHT[colour], linewidth=1.8, label=label)
     tip(chart, lines, key, label, colour)
 
 
@@ -182,12 +165,9 @@ def tip(
     ])  # fmt: skip
 
 
-def finish(chart: Chart, facts: Facts, values: Array | None = None) -> Chart:
+def finish(chart: Chart, facts: Facts, values: Any = ()) -> Chart:
     """Add phases, restarts and the legend; a logarithmic y axis if the largest of `values` would hide all others."""
-    if values is not None:
-        known = values[np.isfinite(values)]
-        if len(known) and known.min() > 0 and known.max() > 30 * np.median(known):
-            chart.log_y()
+    chart.log_y_if_needed(values)
     _marks(chart, facts)
     chart.legend()
     return chart
@@ -207,7 +187,8 @@ def _held_out(chart: Chart, facts: Facts, key: str, form: Callable[[float], str]
 
 
 def _band(chart: Chart, x: Array, low: Array, high: Array, colour: str, label: str) -> None:
-    chart.ax.fill_between(x, low, high, color=LIGHT[colour], alpha=0.18, linewidth=0, label=label)
+    limits = zip(*evenly(list(zip(x, low, high, strict=True)), _BAND), strict=True)
+    chart.ax.fill_between(*limits, color=LIGHT[colour], alpha=0.18, linewidth=0, label=label)
 
 
 def _marks(chart: Chart, facts: Facts) -> None:
@@ -231,57 +212,23 @@ def _marks(chart: Chart, facts: Facts) -> None:
 
 
 def smoothed(y: Array, cuts: Iterable[int] = ()) -> Array:
-    """Local linear regression with a Gaussian window: no lag, not across `cuts`; values that are not finite are ignored."""
+    """Local linear regression, twice for a smooth course: no lag, not across `cuts`; gaps stay gaps."""
+    from scipy.signal import savgol_filter
+
     result = np.full(len(y), np.nan)
     for begin, end in pairwise([0, *cuts, len(y)]):
         part = y[begin:end]
-        sigma = max(1.0, len(part) / 60)
-        radius = min(int(3 * sigma), (len(part) - 1) // 2)
-        kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-        known = np.isfinite(part)
-        if known.any():
-            result[begin:end] = np.where(known, _local_lines(part, known, kernel, radius), np.nan)
+        known = np.flatnonzero(np.isfinite(part))
+        if len(known):
+            course = np.interp(np.arange(len(part)), known, part[known])
+            half = min(max(1, len(part) // 48), (len(part) - 1) // 2)
+            for _ in range(2):
+                course = savgol_filter(course, 2 * half + 1, polyorder=min(1, half))
+            result[begin:end][known] = course[known]
     return result
 
 
-def _local_lines(part: Array, known: NDArray[np.bool_], kernel: Array, radius: int) -> Array:
-    """The value of a line fitted to each point's neighbours: unlike a mean, unbiased at the two ends too."""
-    offset = np.arange(-radius, radius + 1, dtype=np.float64)
-    values = np.where(known, part, 0.0)
-
-    def around(source: Array, power: int) -> Array:
-        # Convolution reverses the kernel: the sign keeps "offset" the neighbour's index minus the point's.
-        return np.convolve(source, kernel * (-offset) ** power, mode="same")
-
-    s0, s1, s2 = (around(known.astype(np.float64), power) for power in range(3))
-    t0, t1 = (around(values, power) for power in range(2))
-    spread = s0 * s2 - s1 * s1
-    lonely = spread < 1e-9 * np.maximum(s0 * s0, 1e-30)
-    return np.where(lonely, t0 / np.maximum(s0, 1e-12), (s2 * t0 - s1 * t1) / np.where(lonely, 1.0, spread))
-
-
-def _thin(x: Array, y: Array) -> tuple[Array, Array]:
-    """At most `_POINTS` points that keep every peak: the smallest and the largest value of each stretch."""
-    if len(x) <= _POINTS:
-        return x, y
-    keep: set[int] = {0, len(x) - 1}
-    for stretch in np.array_split(np.arange(len(x)), _POINTS // 2):
-        known = stretch[np.isfinite(y[stretch])]
-        keep |= {int(known[y[known].argmin()]), int(known[y[known].argmax()])} if len(known) else {int(stretch[0])}
-    index = np.array(sorted(keep))
-    return x[index], y[index]
-
-
-def _phase_starts(facts: Facts, x: Array) -> list[int]:
-    """Indices into `x` (samples, ascending) where a new phase begins."""
-    lines = pairwise(facts.history.train)
-    starts = [new["samples"] for old, new in lines if new.get("phase") != old.get("phase")]
-    places = sorted({int(np.searchsorted(x, start)) for start in starts})
-    return [place for place in places if 0 < place < len(x)]
-
-
 def column(lines: list[Line], key: str) -> tuple[Array, Array]:
-    """(samples, values); what is absent or no number is NaN."""
-    pairs = [(line["samples"], value if isinstance(value := line.get(key), int | float) else np.nan) for line in lines]
-    array = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    """(samples, values); what is absent is NaN."""
+    array: Array = np.array([(line["samples"], line.get(key)) for line in lines], dtype=np.float64).reshape(-1, 2)
     return array[:, 0], array[:, 1]

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -80,21 +81,19 @@ class Facts:
         return [value for value in values if value is not None]
 
     @cached_property
-    def plan(self) -> list[list[tuple[str, str]]]:
-        """The rows of the newest plan: for each phase, (label, value)."""
-        phases = self.history.plan[-1].get("phases") if self.history.plan else None
-        return [
-            [(str(row.get("label", "")), str(row.get("value", ""))) for row in rows if isinstance(row, dict)]
-            for rows in phases or []
-            if isinstance(rows, list)
-        ]
+    def plan(self) -> dict[str, list[str]]:
+        """The rows of the newest plan: label -> its value in each phase."""
+        lines = self.history.plan[-1]["phases"] if self.history.plan else []
+        phases = [{row["label"]: row["value"] for row in rows} for rows in lines]
+        labels = dict.fromkeys(label for phase in phases for label in phase)
+        return {label: [phase.get(label, ABSENT) for phase in phases] for label in labels}
 
     @cached_property
     def expectation(self) -> tuple[int, float] | None:
         """(entries, ln(entries)), the loss of uniform guessing; None if the plan has no such row."""
-        for label, value in (row for rows in self.plan for row in rows):
-            digits = re.match(r"\d+", re.sub(r"(?<=\d)[,_' ](?=\d{3})", "", value.strip()))
-            if label.strip().lower() in _ENTRIES and digits and int(digits[0]) > 1:
+        for label, value in ((label, value) for label, values in self.plan.items() for value in values):
+            digits = re.match(r"\d+", re.sub(r"(?<=\d)[,_](?=\d{3})", "", value))
+            if label.lower() in _ENTRIES and digits and int(digits[0]) > 1:
                 return int(digits[0]), math.log(int(digits[0]))
         return None
 
@@ -120,14 +119,9 @@ class Facts:
         """The finite training losses."""
         return numbers(self.history.train, "loss")
 
-    @property
-    def throughput(self) -> float | None:
-        """Median samples per second over the logged steps."""
-        return _median(numbers(self.history.train, "samples_per_s"))
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        return _median(numbers(self.history.train, "tokens_per_s"))
+    def median(self, key: str) -> float | None:
+        """The median of a value over the logged steps; None if it was never logged."""
+        return statistics.median(found) if (found := numbers(self.history.train, key)) else None
 
     @cached_property
     def noise(self) -> Noise | None:
@@ -146,48 +140,21 @@ class Facts:
     @cached_property
     def boundaries(self) -> list[tuple[float, str]]:
         """Where each phase after the first begins: (samples, label)."""
-        found: list[tuple[float, str]] = []
-        before: Line | None = None
-        seen = 1
-        for line in self.history.train:
-            if before is not None and line.get("phase") != before.get("phase"):
-                seen += 1
-                phase = line.get("phase")
-                # The phase began between two logged steps; the earlier one is nearest to the change.
-                found.append((float(before["samples"]), phase if isinstance(phase, str) else f"phase {seen}"))
-            before = line
-        return found
+        pairs = [pair for pair in pairwise(self.history.train) if pair[0].get("phase") != pair[1].get("phase")]
+        # The phase began between two logged steps; the earlier one is nearest to the change.
+        return [(float(old["samples"]), f"phase {number}") for number, (old, _) in enumerate(pairs, 2)]
 
     @property
     def nonfinite(self) -> int:
         """Logged steps whose loss is NaN or infinite."""
         return sum(isinstance(x := line.get("loss"), float) and not math.isfinite(x) for line in self.history.train)
 
-    @cached_property
-    def missing(self) -> list[str]:
-        """What a complete run would have and this one lacks, a sentence each."""
+    @property
+    def lacks_trust_ratios(self) -> bool:
+        """Whether the optimizer has trust ratios and none was logged."""
         h = self.history
-        gone = []
-        if not self.config_text:
-            gone.append("There is no config.yaml in the run directory.")
-        elif not self.config:
-            gone.append("config.yaml is not YAML with keys; it is shown unchanged.")
-        if not h.start:
-            gone.append("metrics.jsonl is missing or holds no start of a run.")
-        elif h.state == "unfinished":
-            gone.append("The run has not ended: it is still running, or was killed.")
-        if h.start and not h.train:
-            gone.append("No training step has been logged yet.")
-        if h.train and not h.eval:
-            gone.append("No held-out evaluation has been made.")
-        adapts = is_layer_wise(str(self.setting("optimizer", "name")).lower())
-        if adapts and h.train and not h.layers and not any("trust_ratio" in line for line in h.train):
-            gone.append("No trust ratios have been logged.")
-        if self.nonfinite:
-            gone.append(f"The training loss was not finite at {count(self.nonfinite, 'logged step')}.")
-        if h.skipped:
-            gone.append(f"Skipped {count(h.skipped, 'line')} of metrics.jsonl that could not be read.")
-        return gone
+        logged = h.layers or any("trust_ratio" in line for line in h.train)
+        return bool(h.train) and not logged and is_layer_wise(str(self.setting("optimizer", "name")).lower())
 
 
 def finite(value: Any) -> TypeGuard[int | float]:
@@ -204,10 +171,6 @@ def _at(node: Any, keys: Sequence[str]) -> Any:
 def numbers(lines: list[Line], key: str) -> list[float]:
     """The finite values of one key, in order."""
     return [value for line in lines if finite(value := line.get(key))]
-
-
-def _median(values: list[float]) -> float | None:
-    return statistics.median(values) if values else None
 
 
 def count(n: int, noun: str) -> str:
@@ -262,13 +225,21 @@ def rate(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def significant(value: float | None, digits: int = 4) -> str:
+    """
+    >>> significant(0.0312345), significant(1e-5), significant(0.0312345, 2), significant(None)
+    ('0.03123', '1e-5', '0.031', '–')
+    """
+    return ABSENT if value is None else f"{value:.{digits}g}".replace("e-0", "e-")
+
+
 def compact(value: float) -> str:
     """Axis labels: 0, 250, 1.5k, 2M.
 
-    >>> [compact(v) for v in (0, 250, 1500, 2e6, 0.25)]
-    ['0', '250', '1.5k', '2M', '0.25']
+    >>> [compact(v) for v in (0, 250, 1500, 2e6, 0.25, 1e-5)]
+    ['0', '250', '1.5k', '2M', '0.25', '1e-5']
     """
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
+            return f"{significant(value / size)}{unit}"
+    return significant(value)

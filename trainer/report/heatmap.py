@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.trainer.metrics import Line
-from bellwether.trainer.report.chart import LIGHT, TEXT, Chart, log_ticks
-from bellwether.trainer.report.curves import SCALE, Draw, over_samples
+from bellwether.trainer.report.chart import LIGHT, SCALE, TEXT, Chart, colour_map, log_ticks
+from bellwether.trainer.report.curves import Draw, over_samples
 from bellwether.trainer.report.facts import Facts
 from bellwether.trainer.report.names import Name, runs, shorten
 
@@ -31,7 +31,7 @@ def _heat_map(facts: Facts, names: list[Name], x: Array, values: Array) -> Chart
     known = values[np.isfinite(values) & (values > 0)]
     if not len(known):
         return None
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+    from matplotlib.colors import LogNorm
 
     rows = len(names)
     groups = runs(name.group for name in names)
@@ -44,73 +44,55 @@ def _heat_map(facts: Facts, names: list[Name], x: Array, values: Array) -> Chart
     if high < low * 1.2:
         low, high = low / 1.2, high * 1.2
     image = ax.imshow(
-        np.where(values > 0, values, np.nan), aspect="auto", interpolation="none",
-        extent=(float(x[0]), float(x[-1]), rows, 0), norm=LogNorm(low, high, clip=True),
-        cmap=LinearSegmentedColormap.from_list("values", SCALE),
+        np.where(values > 0, values, np.nan), cmap=colour_map(SCALE), norm=LogNorm(low, high, clip=True), aspect="auto",
+        extent=(x[0], x[-1], rows, 0),
     )  # fmt: skip
     ax.set_xlim(0, facts.reach)
     for _, begin, _ in groups[1:]:
         ax.axhline(begin, color=LIGHT["card"], linewidth=1.0 if rows <= 150 else 0.5)
     for samples, _ in facts.boundaries:
         ax.axvline(samples, color=LIGHT["card"], linewidth=1.2)
-    ax.set_yticks(*_labels(names, groups, height))
+    labels = _labels(names, groups, height)
+    ax.set_yticks(
+        [row for row, _ in labels], [text if len(text) <= _LABEL else f"…{text[1 - _LABEL :]}" for _, text in labels]
+    )
     ax.tick_params(axis="y", labelsize=TEXT - 1.5)
     ax.spines["bottom"].set_visible(False)
-    bar = chart.figure.colorbar(
-        image, ax=ax, location="top", aspect=40, fraction=0.03, pad=0.012, shrink=0.85, anchor=(0.0, 0.5), extend="both"
-    )
-    bar.outline.set_visible(False)
-    bar.solids.set_rasterized(True)  # type: ignore[union-attr]
-    bar.ax.tick_params(length=0, labelsize=TEXT - 1, pad=3)
-    log_ticks(bar.ax.xaxis, low, high)
+    log_ticks(chart.colour_bar(image, fraction=0.03, pad=0.012, shrink=0.85, extend="both"), low, high)
     return chart
 
 
 def table(events: list[Line], key: str) -> tuple[list[Name], Array, Array]:
     """(names in model order, edges of the columns in samples, values of shape (layers, columns))."""
-    lines = [line for line in events if isinstance(line.get(key), dict)]
+    lines = [line for line in events if key in line]
     order = list(dict.fromkeys(name for line in lines for name in line[key]))
     if not order:
         return [], np.zeros(0), np.zeros((0, 0))
     samples = np.array([float(line["samples"]) for line in lines])
-    values = np.array([[_float(line[key].get(name)) for line in lines] for name in order], dtype=np.float64)
+    values = np.array([[line[key].get(name) for line in lines] for name in order], dtype=np.float64)
     # A line covers the steps since the line before it. The first covers as many as the second.
-    step = samples[1] - samples[0] if len(samples) > 1 else max(samples[0], 1.0)
-    begin = max(0.0, samples[0] - step)
-    columns = min(_COLUMNS, max(1, round((samples[-1] - begin) / max(1.0, float(np.diff(samples).min(initial=step))))))
-    edges = np.linspace(begin, samples[-1], columns + 1)
-    cells = np.full((len(order), columns), np.nan)
+    steps = np.diff(samples, prepend=max(0.0, 2 * samples[0] - samples[1]) if len(samples) > 1 else 0.0)
+    begin = samples[0] - steps[0]
+    edges = np.linspace(
+        begin, samples[-1], min(_COLUMNS, max(1, round((samples[-1] - begin) / max(1.0, steps.min())))) + 1
+    )
+    # The lines of each column: those inside, or the next one if lines are further apart than columns.
+    first = np.searchsorted(samples, edges[:-1], side="right")
+    last = np.searchsorted(samples, edges[1:] * (1 + 1e-12), side="right")
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(values > 0, np.log(values), np.nan)
-    for column in range(columns):
-        inside = (samples > edges[column]) & (samples <= edges[column + 1] * (1 + 1e-12))
-        if not inside.any():
-            # Lines are further apart than columns: the next line covers this column too.
-            inside = np.arange(len(samples)) == np.searchsorted(samples, edges[column + 1]).clip(0, len(samples) - 1)
-        part = logs[:, inside]
-        some = np.isfinite(part)
-        total = np.where(some, part, 0).sum(axis=1)
-        cells[:, column] = np.where(some.any(axis=1), np.exp(total / np.maximum(some.sum(axis=1), 1)), np.nan)
-    return shorten(order), edges, cells
+        logs = np.ma.masked_invalid(np.log(values))
+    cells = [logs[:, a : max(a + 1, b)].mean(axis=1) for a, b in zip(first, last, strict=True)]
+    return shorten(order), edges, np.ma.exp(np.ma.stack(cells, axis=1)).filled(np.nan)
 
 
-def _labels(names: list[Name], groups: list[tuple[str, int, int]], height: float) -> tuple[list[float], list[str]]:
+def _labels(names: list[Name], groups: list[tuple[str, int, int]], height: float) -> list[tuple[float, str]]:
     """Positions and labels of the rows: of each row, or of the groups that have room for a line of text."""
     if len(names) <= _EACH_ROW:
-        texts = [n.short if n.short == n.group else f"{n.group} · {n.short}" for n in names]
-        return [row + 0.5 for row in range(len(names))], [_cut(text) for text in texts]
+        return [(row + 0.5, n.group if n.short == n.group else f"{n.group} · {n.short}") for row, n in enumerate(names)]
     room = (TEXT + 2.0) * len(names) / height
     shown: list[tuple[float, str]] = []
     for group, begin, end in groups:
         middle = (begin + end) / 2
         if not shown or middle - shown[-1][0] >= room:
-            shown.append((middle, _cut(group)))
-    return [middle for middle, _ in shown], [text for _, text in shown]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LABEL else f"…{text[1 - _LABEL :]}"
-
-
-def _float(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else np.nan
+            shown.append((middle, group))
+    return shown

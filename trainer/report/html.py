@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,22 @@ TEMPLATES = Path(__file__).with_name("templates")
 _PAGE = ("#f7f5f1", "#131517")  # the colour around the cards, on a light and on a dark page
 _TILES = 5  # at most, in a row
 
+Column = tuple[str, str, Callable[..., str]]
+Tile = tuple[str, str, str, str]  #: label, value, unit, the line below
+
 
 @dataclass(frozen=True)
 class Table:
     """A table of text; a cell that is `Markup` is HTML already, as a link.
 
     Args:
-        columns: (label, CSS class) of each: "n" for numbers, "name", "note", "path", "runs".
-        rows: of cells.
+        columns: label, CSS class ("n" for numbers, "name", "note", "path", "runs") and cells of each, a function of the row.
+        rows: what each row is about.
         kind: CSS class of the whole.
     """
 
-    columns: Sequence[tuple[str, str]]
-    rows: Sequence[Sequence[str]]
+    columns: Sequence[Column]
+    rows: Sequence[Any]
     kind: str = ""
 
 
@@ -40,7 +43,7 @@ def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
-    environment.filters |= {"count": facts.count, "columns": columns}
+    environment.filters |= {"count": facts.count, "whole": facts.whole, "columns": columns}
     return environment.get_template(template).render(palette={**PALETTE, "page": _PAGE}, **values)
 
 

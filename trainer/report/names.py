@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 # encoder.layer.3.attention... and stages.0.layers.1.shortcut...: the first number, and the next one after a plural.
 _BLOCK = re.compile(r"^(?:.*?\.)?(\w+?)s?\.(\d+)\.(?:(\w+)s\.(\d+)\.)?(.+)$")
@@ -62,10 +63,8 @@ def _wrappers(names: list[str]) -> list[str]:
 
 def runs(groups: Iterable[str]) -> list[tuple[str, int, int]]:
     """Neighbours of the same group: (group, first row, row after the last)."""
-    found: list[tuple[str, int, int]] = []
-    for row, group in enumerate(groups):
-        if found and found[-1][0] == group:
-            found[-1] = (group, found[-1][1], row + 1)
-        else:
-            found.append((group, row, row + 1))
+    found, row = [], 0
+    for group, rows in groupby(groups):
+        begin, row = row, row + len(list(rows))
+        found.append((group, begin, row))
     return found

@@ -12,44 +12,42 @@ from bellwether.trainer.report.facts import Facts, about, count, number, rate, s
 def summary(run: Path) -> str:
     """A plain-text table: losses, held-out result, length, throughput, time, and the paths of the results."""
     facts = Facts.load(run)
-    history, losses = facts.history, facts.losses
+    h, losses = facts.history, facts.losses
     rows: list[tuple[str, str]] = []
     if losses:
-        guess = f"   guessing: ln({facts.expectation[0]:,}) = {facts.expectation[1]:.4f}" if facts.expectation else ""
-        rows.append(("first loss", number(losses[0]) + guess))
-        rows.append(("last loss", number(losses[-1])))
+        guess = "   guessing: ln({:,}) = {:.4f}".format(*facts.expectation) if facts.expectation else ""
+        rows += [("first loss", number(losses[0]) + guess), ("last loss", number(losses[-1]))]
     if facts.nonfinite:
         rows.append(("not finite", f"the loss at {count(facts.nonfinite, 'logged step')}"))
-    if history.eval:
-        rows.append(("held-out loss", number(history.eval[-1].get("loss"))))
-        if history.eval[-1].get("accuracy") is not None:
-            rows.append(("held-out accuracy", share(history.eval[-1]["accuracy"])))
-        rows += [
-            (f"... {kind}", share(history.eval[-1][f"accuracy_{kind}"]))
-            for kind in KINDS
-            if f"accuracy_{kind}" in history.eval[-1]
-        ]
-    noise = facts.noise
-    if noise is not None:
-        known = f"about {about(noise.scale, noise.error)} samples, from gradient noise"
-        early = f"too early to tell from gradient noise: {noise.early}"
-        rows.append(("critical batch", early if noise.early else known))
-    rows.append(("steps", f"{facts.last.get('step', 0):,}"))
-    rows.append(("samples", f"{facts.last.get('samples', 0):,}"))
-    if facts.throughput is not None:
-        tokens = f"   ({rate(facts.tokens_per_s)} tokens/s)" if facts.tokens_per_s else ""
-        rows.append(("throughput", f"{rate(facts.throughput)} samples/s{tokens}"))
-    restarts = f"   ({count(len(history.start), 'launch')[:-1]}es)" if len(history.start) > 1 else ""
-    rows.append(("wall time", duration(history.seconds) + restarts))
-    places = (
-        ("report", "report.html"),
-        ("export", "export"),
-        ("checkpoints", "checkpoints"),
-        ("TensorBoard", "logs/tensorboard"),
-    )
-    rows += [(label, str(run / place)) for label, place in places if (run / place).exists()]
-    width = max(len(label) for label, _ in rows)
-    head = f"{facts.name}: {facts.history.state}"
-    body = [f"  {label:<{width}}  {value}" for label, value in rows]
+    if h.eval:
+        held = h.eval[-1]
+        rows.append(("held-out loss", number(held.get("loss"))))
+        accuracies = [("held-out accuracy", "accuracy"), *((f"... {kind}", f"accuracy_{kind}") for kind in KINDS)]
+        rows += [(label, share(held[key])) for label, key in accuracies if held.get(key) is not None]
+    if facts.noise is not None:
+        known = f"about {about(facts.noise.scale, facts.noise.error)} samples, from gradient noise"
+        early = f"too early to tell from gradient noise: {facts.noise.early}"
+        rows.append(("critical batch", early if facts.noise.early else known))
+    rows += [(label, f"{facts.last.get(key, 0):,}") for label, key in (("steps", "step"), ("samples", "samples"))]
+    speed, tokens = facts.median("samples_per_s"), facts.median("tokens_per_s")
+    if speed is not None:
+        rows.append(("throughput", f"{rate(speed)} samples/s" + (f"   ({rate(tokens)} tokens/s)" if tokens else "")))
+    restarts = f"   ({len(h.start)} launches)" if len(h.start) > 1 else ""
+    rows.append(("wall time", duration(h.seconds) + restarts))
+    places = {
+        "report": "report.html",
+        "export": "export",
+        "checkpoints": "checkpoints",
+        "TensorBoard": "logs/tensorboard",
+    }
+    rows += [(label, str(run / place)) for label, place in places.items() if (run / place).exists()]
+    body = aligned(rows)
+    head = f"{facts.name}: {h.state}"
     rule = "-" * max(len(line) for line in [head, *body])
     return "\n".join([head, rule, *body])
+
+
+def aligned(rows: list[tuple[str, str]]) -> list[str]:
+    """Lines of text from (label, text), with the texts below each other."""
+    width = max(len(label) for label, _ in rows)
+    return [f"  {label:<{width}}  {text}" for label, text in rows]

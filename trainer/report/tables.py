@@ -3,48 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from bellwether.trainer.metrics import HELD, Line
 from bellwether.trainer.progress import duration
 from bellwether.trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share, whole
-from bellwether.trainer.report.html import Table
+from bellwether.trainer.report.html import Column, Table, Tile
 from bellwether.trainer.report.names import shorten
 
 
-def headlines(facts: Facts) -> list[tuple[str, str, str, str]]:
-    """(label, value, unit, the line below)"""
+def headlines(facts: Facts) -> list[Tile]:
+    """The tiles at the top of the page."""
     h = facts.history
     held: Line = h.eval[-1] if h.eval else {}
     newest: Line = h.train[-1] if h.train else {}
-    best = min(numbers(h.eval, "loss"), default=None)
+    first, best = facts.losses[:1], min(numbers(h.eval, "loss"), default=None)
+    speed, tokens = facts.median("samples_per_s"), facts.median("tokens_per_s")
     memory = max(numbers(h.train, "memory_gib"), default=None)
     batch, batch_note = _now([whole(batch) for batch in facts.over_phases("batch", "global")], facts)
-    lr, lr_note = _now([number(lr, "g") for lr in facts.over_phases("optimizer", "lr")], facts)
+    lr, lr_note = _now([f"{lr:g}" for lr in facts.over_phases("optimizer", "lr")], facts)
     epochs = f"{newest['epoch']:.3g} epochs" if finite(newest.get("epoch")) else ""
     phases = count(len(facts.boundaries) + 1, "phase") if facts.boundaries else epochs
-    examples = held.get("examples")
     return [
-        ("Training loss", number(newest.get("loss")), "", f"from {number(facts.losses[0])}" if facts.losses else ""),
-        ("Held-out loss", number(held.get("loss")), "", f"best {number(best)}" if best is not None else ""),
-        ("Held-out accuracy", share(held.get("accuracy")), "", "" if examples is None else count(examples, "example")),
+        ("Training loss", number(newest.get("loss")), "", f"from {number(first[0])}" if first else ""),
+        ("Held-out loss", number(held.get("loss")), "", "" if best is None else f"best {number(best)}"),
+        ("Held-out accuracy", share(held.get("accuracy")), "", count(held["examples"], "example") if "examples" in held else ""),
         ("Samples", whole(facts.last.get("samples")), "", phases),
         ("Steps", whole(facts.last.get("step")), "", count(len(h.restarts), "restart") if h.restarts else ""),
         ("Global batch", batch, "", batch_note or "samples a step"),
         *_critical_batch(facts),
-        ("Optimizer", str(facts.setting("optimizer", "name") or ABSENT).upper(), "",
-         f"lr {lr} {lr_note}".strip() if lr != ABSENT else ""),
-        ("Throughput", rate(facts.throughput), "/s" if facts.throughput else "",
-         f"{rate(facts.tokens_per_s)} tokens/s" if facts.tokens_per_s else "samples, median"),
-        ("Wall time", duration(h.seconds) if h.start else ABSENT, "",
-         f"{len(h.start)} launches" if len(h.start) > 1 else ""),
-        ("Peak memory", number(memory, ".3g"), "GiB" if memory is not None else "",
-         "a process" if memory is not None else ""),
+        ("Optimizer", str(facts.setting("optimizer", "name") or ABSENT).upper(), "", f"lr {lr} {lr_note}" if lr != ABSENT else ""),
+        ("Throughput", rate(speed), "/s" if speed else "", f"{rate(tokens)} tokens/s" if tokens else "samples, median"),
+        ("Wall time", duration(h.seconds) if h.start else ABSENT, "", f"{len(h.start)} launches" if len(h.start) > 1 else ""),
+        ("Peak memory", number(memory, ".3g"), *(("GiB", "a process") if memory is not None else ("", ""))),
     ]  # fmt: skip
 
 
-def _critical_batch(facts: Facts) -> list[tuple[str, str, str, str]]:
+def _critical_batch(facts: Facts) -> list[Tile]:
     noise = facts.noise
     if noise is None:
         return []
@@ -56,59 +52,47 @@ def _critical_batch(facts: Facts) -> list[tuple[str, str, str, str]]:
 
 def _now(values: list[str], facts: Facts) -> tuple[str, str]:
     """The value of the current phase, and a note on the phase before it or after it."""
-    if not values:
-        return ABSENT, ""
+    if len(set(values)) < 2:
+        return (values or [ABSENT])[0], ""
     at = min(len(facts.boundaries), len(values) - 1)
-    if len(set(values)) == 1:
-        return values[0], ""
     return values[at], f"after {values[at - 1]}" if at else f"then {values[1]}"
-
-
-def plan(facts: Facts) -> list[tuple[str, list[str]]]:
-    """The rows of the run's plan: (label, its value in each phase)."""
-    phases = [dict(rows) for rows in facts.plan]
-    labels = dict.fromkeys(label for rows in facts.plan for label, _ in rows)
-    return [(label, [phase.get(label, ABSENT) for phase in phases]) for label in labels]
 
 
 def evaluations(facts: Facts) -> Table:
     lines = facts.history.eval
-    keys = ["loss", "accuracy", *(key for key in HELD[2:] if any(line.get(key) is not None for line in lines))]
-    rows = [
-        (
-            whole(line.get("step")),
-            whole(line.get("samples")),
-            *((share if key.startswith("accuracy") else number)(line.get(key)) for key in keys),
-            whole(line.get("examples")),
-        )
-        for line in lines
+    extra = [key for key in HELD[2:] if any(line.get(key) is not None for line in lines)]
+    held = [
+        _column(key, share if key.startswith("accuracy") else number, key.replace("_", ", "))
+        for key in ("loss", "accuracy", *extra)
     ]
-    return _numeric(["step", "samples", *(key.replace("_", ", ") for key in keys), "examples"], rows)
+    return Table([_column("step"), _column("samples"), *held, _column("examples")], lines)
 
 
 def checkpoints(facts: Facts) -> Table:
-    rows = []
-    for line in facts.history.checkpoint:
-        path = str(line.get("path", ""))
-        kept = Path(path).exists() or (facts.run / path).exists()
-        at = [whole(line.get(key)) for key in ("step", "samples")]
-        rows.append((*at, number(line.get("seconds"), ".2f"), _relative(path, facts.run), "" if kept else "not kept"))
-    return _numeric(["step", "samples", "seconds to save"], rows, [("path", "path"), ("", "note")])
+    def kept(line: Line) -> bool:
+        return (facts.run / line["path"]).exists() or Path(line["path"]).exists()
+
+    return Table([
+        _column("step"), _column("samples"), _column("seconds", lambda value: number(value, ".2f"), "seconds to save"),
+        ("path", "path", lambda line: _relative(line["path"], facts.run)),
+        ("", "note", lambda line: "" if kept(line) else "not kept"),
+    ], facts.history.checkpoint)  # fmt: skip
 
 
 def layers(facts: Facts) -> Table:
     """The first and the last trust ratio of every parameter."""
     lines = facts.history.layers
     first, last = (lines[0]["trust_ratio"], lines[-1]["trust_ratio"]) if lines else ({}, {})
-    rows = [
-        (name.group, name.short, number(first.get(name.full), ".4g"), number(last.get(name.full), ".4g"))
-        for name in shorten(last)
-    ]
-    return Table([("block", ""), ("parameter", ""), ("first", "n"), ("last", "n")], rows)
+    return Table([
+        ("block", "", lambda name: name.group), ("parameter", "", lambda name: name.short),
+        ("first", "n", lambda name: number(first.get(name.full), ".4g")),
+        ("last", "n", lambda name: number(last.get(name.full), ".4g")),
+    ], shorten(last))  # fmt: skip
 
 
-def _numeric(labels: list[str], rows: Sequence[Sequence[str]], more: Sequence[tuple[str, str]] = ()) -> Table:
-    return Table([*((label, "n") for label in labels), *more], rows)
+def _column(key: str, form: Callable[..., str] = whole, label: str = "") -> Column:
+    """A column of one value of each line."""
+    return label or key, "n", lambda line: form(line.get(key))
 
 
 def _relative(path: str, run: Path) -> str:
