@@ -95,7 +95,7 @@ class BatchChart(Chart):
         if not cells and not seeds:
             return
         x, tried, _, colours = np.array(cells, dtype=object).reshape(-1, 4).T.tolist()
-        self.ax.scatter(x, tried, 7**2, colours, marker="_")
+        self.ax.scatter(x, tried, 7**2, colours, marker="_", linewidths=1.0)
         low, high = self.ax.get_ylim()
         top = high * (high / low) ** 0.08
         self.ax.vlines(x, tried, top, colours, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)

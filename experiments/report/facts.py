@@ -96,29 +96,17 @@ class Grid:
 
 @dataclass(frozen=True)
 class Facts:
-    """The contents of a sweep.
-
-    Args:
-        name: of the sweep.
-        root: directory that the runs' paths are relative to.
-        trials: all trials of the table.
-        target: the target of the runs; None: the sweep has none, and settings are compared by a metric.
-        price: of an hour of one process.
-        throughput: of the runs.
-        compared: metric and direction without a target; None: accuracy, or loss if accuracy was not measured.
-        own: the target at which the sweep ended its runs, which may differ from `target`.
-        to_come: planned runs that have not begun.
-    """
+    """The contents of a sweep."""
 
     name: str
-    root: Path
+    root: Path  #: directory that the runs' paths are relative to
     trials: Sequence[Trial]
-    target: Target | None
-    price: float | None = None
+    target: Target | None  #: None: the sweep has none, and settings are compared by a metric
+    price: float | None = None  #: of an hour of one process
     throughput: Throughput = Throughput()
-    compared: Target | None = None
-    own: EarlyStop | None = None
-    to_come: int = 0
+    compared: Target | None = None  #: metric and direction without a target; None: accuracy, or else loss
+    own: EarlyStop | None = None  #: where the sweep ended its runs, which may differ from `target`
+    to_come: int = 0  #: planned runs that have not begun
 
     @cached_property
     def metric(self) -> Target:

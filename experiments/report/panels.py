@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from bellwether.trainer.report.chart import (
     SCALE,
     TEXT,
     Chart,
+    Draw,
     colour_map,
     count_ticks,
     evenly,
@@ -103,17 +105,13 @@ def _panel(ax: Axes, grid: Grid, facts: Facts, look: dict[str, Any]) -> Any:
     return image
 
 
-def course(index: int) -> Callable[[Facts], Chart | None]:
+def course(index: int) -> Draw[Facts]:
     """The learning curves of one optimizer: the middle seed of the best setting at each batch size."""
-
-    def draw(facts: Facts) -> Chart | None:
-        return _course(facts, facts.series[index], COLOURS[index % len(COLOURS)])
-
-    return draw
+    return partial(_course, index=index)
 
 
-def _course(facts: Facts, series: Series, colour: str) -> Chart | None:
-    curves = _curves(facts, series)
+def _course(facts: Facts, index: int) -> Chart | None:
+    curves, colour = _curves(facts, facts.series[index]), COLOURS[index % len(COLOURS)]
     if not curves:
         return None
     chart = Chart("samples")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from bellwether.trainer import run_paths
-from bellwether.trainer.report.chart import Picture, draw
+from bellwether.trainer.report.chart import Draw, Picture, draw
 from bellwether.trainer.report.facts import SMOOTHED, Facts, finite
 from bellwether.trainer.report.summary import summary
 
@@ -58,26 +59,29 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
     from bellwether.trainer.report.curves import accuracy, between, curve, loss, noise_scale, trust_ratio
     from bellwether.trainer.report.heatmap import by_layer
 
+    def value(event: str, key: str, colour: str, **options: bool) -> Draw[Facts]:
+        return partial(curve, event=event, key=key, colour=colour, **options)
+
     noise_note = f"predicted from gradient noise, a mean over {SMOOTHED} steps; larger batches hardly save steps"
     layers_note = "layers in model order, logarithmic colour"
     return {
         "Training": [
             Picture("loss", "Loss", "raw and smoothed training loss, held-out points", loss, expected=True),
             Picture("accuracy", "Held-out accuracy", "share predicted right", accuracy, expected=True),
-            Picture("learning-rate", "Learning rate", "", curve("train", "lr", "green", smooth=False, from_zero=True), expected=True),
-            Picture("gradient-norm", "Gradient norm", "before clipping", curve("train", "grad_norm", "plum"), expected=True),
-            Picture("throughput", "Throughput", "samples per second", curve("train", "samples_per_s", "blue", from_zero=True), expected=True),
+            Picture("learning-rate", "Learning rate", "", value("train", "lr", "green", smooth=False, from_zero=True), expected=True),
+            Picture("gradient-norm", "Gradient norm", "before clipping", value("train", "grad_norm", "plum"), expected=True),
+            Picture("throughput", "Throughput", "samples per second", value("train", "samples_per_s", "blue", from_zero=True), expected=True),
             Picture("noise-scale", "Critical batch", noise_note, noise_scale),
         ],
         "Trust ratios": [
             Picture("trust-ratio", "Trust ratio", "over all layers", trust_ratio),
-            Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, by_layer("layers", "trust_ratio")),
+            Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, partial(by_layer, event="layers", key="trust_ratio")),
         ],
         "Trajectory": [
-            Picture("cosine", "Angle", "cosine between an update and the one before", curve("walk", "cosine", "blue")),
-            Picture("distance", "Distance", "of the weights from their start", curve("walk", "distance", "green", smooth=False, from_zero=True)),
-            Picture("update-norms", "Update by layer", f"norm of a step; {layers_note}", by_layer("norms", "update_norms")),
-            Picture("weight-norms", "Weights by layer", f"norm; {layers_note}", by_layer("norms", "weight_norms")),
+            Picture("cosine", "Angle", "cosine between an update and the one before", value("walk", "cosine", "blue")),
+            Picture("distance", "Distance", "of the weights from their start", value("walk", "distance", "green", smooth=False, from_zero=True)),
+            Picture("update-norms", "Update by layer", f"norm of a step; {layers_note}", partial(by_layer, event="norms", key="update_norms")),
+            Picture("weight-norms", "Weights by layer", f"norm; {layers_note}", partial(by_layer, event="norms", key="weight_norms")),
             Picture("between", "Between iterates", "loss of the batch between the weights before and after a step", between),
         ],
     }  # fmt: skip

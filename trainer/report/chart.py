@@ -54,6 +54,7 @@ _TIPS = 240  # points of a curve that the tooltip stops at: half a chart's width
 
 T = TypeVar("T")  #: what a report is about: the facts of a run, or those of a sweep
 Points = Sequence[tuple[float, float, str, str]]
+Draw = Callable[[T], "Chart | None"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Picture(Generic[T]):
     key: str
     title: str
     note: str
-    draw: Callable[[T], Chart | None]
+    draw: Draw[T]
     expected: bool = False  #: its absence is worth a note on the page
     svg: Markup | None = None  #: once it is drawn
     tips: Sequence[dict[str, Any]] = ()  #: the curves of its tooltip, once it is drawn

@@ -14,7 +14,6 @@ from bellwether.trainer.report.chart import DOTTED, HEIGHT, LIGHT, SCALE, TEXT, 
 from bellwether.trainer.report.facts import Facts, compact, finite, number, share, significant
 
 Array = NDArray[np.float64]
-Draw = Callable[[Facts], Chart | None]
 
 _SMOOTH_FROM = 30  # a curve of fewer points is not smoothed
 _BAND = 700  # points of a band: more than it has pixels, few enough for a small file
@@ -28,7 +27,9 @@ def over_samples(facts: Facts, height: float = HEIGHT) -> Chart:
     return chart
 
 
-def curve(event: str, key: str, colour: str, *, smooth: bool = True, from_zero: bool = False) -> Draw:
+def curve(
+    facts: Facts, event: str, key: str, colour: str, *, smooth: bool = True, from_zero: bool = False
+) -> Chart | None:
     """A chart of one value.
 
     Args:
@@ -36,26 +37,22 @@ def curve(event: str, key: str, colour: str, *, smooth: bool = True, from_zero: 
         smooth: draw a noisy curve raw and faint, with its smoothed course on top.
         from_zero: begin the y axis at 0; otherwise it is logarithmic if a few values are very large, see `finish`.
     """
-
-    def draw(facts: Facts) -> Chart | None:
-        lines: list[Line] = getattr(facts.history, event)
-        x, y = column(lines, key)
-        if not np.isfinite(y).any():
-            return None
-        chart = over_samples(facts)
-        chart.ax.yaxis.set_major_formatter(lambda value, _: compact(value))
-        if smooth:
-            noisy(chart, facts, lines, key, colour)
-        else:
-            chart.ax.plot(x, y, color=LIGHT[colour])
-            tip(chart, lines, key, "", colour)
-        if from_zero:
-            chart.ax.set_ylim(bottom=0)
-        elif np.nanmin(y) < 0:
-            chart.zero_line()
-        return finish(chart, facts, [] if from_zero else y)
-
-    return draw
+    lines: list[Line] = getattr(facts.history, event)
+    x, y = column(lines, key)
+    if not np.isfinite(y).any():
+        return None
+    chart = over_samples(facts)
+    chart.ax.yaxis.set_major_formatter(lambda value, _: compact(value))
+    if smooth:
+        noisy(chart, facts, lines, key, colour)
+    else:
+        chart.ax.plot(x, y, color=LIGHT[colour])
+        tip(chart, lines, key, "", colour)
+    if from_zero:
+        chart.ax.set_ylim(bottom=0)
+    elif np.nanmin(y) < 0:
+        chart.zero_line()
+    return finish(chart, facts, [] if from_zero else y)
 
 
 def loss(facts: Facts) -> Chart | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -41,19 +40,12 @@ class Noise:
 
 @dataclass(frozen=True)
 class Facts:
-    """The contents of a run directory.
-
-    Args:
-        run: the directory.
-        config_text: config.yaml as text, or "".
-        config: the same, parsed, or {}.
-        history: metrics.jsonl.
-    """
+    """The contents of a run directory."""
 
     run: Path
-    config_text: str
-    config: dict[str, Any]
-    history: History
+    config_text: str  #: config.yaml, or ""
+    config: dict[str, Any]  #: the same, parsed, or {}
+    history: History  #: metrics.jsonl
 
     @classmethod
     def load(cls, run: Path) -> Facts:
@@ -69,15 +61,14 @@ class Facts:
     def name(self) -> str:
         return str(self.config.get("name") or self.run.resolve().name)
 
-    def setting(self, *keys: str) -> Any:
-        """The config's value at a path, or None."""
-        return _at(self.config, keys)
+    def setting(self, section: str, key: str) -> Any:
+        """A value of the config, or None."""
+        return (self.config.get(section) or {}).get(key)
 
-    def over_phases(self, *keys: str) -> list[Any]:
+    def over_phases(self, section: str, key: str) -> list[Any]:
         """A setting in each phase, in order; one value if the config has no phases, none if it is not set."""
-        phases = [phase for phase in self.config.get("phases") or [] if isinstance(phase, dict)]
-        found = [_at(phase, keys) for phase in phases or [{}]]
-        values = [self.setting(*keys) if value is None else value for value in found]
+        phases = self.config.get("phases") or [{}]
+        values = [(phase.get(section) or {}).get(key, self.setting(section, key)) for phase in phases]
         return [value for value in values if value is not None]
 
     @cached_property
@@ -159,13 +150,6 @@ class Facts:
 
 def finite(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _at(node: Any, keys: Sequence[str]) -> Any:
-    """The value at a path of nested mappings, or None."""
-    for key in keys:
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
 
 
 def numbers(lines: list[Line], key: str) -> list[float]:

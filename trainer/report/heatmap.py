@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from bellwether.trainer.metrics import Line
 from bellwether.trainer.report.chart import LIGHT, SCALE, TEXT, Chart, colour_map, log_ticks
-from bellwether.trainer.report.curves import Draw, over_samples
+from bellwether.trainer.report.curves import over_samples
 from bellwether.trainer.report.facts import Facts
 from bellwether.trainer.report.names import Name, runs, shorten
 
@@ -18,16 +18,9 @@ _EACH_ROW = 26  # up to this many rows each has a label; beyond, each group has 
 _LABEL = 30  # characters
 
 
-def by_layer(event: str, key: str) -> Draw:
+def by_layer(facts: Facts, event: str, key: str) -> Chart | None:
     """A heat map of one value of every layer; `event`: the lines of the history that hold it."""
-
-    def draw(facts: Facts) -> Chart | None:
-        return _heat_map(facts, *table(getattr(facts.history, event), key))
-
-    return draw
-
-
-def _heat_map(facts: Facts, names: list[Name], x: Array, values: Array) -> Chart | None:
+    names, x, values = table(getattr(facts.history, event), key)
     known = values[np.isfinite(values) & (values > 0)]
     if not len(known):
         return None

@@ -15,23 +15,18 @@ TEMPLATES = Path(__file__).with_name("templates")
 _PAGE = ("#f7f5f1", "#131517")  # the colour around the cards, on a light and on a dark page
 _TILES = 5  # at most, in a row
 
+#: Label, CSS class ("n" for numbers, "name", "note", "path", "runs") and cells, as a function of the row.
 Column = tuple[str, str, Callable[..., str]]
 Tile = tuple[str, str, str, str]  #: label, value, unit, the line below
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; a cell that is `Markup` is HTML already, as a link.
-
-    Args:
-        columns: label, CSS class ("n" for numbers, "name", "note", "path", "runs") and cells of each, a function of the row.
-        rows: what each row is about.
-        kind: CSS class of the whole.
-    """
+    """A table of text; a cell that is `Markup` is HTML already, as a link."""
 
     columns: Sequence[Column]
-    rows: Sequence[Any]
-    kind: str = ""
+    rows: Sequence[Any]  #: what each row is about
+    kind: str = ""  #: CSS class of the whole
 
 
 def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
