@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,8 +22,7 @@ _T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
 class Law:
     """The best learning rates of one optimizer, and the power of the batch size fitted to them."""
 
-    batches: Sequence[int]
-    lrs: Sequence[float]
+    lrs: Mapping[int, float]  #: the best by batch size
     edges: Sequence[tuple[int, str]]  #: (batch, "lowest" or "highest") where the best is at an end of what was tried
     scale: float  #: lr at batch size 1
     exponent: float | None = None  #: None: fewer than two batches
@@ -32,16 +31,12 @@ class Law:
     def __call__(self, batch: Any) -> Any:
         return self.scale * batch ** (self.exponent or 0.0)
 
-    def at(self, batch: int) -> float | None:
-        """The best learning rate at a batch size; None if there is none."""
-        return dict(zip(self.batches, self.lrs, strict=True)).get(batch)
-
     @property
     def interval(self) -> tuple[float, float] | None:
         """Confidence interval of the exponent, 90 %."""
         if self.exponent is None or self.error is None:
             return None
-        half = _T[min(len(self.batches) - 2, len(_T)) - 1] * self.error
+        half = _T[min(len(self.lrs) - 2, len(_T)) - 1] * self.error
         return self.exponent - half, self.exponent + half
 
     @property
@@ -75,17 +70,16 @@ def law(found: Sequence[Cell]) -> Law | None:
     cells = [cell for cell in found if peak_lr(cell.best) is not None]
     if not cells or max(len(cell.lrs) for cell in cells) < 2:
         return None
-    batches = [cell.batch for cell in cells]
-    lrs = [peak_lr(cell.best) or math.nan for cell in cells]
+    lrs = {cell.batch: peak_lr(cell.best) or math.nan for cell in cells}
     edges = [(cell.batch, cell.lr_edge) for cell in cells if cell.lr_edge is not None]
-    if len(batches) < 2:
-        return Law(batches, lrs, edges, lrs[0])
-    x, y = np.log(batches), np.log(lrs)
+    x, y = np.log(list(lrs)), np.log(list(lrs.values()))
+    if len(lrs) < 2:
+        return Law(lrs, edges, float(np.exp(y[0])))
     exponent, start = np.polyfit(x, y, 1)
     error = None
-    if len(batches) > 2:
-        scatter = math.sqrt(float(np.sum((y - start - exponent * x) ** 2)) / (len(batches) - 2))
+    if len(lrs) > 2:
+        scatter = math.sqrt(float(np.sum((y - start - exponent * x) ** 2)) / (len(lrs) - 2))
         gaps = [math.log(b / a) for cell in cells for a, b in pairwise(cell.lrs)]
         resolution = statistics.median(gaps) / math.sqrt(12)  # standard deviation of a value anywhere within a step
         error = max(scatter, resolution) / math.sqrt(float(np.sum((x - x.mean()) ** 2)))
-    return Law(batches, lrs, edges, float(np.exp(start)), float(exponent), error)
+    return Law(lrs, edges, float(np.exp(start)), float(exponent), error)

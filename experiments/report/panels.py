@@ -13,18 +13,7 @@ from numpy.typing import NDArray
 from bellwether.experiments.analysis.aggregate import Cell
 from bellwether.experiments.report.batch_chart import COLOURS
 from bellwether.experiments.report.facts import Facts, Grid, Series
-from bellwether.trainer.report.chart import (
-    DASHED,
-    LIGHT,
-    SCALE,
-    TEXT,
-    Chart,
-    Draw,
-    colour_map,
-    count_ticks,
-    evenly,
-    log_ticks,
-)
+from bellwether.trainer.report.chart import LIGHT, SCALE, TEXT, Chart, Draw, colour_map, count_ticks, evenly, log_ticks
 from bellwether.trainer.report.facts import compact, significant
 
 if TYPE_CHECKING:
@@ -127,7 +116,7 @@ def _course(facts: Facts, index: int) -> Chart | None:
         ])  # fmt: skip
     _share_axes(chart, facts)
     if facts.target is not None:
-        ax.axhline(facts.target.value, color=LIGHT["muted"], linewidth=0.9, linestyle=DASHED, zorder=1, label="target")
+        ax.axhline(facts.target.value, color=LIGHT["muted"], linewidth=0.9, linestyle="--", zorder=1, label="target")
     chart.legend()
     return chart
 

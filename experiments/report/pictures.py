@@ -13,7 +13,7 @@ from bellwether.experiments.analysis.outcome import Outcome
 from bellwether.experiments.report.batch_chart import BatchChart, Mark
 from bellwether.experiments.report.facts import Bill, Facts, time_unit
 from bellwether.experiments.report.lr_scaling import power
-from bellwether.trainer.report.chart import DASHED, DOTTED, HEIGHT, LIGHT, Chart, log_ticks
+from bellwether.trainer.report.chart import HEIGHT, LIGHT, Chart, log_ticks
 from bellwether.trainer.report.facts import compact, significant, whole
 
 _FAINT = 600  # more dots of other settings hide what is behind them
@@ -38,7 +38,7 @@ def samples_note(facts: Facts) -> str:
 def steps(facts: Facts) -> Chart | None:
     """Steps to the target, and the line of perfect scaling: twice the batch size takes half the steps."""
     chart = BatchChart(facts, HEIGHT * 1.15)
-    perfect = {"linewidth": 0.9, "linestyle": DASHED}
+    perfect = {"linewidth": 0.9, "linestyle": "--"}
     for series, look in chart.series():
         first = next((cell for cell in series.cells if cell.reached), None)
         if first is not None:
@@ -112,7 +112,7 @@ def rates(facts: Facts) -> Chart | None:
         law = series.law
         if law is None:
             continue
-        best = [(cell, lr) for cell in series.cells if (lr := law.at(cell.batch)) is not None]
+        best = [(cell, lr) for cell in series.cells if (lr := law.lrs.get(cell.batch)) is not None]
         for cell, _ in best:
             tried = [cell.batch * look.shift] * len(cell.lrs)
             ax.plot(tried, cell.lrs, color=look.light, linewidth=0.8, alpha=0.4, marker="_", zorder=2)
@@ -121,9 +121,9 @@ def rates(facts: Facts) -> Chart | None:
         if law.exponent is not None:
             ax.plot(x, law(x), color=look.light)
     limits = ax.get_ylim()
-    middle = statistics.geometric_mean(lr for law in laws for lr in law.lrs)
+    middle = statistics.geometric_mean(lr for law in laws for lr in law.lrs.values())
     if x[0] < x[1]:
-        for exponent, style, label in ((0.5, DASHED, "square root"), (1.0, DOTTED, "linear")):
+        for exponent, style, label in ((0.5, "--", "square root"), (1.0, ":", "linear")):
             y = middle * (x / math.sqrt(x[0] * x[1])) ** exponent
             ax.plot(x, y, color=LIGHT["muted"], linewidth=1.0, linestyle=style, label=label)
     ax.set_ylim(limits)

@@ -70,11 +70,12 @@ def laws(facts: Facts) -> Table:
     """The exponent of each optimizer's learning rates, and the best one at each batch size."""
 
     def by_batch(series: Any) -> Markup:
-        cells = [(cell, series.law.at(cell.batch)) for cell in series.cells]
+        lrs = [
+            (cell, significant(series.law.lrs[cell.batch], 3)) for cell in series.cells if cell.batch in series.law.lrs
+        ]
         return Markup(", ").join(
-            Markup("{:,}: {}").format(cell.batch, linked(facts, cell.best.median_run.trial, significant(lr, 3)))
-            for cell, lr in cells if lr is not None
-        )  # fmt: skip
+            Markup("{:,}: {}").format(cell.batch, linked(facts, cell.best.median_run.trial, lr)) for cell, lr in lrs
+        )
 
     return Table([
         ("optimizer", "name", lambda series: series.name),

@@ -44,7 +44,6 @@ LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 SCALE = ("#1c2444", "#27497a", "#31778f", "#5ba48b", "#a9c77f", "#f1e6a4")
 WIDTH, HEIGHT, TEXT = 410.0, 245.0, 11.0  #: of a chart and its letters, in points: pixels of the page at natural size
 LETTER = 0.62  #: width of a letter relative to its height
-DASHED, DOTTED = (0, (5, 4)), (0, (1, 2.5))
 _STYLE = Path(__file__).with_name("report.mplstyle")
 _COLOURS = {
     "text.color": "ink", "axes.edgecolor": "grid", "grid.color": "grid", "axes.labelcolor": "muted", "xtick.color": "muted",
@@ -150,7 +149,7 @@ class Chart:
 
     def level(self, y: float, text: str) -> None:
         """A dashed horizontal line with its meaning written above it."""
-        self.ax.axhline(y, color=LIGHT["muted"], linewidth=0.9, linestyle=DASHED, zorder=1)
+        self.ax.axhline(y, color=LIGHT["muted"], linewidth=0.9, linestyle="--", zorder=1)
         self.ax.annotate(
             text, (1, y), (-2, 4), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
             fontsize=TEXT - 1, color=LIGHT["muted"], bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 1.0},

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.trainer.metrics import KINDS, Line
-from bellwether.trainer.report.chart import DOTTED, HEIGHT, LIGHT, SCALE, TEXT, Chart, colour_map, count_ticks, evenly
+from bellwether.trainer.report.chart import HEIGHT, LIGHT, SCALE, TEXT, Chart, colour_map, count_ticks, evenly
 from bellwether.trainer.report.facts import Facts, compact, finite, number, share, significant
 
 Array = NDArray[np.float64]
@@ -205,7 +205,7 @@ def _marks(chart: Chart, facts: Facts) -> None:
         )  # fmt: skip
     for index, start in enumerate(facts.history.restarts):
         once = "restart" if index == 0 else None
-        ax.axvline(start["samples"], color=LIGHT["mark"], linewidth=1.1, linestyle=DOTTED, zorder=1, label=once)
+        ax.axvline(start["samples"], color=LIGHT["mark"], linewidth=1.1, linestyle=":", zorder=1, label=once)
 
 
 def smoothed(y: Array, cuts: Iterable[int] = ()) -> Array:
