@@ -92,12 +92,10 @@ class Facts:
     def last(self) -> Line:
         """The newest line that counts steps, over all events."""
         h = self.history
-        lines = [line for group in (h.start, h.train, h.eval, h.checkpoint, h.end) for line in group if "step" in line]
-        if h.state == "unfinished" and h.start:
-            # The last launch decides: an earlier end or start may be at a later step, in an abandoned branch.
-            lines = [h.start[-1], *h.train, *h.eval, *h.checkpoint]
-        elif h.end:
-            lines = [h.end[-1]]
+        if h.end and h.state != "unfinished":
+            return h.end[-1]
+        # The last launch decides: an earlier start may be at a later step, in an abandoned branch.
+        lines = [*h.start[-1:], *h.train, *h.eval, *h.checkpoint]
         return max(lines, key=lambda line: int(line["step"]), default={})
 
     @cached_property
