@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bellwether.trainer import run_paths
 from bellwether.trainer.report.chart import Draw, Picture, draw
@@ -59,7 +60,7 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
     from bellwether.trainer.report.curves import accuracy, between, curve, loss, noise_scale, trust_ratio
     from bellwether.trainer.report.heatmap import by_layer
 
-    def value(event: str, key: str, colour: str, **options: bool) -> Draw[Facts]:
+    def value(event: str, key: str, colour: str, **options: Any) -> Draw[Facts]:
         return partial(curve, event=event, key=key, colour=colour, **options)
 
     noise_note = f"predicted from gradient noise, a mean over {SMOOTHED} steps; larger batches hardly save steps"
