@@ -95,8 +95,8 @@ def write(path: str | Path, facts: Facts) -> Path:
         raise ConfigError("PATH", str(path), f"{file} is in the way: it is not the report of a sweep", "move it")
     billed = facts.target is not None and any(facts.bill(cell) for cell in facts.cells)
     page = render(
-        "sweep.html", Path(__file__).with_name("templates"), title=facts.name, kind=KIND, about=_about(facts), facts=facts,
-        state="nothing run" if not facts.trials else "unfinished" if facts.unfinished else "finished",
+        "sweep.html", Path(__file__).with_name("templates"), title=facts.name, kind=KIND, about=_about(facts),
+        facts=facts, state="nothing run" if not facts.trials else "unfinished" if facts.unfinished else "finished",
         headlines=headlines.results(facts), b_crits=headlines.b_crits(facts),
         drawn=draw(_sections(facts), facts, facts.root / "plots" if path.is_dir() else None),
         fits=tables.fits(facts), fit_notes=[(series.name, note) for series in facts.series for note in series.notes],
@@ -127,6 +127,7 @@ def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
     if not facts.trials:
         return {}
     heat_note = "mean over the seeds; lighter is better, the worse half all dark; the frame marks the best setting"
+    rates_note = "lines: power of the batch; bars: what was tried"
     course_note = f"{facts.measure} against samples, a curve for each batch, the middle seed"
     best = [Picture("best", f"Best {facts.measure}", "mean and range over the seeds", pictures.metric)]
     steps = [
@@ -137,7 +138,7 @@ def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
     cost = [Picture("cost", "Cost of the target", "median over the seeds", pictures.cost)]
     return {
         "target": best if facts.target is None else steps,
-        "rates": [Picture("best-lr", "Best learning rate against batch", "lines: power of the batch; bars: what was tried", pictures.rates)],
+        "rates": [Picture("best-lr", "Best learning rate against batch", rates_note, pictures.rates)],
         "bills": [] if facts.target is None else hours if facts.price is None else hours + cost,
         "sides": [],
         "heat": [Picture("heat", f"Best {facts.measure}", heat_note, panels.heat)],

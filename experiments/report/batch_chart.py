@@ -66,14 +66,15 @@ class BatchChart(Chart):
     def curve(
         self, look: Look, points: Points, form: Callable[[float], str], *, line: bool = True, note: str = ""
     ) -> None:
-        """Large marks for cells, which link to the run in the middle, with a line, a tooltip and an entry of the legend."""
+        """Large marks for cells, linked to the middle run, with a line, a tooltip and an entry of the legend."""
         marks = [Mark(cell.batch * look.shift, y, cell.best.median_run, look.light) for cell, y in points]
         if line:
             self.ax.plot([mark.x for mark in marks], [mark.y for mark in marks], color=look.light)
         self.marks(marks, look.marker, 7, edgecolors=LIGHT["card"], linewidths=1.0, zorder=5)
         self.ax.plot([], [], color=look.light, marker=look.marker, label=look.name + note)
         self.tip(look.name, look.colour, [
-            (mark.x, mark.y, f"batch {cell.batch:,}", form(mark.y)) for (cell, _), mark in zip(points, marks, strict=True)
+            (mark.x, mark.y, f"batch {cell.batch:,}", form(mark.y))
+            for (cell, _), mark in zip(points, marks, strict=True)
         ])  # fmt: skip
 
     def seeds(self, look: Look, points: Sequence[tuple[Cell, float, Outcome]]) -> None:
@@ -91,7 +92,7 @@ class BatchChart(Chart):
         found.set_urls([self.facts.link(mark.run.trial) for mark in marks])
 
     def misses(self, cells: Sequence[Mark], seeds: Sequence[Mark]) -> None:
-        """Crosses at the top edge: for cells over dotted lines from the most that was tried there, small ones for seeds."""
+        """Crosses at the top edge: for cells, over a line from the most that was tried; small ones for seeds."""
         if not cells and not seeds:
             return
         x, tried, _, colours = np.array(cells, dtype=object).reshape(-1, 4).T.tolist()

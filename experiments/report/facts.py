@@ -236,7 +236,8 @@ class Facts:
             seeds, most = len(cell.best.runs), max(len(setting.runs) for setting in cell.settings)
             if seeds < most:
                 notes.append(
-                    f"at batch {cell.batch:,} the best setting ran on {count(seeds, 'seed')}, another on {most}: repeat it"
+                    f"at batch {cell.batch:,} the best setting ran on {count(seeds, 'seed')}, "
+                    f"another on {most}: repeat it"
                 )
         return Series(name, found, curve, law(held), notes)
 

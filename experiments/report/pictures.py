@@ -78,8 +78,8 @@ def samples(facts: Facts) -> Chart | None:
                 interval = [max(fit.b_crit_low, x[0]), min(fit.b_crit_high, x[-1])]
                 ax.plot(interval, [2 * fit.s_min] * 2, color=look.light, linewidth=1.1, zorder=5)
             ax.plot(
-                fit.b_crit, 2 * fit.s_min, "D", color=LIGHT["card"], markeredgecolor=look.light, markersize=6.5, zorder=6,
-                label=label,
+                fit.b_crit, 2 * fit.s_min, "D", color=LIGHT["card"], markeredgecolor=look.light, markersize=6.5,
+                zorder=6, label=label,
             )  # fmt: skip
             label = None
     ax.set_ylim(low, high)

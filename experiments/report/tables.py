@@ -81,7 +81,7 @@ def laws(facts: Facts) -> Table:
         ("optimizer", "name", lambda series: series.name),
         ("exponent", "n", lambda series: power(series.law.exponent)),
         ("error", "n", lambda series: number(series.law.error, ".2f")),
-        ("90 % interval", "n", lambda series: " to ".join(map(power, series.law.interval)) if series.law.interval else ABSENT),
+        ("90 % interval", "n", lambda series: " to ".join(map(power, series.law.interval or ())) or ABSENT),
         ("best lr, by batch", "runs", by_batch),
     ], [series for series in facts.series if series.law])  # fmt: skip
 
@@ -207,7 +207,8 @@ def trials(facts: Facts) -> Table:
         (f"best {facts.measure}", "n", lambda row: link(facts, row.run.trial, significant(row.run.best))),
         ("steps run", "n", lambda row: whole(row.run.last_step)),
         ("time", "n", lambda row: duration(row.run.trial.seconds) if row.run.trial.seconds else ABSENT),
-    ], [Row(cell, setting, run) for cell in facts.cells for setting in cell.settings for run in setting.runs])  # fmt: skip
+    ], [Row(cell, setting, run) for cell in facts.cells for setting in cell.settings for run in setting.runs],
+    )  # fmt: skip
 
 
 def _setting(facts: Facts) -> list[Column]:

@@ -32,8 +32,9 @@ def write(run: Path) -> Path:
     run = Path(run)
     facts = Facts.load(run)
     page = render(
-        "run.html", title=facts.name, kind="report of a run", state=facts.history.state, about=_about(facts), facts=facts,
-        headlines=tables.headlines(facts), sections=draw(_sections(), facts, run / "plots"), layers=tables.layers(facts),
+        "run.html", title=facts.name, kind="report of a run", state=facts.history.state, about=_about(facts),
+        facts=facts, headlines=tables.headlines(facts), sections=draw(_sections(), facts, run / "plots"),
+        layers=tables.layers(facts),
         tables={"Evaluations": tables.evaluations(facts), "Checkpoints": tables.checkpoints(facts)},
     )  # fmt: skip
     run_paths.publish(run / FILE, page)
@@ -65,24 +66,33 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
 
     noise_note = f"predicted from gradient noise, a mean over {SMOOTHED} steps; larger batches hardly save steps"
     layers_note = "layers in model order, logarithmic colour"
+    between_note = "loss of the batch between the weights before and after a step"
+    lr = value("train", "lr", "green", smooth=False, from_zero=True)
+    grad_norm = value("train", "grad_norm", "plum")
+    throughput = value("train", "samples_per_s", "blue", from_zero=True)
+    distance = value("walk", "distance", "green", smooth=False, from_zero=True)
+    ratios, updates, weights = (
+        partial(by_layer, event=event, key=key)
+        for event, key in (("layers", "trust_ratio"), ("norms", "update_norms"), ("norms", "weight_norms"))
+    )
     return {
         "Training": [
             Picture("loss", "Loss", "raw and smoothed training loss, held-out points", loss, expected=True),
             Picture("accuracy", "Held-out accuracy", "share predicted right", accuracy, expected=True),
-            Picture("learning-rate", "Learning rate", "", value("train", "lr", "green", smooth=False, from_zero=True), expected=True),
-            Picture("gradient-norm", "Gradient norm", "before clipping", value("train", "grad_norm", "plum"), expected=True),
-            Picture("throughput", "Throughput", "samples per second", value("train", "samples_per_s", "blue", from_zero=True), expected=True),
+            Picture("learning-rate", "Learning rate", "", lr, expected=True),
+            Picture("gradient-norm", "Gradient norm", "before clipping", grad_norm, expected=True),
+            Picture("throughput", "Throughput", "samples per second", throughput, expected=True),
             Picture("noise-scale", "Critical batch", noise_note, noise_scale),
         ],
         "Trust ratios": [
             Picture("trust-ratio", "Trust ratio", "over all layers", trust_ratio),
-            Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, partial(by_layer, event="layers", key="trust_ratio")),
+            Picture("trust-ratio-layers", "Trust ratio by layer", layers_note, ratios),
         ],
         "Trajectory": [
             Picture("cosine", "Angle", "cosine between an update and the one before", value("walk", "cosine", "blue")),
-            Picture("distance", "Distance", "of the weights from their start", value("walk", "distance", "green", smooth=False, from_zero=True)),
-            Picture("update-norms", "Update by layer", f"norm of a step; {layers_note}", partial(by_layer, event="norms", key="update_norms")),
-            Picture("weight-norms", "Weights by layer", f"norm; {layers_note}", partial(by_layer, event="norms", key="weight_norms")),
-            Picture("between", "Between iterates", "loss of the batch between the weights before and after a step", between),
+            Picture("distance", "Distance", "of the weights from their start", distance),
+            Picture("update-norms", "Update by layer", f"norm of a step; {layers_note}", updates),
+            Picture("weight-norms", "Weights by layer", f"norm; {layers_note}", weights),
+            Picture("between", "Between iterates", between_note, between),
         ],
-    }  # fmt: skip
+    }

@@ -46,8 +46,8 @@ WIDTH, HEIGHT, TEXT = 410.0, 245.0, 11.0  #: of a chart and its letters, in poin
 LETTER = 0.62  #: width of a letter relative to its height
 _STYLE = Path(__file__).with_name("report.mplstyle")
 _COLOURS = {
-    "text.color": "ink", "axes.edgecolor": "grid", "grid.color": "grid", "axes.labelcolor": "muted", "xtick.color": "muted",
-    "ytick.color": "muted", "axes.titlecolor": "muted", "legend.labelcolor": "muted",
+    "text.color": "ink", "axes.edgecolor": "grid", "grid.color": "grid", "axes.labelcolor": "muted",
+    "axes.titlecolor": "muted", "xtick.color": "muted", "ytick.color": "muted", "legend.labelcolor": "muted",
 }  # fmt: skip
 _TIPS = 240  # points of a curve that the tooltip stops at: half a chart's width in pixels
 

@@ -23,19 +23,22 @@ def headlines(facts: Facts) -> list[Tile]:
     memory = max(numbers(h.train, "memory_gib"), default=None)
     batch, batch_note = _now([whole(batch) for batch in facts.over_phases("batch", "global")], facts)
     lr, lr_note = _now([f"{lr:g}" for lr in facts.over_phases("optimizer", "lr")], facts)
+    examples = count(held["examples"], "example") if "examples" in held else ""
+    optimizer = facts.setting("optimizer", "name") or ABSENT
+    launches = f"{len(h.start)} launches" if len(h.start) > 1 else ""
     epochs = f"{newest['epoch']:.3g} epochs" if finite(newest.get("epoch")) else ""
     phases = count(len(facts.boundaries) + 1, "phase") if facts.boundaries else epochs
     return [
         ("Training loss", number(newest.get("loss")), "", f"from {number(first[0])}" if first else ""),
         ("Held-out loss", number(held.get("loss")), "", "" if best is None else f"best {number(best)}"),
-        ("Held-out accuracy", share(held.get("accuracy")), "", count(held["examples"], "example") if "examples" in held else ""),
+        ("Held-out accuracy", share(held.get("accuracy")), "", examples),
         ("Samples", whole(facts.last.get("samples")), "", phases),
         ("Steps", whole(facts.last.get("step")), "", count(len(h.restarts), "restart") if h.restarts else ""),
         ("Global batch", batch, "", batch_note or "samples a step"),
         *_critical_batch(facts),
-        ("Optimizer", str(facts.setting("optimizer", "name") or ABSENT).upper(), "", f"lr {lr} {lr_note}" if lr != ABSENT else ""),
+        ("Optimizer", optimizer.upper(), "", f"lr {lr} {lr_note}" if lr != ABSENT else ""),
         ("Throughput", rate(speed), "/s" if speed else "", f"{rate(tokens)} tokens/s" if tokens else "samples, median"),
-        ("Wall time", duration(h.seconds) if h.start else ABSENT, "", f"{len(h.start)} launches" if len(h.start) > 1 else ""),
+        ("Wall time", duration(h.seconds) if h.start else ABSENT, "", launches),
         ("Peak memory", number(memory, ".3g"), *(("GiB", "a process") if memory is not None else ("", ""))),
     ]  # fmt: skip
 
