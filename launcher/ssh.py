@@ -1,10 +1,11 @@
-"""Starts torchrun on each host of a list over ssh: for machines without a scheduler."""
+"""Starts `bellwether.launcher.ranks` on each host of a list over ssh: for machines without a scheduler."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -18,8 +19,9 @@ from types import FrameType
 from typing import IO
 
 from bellwether.launcher import console
-from bellwether.launcher.forwarded_env import forwarded_env
+from bellwether.launcher.forwarded_env import forwarded_env, header, remote_command
 from bellwether.trainer import rendezvous, signals
+from bellwether.trainer.process_info import SECRET
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +40,15 @@ def commands(hosts: Sequence[str], nproc: int, arguments: Sequence[str], port: i
     """
     # The first host as the list names it: the others may not know its own host name.
     master = hosts[0].rpartition("@")[2]
-    variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in forwarded_env(os.environ).items())
     client = shlex.split(os.environ.get("BELLWETHER_SSH", "ssh"))
     options = [word for option in _OPTIONS for word in ("-o", option)]
     found = []
     for index, host in enumerate(hosts):
-        torchrun = [
-            sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(hosts)}", f"--node-rank={index}",
-            f"--nproc-per-node={nproc}", f"--master-addr={master}", f"--master-port={port}", "--shutdown-timeout=120",
-            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2", "-m", "bellwether.trainer", *arguments,
+        ranks = [
+            sys.executable, "-m", "bellwether.launcher.ranks", f"--node={index}", f"--nodes={len(hosts)}",
+            f"--nproc={nproc}", f"--address={master}", f"--port={port}", "--", *arguments,
         ]  # fmt: skip
-        supervised = f"{sys.executable} -m bellwether.launcher.remote {shlex.join(torchrun)}"
-        remote = f"cd {shlex.quote(os.getcwd())} && exec env {variables} {supervised}"
+        remote = remote_command(os.getcwd(), [sys.executable, "-m", "bellwether.launcher.remote", *ranks])
         found.append([*client, *options, host, remote])
     return found
 
@@ -63,6 +62,7 @@ def train(hosts: Sequence[str], nproc: int, arguments: Sequence[str], dry_run: b
         for line in lines:
             print(shlex.join(line))
         return 0
+    variables = header({**forwarded_env(os.environ), SECRET: secrets.token_hex(32)})
     folder = Path("logs")
     folder.mkdir(exist_ok=True)
     processes: list[subprocess.Popen[bytes]] = []
@@ -72,9 +72,9 @@ def train(hosts: Sequence[str], nproc: int, arguments: Sequence[str], dry_run: b
             if host != hosts[0]:
                 out = stack.enter_context(open(folder / f"ssh-{host.rpartition('@')[2]}.log", "ab"))
             # `supervise` on the host reads the pipe: when this process ends, the pipe closes and the ranks are stopped.
-            processes.append(
-                subprocess.Popen(line, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
-            )
+            process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
+            processes.append(process)
+            _write(process, variables)
         return _wait(hosts, processes)
 
 
@@ -111,10 +111,15 @@ def _wait(hosts: Sequence[str], processes: list[subprocess.Popen[bytes]]) -> int
 def _send_signal(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
     """Send a signal's number through the pipes to `supervise`."""
     for process in processes:
-        if process.poll() is None and process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.write(f"{number}\n".encode())
-                process.stdin.flush()
+        if process.poll() is None:
+            _write(process, f"{number}\n".encode())
+
+
+def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):  # it has ended, which `_wait` reports
+        process.stdin.write(data)
+        process.stdin.flush()
 
 
 def supervise(command: Sequence[str]) -> int:
@@ -134,5 +139,5 @@ def supervise(command: Sequence[str]) -> int:
     threading.Thread(target=forward, daemon=True).start()
     status = process.wait()
     if status:
-        log.error("%s: torchrun exited with status %d", socket.gethostname(), status)
+        log.error("%s: the ranks' launcher exited with status %d", socket.gethostname(), status)
     return status if status >= 0 else 128 - status

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from bellwether.trainer import process_info
+from bellwether.trainer import messages, process_info, store
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.libraries import import_deepspeed
 from bellwether.trainer.log import EVERY_RANK
@@ -43,6 +42,7 @@ class World:
     local_rank: int
     device: torch.device
     launcher: str = "none"
+    secret: str = field(default="", repr=False)  # of the run, for `bellwether.trainer.store`
 
     @property
     def is_main(self) -> bool:
@@ -71,14 +71,19 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
         RANK=str(process.rank), WORLD_SIZE=str(process.size), LOCAL_RANK=str(process.local_rank),
         MASTER_ADDR=process.address, MASTER_PORT=str(process.port),
     )  # fmt: skip
+    store.choose_interface(process)
     deepspeed = import_deepspeed()
     waiting = threading.Timer(15, _log_waiting)
     waiting.daemon = True
     waiting.start()
     backend = "nccl" if use_gpu else "gloo"
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("torch", store.open_store(process, timeout)), rank=process.rank, world_size=process.size,
+        timeout=timeout, device_id=torch_device if use_gpu and process.size > 1 else None,
+    )  # fmt: skip
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     waiting.cancel()
-    return World(dist.get_rank(), dist.get_world_size(), process.local_rank, torch_device, process.launcher)
+    return World(process.rank, process.size, process.local_rank, torch_device, process.launcher, process.secret)
 
 
 def _use_gpu(device: str) -> bool:
@@ -155,26 +160,31 @@ def _size_variables(launcher: str) -> list[str]:
 
 
 def run_on_rank0(world: World, act: Callable[[], T]) -> T:
-    """Call a function on rank 0 only; every rank gets what it returned, or raises what it raised. Collective."""
-    outcome: list[Any] = [_outcome(act) if world.is_main else None]
-    dist.broadcast_object_list(outcome, src=0)
-    result, error = outcome[0]
+    """Call a function on rank 0 only; every rank gets what it returned, or raises what it raised. Collective.
+
+    What it returns is sent as `bellwether.trainer.messages` does: JSON, tuples and paths.
+    """
+    result, error, data = _outcome(act) if world.is_main else (None, None, b"")
+    data = messages.broadcast(data, world.device)
+    if not world.is_main:
+        result, error = _decode(data)
     if error is not None:
         raise raised_by_all_ranks(error)
-    return result
+    return cast(T, result)
 
 
 def run_on_all_ranks(world: World, act: Callable[[], T]) -> list[T]:
     """Call a function on every rank; if it fails on any, all raise the error of the lowest such rank. Collective.
 
     Returns:
-        what the function returned on each rank.
+        what the function returned on each rank, of the types of `run_on_rank0`.
     """
-    outcomes: list[Any] = [None] * world.size
-    dist.all_gather_object(outcomes, _outcome(act))
-    for _, error in outcomes:
-        if error is not None:
-            raise raised_by_all_ranks(error)
+    result, error, data = _outcome(act)
+    outcomes: list[tuple[Any, Exception | None]] = [_decode(one) for one in messages.all_gather(data, world.device)]
+    outcomes[world.rank] = result, error
+    for _, one in outcomes:
+        if one is not None:
+            raise raised_by_all_ranks(one)
     return [result for result, _ in outcomes]
 
 
@@ -184,14 +194,15 @@ def raised_by_all_ranks(error: Exception) -> Exception:
     return error
 
 
-def _outcome(act: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What a function returns and what it raises, one of them None."""
+def _outcome(act: Callable[[], T]) -> tuple[T | None, Exception | None, bytes]:
+    """What a function returns and what it raises, one of them None, and both as they are sent."""
     try:
-        return act(), None
+        result = act()
+        return result, None, messages.encode([result, None])
     except Exception as error:
-        try:
-            # Some exceptions can be pickled but not unpickled, which would fail on the other ranks only.
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            return None, RuntimeError(f"{type(error).__name__}: {error}")
-        return None, error
+        return None, error, messages.encode([None, messages.encode_error(error)])
+
+
+def _decode(data: bytes) -> tuple[Any, Exception | None]:
+    result, error = messages.decode(data)
+    return result, None if error is None else messages.decode_error(error)

@@ -23,10 +23,12 @@ import torch.distributed as dist
 from bellwether.trainer import run_paths, signals
 from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.log import EVERY_RANK
+from bellwether.trainer.store import SignedStore, connect
 
 log = logging.getLogger(__name__)
 
 _RANKS_IN_FILE = 16  # those furthest behind
+_NO_BEAT = {"n": 0, "host": "an unknown host", "step": 0, "doing": "start"}
 
 
 class Heartbeat:
@@ -54,13 +56,11 @@ class Heartbeat:
         self._closed = threading.Event()
         self._ended: str | None = None
         self._write_requested, self._written = threading.Event(), threading.Event()
-        self._store: dist.Store | None = None
+        self._store: SignedStore | None = None
         if world.size > 1:
             # torchrun's store outlives a restart, with the keys of earlier attempts in it.
             nonce = run_on_rank0(world, lambda: uuid.uuid4().hex)
-            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            server = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
-            self._store = dist.PrefixStore(f"bellwether/{nonce}", server)
+            self._store = SignedStore(connect(), f"heartbeat/{nonce}/", world.secret)
         self._send()
         if self._store is not None:
             dist.barrier()  # after this, rank 0 finds a beat of every rank
@@ -95,8 +95,7 @@ class Heartbeat:
         self._closed.set()
         if failure is not None and self._store is not None:
             with contextlib.suppress(RuntimeError):
-                self._store.set("reason", f"rank {self.world.rank} on {socket.gethostname()} failed: {failure}")
-                self._store.set("failed", "1")
+                self._store.set("end", f"rank {self.world.rank} on {socket.gethostname()} failed: {failure}")
         if self.world.is_main:
             with contextlib.suppress(RuntimeError):
                 self._send()
@@ -107,10 +106,10 @@ class Heartbeat:
         while not self._closed.wait(self.period):
             try:
                 self._send()
-                if self.silence and self._store is not None and self._store.check(["failed"]):
+                (reason,) = self._store.get(["end"]) if self.silence and self._store is not None else [None]
+                if reason is not None:
                     # Where all ranks fail together, each reports its own error within a moment.
                     if not self._closed.wait(max(2.0, self.period)):
-                        reason = self._store.get("reason").decode()
                         self._exit(reason, failed=" failed: " in reason)
                     return
                 self._receive()
@@ -128,7 +127,7 @@ class Heartbeat:
             "n": self._beat_count, "host": socket.gethostname(), "step": self._step, "doing": self._activity
         }  # fmt: skip
         if self._store is not None:
-            self._store.set(f"beat/{self.world.rank}", json.dumps(self._own_beat))
+            self._store.set(f"beat/{self.world.rank}", self._own_beat)
 
     def _receive(self) -> None:
         """Receive the beats of the watched ranks, and end the run where one is silent."""
@@ -139,18 +138,20 @@ class Heartbeat:
             beats = [self._own_beat]
         else:
             watched = range(self.world.size) if self.world.is_main else [0]
-            beats = [json.loads(beat) for beat in self._store.multi_get([f"beat/{rank}" for rank in watched])]
+            beats = self._store.get([f"beat/{rank}" for rank in watched])
         for rank, beat in enumerate(beats):
-            if beat != self._beats.get(rank) or rank not in self._unchanged_since:
+            known = self._beats.setdefault(rank, _NO_BEAT)
+            # A repeated older beat does not count either: anybody can copy one.
+            if beat is not None and beat["n"] > known["n"]:
                 self._beats[rank], self._unchanged_since[rank] = beat, now
+            self._unchanged_since.setdefault(rank, now)
         if not self.silence or self._store is None or self._closed.is_set():
             return
         silent = [rank for rank in self._beats if now - self._unchanged_since[rank] > self.silence]
         if silent:
             reason = "; ".join(self._last_seen(rank, now) for rank in silent[:4])
             reason += f" and {len(silent) - 4} more ranks" if len(silent) > 4 else ""
-            self._store.set("reason", reason)
-            self._store.set("failed", "1")
+            self._store.set("end", reason)
             time.sleep(2 * self.period)  # for the ranks that can still read the reason
             self._exit(reason)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import uuid
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bellwether.trainer import signals
+from bellwether.trainer import messages, signals, store
 from bellwether.trainer.distributed import World, run_on_rank0
 
 
@@ -43,18 +42,16 @@ class StopConsensus:
 
     def _connect(self, world: World, timeout: timedelta) -> None:
         """Create the process groups, not through new_group, where every rank would wait for every machine's group."""
-        hosts: list[str] = [""] * world.size
-        dist.all_gather_object(hosts, socket.gethostname())
+        hosts = messages.all_gather_values(socket.gethostname(), world.device)
         here = [rank for rank, host in enumerate(hosts) if host == hosts[world.rank]]
         first_of_each = [hosts.index(host) for host in dict.fromkeys(hosts)]
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        server = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
-        store = dist.PrefixStore(f"stop/{run_on_rank0(world, lambda: uuid.uuid4().hex)}", server)
+        nonce = run_on_rank0(world, lambda: uuid.uuid4().hex)
+        common = dist.PrefixStore(f"stop/{nonce}", store.connect())
         if len(here) > 1:
-            own_store = dist.PrefixStore(f"of/{here[0]}", store)
+            own_store = dist.PrefixStore(f"of/{here[0]}", common)
             self._within_machine = dist.ProcessGroupGloo(own_store, here.index(world.rank), len(here), timeout)
         if len(first_of_each) > 1 and world.rank == here[0]:
-            between = dist.PrefixStore("between", store)
+            between = dist.PrefixStore("between", common)
             self._between_machines = dist.ProcessGroupGloo(
                 between, first_of_each.index(world.rank), len(first_of_each), timeout
             )

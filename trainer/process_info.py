@@ -7,8 +7,10 @@ same for every task.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bellwether.trainer import rendezvous
@@ -16,6 +18,8 @@ from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.environment_rank import MPI_RANK, environment_rank
 
 _MPI_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SECRET = "BELLWETHER_SECRET"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class ProcessInfo:
         size: the world size.
         port: 0 for a process that is alone, which may use any.
         launcher: ``torchrun``, ``environment`` (RANK and the others set by something else), ``mpirun``, ``srun`` or ``none``.
+        one_machine: whether all processes are on this machine.
+        secret: of the run, for `bellwether.trainer.store`; empty where the launcher gives none.
     """
 
     rank: int
@@ -34,14 +40,25 @@ class ProcessInfo:
     address: str
     port: int
     launcher: str
+    one_machine: bool = False
+    secret: str = field(default="", repr=False)
+
+
+_ALONE = ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none", one_machine=True)
 
 
 def detect() -> ProcessInfo:
-    """This process's `ProcessInfo`.
+    """This process's `ProcessInfo`. Removes BELLWETHER_SECRET from the environment, which other programs inherit.
 
     Raises:
         ConfigError: if the variables that the launcher has set contradict one another, or some are missing.
     """
+    secret = os.environ.pop(SECRET, "")
+    found = _detect()
+    return replace(found, secret=found.secret or secret)
+
+
+def _detect() -> ProcessInfo:
     e = os.environ
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         if not e.get(name, "0").isdigit():
@@ -49,13 +66,13 @@ def detect() -> ProcessInfo:
     if "RANK" in e or e.get("WORLD_SIZE", "1") != "1":
         return _from_torchrun()
     if _is_only_task():
-        return ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none")
+        return _ALONE
     if any(name in e for name in MPI_RANK) and not _slurm_is_sufficient():
         return _from_mpi()
     if _is_one_of_several_tasks():
         return _from_slurm()
     # Also where MASTER_ADDR is set: accelerate sets it for a process that it starts alone, with a port that may be taken.
-    return ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none")
+    return _ALONE
 
 
 def _from_torchrun() -> ProcessInfo:
@@ -66,7 +83,9 @@ def _from_torchrun() -> ProcessInfo:
         raise ConfigError(missing[0], None, f"is not set, but others are: {others}", "let the launcher set them all")
     address, port = _rendezvous() or ("127.0.0.1", 0)
     numbers = int(e.get("RANK", "0")), int(e.get("WORLD_SIZE", "1")), int(e.get("LOCAL_RANK", "0"))
-    return ProcessInfo(*numbers, address, port, "torchrun" if "TORCHELASTIC_RUN_ID" in e else "environment")
+    launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in e else "environment"
+    one_machine = numbers[1] == 1 or e.get("LOCAL_WORLD_SIZE") == str(numbers[1]) or address in _LOOPBACK
+    return ProcessInfo(*numbers, address, port, launcher, one_machine)
 
 
 def _is_one_of_several_tasks() -> bool:
@@ -95,7 +114,7 @@ def _slurm_is_sufficient() -> bool:
 def _from_slurm() -> ProcessInfo:
     rank, size, local = (int(os.environ[n]) for n in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
     address, port = _rendezvous() or rendezvous.of_step()
-    return ProcessInfo(rank, size, local, address, port, "srun")
+    return ProcessInfo(rank, size, local, address, port, "srun", os.environ.get("SLURM_STEP_NUM_NODES") == "1")
 
 
 def _from_mpi() -> ProcessInfo:
@@ -112,24 +131,35 @@ def _from_mpi() -> ProcessInfo:
         return ProcessInfo(environment_rank(), size, int(e["OMPI_COMM_WORLD_LOCAL_RANK"]), address, port, "mpirun")
     world = MPI.COMM_WORLD
     local: Any = world.Split_type(MPI.COMM_TYPE_SHARED)
-    own_address: Any = None
+    one_machine = local.size == world.size
+    # Not MPI's own way to send objects, which pickles them.
+    message = bytearray(4096)
     if world.rank == 0:
-        try:
-            own_address = _rendezvous() or (rendezvous.address(e.get("BELLWETHER_INTERFACE")), _free_port())
-        except ValueError as error:
-            own_address = ConfigError("BELLWETHER_INTERFACE", e["BELLWETHER_INTERFACE"], str(error))
-    agreed = world.bcast(own_address)
-    if isinstance(agreed, ConfigError):
-        raise agreed
-    address, port = agreed
-    return ProcessInfo(world.rank, world.size, local.rank, address, port, "mpirun")
+        message[:] = json.dumps(_mpi_rendezvous(one_machine)).encode().ljust(len(message))
+    world.Bcast([message, MPI.BYTE], 0)
+    agreed = json.loads(message)
+    if "error" in agreed:
+        raise ConfigError("BELLWETHER_INTERFACE", e.get("BELLWETHER_INTERFACE"), agreed["error"])
+    return ProcessInfo(
+        world.rank, world.size, local.rank, agreed["address"], agreed["port"], "mpirun", one_machine, agreed["secret"]
+    )
+
+
+def _mpi_rendezvous(one_machine: bool) -> dict[str, Any]:
+    """Address, port and secret for all ranks, or an error."""
+    try:
+        address, port = _rendezvous() or (None, None)
+        if address is None:
+            interface = os.environ.get("BELLWETHER_INTERFACE")
+            address = "127.0.0.1" if one_machine else rendezvous.address(interface)
+            own = address if one_machine else rendezvous.own_address(address)
+            port = next(port for port in rendezvous.ports(os.getpid()) if rendezvous.is_free(port, own))
+    except (OSError, ValueError) as error:
+        return {"error": str(error)[:2000]}
+    return {"address": address, "port": port, "secret": secrets.token_hex(32)}
 
 
 def _rendezvous() -> tuple[str, int] | None:
     """Address and port of the rendezvous where the environment names them."""
     e = os.environ
     return (e["MASTER_ADDR"], int(e.get("MASTER_PORT", "29500"))) if "MASTER_ADDR" in e else None
-
-
-def _free_port() -> int:
-    return next(filter(rendezvous.is_free, rendezvous.ports(os.getpid())))

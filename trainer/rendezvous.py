@@ -1,18 +1,21 @@
-"""Rendezvous of the processes of a SLURM job: the first node, its address on the site's network, a free port.
+"""Rendezvous of the processes of a run: the first node, its address on the site's network, a free port, the interface to listen on.
 
 A batch script determines it once, on the first node, before it starts the tasks::
 
-    eval "$(python -m bellwether.trainer.rendezvous)"        # MASTER_ADDR, MASTER_PORT
+    eval "$(python -m bellwether.trainer.rendezvous)"        # MASTER_ADDR, MASTER_PORT, BELLWETHER_SECRET
 
-A task without these variables (``srun python -m bellwether.trainer ...`` by hand) computes both, with the same result in every
-task. Light imports only.
+A task without these variables (``srun python -m bellwether.trainer ...`` by hand) computes address and port, with the same result in
+every task, and has no secret. Light imports only.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import logging
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -84,12 +87,12 @@ def ports(job: int, restart: int = 0) -> Iterator[int]:
         yield _FIRST + (start + _STRIDE * index) % _COUNT
 
 
-def is_free(port: int) -> bool:
-    """Whether a server can listen on a port of this machine now."""
-    with socket.socket() as server:
+def is_free(port: int, host: str = "") -> bool:
+    """Whether a server can listen on a port of this machine now, on one address or on all."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            server.bind(("", port))
+            server.bind((host, port))
         except OSError:
             return False
     return True
@@ -103,18 +106,57 @@ def address(interface: str | None) -> str:
     """
     if not interface:
         return socket.gethostname()
-    import psutil
-
-    by_interface = {
-        name: next((a.address for a in addresses if a.family == socket.AF_INET), None)
-        for name, addresses in psutil.net_if_addrs().items()
-    }
-    if (found := by_interface.get(interface)) is not None:
-        return found
+    by_interface = {name: [ip for ip in own if ":" not in ip] for name, own in _interfaces().items()}
+    if by_interface.get(interface):
+        return by_interface[interface][0]
     usable = ", ".join(sorted(name for name, own in by_interface.items() if own)) or "none"
     raise ValueError(
         f"interface {interface!r}: no IPv4 address on {socket.gethostname()}; interfaces with one: {usable}"
     )
+
+
+def _interfaces() -> dict[str, list[str]]:
+    """The IP addresses of each interface of this machine."""
+    import psutil
+
+    families = (socket.AF_INET, socket.AF_INET6)
+    return {
+        name: [a.address.partition("%")[0] for a in addresses if a.family in families]
+        for name, addresses in psutil.net_if_addrs().items()
+    }
+
+
+def own_address(host: str) -> str:
+    """The address of this machine by which others reach it under the name ``host``: that on which its store listens.
+
+    Raises:
+        ValueError: if the name is that of another machine, or means the loopback interface here.
+    """
+    found = [str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    usable = {ip: name for name, own in _interfaces().items() for ip in own if not ipaddress.ip_address(ip).is_loopback}
+    for ip in found:
+        if ip in usable:
+            return ip
+    names = ", ".join(sorted(set(usable.values()))) or "none"
+    raise ValueError(
+        f"{host} is {', '.join(dict.fromkeys(found))} on {socket.gethostname()}, where other machines cannot reach it; "
+        f"set BELLWETHER_INTERFACE to one of its interfaces: {names}"
+    )
+
+
+def loopback() -> str:
+    """The name of the loopback interface."""
+    return next(name for name, own in _interfaces().items() if "127.0.0.1" in own)
+
+
+def interface_to(host: str) -> str | None:
+    """The interface through which this machine reaches a host, or None where that is not known."""
+    for family, _, _, _, target in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # chooses a route; sends nothing
+            own = probe.getsockname()[0]
+            return next((name for name, found in _interfaces().items() if own in found), None)
+    return None
 
 
 def of_step() -> tuple[str, int]:
@@ -129,14 +171,19 @@ def main() -> int:
     """Print the assignments that a batch script evaluates. To be run on the job's first node."""
     e = os.environ
     try:
-        master_address = address(e.get("BELLWETHER_INTERFACE"))
-    except ValueError as error:
+        if e.get("SLURM_JOB_NUM_NODES") == "1":
+            host = own = "127.0.0.1"
+        else:
+            host = address(e.get("BELLWETHER_INTERFACE"))
+            own = own_address(host)
+    except (OSError, ValueError) as error:
         log.setup()
         logging.getLogger("bellwether.trainer").error("BELLWETHER_INTERFACE: %s", error)
         return 2
     job, restart = int(e.get("SLURM_JOB_ID", "0")), int(e.get("SLURM_RESTART_COUNT", "0"))
-    port = next(filter(is_free, ports(job, restart)))
-    print(f"export MASTER_ADDR={master_address} MASTER_PORT={port}")
+    port = next(port for port in ports(job, restart) if is_free(port, own))
+    # The shell evaluates this: a secret on a command line would be visible to all users of the machine.
+    print(f"export MASTER_ADDR={host} MASTER_PORT={port} BELLWETHER_SECRET={secrets.token_hex(32)}")
     return 0
 
 

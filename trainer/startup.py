@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from pathlib import Path
 
 from bellwether.trainer import checkpoint, data, rundir
-from bellwether.trainer.checkpoint import Manifest, Position
+from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import Config, dump, phases
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.divergence import DivergenceDetector
@@ -39,7 +38,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
     check_phases(datasets)
     position = Position(0, 0, 0)
     if source is not None:
-        manifest = run_on_rank0(world, functools.partial(Manifest.read, source))
+        manifest = checkpoint.read_manifest(source, world)
         position = manifest.position
         check_position(planned, position, config, is_own=own is not None)
         if own is not None:
@@ -53,17 +52,18 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
         target_reached=run_on_rank0(world, lambda: rundir.has_reached(directory, position, config.evaluate.target)),
     )  # fmt: skip
     if own is not None:
-        run.pending_eval, run.pending_end, run.divergence = run_on_rank0(world, lambda: _from_history(run))
+        run.pending_eval, run.pending_end, detector = run_on_rank0(world, lambda: _from_history(run))
+        vars(run.divergence).update(detector)
     heartbeat.total = planned[-1].last_step
     return run
 
 
-def _from_history(run: Run) -> tuple[bool, bool, DivergenceDetector]:
+def _from_history(run: Run) -> tuple[bool, bool, dict[str, float | None]]:
     """The part of a resumed run's state that only its metrics record.
 
     Returns:
         whether its newest checkpoint was not evaluated although it was due, whether its end was not written, and the
-        divergence detector as it was at the checkpoint.
+        attributes of the divergence detector as they were at the checkpoint.
     """
     history, position = read(run.directory), run.position
     divergence = DivergenceDetector(run.config.divergence)
@@ -78,4 +78,4 @@ def _from_history(run: Run) -> tuple[bool, bool, DivergenceDetector]:
     phase = run.phases[position.phase]
     was_due = position.step in (phase.last_step, run.stop_step) or phase.due(position.step, phase.config.evaluate.every)
     was_evaluated = any(line["step"] == position.step for line in history.eval)
-    return was_due and not was_evaluated, history.state == "unfinished", divergence
+    return was_due and not was_evaluated, history.state == "unfinished", vars(divergence)

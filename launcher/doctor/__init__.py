@@ -69,7 +69,7 @@ def doctor(
         nodes_text = "this machine" if on == "local" else f"{size} node{'s' if size > 1 else ''} through {on}"
         log.info("checking %s; up to %.0f minutes", nodes_text, planned.seconds / 60)
         try:
-            answers = gather.gather(planned.commands, planned.environment, size, planned.seconds)
+            answers = gather.gather(planned.commands, planned.environment, size, planned.seconds, planned.stdin)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(planned.shared_file)

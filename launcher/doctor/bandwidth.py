@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from bellwether.launcher.doctor.protocol import Facts
+from bellwether.trainer import messages
 
 _MB = 10**6
 _WARM_UP, _SIZE, _SIZE_GPU = 4 * _MB, 64 * _MB, 256 * _MB  # bytes of an all-reduce
@@ -28,9 +28,8 @@ def gloo(limit: float) -> Facts:
 
 def nccl(limit: float) -> Facts | None:
     """Bandwidth between GPUs, one a node; None where a node has none."""
-    available: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(available, torch.cuda.is_available() and dist.is_nccl_available())
-    if not all(available):
+    available = torch.cuda.is_available() and dist.is_nccl_available()
+    if not all(messages.all_gather_values(available, torch.device("cpu"))):
         return None
     device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
@@ -56,9 +55,9 @@ def _measure(device: torch.device, group: dist.ProcessGroup | None, size: int, l
     seconds(_WARM_UP)
     small = seconds(_WARM_UP)
     # Rank 0 chooses the size for all: on a slow network only the small one fits into the limit.
-    choice: list[Any] = [_WARM_UP if small * size / _WARM_UP * (_ROUNDS + 1) > limit / 4 else size]
-    dist.broadcast_object_list(choice)
-    median = statistics.median(seconds(choice[0]) for _ in range(_ROUNDS))
+    chosen = _WARM_UP if small * size / _WARM_UP * (_ROUNDS + 1) > limit / 4 else size
+    chosen = messages.broadcast_value(chosen, torch.device("cpu"))
+    median = statistics.median(seconds(chosen) for _ in range(_ROUNDS))
     n = dist.get_world_size()
-    gb_s = choice[0] * 2 * (n - 1) / n / median / 1e9
-    return {"bytes": choice[0], "seconds": round(median, 6), "gb_s": round(gb_s, 4)}
+    gb_s = chosen * 2 * (n - 1) / n / median / 1e9
+    return {"bytes": chosen, "seconds": round(median, 6), "gb_s": round(gb_s, 4)}

@@ -19,9 +19,10 @@ import torch.distributed as dist
 from bellwether.launcher.doctor import bandwidth
 from bellwether.launcher.doctor.protocol import Facts, Reporter
 from bellwether.launcher.doctor.system_probe import addresses, existing
-from bellwether.trainer import process_info
+from bellwether.trainer import messages, process_info
 from bellwether.trainer import rendezvous as rendezvous_address
 from bellwether.trainer.process_info import ProcessInfo
+from bellwether.trainer.store import choose_interface, open_store
 
 _PINGS = 10  # clock readings of each node; the one with the shortest round trip counts
 _APPEARS = 10.0  # seconds within which all nodes must see a new file; NFS may lag by a few
@@ -48,6 +49,7 @@ def run(reporter: Reporter, shared: str, nonce: str, size: int | None, limit: fl
         raise ValueError(f"{problem}: is mpi4py built for this mpirun?" if info.launcher == "mpirun" else problem)
     if info.size == 1:
         return
+    choose_interface(info)
     facts: Facts = {"kind": "cluster", "size": info.size, "rendezvous": f"{info.address}:{info.port}"}
     facts["interface"] = os.environ.get("GLOO_SOCKET_IFNAME")
     if info.rank == 0:
@@ -93,9 +95,7 @@ def _use_interface() -> None:
 
 def _rendezvous(info: ProcessInfo, limit: float) -> tuple[dist.Store, list[int]]:
     """The store that all ranks connect to, and the ranks that did not connect within the limit."""
-    store = dist.TCPStore(
-        info.address, info.port, info.size, info.rank == 0, timedelta(seconds=limit), wait_for_workers=False
-    )
+    store = open_store(info, timedelta(seconds=limit))
     store.set(f"here/{info.rank}", socket.gethostname())
     if info.rank == 0:
         missing = list(range(1, info.size))
@@ -128,9 +128,7 @@ def _disconnect(info: ProcessInfo, store: dist.Store) -> None:
 
 
 def _all_gather(value: Any) -> list[Any]:
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+    return messages.all_gather_values(value, torch.device("cpu"))
 
 
 def _names(rank: int) -> Facts:
@@ -154,16 +152,16 @@ def _names(rank: int) -> Facts:
 
 def _shared_directory(rank: int, shared: str, nonce: str) -> Facts:
     """Whether all nodes see a file that rank 0 writes, and after how many seconds."""
-    message: list[Any] = [None, None]  # path, error
+    message: tuple[str, str | None] = ("", None)  # path, error
     file = Path(existing(os.path.expanduser(shared)), f".bellwether-doctor-{nonce}")
     if rank == 0:
-        message[0] = str(file)
+        message = str(file), None
         try:
             file.write_text(nonce)
         except OSError as error:
-            message[1] = error.strerror or str(error)
+            message = str(file), error.strerror or str(error)
     try:
-        dist.broadcast_object_list(message)
+        message = messages.broadcast_value(message, torch.device("cpu"))
         if message[1]:
             return {"dir": str(file.parent), "error": message[1]}
         start = time.monotonic()

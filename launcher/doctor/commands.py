@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bellwether.launcher.forwarded_env import forwarded_env
+from bellwether.launcher.forwarded_env import forwarded_env, header, remote_command
 from bellwether.launcher.site_config import Site
 
 QUEUE = 60  # seconds to wait for free nodes, where there is no allocation yet
@@ -114,14 +114,21 @@ def mpirun(
 
 
 def ssh(probe: Probe, site: Site, names: Sequence[str], port: int, environment: Mapping[str, str]) -> list[list[str]]:
-    """A command for each host; the first host is the master. ``BELLWETHER_SSH`` replaces ``ssh``, as in `bellwether.launcher.ssh`."""
+    """A command for each host, which reads `ssh_variables`; the first host is the master.
+
+    ``BELLWETHER_SSH`` replaces ``ssh``, as in `bellwether.launcher.ssh`.
+    """
     commands = []
     client = shlex.split(environment.get("BELLWETHER_SSH") or "ssh")
     for rank, host in enumerate(names):
         process = {"RANK": rank, "WORLD_SIZE": probe.size, "LOCAL_RANK": 0}
         master = {"MASTER_ADDR": names[0].rpartition("@")[2], "MASTER_PORT": port}
-        variables = {**forwarded_env(environment), **probe.environment, **process, **master}
-        words = ["env", *(f"{key}={value}" for key, value in variables.items()), *node(probe, site)]
-        remote = f"cd {shlex.quote(probe.folder)} && exec {shlex.join(words)}"
+        words = ["env", *(f"{key}={value}" for key, value in {**process, **master}.items()), *node(probe, site)]
+        remote = remote_command(probe.folder, words)
         commands.append([*client, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host, remote])
     return commands
+
+
+def ssh_variables(probe: Probe, environment: Mapping[str, str]) -> bytes:
+    """What the commands of `ssh` get on standard input."""
+    return header({**forwarded_env(environment), **probe.environment})

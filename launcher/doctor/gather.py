@@ -52,13 +52,20 @@ class _Child:
     readers: list[threading.Thread]
 
 
-def gather(commands: Mapping[str, Sequence[str]], environment: Mapping[str, str], size: int, seconds: float) -> Answers:
+def gather(
+    commands: Mapping[str, Sequence[str]],
+    environment: Mapping[str, str],
+    size: int,
+    seconds: float,
+    stdin: bytes = b"",
+) -> Answers:
     """Run all commands at once, and collect what the nodes report.
 
     Args:
         commands: by the launcher or host that each one starts nodes on.
         size: number of nodes that answer through them.
         seconds: after which commands that still run are ended.
+        stdin: what each command reads.
     """
     answers = Answers()
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -67,7 +74,7 @@ def gather(commands: Mapping[str, Sequence[str]], environment: Mapping[str, str]
     try:
         for who, command in commands.items():
             try:
-                children[who] = _start(command, environment, lines)
+                children[who] = _start(command, environment, lines, stdin)
             except OSError as error:
                 answers.launcher_errors.append((who, f"{command[0]}: {error.strerror}"))
         _collect([child.process for child in children.values()], lines, answers, size, seconds)
@@ -88,11 +95,16 @@ def gather(commands: Mapping[str, Sequence[str]], environment: Mapping[str, str]
     return answers
 
 
-def _start(command: Sequence[str], environment: Mapping[str, str], lines: queue.SimpleQueue[str]) -> _Child:
+def _start(
+    command: Sequence[str], environment: Mapping[str, str], lines: queue.SimpleQueue[str], stdin: bytes
+) -> _Child:
     process = subprocess.Popen(
-        command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
     )  # fmt: skip
+    assert process.stdin is not None
+    with contextlib.suppress(OSError), process.stdin as stream:
+        stream.write(stdin.decode())
     errors: list[str] = []
     readers = [
         threading.Thread(target=_read, args=(process.stdout, lines.put), daemon=True),

@@ -36,6 +36,7 @@ class Plan:
     expected: Expected
     commands: dict[str, list[str]]  # by launcher or host
     environment: dict[str, str]
+    stdin: bytes  # of each command
     seconds: float  # for all commands
     shared_file: str  # written by rank 0, which deletes it unless it is killed
 
@@ -72,6 +73,7 @@ def plan(options: Options) -> Plan:
         Expected(size, on, names, site.gpus_per_node),
         _commands(options, probe, site, names, environment, in_job=job is not None),
         environment,
+        commands.ssh_variables(probe, environment) if on == "ssh" else b"",
         options.timeout + (commands.QUEUE if on == "slurm" and not job else 0),
         os.path.join(existing(shared), f".bellwether-doctor-{probe.nonce}"),
     )

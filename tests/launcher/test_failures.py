@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 from torch.distributed import TCPStore
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from bellwether.launcher import console
-from bellwether.launcher.local import _report_failure
+from bellwether.launcher.ranks import report_failure
 from tests.launcher.processes import finish, ranks_of, start, steps, wait_for_step
 from tests.tiers import covering
 
@@ -90,7 +90,7 @@ def test_first_of_two_failures_within_a_second_is_reported(tmp_path: Path, capsy
         os.utime(file, (1.7e9, 1.7e9 - rank / 100))
         failures[rank] = ProcessFailure(rank, 1, status, str(file))
     console.setup()
-    assert _report_failure(ChildFailedError("trainer", failures), tmp_path) == 2
+    assert report_failure(failures, tmp_path) == 2
     assert capsys.readouterr().err == "bellwether: rank 1: no such file\n"
 
 

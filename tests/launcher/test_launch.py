@@ -48,11 +48,11 @@ def test_ssh_commands(capsys: pytest.CaptureFixture[str], hosts: str) -> None:
     assert (first[-2], second[-2]) == ("me@node1", "node2")
     for index, command in enumerate((first, second)):
         remote = shlex.split(command[-1])
-        assert f"--node-rank={index}" in remote
-        assert "--nnodes=2" in remote
-        assert "--nproc-per-node=4" in remote
-        assert "--master-addr=node1" in remote  # not me@node1
-        assert remote[-3:] == ["bellwether.trainer", CONFIG, "data.source=a b"]
+        assert f"--node={index}" in remote
+        assert "--nodes=2" in remote
+        assert "--nproc=4" in remote
+        assert "--address=node1" in remote  # not me@node1
+        assert remote[-3:] == ["--", CONFIG, "data.source=a b"]
 
 
 def test_local_command(capsys: pytest.CaptureFixture[str]) -> None:

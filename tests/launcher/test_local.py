@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -133,11 +135,14 @@ def test_train_leaves_the_environment_of_its_caller_unchanged(monkeypatch: pytes
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     inherited: list[tuple[str, str]] = []
 
-    def launch_agent(*arguments: object) -> None:
-        inherited.append((os.environ["BELLWETHER_WORLD_SIZE"], os.environ["OMP_NUM_THREADS"]))
+    def start_processes(
+        name: str, program: str, arguments: object, environments: dict[int, dict[str, str]], *_: object
+    ) -> Any:
+        inherited.extend((e["BELLWETHER_WORLD_SIZE"], e["OMP_NUM_THREADS"]) for e in environments.values())
+        return SimpleNamespace(wait=lambda period: SimpleNamespace(failures={}))
 
-    monkeypatch.setattr("torch.distributed.launcher.api.launch_agent", launch_agent)
+    monkeypatch.setattr("bellwether.launcher.ranks.start_processes", start_processes)
     before = dict(os.environ)
     assert local.train(f"{ROOT}/configs/resnet-digits.yaml", ["engine.device=cpu"], 2) == 0
-    assert inherited == [("2", "3")]
+    assert inherited == [("2", "3"), ("2", "3")]
     assert dict(os.environ) == before

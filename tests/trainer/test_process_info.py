@@ -30,7 +30,32 @@ def detect(monkeypatch: pytest.MonkeyPatch, **environment: str) -> process_info.
 
 
 def test_process_without_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert detect(monkeypatch) == process_info.ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none")
+    assert detect(monkeypatch) == process_info.ProcessInfo(0, 1, 0, "127.0.0.1", 0, "none", one_machine=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (TORCHRUN, False),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, False),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}, True),
+        ({**TORCHRUN, "MASTER_ADDR": "127.0.0.1"}, True),
+        (STEP, False),
+        ({**STEP, "SLURM_STEP_NUM_NODES": "4"}, False),
+        ({**STEP, "SLURM_STEP_NUM_NODES": "1"}, True),
+    ],
+)
+def test_runs_on_one_machine_are_known(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: bool
+) -> None:
+    assert detect(monkeypatch, **environment).one_machine is expected
+
+
+def test_secret_is_taken_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = detect(monkeypatch, **TORCHRUN, BELLWETHER_SECRET="abc")
+    assert found.secret == "abc"
+    assert "BELLWETHER_SECRET" not in os.environ
+    assert "abc" not in repr(found)
 
 
 def test_torchrun_takes_precedence_over_srun_and_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,15 +175,24 @@ def test_rendezvous_prints_assignments_for_the_batch_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "123")
-    monkeypatch.setenv("BELLWETHER_INTERFACE", "lo")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
     assert rendezvous.main() == 0
-    first = capsys.readouterr().out
-    assert (
-        first == f"export MASTER_ADDR=127.0.0.1 MASTER_PORT={next(filter(rendezvous.is_free, rendezvous.ports(123)))}\n"
-    )
+    first, secret = capsys.readouterr().out.split(" BELLWETHER_SECRET=")
+    port = next(port for port in rendezvous.ports(123) if rendezvous.is_free(port, "127.0.0.1"))
+    assert first == f"export MASTER_ADDR=127.0.0.1 MASTER_PORT={port}"
+    assert len(secret.strip()) == 64
+    assert rendezvous.main() == 0
+    again, other = capsys.readouterr().out.split(" BELLWETHER_SECRET=")
+    assert again == first
+    assert other != secret
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert rendezvous.main() == 0
-    assert capsys.readouterr().out != first
+    assert not capsys.readouterr().out.startswith(first)
+    # Between machines, an address that they cannot reach is refused before anybody waits for it.
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("BELLWETHER_INTERFACE", "lo")
+    assert rendezvous.main() == 2
+    assert "127.0.0.1 is 127.0.0.1 on " in capsys.readouterr().err
     monkeypatch.setenv("BELLWETHER_INTERFACE", "ib9")
     assert rendezvous.main() == 2
     assert "BELLWETHER_INTERFACE: interface 'ib9'" in capsys.readouterr().err

@@ -10,7 +10,7 @@ is pickled.
 """
 
 from bellwether.trainer.checkpoint.format import Manifest, Position, newest
-from bellwether.trainer.checkpoint.load import load, load_into_model, newest_intact
+from bellwether.trainer.checkpoint.load import load, load_into_model, newest_intact, read_manifest
 from bellwether.trainer.checkpoint.save import save
 
-__all__ = ["Manifest", "Position", "load", "load_into_model", "newest", "newest_intact", "save"]
+__all__ = ["Manifest", "Position", "load", "load_into_model", "newest", "newest_intact", "read_manifest", "save"]

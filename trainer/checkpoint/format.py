@@ -63,7 +63,7 @@ class Manifest:
             raw = json.loads((path / "manifest.json").read_text())
             if raw["format"] != FORMAT:
                 raise ConfigError("resume", str(path), f"is of format {raw['format']}, this version reads {FORMAT}")
-            return cls(position=Position(**raw.pop("place")), **raw)
+            return cls.from_json(raw)
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -71,8 +71,17 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Writes manifest.json to a checkpoint directory."""
+        (path / "manifest.json").write_text(json.dumps(self.to_json()))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of manifest.json."""
         raw = asdict(self)
-        (path / "manifest.json").write_text(json.dumps({"place": raw.pop("position"), **raw}))
+        return {"place": raw.pop("position"), **raw}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Manifest:
+        """The manifest with this content."""
+        return cls(position=Position(**raw["place"]), **{key: value for key, value in raw.items() if key != "place"})
 
 
 def newest(root: Path) -> Path | None:

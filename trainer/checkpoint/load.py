@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from bellwether.trainer import run_paths
@@ -44,9 +46,10 @@ def newest_intact(root: Path, world: World) -> tuple[Path | None, list[str]]:
 
 def _problem(path: Path, world: World) -> str | None:
     """The first problem of a checkpoint, or None. Each rank checks its share of the files. Collective."""
-    manifest = run_on_rank0(world, lambda: _readable(path))
-    if isinstance(manifest, str):
-        return manifest
+    content = run_on_rank0(world, lambda: _readable(path))
+    if isinstance(content, str):
+        return content
+    manifest = Manifest.from_json(content)
     shares = [list(manifest.files)[rank :: world.size] for rank in range(world.size)]
     damages = run_on_all_ranks(world, lambda: _damage(path, manifest, shares[world.rank]))
     suspects = [(rank, damaged) for rank, damaged in enumerate(damages) if damaged is not None]
@@ -61,9 +64,10 @@ def _problem(path: Path, world: World) -> str | None:
     return problem
 
 
-def _readable(path: Path) -> Manifest | str:
+def _readable(path: Path) -> dict[str, Any] | str:
+    """The content of the manifest, or why it cannot be read."""
     try:
-        return Manifest.read(path)
+        return Manifest.read(path).to_json()
     except ConfigError as error:
         if "of format" in error.problem:
             raise
@@ -73,6 +77,11 @@ def _readable(path: Path) -> Manifest | str:
 def _damage(path: Path, manifest: Manifest, names: Sequence[str]) -> tuple[str, str, str] | None:
     damaged = damage(path, manifest, names)
     return None if damaged is None else (*damaged, socket.gethostname())
+
+
+def read_manifest(path: Path, world: World) -> Manifest:
+    """The manifest of a checkpoint, which rank 0 reads for all. Collective."""
+    return Manifest.from_json(run_on_rank0(world, lambda: Manifest.read(path).to_json()))
 
 
 def load(path: Path, engine: Engine, world: World) -> Manifest:
@@ -91,17 +100,31 @@ def load(path: Path, engine: Engine, world: World) -> Manifest:
             with engine.gathered(parameter, modify=True):
                 if parameter.numel():
                     files.read("frozen", name, 0, parameter.view(-1))
-        if manifest.world_size == world.size:
-            saved = run_on_all_ranks(world, lambda: files.buffers(f"rank-{world.rank:05d}.safetensors"))[world.rank]
-        else:
-            # Another number of ranks: all start with the average over the old ones.
-            saved = run_on_rank0(world, lambda: files.average_buffers(list(manifest.files)))
-        for name, buffer in engine.buffers():
-            buffer.copy_(saved[name].view_as(buffer))
+        _fill_buffers(engine, files, manifest, world)
     engine.publish_weights()
     engine.optimizer.load_scalars(manifest.scalars)
     engine.load_loss_scaler_state(manifest.loss_scaler)
     return manifest
+
+
+def _fill_buffers(engine: Engine, files: Files, manifest: Manifest, world: World) -> None:
+    """Loads this rank's buffers or, from another number of ranks, the average over the old ones. Collective."""
+    same = manifest.world_size == world.size
+
+    def fill() -> None:
+        if same:
+            saved = files.buffers(f"rank-{world.rank:05d}.safetensors")
+        else:
+            saved = files.average_buffers(list(manifest.files))
+        for name, buffer in engine.buffers():
+            buffer.copy_(saved[name].view_as(buffer))
+
+    if same:
+        run_on_all_ranks(world, fill)
+        return
+    run_on_rank0(world, fill)
+    for _, buffer in engine.buffers():
+        dist.broadcast(buffer, 0)
 
 
 def load_into_model(path: Path, task: nn.Module) -> bool:

@@ -19,7 +19,7 @@ class ConfigError(ValueError):
         super().__init__(str(self))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors are sent between ranks. By default, an exception is unpickled from its message alone.
+        # Errors are sent between ranks and from data workers. By default, an exception is made from its message alone.
         return type(self), (self.key, self.value, self.problem, self.allowed, self.source)
 
     def __str__(self) -> str:

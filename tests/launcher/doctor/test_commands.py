@@ -67,8 +67,13 @@ def test_mpirun_and_ssh_forward_the_environment_without_tokens() -> None:
     assert [command[:-1] for command in both] == [
         ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host] for host in ("me@node1", "node2")
     ]
-    assert shlex.split(both[1][-1]) == [
-        "cd", "/work/my code", "&&", "exec", "env", "BELLWETHER_INTERFACE=ib0", "PYTHONPATH=/a b", "NCCL_IB_HCA=mlx5",
-        "RANK=1", "WORLD_SIZE=2", "LOCAL_RANK=0", "MASTER_ADDR=node1", "MASTER_PORT=10123", sys.executable, *TAIL,
+    words = shlex.split(both[1][-1])
+    assert words[:3] == ["exec", "sh", "-c"]
+    assert words[5:] == [
+        "/work/my code", "env", "RANK=1", "WORLD_SIZE=2", "LOCAL_RANK=0", "MASTER_ADDR=node1", "MASTER_PORT=10123",
+        sys.executable, *TAIL,
     ]  # fmt: skip
+    assert (
+        commands.ssh_variables(PROBE, environment) == b"BELLWETHER_INTERFACE=ib0\nPYTHONPATH=/a b\nNCCL_IB_HCA=mlx5\n\n"
+    )
     assert "secret" not in str(both)
