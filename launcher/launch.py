@@ -133,7 +133,8 @@ def submit(script: str, request: LaunchRequest, site: site_config.Site, *options
     overridden = {
         variable for key, variable in _SBATCH_VARIABLES.items() if getattr(request, key) or getattr(site, key)
     }
-    environment = {name: value for name, value in os.environ.items() if name not in overridden}
+    inherited = sbatch.submission_env(os.environ)
+    environment = {name: value for name, value in inherited.items() if name not in overridden}
     command = ["sbatch", "--parsable", *options]
     done = subprocess.run(command, input=script, capture_output=True, text=True, env=environment)
     if done.returncode:

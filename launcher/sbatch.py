@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,11 +58,22 @@ def render(job: SbatchJob, site: Site, arguments: Sequence[str] | None = None) -
         _HEAD_SWEEP if job.sweep else _HEAD,
         _VARIABLES,
         "".join(f"#SBATCH {option}\n" for option in _options(job, log)),
+        _OWN_JOB,
         _site(site, arguments),
         _BODY_SWEEP if job.sweep else "",
         _body(job),
     ]
     return "".join(parts)
+
+
+def submission_env(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for sbatch: without the variables of a job, a step or a run in which it is called."""
+    kept = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # how to reach the controller
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in kept or not (name in _LEFTOVERS or name.startswith(("SLURM_", *_LEFTOVER_PREFIXES)))
+    }
 
 
 def _body(job: SbatchJob) -> str:
@@ -130,6 +142,56 @@ _VARIABLES = """\
 # Logs: this job's log has one line per attempt and its outcome; logs/ has the output of each rank. See docs/slurm.md.
 #
 """
+# Variables that launchers of processes set, besides SLURM_*.
+_LEFTOVER_PREFIXES = ("PMI", "OMPI_COMM_WORLD_", "TORCHELASTIC_")
+_LEFTOVERS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "BELLWETHER_WORLD_SIZE",
+    "BELLWETHER_SECRET",
+)  # fmt: skip
+# SLURM sets these for every job. Other variables may be those of the job in which sbatch was called.
+_OF_EVERY_JOB = (
+    "CLUSTER_NAME", "CONF", "CONF_SERVER", "CPUS_ON_NODE", "GTIDS", "JOBID", "JOB_CPUS_PER_NODE", "JOB_GID", "JOB_ID", "JOB_NAME",
+    "JOB_NODELIST", "JOB_NUM_NODES", "JOB_PARTITION", "JOB_UID", "JOB_USER", "JWT", "LOCALID", "NNODES", "NODEID",
+    "NODELIST", "NODE_ALIASES", "PROCID", "SUBMIT_DIR", "SUBMIT_HOST", "TASKS_PER_NODE", "TASK_PID", "TOPOLOGY_ADDR",
+    "TOPOLOGY_ADDR_PATTERN", "WORKING_CLUSTER",
+)  # fmt: skip
+_OWN_JOB = r"""
+# Where sbatch is called inside another job, it passes that job's variables on: only SLURM knows what belongs to this one.
+for ((try = 1; ; try++)); do
+    own=$(scontrol show job -o "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID ") && break
+    if ((try == 60)); then
+        echo "bellwether: scontrol does not show job $SLURM_JOB_ID" >&2
+        exit 1
+    fi
+    sleep 5
+done
+if [[ $own != *" BatchHost=$SLURMD_NODENAME "* ]]; then
+    echo "bellwether: this is not the batch script of job $SLURM_JOB_ID; submit it with sbatch" >&2
+    exit 1
+fi
+of_every_job="@OF_EVERY_JOB@"
+for name in "${!SLURM_@}" "${!SBATCH_@}" @PREFIXES@; do
+    [[ " $of_every_job " == *" ${name#SLURM_} "* ]] || unset "$name"
+done
+unset @LEFTOVERS@
+id=$SLURM_JOB_ID
+if [[ $own =~ ^JobId=[0-9]+\ ArrayJobId=([0-9]+)\ ArrayTaskId=([0-9]+)\  ]]; then
+    # ARRAY_TASK: the job id of a task may be the same number as that of the whole array.
+    id=${BASH_REMATCH[1]}_${BASH_REMATCH[2]}
+    export SLURM_ARRAY_JOB_ID=${BASH_REMATCH[1]} SLURM_ARRAY_TASK_ID=${BASH_REMATCH[2]}
+fi
+[[ $own =~ \ Restarts=([1-9][0-9]*)\ BatchFlag= ]] && export SLURM_RESTART_COUNT=${BASH_REMATCH[1]}
+[[ $own =~ \ NtasksPerN:B:S:C=([1-9][0-9]*): ]] && export SLURM_NTASKS_PER_NODE=${BASH_REMATCH[1]}
+export SLURM_NTASKS=1 SLURM_CPUS_PER_TASK=1
+if [[ $own =~ \ NumTasks=([0-9]+)\ CPUs/Task=([0-9]+)\  ]]; then
+    SLURM_NTASKS=${BASH_REMATCH[1]} SLURM_CPUS_PER_TASK=${BASH_REMATCH[2]}
+fi
+"""
+_OWN_JOB = (
+    _OWN_JOB.replace("@OF_EVERY_JOB@", " \\\n    ".join(textwrap.wrap(" ".join(_OF_EVERY_JOB), 110)))
+    .replace("@PREFIXES@", " ".join(f'"${{!{prefix}@}}"' for prefix in _LEFTOVER_PREFIXES))
+    .replace("@LEFTOVERS@", " ".join(_LEFTOVERS))
+)
 _BODY_SWEEP = """
 # Task N runs line N of the file.
 line=$(sed -n "${SLURM_ARRAY_TASK_ID:?submit this as an array: sbatch --array=1-N}p" "${1:?no file given}")
@@ -149,9 +211,6 @@ fi
 trap : TERM USR2
 # Raise the limit of open files: 1,024 ranks hold more connections than the default allows.
 ulimit -Sn hard
-# For a task of an array, ARRAY_TASK: its job id may be the same number as that of the whole array.
-id=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-id=${id:-$SLURM_JOB_ID}
 
 if [[ -n ${BELLWETHER_MODULES:-} ]]; then
     # shellcheck disable=SC2086  # one word per module
@@ -166,7 +225,7 @@ read -ra options <<<"${BELLWETHER_SRUN:-}"
 python=("${container[@]}" python)
 @BEGIN@
 # Since SLURM 22.05, srun does not inherit --cpus-per-task from sbatch.
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 if [[ -n ${BELLWETHER_INTERFACE:-} ]]; then
     export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$BELLWETHER_INTERFACE}
@@ -180,8 +239,8 @@ case $? in
     *) exit 1 ;;
 esac
 
-# MASTER_ADDR and MASTER_PORT: this shell runs on the first node, so it knows the address and a free port. Each task detects
-# its own rank: a variable expanded here would give rank 0 to all.
+# MASTER_ADDR, MASTER_PORT and a secret: this shell runs on the first node, so it knows the address and a free port. Each task
+# detects its own rank: a variable expanded here would give rank 0 to all.
 rendezvous=$("${python[@]}" -m bellwether.trainer.rendezvous) || exit 1
 eval "$rendezvous"
 

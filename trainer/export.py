@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from bellwether.trainer import checkpoint
+from bellwether.trainer import checkpoint, run_paths
 from bellwether.trainer.config import Config
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.data.loader import train_batches
@@ -34,6 +34,8 @@ def export(source: Path, run: Path, config: Config, data: Dataset) -> Path:
     task.model.save_pretrained(partial)
     if data.tokenizer is not None:
         data.tokenizer.save_pretrained(partial)
+    for file in partial.rglob("*.safetensors"):
+        run_paths.apply_umask(file)
     old = run / "export.old"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():

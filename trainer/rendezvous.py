@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def own_address(host: str) -> str:
 
 def loopback() -> str:
     """The name of the loopback interface."""
-    return next(name for name, own in _interfaces().items() if "127.0.0.1" in own)
+    return next((name for name, own in _interfaces().items() if "127.0.0.1" in own), "lo")
 
 
 def interface_to(host: str) -> str | None:
@@ -183,7 +184,7 @@ def main() -> int:
     job, restart = int(e.get("SLURM_JOB_ID", "0")), int(e.get("SLURM_RESTART_COUNT", "0"))
     port = next(port for port in ports(job, restart) if is_free(port, own))
     # The shell evaluates this: a secret on a command line would be visible to all users of the machine.
-    print(f"export MASTER_ADDR={host} MASTER_PORT={port} BELLWETHER_SECRET={secrets.token_hex(32)}")
+    print(f"export MASTER_ADDR={shlex.quote(host)} MASTER_PORT={port} BELLWETHER_SECRET={secrets.token_hex(32)}")
     return 0
 
 

@@ -39,6 +39,14 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def apply_umask(file: Path) -> None:
+    """Give a file the mode that the user's umask says: safetensors creates its files for the owner alone."""
+    # A umask can only be read by setting it. In between, another thread's new file would be private, not public.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
+
+
 def publish(path: Path, text: str) -> None:
     """Atomically replace a file's content by a text, in UTF-8."""
     with replacing(path) as partial:

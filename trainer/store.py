@@ -26,6 +26,7 @@ from bellwether.trainer.process_info import ProcessInfo
 log = logging.getLogger(__name__)
 
 SERVED = "TORCHELASTIC_USE_AGENT_STORE"  # True where the launcher serves the store; torchrun's name
+_TIMEOUT = timedelta(minutes=5)
 _DIGEST = "sha256"
 _DIGEST_LENGTH = 64  # hexadecimal digits
 _BACKLOG = 4096  # ranks that may connect at the same moment
@@ -65,7 +66,7 @@ def open_store(process: ProcessInfo, timeout: timedelta) -> dist.Store:
     if process.rank != 0 or is_served:
         return connect(timeout)
     try:
-        return serve(address if process.one_machine else listening_address(address), process.port)
+        return serve(address if process.one_machine else listening_address(address), process.port, timeout)
     except (OSError, ValueError) as error:
         raise ConfigError("MASTER_ADDR", f"{address}:{process.port}", f"rank 0 cannot listen there: {error}") from None
 
@@ -81,12 +82,13 @@ def listening_address(host: str) -> str:
     return rendezvous.address(interface) if interface else rendezvous.own_address(host)
 
 
-def serve(address: str, port: int = 0) -> dist.TCPStore:
+def serve(address: str, port: int = 0, timeout: timedelta = _TIMEOUT) -> dist.TCPStore:
     """Start a store in this process, which listens on one address.
 
     Args:
         address: an IP address of this machine.
         port: 0: any that is free (`TCPStore.port`).
+        timeout: of reading a key that does not exist.
 
     Raises:
         OSError: if another process listens there, or this machine does not have the address.
@@ -94,10 +96,12 @@ def serve(address: str, port: int = 0) -> dist.TCPStore:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.create_server((address, port), family=family, backlog=_BACKLOG)
     port = listener.getsockname()[1]
-    return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return dist.TCPStore(
+        address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), timeout=timeout
+    )
 
 
-def connect(timeout: timedelta = timedelta(minutes=5)) -> dist.TCPStore:
+def connect(timeout: timedelta = _TIMEOUT) -> dist.TCPStore:
     """A new connection to the store at MASTER_ADDR and MASTER_PORT.
 
     Args:

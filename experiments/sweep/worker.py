@@ -21,7 +21,7 @@ import_deepspeed()
 def run(config: str, log: str, cores: list[int]) -> None:
     """Body of the process: train with one rank on these cores, with stdout and stderr appended to a file."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)  # and the user's umask
     os.dup2(out, 1)
     os.dup2(out, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles Ctrl-C, and lets its trials save

@@ -20,8 +20,15 @@ from tests.tiers import covering
 @pytest.mark.process
 def test_train_prints_a_summary_and_writes_report_and_export(space: Path) -> None:
     arguments = ("bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3")
-    status, out, error = finish(start(space, *arguments, SLURM_STEP_NUM_TASKS="1"))
+    umask = os.umask(0o027)
+    try:
+        process = start(space, *arguments, SLURM_STEP_NUM_TASKS="1")
+    finally:
+        os.umask(umask)
+    status, out, error = finish(process)
     assert status == 0, error
+    modes = {str(p.relative_to(space)): p.stat().st_mode & 0o777 for p in (space / "runs/done").rglob("*")}
+    assert {name: oct(mode) for name, mode in modes.items() if mode not in (0o640, 0o750)} == {}
     assert re.search(r"held-out loss +\d", out)
     assert (space / "runs/done/report.html").is_file()
     assert (space / "runs/done/export/model.safetensors").is_file()

@@ -94,6 +94,7 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]
             slices[name].append((int(start), tensor.numel()))
     # safetensors cannot write a file without tensors.
     save_file(tensors or {"nothing": torch.zeros(1)}, file)
+    run_paths.apply_umask(file)
     _flush(file)
     return file.name, {"bytes": file.stat().st_size, "xxh3_128": checksum(file), "pieces": dict(slices)}
 
