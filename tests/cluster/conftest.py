@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -125,6 +128,48 @@ def bellwether(cluster: Cluster, space: Space, *arguments: str, **environment: s
         [sys.executable, "-m", "bellwether", *arguments], cwd=space.folder, capture_output=True, text=True, timeout=240,
         env={**cluster.environment, **space.environment(**environment)},
     )  # fmt: skip
+
+
+def ranks(cluster: Cluster, name: str) -> dict[str, list[int]]:
+    """The processes of a run's ranks by node; pids of this machine."""
+    found = {node: cluster.processes(node, ["-m bellwether.trainer", f"name={name}"]) for node in cluster.names}
+    return {node: [pid for pid in pids if "RANK" in environment_of(pid) or "SLURM_STEP_ID" in environment_of(pid)]
+            for node, pids in found.items()}  # fmt: skip
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment with which a process was started."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode()
+    except OSError:
+        return {}
+    return dict(line.partition("=")[::2] for line in text.split("\0") if line)
+
+
+def command_lines() -> str:
+    """The command lines of all processes of this machine, as ps shows them to every user."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(file.read_bytes().decode(errors="replace").replace("\0", " "))
+    return "\n".join(found)
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses on which a process listens, which may be in a network namespace of its own."""
+    own = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            own.add(os.readlink(fd))
+    found = set()
+    for file in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{file}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in own:
+                words = bytes.fromhex(local.partition(":")[0])
+                order = b"".join(words[n : n + 4][::-1] for n in range(0, len(words), 4))
+                found.add(socket.inet_ntop(socket.AF_INET if file == "tcp" else socket.AF_INET6, order))
+    return found
 
 
 def wait_for_step(cluster: Cluster, space: Space, name: str, step: int, seconds: float = 240) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import Space, bellwether, wait_for_step
+from tests.cluster.conftest import Space, bellwether, command_lines, environment_of, listening, ranks, wait_for_step
 from tests.cluster.machine import Cluster
 
 
@@ -118,6 +118,21 @@ def command(space: Space, on: str, name: str) -> str:
     return f"{launch} name={name} engine.world_size=2"
 
 
+def check_privacy(cluster: Cluster, name: str, *values: str) -> None:
+    """The ranks know these values and their secret, which ps does not show, and listen on the network between the hosts only."""
+    shown = command_lines()
+    for node, pids in ranks(cluster, name).items():
+        assert pids, node
+        for pid in pids:
+            environment = environment_of(pid)
+            for value in (*values, *filter(None, [environment.get("BELLWETHER_SECRET")])):
+                assert value in environment.values()
+                assert value not in shown
+            assert listening(pid) <= {cluster.address(node)}
+    launchers = cluster.processes("node1", ["-m bellwether.launcher.ranks", f"name={name}"])
+    assert all(listening(pid) <= {cluster.address("node1")} for pid in launchers)
+
+
 def test_two_hosts_train_over_mpi(two: Cluster, space: Space, hosts: dict[str, str]) -> None:
     with two.on("node1", "bash", "-c", command(space, "mpi", "over-mpi"), **hosts) as process:
         out, _ = process.communicate(timeout=300)
@@ -132,8 +147,11 @@ def test_two_hosts_train_over_mpi(two: Cluster, space: Space, hosts: dict[str, s
 def test_signal_stops_both_hosts_over_ssh_and_the_same_command_resumes(
     two: Cluster, space: Space, hosts: dict[str, str]
 ) -> None:
-    with two.on("node1", "bash", "-c", command(space, "ssh", "over-ssh"), **{**hosts, "TEST_STEP": "0.1"}) as process:
+    environment = {**hosts, "TEST_STEP": "0.1", "NCCL_TEST": "a value of mine", "MY_CREDENTIAL": "hunter2"}
+    environment |= {"BELLWETHER_FORWARD": "TEST_STEP MY_CREDENTIAL"}
+    with two.on("node1", "bash", "-c", command(space, "ssh", "over-ssh"), **environment) as process:
         wait_for_step(two, space, "over-ssh", 3)
+        check_privacy(two, "over-ssh", "a value of mine", "hunter2")
         (launcher,) = two.processes("node1", ["-m bellwether launch", "name=over-ssh"])[:1]
         os.kill(launcher, 15)
         out, _ = process.communicate(timeout=240)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import ONE_EACH, TRAIN, Space
+from tests.cluster.conftest import ONE_EACH, TRAIN, Space, command_lines, environment_of, ranks
 from tests.cluster.machine import Cluster
 
 # Those of a restarted array task with two cores and memory of its own, of a step of it, and of programs in it.
@@ -32,32 +32,6 @@ def by_launch(name: str) -> str:
     return shlex.join([*python, "--nodes=1", "--gpus-per-node=1", "--cpus-per-task=1"])
 
 
-def environments(cluster: Cluster, name: str) -> list[dict[str, str]]:
-    """The environments with which the ranks of a run were started."""
-    found = []
-    for node in cluster.names:
-        for pid in cluster.processes(node, ["-m bellwether.trainer", f"name={name}"]):
-            try:
-                text = Path(f"/proc/{pid}/environ").read_bytes().decode()
-            except OSError:
-                continue
-            variables = dict(line.partition("=")[::2] for line in text.split("\0") if line)
-            if "SLURM_STEP_ID" in variables:
-                found.append(variables)
-    return found
-
-
-def command_lines() -> str:
-    """Those of all processes of this machine."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(file.read_bytes().decode(errors="replace").replace("\0", " "))
-        except OSError:
-            continue
-    return "\n".join(found)
-
-
 @pytest.mark.parametrize("submit", [by_sbatch, by_launch], ids=["sbatch", "launch"])
 def test_job_submitted_inside_an_array_task_requeues_and_fails_on_its_own(
     two: Cluster, space: Space, submit: Callable[[str], str]
@@ -74,10 +48,9 @@ def test_job_submitted_inside_an_array_task_requeues_and_fails_on_its_own(
         match = re.search(r"job (\d+)", said.read_text())
         assert match
         job = match[1]
-        two.wait(lambda: bool(environments(two, name)), 120, "a rank of the inner job")
-        (rank,) = environments(two, name)[:1]
-        secret = rank["BELLWETHER_SECRET"]
-        assert secret not in command_lines()
+        two.wait(lambda: any(ranks(two, name).values()), 120, "a rank of the inner job")
+        rank = environment_of(next(pid for pids in ranks(two, name).values() for pid in pids))
+        assert rank["BELLWETHER_SECRET"] not in command_lines()
         two.wait_for(job, "FAILED", 300)
         time.sleep(2)
         # Nothing of the outer job has arrived, and what belongs to the inner one has.

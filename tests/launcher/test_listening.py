@@ -55,6 +55,16 @@ def test_nothing_listens_beyond_loopback_on_one_machine(space: Path) -> None:
     assert found["abstract"] == []
 
 
+NO_PICKLE = """
+import os
+if "RANK" in os.environ:
+    import torch.distributed.distributed_c10d as c10d
+    def refuse(*_):
+        raise AssertionError("an object collective unpickles what another rank sent")
+    c10d._tensor_to_object = refuse
+"""
+
+
 class Payload:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -66,7 +76,9 @@ class Payload:
 @pytest.mark.process
 def test_stranger_who_overwrites_the_store_neither_runs_code_nor_ends_the_run(space: Path, tmp_path: Path) -> None:
     mark = tmp_path / "code was run"
-    process = start(space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=flooded", "engine.heartbeat=6")
+    (tmp_path / "sitecustomize.py").write_text(NO_PICKLE)
+    arguments = ("bellwether", "train", "long.yaml", "--nproc", "2", "name=flooded", "engine.heartbeat=6")
+    process = start(space, *arguments, PYTHONPATH=str(tmp_path))
     wait_for_step(process, space, "flooded", 2)
     (environment,) = {child.environ()["MASTER_PORT"] for child in ranks_of(process).values()}
     stranger = TCPStore(

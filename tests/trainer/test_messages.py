@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,15 @@ def test_ranks_agree_on_values_and_errors_without_pickle(ranks: Ranks) -> None:
 def test_pickle_is_no_message() -> None:
     with pytest.raises(ValueError, match="decode"):
         messages.decode(pickle.dumps(Path("x")))
+
+
+def test_no_module_unpickles_what_another_process_sent() -> None:
+    root = Path(__file__).parents[2]
+    forbidden = re.compile(
+        r"object_list\(|_gather_object\(|pickle\.loads?\(|\.bcast\(|rdzv_backend|torch\.distributed\.run\b"
+    )
+    files = [
+        file for name in ("trainer", "launcher", "experiments", "optimizers") for file in (root / name).rglob("*.py")
+    ]
+    assert len(files) > 100
+    assert [str(file) for file in files if forbidden.search(file.read_text())] == []
