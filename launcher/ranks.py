@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException, start_processes
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -178,6 +179,12 @@ def _message(failure: ProcessFailure, brief: bool = False) -> str:
     return str(message) or f"exit status {failure.exitcode}"
 
 
+def _serve(machine: Machine) -> TCPStore:
+    """Serve the store of all ranks on the address under which the other machines know this one."""
+    own = "127.0.0.1" if machine.nodes == 1 else store.listening_address(machine.address)
+    return store.serve(own, machine.port)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bellwether.launcher.ranks", description="Starts the ranks of a host."
@@ -193,8 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = Machine(given.nproc, given.address, given.port, given.node, given.nodes)
     try:
         logs = run_paths.directory(load(given.config, given.overrides)) / "logs"
-        own = "127.0.0.1" if given.nodes == 1 else store.listening_address(given.address)
-        server = store.serve(own, given.port) if given.node == 0 else None
+        server = _serve(machine) if machine.node == 0 else None
     except (OSError, ValueError) as error:  # of the config too
         for line in str(error).splitlines():
             log.error("%s", line)
