@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from itertools import accumulate
 from typing import Any
 
@@ -20,6 +19,7 @@ from bellwether.optimizers import (
     groups,
 )
 from bellwether.optimizers.shards.layout import ParameterInfo, ShardLayout, cut
+from bellwether.trainer import rendezvous, store
 from scripts.figure_style import BLACK, BLUE, COLOURS, DASHES, SKY
 
 
@@ -83,10 +83,8 @@ def _errors(world: int, steps: int) -> list[list[float]]:
         wanted.append(torch.cat([p.detach().reshape(-1) for group in optimizer.param_groups for p in group["params"]]))
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    ranks = [context.Process(target=_rank, args=(r, world, port, steps, queue)) for r in range(world)]
+    server = store.serve("127.0.0.1")
+    ranks = [context.Process(target=_rank, args=(r, world, server.port, steps, queue)) for r in range(world)]
     for process in ranks:
         process.start()
     paths = queue.get()
@@ -101,8 +99,8 @@ def _errors(world: int, steps: int) -> list[list[float]]:
 
 def _rank(rank: int, world: int, port: int, steps: int, queue: Any) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME=rendezvous.loopback())
+    dist.init_process_group("gloo", store=store.connect(), rank=rank, world_size=world)
     paths = [_train_shards(rank, world, steps, naive) for naive in (True, False)]
     if rank == 0:
         queue.put(paths)
