@@ -13,6 +13,7 @@ import pytest
 
 from tests.cluster.conftest import ONE_EACH, TRAIN, Space, command_lines, environment_of, ranks
 from tests.cluster.machine import Cluster
+from tests.tiers import covering
 
 # Those of a restarted array task with two cores and memory of its own, of a step of it, and of programs in it.
 LEFTOVERS = {
@@ -32,6 +33,7 @@ def by_launch(name: str) -> str:
     return shlex.join([*python, "--nodes=1", "--gpus-per-node=1", "--cpus-per-task=1"])
 
 
+@covering(lambda submit: submit is by_sbatch)
 @pytest.mark.parametrize("submit", [by_sbatch, by_launch], ids=["sbatch", "launch"])
 def test_job_submitted_inside_an_array_task_requeues_and_fails_on_its_own(
     two: Cluster, space: Space, submit: Callable[[str], str]

@@ -39,6 +39,7 @@ def test_two_cpu_processes_train_together(space: Path) -> None:
     assert steps(space, "two") == [1, 2, 3, 4]
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_one_process_started_instead_of_two_is_refused_once(space: Path) -> None:
     # Port 0 selects a free one: with the default port, another accelerate on this machine would make the launch fail.
@@ -50,6 +51,7 @@ def test_one_process_started_instead_of_two_is_refused_once(space: Path) -> None
     assert not (space / "runs/one-of-two").exists()
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_default_mixed_precision_does_not_contradict_bf16(space: Path, tmp_path: Path) -> None:
     skip_without("bf16")

@@ -14,7 +14,6 @@ import pytest
 
 from bellwether.launcher import local
 from tests.launcher.processes import ROOT, finish, start, steps
-from tests.tiers import covering
 
 
 @pytest.mark.process
@@ -49,7 +48,7 @@ def test_train_prints_a_summary_and_writes_report_and_export(space: Path) -> Non
     assert "Traceback" not in error
 
 
-@covering(lambda recipe: recipe == "bert-tiny")
+@pytest.mark.full
 @pytest.mark.process
 @pytest.mark.parametrize("recipe", ["bert-tiny", "resnet-digits"])
 def test_small_recipes_run(space: Path, recipe: str) -> None:
@@ -62,6 +61,7 @@ def test_small_recipes_run(space: Path, recipe: str) -> None:
     assert f"{recipe}: stopped" in out
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_torchrun_by_hand_inside_a_step_of_srun(space: Path) -> None:
     status, _, error = finish(
