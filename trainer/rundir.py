@@ -161,6 +161,9 @@ def _check_same_config(config: Config, run: Path, text: str) -> None:
     except (yaml.YAMLError, TypeError, ValueError):
         advice = "restore it, or choose another name=..."
         raise ConfigError("name", config.name, f"config.yaml in {run} is damaged", advice) from None
+    # Versions before 2026-11-30 wrote the default of every optimizer that they had, where today's config has null.
+    if new.get("optimizer.betas") is None and old.get("optimizer.betas") == [0.9, 0.999]:
+        old["optimizer.betas"] = None
     errors = [
         ConfigError(
             key,

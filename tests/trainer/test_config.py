@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from bellwether.optimizers.registry import OPTIMIZERS
 from bellwether.trainer import config as c
 from bellwether.trainer.config import ConfigErrors
+from bellwether.trainer.config.schema.optimization import Optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -236,3 +238,10 @@ def test_override_that_every_phase_overrides_is_refused(base: Path) -> None:
     assert len(caught.value.errors) == 1
     found = c.phases(c.load(base, ["phases.0.batch.micro=8", "duration=3 steps"]))
     assert [(phase.batch.micro, str(phase.duration)) for phase in found] == [(8, "2 steps"), (2, "3 steps")]
+
+
+def test_options_that_are_not_set_are_left_to_the_optimizer() -> None:
+    """A rule with other betas than AdamW's, such as Lion, was given AdamW's."""
+    for name in OPTIMIZERS:
+        options = Optimizer(name=name, lr=0.1).options()
+        assert options.keys() - {"lr", "weight_decay", "kernel"} == OPTIMIZERS[name].defaults.keys(), name

@@ -62,7 +62,7 @@ def test_prefix_selects_a_section_a_key_or_what_begins_with_it() -> None:
     [
         ("name", "text", "required"),
         ("batch.micro", "integer > 0", "32"),
-        ("optimizer.betas", "list of 2, each number >= 0, < 1", "[0.9, 0.999]"),
+        ("optimizer.betas", "list of 2, each number >= 0, < 1 or null", "null"),
         ("evaluate.every", "duration or null", "null"),
         ("log.every", "duration", "10 steps"),
         ("engine.stage", "one of 0, 1, 2, 3", "2"),

@@ -61,6 +61,19 @@ def test_keys_that_do_not_change_the_training_may_change(config: Config, change:
     rundir.prepare(changed(config, **change))
 
 
+@pytest.mark.parametrize("betas, accepted", [([0.9, 0.999], True), ([0.9, 0.98], False)])
+def test_run_of_a_version_that_wrote_the_default_betas_resumes(
+    config: Config, betas: list[float], accepted: bool
+) -> None:
+    assert config.optimizer.betas is None
+    prepared(changed(config, optimizer={"lr": 1e-3, "betas": betas}))
+    if accepted:
+        rundir.prepare(config)
+    else:
+        with pytest.raises(ConfigErrors, match=r"optimizer\.betas"):
+            rundir.prepare(config)
+
+
 def test_config_of_a_run_without_steps_may_be_changed(config: Config) -> None:
     rundir.prepare(config)
     other = changed(config, seed=7)

@@ -23,8 +23,9 @@ class Optimizer(Section):
     lr: Annotated[float, Field(gt=0)] = Field(
         description="peak learning rate; if `scaling.base_batch` is set, the rate at that batch size"
     )
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), description="exponential decay rates of the first and the second moment"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = Field(
+        None,
+        description="exponential decay rates of the first and the second moment, as in [0.9, 0.999]; null: the default of the optimizer",
     )
     eps: Annotated[float, Field(gt=0)] | None = Field(
         None, description="added to the denominator for numerical stability; null: the default of the optimizer"
