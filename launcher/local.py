@@ -27,11 +27,11 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
     splits(phases(checked), nproc)
 
     from bellwether.launcher import ranks
-    from bellwether.trainer import store
+    from bellwether.trainer import rendezvous, store
 
     server = store.serve("127.0.0.1") if nproc > 1 else None  # for as long as the ranks run
     machine = ranks.Machine(nproc, "127.0.0.1", 0 if server is None else server.port)
-    return ranks.run(machine, store.new_secret(), run_paths.directory(checked) / "logs", [config, *overrides])
+    return ranks.run(machine, rendezvous.new_secret(), run_paths.directory(checked) / "logs", [config, *overrides])
 
 
 def _process_count(config: Config, nproc: int | None) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import shlex
 import signal
 import socket
@@ -62,7 +61,7 @@ def train(hosts: Sequence[str], nproc: int, arguments: Sequence[str], dry_run: b
         for line in lines:
             print(shlex.join(line))
         return 0
-    variables = header({**forwarded_env(os.environ), SECRET: secrets.token_hex(32)})
+    variables = header({**forwarded_env(os.environ), SECRET: rendezvous.new_secret()})
     folder = Path("logs")
     folder.mkdir(exist_ok=True)
     processes: list[subprocess.Popen[bytes]] = []

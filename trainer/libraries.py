@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import sysconfig
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +42,7 @@ def import_deepspeed() -> Any:
                 import deepspeed.runtime.zero.muon.muon_optimizer
         finally:
             torch.compile = compiler
-    # Shared-memory all-reduce for inference. It is compiled for a minute on a CPU, and a process killed during that leaves a
-    # lock on which every later run would wait forever.
-    after_import("deepspeed.comm.torch", _without_shared_memory)
+    skip_shared_memory()
     if os.environ.get("DEEPSPEED_LOG_LEVEL") is None:
         deepspeed.utils.logger.setLevel(logging.ERROR)
     return deepspeed
@@ -54,14 +51,22 @@ def import_deepspeed() -> Any:
 def quicken_transformers() -> None:
     """Let a later ``import transformers`` read its list of models from a file of ours instead of searching 1,600 source files.
 
-    transformers 5 searches them twice per process: 2 s of a core. The list is kept in ~/.cache/bellwether (XDG_CACHE_HOME), a
+    transformers 5 searches them twice per process: 1 to 2 s of a core. The list is kept in ~/.cache/bellwether (XDG_CACHE_HOME), a
     file per installation. Where transformers is imported already, or works differently, this does nothing.
     """
     if "transformers" not in sys.modules:
         after_import("transformers.utils.import_utils", _keep_list)
 
 
-def _without_shared_memory(backend: ModuleType) -> None:
+def skip_shared_memory() -> None:
+    """Let DeepSpeed do without its shared-memory all-reduce for inference on CPUs.
+
+    It is compiled for a minute, and a process killed during that leaves a lock on which every later run would wait forever.
+    """
+    after_import("deepspeed.comm.torch", _build_no_shared_memory)
+
+
+def _build_no_shared_memory(backend: ModuleType) -> None:
     backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
@@ -95,8 +100,11 @@ def _remembering(search: Any) -> Any:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return _decode_dict(json.loads(file.read_text(encoding="utf-8")))
         found = search(folder)
+        from bellwether.trainer.run_paths import publish
+
         with contextlib.suppress(OSError):  # no place to keep it: searched again the next time
-            _write(file, json.dumps(_encode(found)))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            publish(file, json.dumps(_encode(found)))
         return found
 
     def create_import_structure_from_path(module_path: Any) -> Any:
@@ -116,15 +124,6 @@ def _index_file(models: str) -> Path:
     key = f"{models} {os.stat(models).st_mtime_ns} {version('transformers')}"
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache, "bellwether", f"transformers-models-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
-
-
-def _write(file: Path, text: str) -> None:
-    """Many processes may write the same at once: each to a file of its own, which then takes the place."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.replace(partial, file)
 
 
 def _encode(structure: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import secrets
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -156,7 +155,7 @@ def _mpi_rendezvous(one_machine: bool) -> dict[str, Any]:
             port = next(port for port in rendezvous.ports(os.getpid()) if rendezvous.is_free(port, own))
     except (OSError, ValueError) as error:
         return {"error": str(error)[:2000]}
-    return {"address": address, "port": port, "secret": secrets.token_hex(32)}
+    return {"address": address, "port": port, "secret": rendezvous.new_secret()}
 
 
 def _rendezvous() -> tuple[str, int] | None:

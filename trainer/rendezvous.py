@@ -88,6 +88,11 @@ def ports(job: int, restart: int = 0) -> Iterator[int]:
         yield _FIRST + (start + _STRIDE * index) % _COUNT
 
 
+def new_secret() -> str:
+    """A random secret for one run."""
+    return secrets.token_hex(32)
+
+
 def is_free(port: int, host: str = "") -> bool:
     """Whether a server can listen on a port of this machine now, on one address or on all."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
@@ -184,7 +189,7 @@ def main() -> int:
     job, restart = int(e.get("SLURM_JOB_ID", "0")), int(e.get("SLURM_RESTART_COUNT", "0"))
     port = next(port for port in ports(job, restart) if is_free(port, own))
     # The shell evaluates this: a secret on a command line would be visible to all users of the machine.
-    print(f"export MASTER_ADDR={shlex.quote(host)} MASTER_PORT={port} BELLWETHER_SECRET={secrets.token_hex(32)}")
+    print(f"export MASTER_ADDR={shlex.quote(host)} MASTER_PORT={port} BELLWETHER_SECRET={new_secret()}")
     return 0
 
 

@@ -11,7 +11,6 @@ import hmac
 import json
 import logging
 import os
-import secrets
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
@@ -30,11 +29,6 @@ _TIMEOUT = timedelta(minutes=5)
 _DIGEST = "sha256"
 _DIGEST_LENGTH = 64  # hexadecimal digits
 _BACKLOG = 4096  # ranks that may connect at the same moment
-
-
-def new_secret() -> str:
-    """A random secret for one run."""
-    return secrets.token_hex(32)
 
 
 def choose_interface(process: ProcessInfo) -> None:
@@ -68,7 +62,10 @@ def open_store(process: ProcessInfo, timeout: timedelta) -> dist.Store:
     try:
         return serve(address if process.one_machine else listening_address(address), process.port, timeout)
     except (OSError, ValueError) as error:
-        raise ConfigError("MASTER_ADDR", f"{address}:{process.port}", f"rank 0 cannot listen there: {error}") from None
+        advice = "set MASTER_ADDR to an address of rank 0's machine, and MASTER_PORT to a free port"
+        raise ConfigError(
+            "MASTER_ADDR", f"{address}:{process.port}", f"rank 0 cannot listen there: {error}", advice
+        ) from None
 
 
 def listening_address(host: str) -> str:

@@ -45,9 +45,11 @@ def test_job_submitted_inside_an_array_task_requeues_and_fails_on_its_own(
     environment = space.environment(TEST_FAIL="8", TEST_STEP="0.2")
     outer = two.submit(space.folder, "--array=1-2", "-n1", "--requeue", "--wrap", script, **environment)
     try:
-        said = space.folder / f"{name}.submitted"
-        two.wait(lambda: said.exists() and bool(re.search(r"job (\d+)", said.read_text())), 120, "the inner job")
-        match = re.search(r"job (\d+)", said.read_text())
+        submitted = space.folder / f"{name}.submitted"
+        two.wait(
+            lambda: submitted.exists() and bool(re.search(r"job (\d+)", submitted.read_text())), 120, "the inner job"
+        )
+        match = re.search(r"job (\d+)", submitted.read_text())
         assert match
         job = match[1]
         two.wait(lambda: any(ranks(two, name).values()), 120, "a rank of the inner job")

@@ -6,12 +6,7 @@ has to do with what the examples show; `bellwether.trainer.libraries` leaves bot
 
 import sys
 
-from bellwether.trainer.import_hook import after_import
-
-
-def _without_shared_memory(backend):
-    backend.build_shm_op = lambda: None
-
+from bellwether.trainer.libraries import skip_shared_memory
 
 sys.modules["mlflow"] = None
-after_import("deepspeed.comm.torch", _without_shared_memory)
+skip_shared_memory()
