@@ -166,6 +166,7 @@ class PhaseLoop:
         run, position = self.run, self.run.position
         run.heartbeat.at(position.step, "checkpoint")
         started = time.monotonic()
+        run.metrics.sync()
         fingerprints = [dataset.fingerprint for dataset in run.datasets]
         path = checkpoint.save(
             run.checkpoints, self.engine, position, run.world, run.config.checkpoint.keep, fingerprints,

@@ -19,6 +19,9 @@ checkpoint step, samples, path, seconds
 end        step, samples, seconds, reason ("finished", "stopped", "reached": the target, or "diverged")
 ========== ==================================================================================================
 
+The file holds each step once: a launch that resumes from step k first moves the lines beyond k, of steps that it trains again,
+to ``logs/abandoned.jsonl`` (`bellwether.trainer.abandoned`).
+
 JSON has no NaN: numbers that are not finite are written as the strings "nan", "inf" and "-inf", which any JSON reader
 can read; `read` turns them back into floats.
 """
@@ -44,7 +47,9 @@ Line = dict[str, Any]
 KINDS = ("augmented", "averaged")  #: of held-out loss and accuracy, in addition to the plain ones
 HELD = ("loss", "accuracy", *(f"{key}_{kind}" for kind in KINDS for key in ("loss", "accuracy")))  #: keys of `eval`
 
-_EVENTS = ("start", "plan", "train", "layers", "walk", "norms", "between", "eval", "checkpoint", "end")
+#: Events that belong to steps, not to launches.
+OF_STEPS = ("train", "layers", "walk", "norms", "between", "eval", "checkpoint")
+_EVENTS = ("start", "plan", *OF_STEPS, "end")
 # These hold only numbers, so a string "nan" in them is a number; elsewhere it is text.
 _NUMERIC = ("train", "layers", "walk", "norms", "between", "eval")
 _BY_NAME = ("trust_ratio", "update_norms", "weight_norms")
@@ -66,7 +71,7 @@ _NOT_CURVES = ("step", "samples", "phase", "time", "examples")
 
 
 class Metrics:
-    """Writes the metrics of a run: appends to ``<run>/metrics.jsonl``, and sends the scalars of train, eval and walk to trackers.
+    """Writes the metrics of a run to ``<run>/metrics.jsonl``, and sends the scalars of train, eval and walk to trackers.
 
     One rank writes; the others make ``Metrics(None)``, which does nothing. The trackers are opened at the ``start`` event.
     They get the values by global step, with tags such as ``train/loss``, ``eval/accuracy``, ``train/trust_ratio_median``.
@@ -93,13 +98,17 @@ class Metrics:
     ) -> None:
         self._file: BinaryIO | None = None
         self._trackers: Trackers | None = None
+        self._sent: set[tuple[str, int]] = set()  # to the trackers, by an earlier launch
         if run is None:
             return
         self._run, self._names, self._name, self._config = run, trackers, name or run.name, config or {}
         run.mkdir(parents=True, exist_ok=True)
+        self._open()
+
+    def _open(self) -> None:
         # Unbuffered: a line reaches the system in one write, so that a killed process leaves at most one partial line.
-        self._file = open(run / FILE, "ab", buffering=0)  # noqa: SIM115
-        if _is_cut(run / FILE):
+        self._file = open(self._run / FILE, "ab", buffering=0)  # noqa: SIM115
+        if _is_cut(self._run / FILE):
             self._file.write(b"\n")
 
     def write(self, event: str, **values: Any) -> None:
@@ -113,14 +122,37 @@ class Metrics:
         if event not in _EVENTS:
             raise ValueError(f"event: {event!r} is none of {', '.join(_EVENTS)}")
         line: Line = {"event": event, "time": round(time.time(), 3), **_plain(values)}
+        if event == "start":
+            self._abandon(int(line["step"]))
         if event in ("layers", "norms"):
             # Hundreds of numbers per line, drawn as colours: six digits keep the file small.
             for key in _BY_NAME:
                 if key in line:
                     line[key] = {name: _six_digits(value) for name, value in line[key].items()}
-        self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        self._append(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
         if self._names:
             self._track(event, line)
+
+    def _append(self, data: bytes) -> None:
+        """Append one line, or raise: on a disk that becomes full the system writes a part of it, without an error."""
+        assert self._file is not None
+        while data:
+            data = data[self._file.write(data) :]
+
+    def sync(self) -> None:
+        """Bring all lines to the disk, so that no checkpoint is newer than the lines of its steps after a power failure."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def _abandon(self, step: int) -> None:
+        """Set the lines beyond a step aside."""
+        from bellwether.trainer import abandoned
+
+        assert self._file is not None
+        self._file.close()
+        lines = abandoned.set_aside(self._run, step)
+        self._open()
+        self._sent = {(line["event"], line["step"]) for line in lines}
 
     def close(self) -> None:
         if self._file is not None:
@@ -138,7 +170,8 @@ class Metrics:
                 self._trackers.close()
             self._trackers = Trackers(self._run, self._names, self._name, self._config, int(line["step"]))
         elif event in ("train", "eval", "walk") and self._trackers is not None:
-            self._trackers.log({f"{event}/{tag}": value for tag, value in _scalars(line)}, int(line["step"]))
+            values = {f"{event}/{tag}": value for tag, value in _scalars(line)}
+            self._trackers.log(values, int(line["step"]), again=(event, line["step"]) in self._sent)
 
 
 @dataclass
@@ -168,35 +201,41 @@ class History:
 
 def read(run: Path) -> History:
     """The history in ``<run>/metrics.jsonl``; an empty one if there is no such file."""
+    from bellwether.trainer import abandoned
+
     history = History()
     path = run / FILE
     if not path.exists():
         return history
-    began = last = None
+    launches: list[tuple[float, float]] = []  # time of the first and the newest line
     with open(path, "rb") as file:
         for raw in file:
-            line = _parse(raw)
+            line = parse(raw)
             if line is None:
                 history.skipped += raw.strip() != b""
                 continue
-            event, now = line["event"], float(line.get("time") or last or 0.0)
+            event, now = line["event"], float(line.get("time") or (launches[-1][1] if launches else 0.0))
             if event == "start":
-                history.seconds += (last - began) if began is not None and last is not None else 0.0
-                began = now
                 _rewind(history, int(line["step"]))
                 if history.start and line["step"] > 0:
                     history.restarts.append(line)
-            began, last = (now if began is None else began), now
+            if event == "start" or not launches:
+                launches.append((now, now))
+            launches[-1] = (launches[-1][0], max(launches[-1][1], now))
             history.state = line.get("reason", "finished") if event == "end" else "unfinished"
             lines: list[Line] = getattr(history, event)
             _supersede(lines, line)
             lines.append(line)
-    history.seconds += (last - began) if began is not None and last is not None else 0.0
+    for line in abandoned.read(run):
+        if 0 <= line["launch"] < len(launches):
+            began, newest = launches[line["launch"]]
+            launches[line["launch"]] = (began, max(newest, float(line.get("time") or 0.0)))
+    history.seconds = sum(newest - began for began, newest in launches)
     return history
 
 
 def _rewind(history: History, step: int) -> None:
-    for event in ("train", "layers", "walk", "norms", "between", "eval", "checkpoint"):
+    for event in OF_STEPS:
         lines: list[Line] = getattr(history, event)
         lines[:] = [line for line in lines if line["step"] <= step]
     # Two launches from one step are one restart: the first made no lasting progress.
@@ -211,7 +250,8 @@ def _supersede(lines: list[Line], new: Line) -> None:
         lines.pop()
 
 
-def _parse(raw: bytes) -> Line | None:
+def parse(raw: bytes) -> Line | None:
+    """The line, or None if it was cut off by a kill or has a value of the wrong type."""
     try:
         line = json.loads(raw)
     except (ValueError, RecursionError):

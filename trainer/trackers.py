@@ -74,9 +74,16 @@ class Trackers:
             path.parent.mkdir(exist_ok=True)
             run_paths.publish(path, json.dumps(ids))
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Send values to every tracker. A tracker that fails is closed with a warning: it must not end the run."""
+    def log(self, values: Mapping[str, float], step: int, again: bool = False) -> None:
+        """Send values to every tracker. A tracker that fails is closed with a warning: it must not end the run.
+
+        Args:
+            again: whether an earlier launch has sent the values of this step, which are the same. TensorBoard hides those that
+                it resumes before; the others would keep both.
+        """
         for name, tracker in list(self._open.items()):
+            if again and name != "tensorboard":
+                continue
             try:
                 tracker.log(dict(values), step=step)
             except Exception as error:
@@ -127,6 +134,10 @@ def _start(name: str, launch: TrackerLaunch, config: Mapping[str, Any]) -> tuple
 def _tensorboard(tracking: Any, launch: TrackerLaunch) -> tuple[Any, Callable[[Any], Any]]:
     # TensorBoard hides the values that an earlier launch logged beyond the step from which this one resumes.
     folder = launch.run / TENSORBOARD
+    if launch.step == 0:
+        # Of launches that were killed before the first checkpoint: the run starts again. TensorBoard itself would hide them.
+        for leftover in folder.glob("events.out.tfevents.*"):
+            leftover.unlink()
     tracker = tracking.TensorBoardTracker(folder.name, str(folder.parent), purge_step=launch.step + 1)
     return tracker, lambda writer: None
 

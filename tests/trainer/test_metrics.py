@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bellwether.trainer import abandoned
 from bellwether.trainer.metrics import FILE, History, Metrics, read
 from bellwether.trainer.trackers import TENSORBOARD
 
@@ -83,11 +84,51 @@ def test_numbers_that_are_not_finite_are_restored(tmp_path: Path) -> None:
     assert (history.start[0]["version"], train["phase"]) == ("nan", "inf")
 
 
-def test_existing_lines_are_never_truncated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resumed", [0, 3], ids=["before the first checkpoint", "after one"])
+def test_file_holds_each_step_once_and_the_abandoned_lines_are_kept(tmp_path: Path, resumed: int) -> None:
     launch(tmp_path, 0, 5, loss=1.0)
-    before = (tmp_path / FILE).read_bytes()
-    launch(tmp_path, 3, 6, loss=2.0)
-    assert (tmp_path / FILE).read_bytes().startswith(before)
+    before = (tmp_path / FILE).read_bytes().splitlines()
+    launch(tmp_path, resumed, 6, loss=2.0)
+    found = lines(tmp_path)
+    assert [line["step"] for line in found if line["event"] == "train"] == [1, 2, 3, 4, 5, 6]
+    lost = [json.loads(line) for line in before[1 + resumed :]]
+    assert abandoned.read(tmp_path) == [{**line, "launch": 0} for line in lost]
+
+
+def test_file_of_an_older_version_holds_each_step_once_after_a_resume(tmp_path: Path) -> None:
+    """Versions before 2026-11-30 appended only."""
+    with open(tmp_path / FILE, "w") as file:
+        for begin, end in (0, 4), (0, 3), (2, 5):
+            file.write(json.dumps({"event": "start", "time": 1.0, "step": begin, "samples": 0}) + "\n")
+            for step in range(begin + 1, end + 1):
+                file.write(json.dumps({"event": "train", "step": step, "samples": 0, "loss": begin}) + "\n")
+    launch(tmp_path, 5, 6, loss=9.0)
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path) if line["event"] == "train"] == [
+        (1, 0), (2, 0), (3, 2), (4, 2), (5, 2), (6, 9.0)
+    ]  # fmt: skip
+    assert [line["step"] for line in abandoned.read(tmp_path)] == [1, 2, 3, 4, 3]
+
+
+def test_line_is_whole_after_the_disk_was_full(tmp_path: Path) -> None:
+    """The system writes a part of a line without an error when space runs out within it."""
+
+    class Disk:
+        def __init__(self) -> None:
+            self.data = b""
+
+        def write(self, data: bytes) -> int:
+            written = data[: max(1, len(data) // 2)]
+            self.data += written
+            return len(written)
+
+        def close(self) -> None:
+            pass
+
+    metrics, disk = Metrics(tmp_path), Disk()
+    metrics.close()
+    metrics._file = disk  # type: ignore[assignment]
+    metrics.write("train", step=1, samples=8, loss=1.0)
+    assert json.loads(disk.data)["loss"] == 1.0
 
 
 # Launches as (first step, last step); the loss is the launch's number.
@@ -189,6 +230,10 @@ def test_state_and_wall_time_without_the_time_between_launches(tmp_path: Path) -
     assert (read(tmp_path).state, read(tmp_path).seconds) == ("finished", 27)
     log((9900, "start", 2))
     assert (read(tmp_path).state, read(tmp_path).seconds) == ("unfinished", 27)
+    Metrics(tmp_path).write("start", step=0, samples=0)  # sets the steps aside, not their time
+    assert read(tmp_path).seconds == 27
+    log((8000, "train", 1))  # the clock was set back
+    assert read(tmp_path).seconds == 27
 
 
 def test_tensorboard_is_resumed_and_hides_repeated_steps(tmp_path: Path) -> None:
@@ -209,6 +254,15 @@ def test_tensorboard_is_resumed_and_hides_repeated_steps(tmp_path: Path) -> None
     tags |= {f"train/trust_ratio_{name}" for name in ratios}
     assert set(events.Tags()["scalars"]) == tags
     assert math.isnan(events.Scalars("train/trust_ratio_max")[0].value)
+
+
+def test_tensorboard_holds_no_steps_of_a_run_that_starts_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    launch(tmp_path, 0, 4, loss=1.0, trackers=["tensorboard"])
+    launch(tmp_path, 0, 2, loss=2.0, trackers=["tensorboard"])
+    events = [event for file in (tmp_path / TENSORBOARD).iterdir() for event in LegacyEventFileLoader(str(file)).Load()]
+    assert [event.step for event in events for value in event.summary.value if value.tag == "train/loss"] == [1, 2]
 
 
 def test_tensorboard_is_neither_imported_nor_written_when_disabled(tmp_path: Path) -> None:

@@ -111,6 +111,42 @@ def test_missing_package_is_one_error_with_its_install_command(monkeypatch: pyte
         check_installed(["tensorboard", "mlflow"])
 
 
+class Recording:
+    """A tracker that keeps what it gets, as MLflow keeps two values of one step."""
+
+    main_process_only = True
+    tracker = None
+    values: list[tuple[int, str]] = []  # noqa: RUF012
+
+    def start(self) -> None:
+        pass
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        pass
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.values.append((step, min(values).partition("/")[0]))
+
+    def finish(self) -> None:
+        pass
+
+
+def test_repeated_steps_are_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: object())
+    monkeypatch.setitem(trackers.OPEN, "wandb", lambda tracking, launch: (Recording(), lambda run: "a1"))
+    Recording.values.clear()
+    launch(tmp_path, ["wandb"], 0, 3)
+    launch(tmp_path, ["wandb"], 1, 4)
+    assert sorted(Recording.values) == [
+        (1, "train"),
+        (2, "train"),
+        (3, "eval"),
+        (3, "train"),
+        (4, "eval"),
+        (4, "train"),
+    ]
+
+
 class Broken:
     """A tracker that fails when it is used."""
 
