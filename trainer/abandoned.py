@@ -10,8 +10,8 @@ import json
 import os
 from pathlib import Path
 
-from bellwether.trainer import metrics, run_paths
-from bellwether.trainer.metrics import Line
+from bellwether.trainer import metrics_format, run_paths
+from bellwether.trainer.metrics_format import Line
 
 FILE = Path("logs", "abandoned.jsonl")
 
@@ -26,7 +26,7 @@ def set_aside(run: Path, step: int) -> list[Line]:
     Raises:
         OSError: if it cannot write. metrics.jsonl is unchanged then.
     """
-    file = run / metrics.FILE
+    file = run / metrics_format.FILE
     kept: list[tuple[bytes, Line | None, int]] = []
     moved: list[tuple[bytes, Line, int]] = []
 
@@ -34,7 +34,7 @@ def set_aside(run: Path, step: int) -> list[Line]:
         nonlocal kept
         remaining: list[tuple[bytes, Line | None, int]] = []
         for raw, line, launch in kept:
-            if line is not None and line["event"] in metrics.OF_STEPS and line["step"] > to:
+            if line is not None and line["event"] in metrics_format.OF_STEPS and line["step"] > to:
                 moved.append((raw, line, launch))
             else:
                 remaining.append((raw, line, launch))
@@ -42,7 +42,7 @@ def set_aside(run: Path, step: int) -> list[Line]:
 
     launch = -1
     for raw in file.read_bytes().splitlines(keepends=True):
-        line = metrics.parse(raw)
+        line = metrics_format.parse(raw)
         if line is not None and line["event"] == "start":
             launch += 1
             rewind(int(line["step"]))
@@ -67,5 +67,5 @@ def read(run: Path) -> list[Line]:
         raws = dict.fromkeys((run / FILE).read_bytes().splitlines())
     except FileNotFoundError:
         return []
-    lines = (metrics.parse(raw) for raw in raws)
+    lines = (metrics_format.parse(raw) for raw in raws)
     return [line for line in lines if line is not None and isinstance(line.get("launch"), int)]

@@ -37,35 +37,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from bellwether.trainer import abandoned
+from bellwether.trainer.metrics_format import BY_NAME, EVENTS, FILE, HELD, KINDS, OF_STEPS, Line, number, parse
+
 if TYPE_CHECKING:
     from bellwether.trainer.trackers import Trackers
 
-FILE = "metrics.jsonl"
+__all__ = ["FILE", "HELD", "KINDS", "History", "Line", "Metrics", "read"]
 
-Line = dict[str, Any]
-
-KINDS = ("augmented", "averaged")  #: of held-out loss and accuracy, in addition to the plain ones
-HELD = ("loss", "accuracy", *(f"{key}_{kind}" for kind in KINDS for key in ("loss", "accuracy")))  #: keys of `eval`
-
-#: Events that belong to steps, not to launches.
-OF_STEPS = ("train", "layers", "walk", "norms", "between", "eval", "checkpoint")
-_EVENTS = ("start", "plan", *OF_STEPS, "end")
-# These hold only numbers, so a string "nan" in them is a number; elsewhere it is text.
-_NUMERIC = ("train", "layers", "walk", "norms", "between", "eval")
-_BY_NAME = ("trust_ratio", "update_norms", "weight_norms")
-# The type of each key, which readers of a history rely on. None: not measured.
-_NUMBER = (int, float, type(None))
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "phases": list,
-    "losses": list,
-    **dict.fromkeys(_BY_NAME, dict),
-    **dict.fromkeys(("distance", "update_norm", "weight_norm", "cosine"), _NUMBER),
-    **dict.fromkeys(("step", "samples", "examples"), int),
-    **dict.fromkeys(("device", "path", "reason"), str),
-    **dict.fromkeys(("time", "seconds", "step_time", "epoch", "lr", "grad_norm", *HELD), _NUMBER),
-    **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib", "noise_scale", "noise_scale_error"), _NUMBER),
-}
-_NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 # Counters and clocks, which are not curves.
 _NOT_CURVES = ("step", "samples", "phase", "time", "examples")
 
@@ -119,14 +98,14 @@ class Metrics:
         """
         if self._file is None:
             return
-        if event not in _EVENTS:
-            raise ValueError(f"event: {event!r} is none of {', '.join(_EVENTS)}")
+        if event not in EVENTS:
+            raise ValueError(f"event: {event!r} is none of {', '.join(EVENTS)}")
         line: Line = {"event": event, "time": round(time.time(), 3), **_plain(values)}
         if event == "start":
             self._abandon(int(line["step"]))
         if event in ("layers", "norms"):
             # Hundreds of numbers per line, drawn as colours: six digits keep the file small.
-            for key in _BY_NAME:
+            for key in BY_NAME:
                 if key in line:
                     line[key] = {name: _six_digits(value) for name, value in line[key].items()}
         self._append(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
@@ -146,8 +125,6 @@ class Metrics:
 
     def _abandon(self, step: int) -> None:
         """Set the lines beyond a step aside."""
-        from bellwether.trainer import abandoned
-
         assert self._file is not None
         self._file.close()
         lines = abandoned.set_aside(self._run, step)
@@ -201,8 +178,6 @@ class History:
 
 def read(run: Path) -> History:
     """The history in ``<run>/metrics.jsonl``; an empty one if there is no such file."""
-    from bellwether.trainer import abandoned
-
     history = History()
     path = run / FILE
     if not path.exists():
@@ -250,30 +225,6 @@ def _supersede(lines: list[Line], new: Line) -> None:
         lines.pop()
 
 
-def parse(raw: bytes) -> Line | None:
-    """The line, or None if it was cut off by a kill or has a value of the wrong type."""
-    try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(line, dict) or line.get("event") not in _EVENTS:
-        return None
-    if line["event"] != "plan" and not {"step", "samples"} <= line.keys():
-        return None
-    if line["event"] in _NUMERIC:
-        line = {key: value if key in ("event", "phase") else _number(value) for key, value in line.items()}
-    known = (isinstance(value, _TYPES.get(key, object)) for key, value in line.items())
-    return line if all(known) else None
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _number(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_number(inner) for inner in value]
-    return _NONFINITE.get(value, value) if isinstance(value, str) else value
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
@@ -297,7 +248,7 @@ def _scalars(line: Line) -> list[tuple[str, float]]:
     for key, value in line.items():
         if key not in _NOT_CURVES:
             inner = value.items() if isinstance(value, dict) else [("", value)]
-            flat += [(f"{key}_{name}" if name else key, _number(v)) for name, v in inner]
+            flat += [(f"{key}_{name}" if name else key, number(v)) for name, v in inner]
     return [(tag, float(value)) for tag, value in flat if isinstance(value, int | float)]
 
 
