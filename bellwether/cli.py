@@ -11,6 +11,7 @@ from typing import Any
 from bellwether.commands import (
     convert,
     doctor,
+    env,
     fit,
     keys,
     launch,
@@ -25,7 +26,7 @@ from bellwether.commands import (
 )
 
 # The subcommands, in the order in which --help lists them.
-COMMANDS = (train, launch, status, logs, doctor, lr_find, sweep, report, fit, convert, recipe, plan, keys)
+COMMANDS = (train, launch, status, logs, doctor, env, lr_find, sweep, report, fit, convert, recipe, plan, keys)
 
 _COMPLETION = """\
 Shell completion of commands, options, config keys and recipes:

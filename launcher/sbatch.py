@@ -101,7 +101,8 @@ def _site(site: Site, arguments: Sequence[str] | None) -> str:
     """The variables and arguments that a user sets when submitting by hand."""
     named = {
         "MODULES": site.modules, "VENV": site.venv, "CONTAINER": site.container, "INTERFACE": site.interface,
-        "SRUN": site.srun, "RESTARTS": "" if site.restarts is None else str(site.restarts),
+        "SRUN": site.srun, "PACKED_ENV": site.packed_env, "NODE_DIR": site.node_directory,
+        "RESTARTS": "" if site.restarts is None else str(site.restarts),
     }  # fmt: skip
     lines = [f"export BELLWETHER_{key}={shlex.quote(value)}" for key, value in named.items() if value]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in site.environment.items()]
@@ -134,6 +135,8 @@ _VARIABLES = """\
 #
 #     BELLWETHER_MODULES     environment modules to load, as in "cuda/12.8 gcc/13"
 #     BELLWETHER_VENV        virtual environment to activate (.venv, where there is one)
+#     BELLWETHER_PACKED_ENV  archive that each node unpacks, as written by bellwether env pack
+#     BELLWETHER_NODE_DIR    directory on each node's own disk (/tmp)
 #     BELLWETHER_CONTAINER   prefix of the python command, as in "apptainer exec --nv image.sif"
 #     BELLWETHER_INTERFACE   network interface for communication between ranks, as in ib0
 #     BELLWETHER_SRUN        further options of srun, as in "--mpi=pmix"
@@ -223,6 +226,13 @@ fi
 read -ra container <<<"${BELLWETHER_CONTAINER:-}"
 read -ra options <<<"${BELLWETHER_SRUN:-}"
 python=("${container[@]}" python)
+if [[ -n ${BELLWETHER_PACKED_ENV:-} ]]; then
+    packed=${BELLWETHER_NODE_DIR:-/tmp}/bellwether-$SLURM_JOB_ID
+    on_each_node=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
+    trap '"${on_each_node[@]}" rm -rf "$packed"' EXIT
+    "${on_each_node[@]}" "${python[@]}" -m bellwether.launcher.packed_env "$BELLWETHER_PACKED_ENV" "$packed" || exit 1
+    python=("${container[@]}" "$packed/bin/python")
+fi
 @BEGIN@
 # Since SLURM 22.05, srun does not inherit --cpus-per-task from sbatch.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK

@@ -60,6 +60,10 @@ class Site(BaseModel):
     sbatch: list[Option] = Field([], description="further options of sbatch, each as in --exclusive or --mem=0")
     modules: Line = Field("", description="environment modules to load, as in cuda/12.8 gcc (BELLWETHER_MODULES)")
     venv: Line = Field("", description="virtual environment to activate (BELLWETHER_VENV)")
+    packed_env: Line = Field(
+        "", description="archive of bellwether env pack, unpacked on each node (BELLWETHER_PACKED_ENV)"
+    )
+    node_directory: Line = Field("", description="directory on each node's own disk; /tmp (BELLWETHER_NODE_DIR)")
     container: Line = Field("", description="prefix that runs python in a container (BELLWETHER_CONTAINER)")
     interface: Line = Field(
         "", description="network interface for communication between ranks, as in ib0 (BELLWETHER_INTERFACE)"
