@@ -23,6 +23,7 @@ SHORTEST = {
     "status": ["RUN"],
     "logs": ["RUN"],
     "doctor": [],
+    "env": ["pack"],
     "lr-find": ["CONFIG"],
     "sweep": ["SWEEP"],
     "report": ["PATH"],
