@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
         "env", help="pack the virtual environment into one file, for quick starts on many nodes",
         description="Tools for the environment in which runs start.",
     )  # fmt: skip
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="pack")
     packing = actions.add_parser(
         "pack", help="write the environment to an archive",
         description="Write the virtual environment to an archive. With packed_env: FILE in slurm/site.yaml (BELLWETHER_PACKED_ENV), "

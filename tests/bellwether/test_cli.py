@@ -70,7 +70,7 @@ def test_usage_brackets_exactly_the_optional_arguments(command: str, capsys: pyt
     depth = 0
     for word in usage.split():
         depth += word.count("[")
-        if depth == 0 and word != "...":  # what argparse prints for the arguments of an ACTION
+        if depth == 0 and word != "...":  # what argparse prints for the arguments of an action
             required.append(word)
         depth -= word.count("]")
     assert required == sorted_as_usage(SHORTEST[command])
