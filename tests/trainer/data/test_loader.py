@@ -205,7 +205,7 @@ def test_workers_exit_with_the_training_process(tmp_path: Path, end: str, signum
             os.killpg(process.pid, signum)  # Ctrl-C reaches all processes of the terminal
         elif signum is not None:
             process.send_signal(signum)
-        assert process.wait(timeout=10) != 0
+        assert process.wait(timeout=30) != 0
         deadline = time.monotonic() + 5
         while any(map(alive, workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
