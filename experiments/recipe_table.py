@@ -15,7 +15,15 @@ from bellwether.trainer.config import ConfigError
 _log = logging.getLogger(__name__)
 
 # Fields that are not shown if they have these values.
-_DEFAULTS: dict[str, Any] = {"phase": 1, "warmup_from": 0.0, "power": 1.0, "milestones": ()}
+_DEFAULTS: dict[str, Any] = {
+    "phase": 1,
+    "warmup_from": 0.0,
+    "power": 1.0,
+    "milestones": (),
+    "decay_from": "warmup",
+    "warmup_power": 1.0,
+    "final": 0.0,
+}
 
 
 def show(name: str | None, batches: Sequence[int], as_json: bool) -> int:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bellwether.optimizers.schedules import Trapezoid as Trapezoid
     from bellwether.optimizers.schedules import WarmupConstant as WarmupConstant
     from bellwether.optimizers.schedules import WarmupCosine as WarmupCosine
+    from bellwether.optimizers.schedules import WarmupExponential as WarmupExponential
     from bellwether.optimizers.schedules import WarmupLinear as WarmupLinear
     from bellwether.optimizers.schedules import WarmupPolynomial as WarmupPolynomial
     from bellwether.optimizers.schedules import WarmupStep as WarmupStep

@@ -21,8 +21,8 @@ _MODULES = {
     "radam": ("RAdam",),
     "scaling": ("scaled_lr", "scaled_warmup"),
     "schedules": (
-        "Exponential", "OneCycle", "Trapezoid", "WarmupConstant", "WarmupCosine", "WarmupLinear", "WarmupPolynomial",
-        "WarmupStep",
+        "Exponential", "OneCycle", "Trapezoid", "WarmupConstant", "WarmupCosine", "WarmupExponential", "WarmupLinear",
+        "WarmupPolynomial", "WarmupStep",
     ),
     "sgd": ("SGD",),
     "sharded": ("ShardedOptimizer",),

@@ -24,10 +24,15 @@ class Settings:
     batch: int  # samples of a step
     optimizer: str
     lr: float  # the peak
-    decay: str  # after the warm-up: linear, polynomial or step
+    decay: str  # after the warm-up: linear, polynomial, step or warmup-exponential
     power: float = 1.0  # of a polynomial decay
+    decay_from: str = "warmup"  # start: on a curve over the whole phase, as in the published code of BERT
+    drop: float | None = None  # factor of an exponential decay in each interval
+    interval_steps: int | None = None
+    final: float = 0.0  # lr at the end, as a fraction of the peak; of an exponential decay, what it tends to
     warmup_fraction: float | None = None  # of the phase
     warmup_epochs: float | None = None
+    warmup_power: float = 1.0  # exponent of the rise
     warmup_from: float = 0.0  # lr at the first step, as a fraction of the peak
     milestones: tuple[float, ...] = ()  # of a step decay, in epochs; each divides lr by ten
     steps: int | None = None
@@ -113,7 +118,7 @@ def _lamb_bert(batch: int) -> list[Settings]:
     scale = batch / 32768
     return [
         Settings(
-            batch, "lamb", lr=5e-3 * math.sqrt(scale), decay="linear", warmup_fraction=min(1.0, scale / 5),
+            batch, "lamb", lr=5e-3 * math.sqrt(scale), decay="linear", decay_from="start", warmup_fraction=min(1.0, scale / 5),
             steps=math.ceil(512_000_000 / batch), betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01,
             published=batch in _POWERS_OF_TWO,
         )
@@ -146,7 +151,7 @@ def _lamb_bert_76min(batch: int) -> list[Settings]:
         (rule,) = _lamb_bert(size)
         phases.append(
             Settings(
-                size, "lamb", lr=rule.lr, decay="linear", warmup_fraction=rule.warmup_fraction,
+                size, "lamb", lr=rule.lr, decay="linear", decay_from="start", warmup_fraction=rule.warmup_fraction,
                 steps=math.ceil(steps * 65536 / batch), sequence_length=length, betas=(0.9, 0.999), eps=1e-6,
                 weight_decay=0.01, phase=number, published=False,
             )
@@ -175,23 +180,29 @@ def _two_phases(
 )  # fmt: skip
 def _nvidia_bert_large(batch: int) -> list[Settings]:
     shared = {
-        "decay": "polynomial", "power": 0.5, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01,
+        "decay": "polynomial", "power": 0.5, "decay_from": "start", "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01,
         "prenormalize": True,
     }  # fmt: skip
     return _two_phases(batch, 65536, (6e-3, 4e-3), (0.2843, 0.128), (7038, 1563), shared)
 
 
 @_published(
-    "deepspeed-bert-large", "BERT-large, LAMB with its trust ratio kept between 0.01 and 0.3",
-    "DeepSpeed's tutorial on BERT pre-training", (65536,),
+    "deepspeed-bert-large", "BERT-large, LAMB with its trust ratio kept between 0.01 and 0.3, quadratic warm-up, exponential decay",
+    "DeepSpeedExamples, training/bing_bert: deepspeed_bsz64k_lamb_config_seq128.json, deepspeed_bsz32k_lamb_config_seq512.json, "
+    "bert_large_lamb.json, --lr_schedule EE and --lr_offset of ds_train_bert_bsz64k_seq128.sh and ds_train_bert_bsz32k_seq512.sh",
+    (65536,),
 )  # fmt: skip
 def _deepspeed_bert_large(batch: int) -> list[Settings]:
-    root = math.sqrt(batch / 65536)
+    root, scale = math.sqrt(batch / 65536), batch / 65536
+    # size, learning_rate, lr_offset, warmup_proportion, decay_step, max_seq_length; the second run has 10 of the 160 epochs
+    rows = ((batch, 11e-3, 1e-3, 0.06, 250, 128), (max(1, batch // 2), 2e-3, 0.0, 0.02, 150, 512))
     return [
         Settings(
-            size, "lamb", lr=lr * root, decay="linear", warmup_fraction=0.02, sequence_length=length,
-            trust_bounds=(0.01, 0.3), weight_decay=0.01, phase=number, published=batch == 65536,
-        ) for number, (size, lr, length) in enumerate(((batch, 11e-3, 128), (max(1, batch // 2), 2e-3, 512)), 1)
+            size, "lamb", lr=(lr + offset) * root, decay="warmup-exponential", drop=0.9, interval_steps=math.ceil(interval / scale),
+            final=offset / (lr + offset), warmup_fraction=min(1.0, warmup * scale), warmup_power=2.0, warmup_from=offset / (lr + offset),
+            steps=math.ceil(7500 / scale), sequence_length=length, trust_bounds=(0.01, 0.3), weight_decay=0.01,
+            phase=number, published=batch == 65536,
+        ) for number, (size, lr, offset, warmup, interval, length) in enumerate(rows, 1)
     ]  # fmt: skip
 
 
@@ -238,7 +249,7 @@ def _mlperf_bert(batch: int) -> list[Settings]:
     _, length, before, warmup, betas, decay = _MLPERF[nearest]
     return [
         Settings(
-            batch, "lamb", lr=_interpolated(batch, {size: row[0] for size, row in _MLPERF.items()}), decay="linear",
+            batch, "lamb", lr=_interpolated(batch, {size: row[0] for size, row in _MLPERF.items()}), decay="linear", decay_from="start",
             warmup_fraction=(warmup - before) / length, warmup_from=before / warmup if warmup else 0.0,
             steps=math.ceil(_interpolated(batch, {size: row[1] for size, row in _MLPERF.items()})),
             sequence_length=512, betas=betas, eps=1e-6, weight_decay=decay, published=batch in _MLPERF,

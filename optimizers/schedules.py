@@ -28,6 +28,10 @@ class WarmupConstant(LRScheduler):
         warmup: samples of the rise.
         start: rate at the beginning of the rise, as a fraction of the peak.
         final: rate at the end, as a fraction of the peak.
+        warmup_power: exponent of the rise: 2 rises as a parabola.
+        decay_from: ``warmup``: the decay begins after the warm-up, at the peak. ``start``: it is a curve over the whole schedule,
+            to which the rate drops when the warm-up ends, as in the published code of BERT (google-research/bert,
+            optimization.py; NVIDIA's PolyWarmUpScheduler; MLPerf's LinearWarmupPolyDecayScheduler).
         momentum: (highest, lowest) momentum, or beta1: lowest where the rate is highest, interpolated linearly
             (Smith 2018, 1803.09820, section 4.3). None: unchanged.
         scale_decay: scale each group's ``weight_decay`` by the same factor as its rate.
@@ -56,6 +60,8 @@ class WarmupConstant(LRScheduler):
         warmup: int = 0,
         start: float = 0.0,
         final: float = 0.0,
+        warmup_power: float = 1.0,
+        decay_from: str = "warmup",
         momentum: tuple[float, float] | None = None,
         scale_decay: bool = False,
         last_epoch: int = -1,
@@ -67,10 +73,14 @@ class WarmupConstant(LRScheduler):
         for name, fraction in {"start": start, "final": final}.items():
             if not 0 <= fraction <= 1:
                 raise ValueError(f"{name}={fraction}: must be from 0 to 1, a fraction of the peak")
+        if warmup_power <= 0:
+            raise ValueError(f"warmup_power={warmup_power}: must be above 0")
+        if decay_from not in ("warmup", "start"):
+            raise ValueError(f"decay_from={decay_from!r}: must be 'warmup' or 'start'")
         if momentum is not None and not 0 <= momentum[1] <= momentum[0] < 1:
             raise ValueError(f"momentum={momentum}: must be (highest, lowest), each in [0, 1)")
         self.batch, self.total, self.warmup, self.start, self.final = batch, total, warmup, start, final
-        self.momentum = momentum
+        self.warmup_power, self.decay_from, self.momentum = warmup_power, decay_from, momentum
         # Stored in the group, so that a scheduler created after load_state_dict does not scale a scaled value.
         self.scale_decay = scale_decay
         if scale_decay:
@@ -80,15 +90,20 @@ class WarmupConstant(LRScheduler):
                 group.setdefault("peak_weight_decay", group["weight_decay"])
         super().__init__(optimizer, last_epoch)
 
+    @property
+    def origin(self) -> int:
+        """Samples at which the decay begins."""
+        return self.warmup if self.decay_from == "warmup" else 0
+
     def decay(self, progress: float) -> float:
-        """The rate after the warm-up, from 1 at ``progress`` 0 to 0 at 1, before it is rescaled to end at `final`."""
+        """The decay from 1 at ``progress`` 0 to 0 at 1, before it is rescaled to end at `final`. Progress 0 is at `origin`."""
         return 1.0
 
     def factor(self, samples: float) -> float:
         """The rate as a fraction of the peak, after this many samples."""
         if samples < self.warmup:
-            return self.start + (1 - self.start) * samples / self.warmup
-        progress = min(1.0, (samples - self.warmup) / max(1, self.total - self.warmup))
+            return self.start + (1 - self.start) * (samples / self.warmup) ** self.warmup_power
+        progress = min(1.0, (samples - self.origin) / max(1, self.total - self.origin))
         return self.final + (1 - self.final) * self.decay(progress)
 
     def cycle(self, samples: float) -> float:
@@ -151,7 +166,7 @@ class Trapezoid(WarmupConstant):
         super().__init__(optimizer, **kwargs)
 
     def decay(self, progress: float) -> float:
-        left = (1 - progress) * (self.total - self.warmup)
+        left = (1 - progress) * (self.total - self.origin)
         return min(1.0, left / self.cooldown) if self.cooldown else 1.0
 
 
@@ -167,8 +182,27 @@ class WarmupStep(WarmupConstant):
         super().__init__(optimizer, **kwargs)
 
     def decay(self, progress: float) -> float:
-        samples = self.warmup + progress * (self.total - self.warmup)
+        samples = self.origin + progress * (self.total - self.origin)
         return self.drop ** bisect_right(self.milestones, samples)
+
+
+class WarmupExponential(WarmupConstant):
+    """Rise, then a decay by the factor ``drop`` every ``interval`` samples, continuously, towards ``final``.
+
+    Unlike other schedules it does not arrive at ``final``: its rate is final + (1 - final) x drop^(samples / interval) of the peak.
+    DeepSpeed's BERT (DeepSpeedExamples, training/bing_bert, ``--lr_schedule EE``) has warmup_power=2 and drop=0.9.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, interval: int, drop: float = 0.1, **kwargs: Any) -> None:
+        if interval < 1:
+            raise ValueError(f"interval={interval}: must be at least 1, in samples")
+        if not 0 < drop < 1:
+            raise ValueError(f"drop={drop}: must be between 0 and 1")
+        self.interval, self.drop = interval, drop
+        super().__init__(optimizer, **kwargs)
+
+    def decay(self, progress: float) -> float:
+        return float(self.drop ** (progress * (self.total - self.origin) / self.interval))
 
 
 class Exponential(WarmupConstant):

@@ -40,6 +40,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConst
         "warmup": phase.warmup,
         "start": schedule_config.start,
         "final": schedule_config.final,
+        "warmup_power": schedule_config.warmup_power,
+        "decay_from": schedule_config.decay_from,
         "momentum": schedule_config.momentum,
         "scale_decay": schedule_config.scale_decay,
     }
@@ -47,6 +49,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConst
         return optimizers.Trapezoid(optimizer, cooldown=phase.cooldown, **shared)
     if schedule_config.kind == "step":
         return optimizers.WarmupStep(optimizer, milestones=phase.milestones, drop=schedule_config.drop, **shared)
+    if schedule_config.kind == "warmup-exponential":
+        return optimizers.WarmupExponential(optimizer, interval=phase.interval, drop=schedule_config.drop, **shared)
     if schedule_config.kind == "polynomial":
         return optimizers.WarmupPolynomial(optimizer, power=schedule_config.power, **shared)
     kinds: dict[str, type[WarmupConstant]] = {

@@ -37,6 +37,7 @@ class Phase:
     warmup: int
     cooldown: int
     milestones: tuple[int, ...] = ()
+    interval: int = 0  # of a warmup-exponential schedule
     average_from: int = 1  # the first update of the run whose weights are averaged
     average_every: int = 1  # updates
 
@@ -152,7 +153,10 @@ def _plan_phase(config: Config, key: str, start: Phase) -> Phase:
     if list(milestones) != sorted(milestones):
         written, problem = [str(m) for m in schedule.milestones], "must be in ascending order"
         raise ConfigError(f"{key}schedule.milestones", written, problem, "write the earliest first")
-    return replace(start, steps=steps, lr=lr, warmup=warmup, cooldown=cooldown, milestones=milestones)
+    interval = 0 if schedule.interval is None else max(1, schedule.interval.samples(total, batch, epoch))
+    return replace(
+        start, steps=steps, lr=lr, warmup=warmup, cooldown=cooldown, milestones=milestones, interval=interval
+    )
 
 
 def _plan_averaging(planned: list[Phase]) -> list[Phase]:
@@ -178,6 +182,10 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
     decay = schedule.kind if not schedule.final else f"{schedule.kind} to {schedule.final:g} of the peak"
     if schedule.kind == "exponential":
         decay = f"exponential from {schedule.start:g} of the peak to {schedule.final:g}"
+    if schedule.kind == "warmup-exponential":
+        decay += f", x {schedule.drop:g} every {phase.interval:,} samples"
+    if schedule.decay_from == "start":
+        decay += ", on a curve from the start of the phase"
     if schedule.recipe is not None:
         decay += f", as in {schedule.recipe}"
     if phase.cooldown:

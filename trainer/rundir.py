@@ -180,6 +180,11 @@ def _check_same_config(config: Config, run: Path, text: str) -> None:
 
 def _upgrade(raw: dict[str, Any]) -> dict[str, Any]:
     """An older version's config with newer keys at their defaults, which is how it was trained."""
+    for section in (raw, *(raw.get("phases") or [])):
+        schedule = section.get("schedule")
+        # Versions before 2026-11-30 had no other decay, also for the recipes that have one now.
+        if isinstance(schedule, dict) and "decay_from" not in schedule:
+            section["schedule"] = {**schedule, "decay_from": "warmup", "warmup_power": 1.0, "interval": None}
     try:
         return dump(validate(raw))
     except ConfigErrors:

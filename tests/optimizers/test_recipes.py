@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
+import torch
 
 from bellwether.optimizers.recipes import RECIPES, recipe
+from bellwether.trainer.config import phases, validate
+from bellwether.trainer.optimization import make_schedule
+from bellwether.trainer.phases import plan
 
 BATCHES = [512, 1024, 2048, 4096, 8192, 16384, 32768]
 HALVES = [3, 2.5, 2, 1.5, 1, 0.5, 0]
@@ -42,7 +47,8 @@ def test_two_phases_as_published() -> None:
     assert first.prenormalize
     assert (first.sequence_length, second.sequence_length) == (128, 512)
     first, second = recipe("deepspeed-bert-large").at(65536)
-    assert (first.lr, second.lr, first.warmup_fraction, first.trust_bounds) == (11e-3, 2e-3, 0.02, (0.01, 0.3))
+    assert (first.lr, second.lr, first.trust_bounds) == (11e-3 + 1e-3, 2e-3, (0.01, 0.3))
+    assert (first.warmup_fraction, second.warmup_fraction) == (0.06, 0.02)
     assert sum(phase.steps or 0 for phase in recipe("lamb-bert-76min").at(65536)) == 8599
 
 
@@ -65,6 +71,56 @@ def test_mlperf_points_and_interpolation() -> None:
     assert 2.971656225e-3 < between.lr < 3.1e-3
     assert 500 < (between.steps or 0) < 600
     assert not between.published
+
+
+def bert(step: float, steps: int, warmup: float, power: float = 1.0) -> float:
+    """google-research/bert, optimization.py, create_optimizer; NVIDIA DeepLearningExamples, BERT's schedulers.py, PolyWarmUpScheduler."""
+    return (1 - step / steps) ** power if step >= warmup else step / warmup
+
+
+def mlperf(step: float, steps: int, warmup: int, start: int) -> float:
+    """NVIDIA's submission to MLPerf training, bert/implementations/pytorch/schedulers.py, LinearWarmupPolyDecayScheduler."""
+    return (step - start) / warmup if step - start < warmup else 1 - step / steps
+
+
+def bing_bert(step: float, warmup: float, interval: int, lr: float, offset: float) -> float:
+    """DeepSpeedExamples, training/bing_bert: warmup_exp_decay_exp, and update_learning_rate of deepspeed_train.py."""
+    factor = (step / warmup) ** 2 if step < warmup else 0.9 ** ((step - warmup) / interval)
+    return lr * factor + offset
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "phase", "published"),
+    [
+        ("lamb-bert", 512, 0, lambda step: 6.25e-4 * bert(step, 1_000_000, 3125)),
+        ("lamb-bert", 32768, 0, lambda step: 5e-3 * bert(step, 15625, 3125)),
+        ("lamb-bert", 65536, 0, lambda step: 5e-3 * 2**0.5 * bert(step, 7813, 0.4 * 7813)),
+        ("lamb-bert-76min", 65536, 1, lambda step: 5e-3 * bert(step, 1562, 0.2 * 1562)),
+        ("nvidia-bert-large", 65536, 0, lambda step: 6e-3 * bert(step, 7038, 0.2843 * 7038, 0.5)),
+        ("nvidia-bert-large", 65536, 1, lambda step: 4e-3 * bert(step, 1563, 0.128 * 1563, 0.5)),
+        ("mlperf-bert", 448, 0, lambda step: 4.25e-4 * mlperf(step, 6700, 0, 0)),
+        ("mlperf-bert", 3072, 0, lambda step: 2e-3 * mlperf(step, 1141, 100, 0)),
+        ("mlperf-bert", 12288, 0, lambda step: 3.1e-3 * mlperf(step, 500, 300, -100)),
+        ("deepspeed-bert-large", 65536, 0, lambda step: bing_bert(step, 450, 250, 11e-3, 1e-3)),
+        ("deepspeed-bert-large", 65536, 1, lambda step: bing_bert(step, 150, 150, 2e-3, 0.0)),
+    ],
+)
+def test_rate_equals_the_published_formula(
+    name: str, batch: int, phase: int, published: Callable[[float], float]
+) -> None:
+    settings = recipe(name).at(batch)[phase]
+    raw = {
+        "name": "x", "model": {"kind": "bert", "size": "tiny"}, "data": {"kind": "text"},
+        "batch": {"global": batch, "micro": 1}, "schedule": name,
+    }  # fmt: skip
+    config = phases(validate(raw))[phase]
+    (planned,) = plan([config], 1, [10**6])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=planned.lr)
+    schedule = make_schedule(optimizer, planned)
+    warmup = planned.warmup / settings.batch
+    for step in (0.3 * warmup, warmup + 1, 0.5 * planned.steps, 0.75 * planned.steps, 0.99 * planned.steps):
+        rate = planned.lr * schedule.factor(step * settings.batch)
+        assert rate == pytest.approx(published(step), rel=1e-6, abs=1e-12), step
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,6 +13,7 @@ from bellwether.optimizers import (
     Trapezoid,
     WarmupConstant,
     WarmupCosine,
+    WarmupExponential,
     WarmupLinear,
     WarmupPolynomial,
     WarmupStep,
@@ -34,6 +35,12 @@ def make(kind: str, batch: int, optimizer: torch.optim.Optimizer | None = None) 
         "cosine": lambda: WarmupCosine(optimizer, final=0.1, **shared),
         "trapezoid": lambda: Trapezoid(optimizer, cooldown=2400, **shared),
         "step": lambda: WarmupStep(optimizer, milestones=[4800, 7200], drop=0.1, **shared),
+        "linear from the start": lambda: WarmupLinear(optimizer, decay_from="start", final=0.1, **shared),
+        "polynomial from the start": lambda: WarmupPolynomial(optimizer, power=0.5, decay_from="start", **shared),
+        "cosine from the start": lambda: WarmupCosine(optimizer, decay_from="start", **shared),
+        "trapezoid from the start": lambda: Trapezoid(optimizer, cooldown=2400, decay_from="start", **shared),
+        "step from the start": lambda: WarmupStep(optimizer, milestones=[4800, 7200], decay_from="start", **shared),
+        "warmup-exponential": lambda: WarmupExponential(optimizer, interval=960, drop=0.5, final=0.25, **shared),
     }[kind]()
 
 
@@ -44,6 +51,12 @@ CURVES = {
     "cosine": lambda x: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (x - 0.2) / 0.8)),
     "trapezoid": lambda x: min(1.0, (1 - x) / 0.25),
     "step": lambda x: 1.0 if x < 0.5 else 0.1 if x < 0.75 else 0.01,
+    "linear from the start": lambda x: 0.1 + 0.9 * (1 - x),
+    "polynomial from the start": lambda x: math.sqrt(1 - x),
+    "cosine from the start": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
+    "trapezoid from the start": lambda x: min(1.0, (1 - x) / 0.25),
+    "step from the start": lambda x: 1.0 if x < 0.5 else 0.1 if x < 0.75 else 0.01,
+    "warmup-exponential": lambda x: 0.25 + 0.75 * 0.5 ** ((x - 0.2) / 0.1),
 }
 
 
@@ -257,3 +270,17 @@ def test_warmup_from_above_zero() -> None:
 def test_step_schedule_refuses_invalid_options(keywords: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WarmupStep(_optimizers()[0], batch=1, total=100, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"interval": 0}, "interval=0"),
+        ({"interval": 5, "drop": 1.0}, "drop=1.0"),
+        ({"interval": 5, "warmup_power": 0.0}, "warmup_power=0.0"),
+        ({"interval": 5, "decay_from": "peak"}, "decay_from='peak': must be 'warmup' or 'start'"),
+    ],
+)
+def test_exponential_decay_refuses_invalid_options(keywords: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WarmupExponential(_optimizers()[0], batch=1, total=100, **keywords)

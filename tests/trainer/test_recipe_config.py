@@ -30,7 +30,7 @@ def test_recipe_fills_in_keys_that_are_not_set() -> None:
     assert config.schedule.recipe == "lamb-bert"
     assert c.validate(c.dump(config)) == config
     (phase,) = plan([config], 1, [100_000])
-    assert ("schedule", "linear, as in lamb-bert") in rows(phase)
+    assert ("schedule", "linear, on a curve from the start of the phase, as in lamb-bert") in rows(phase)
     assert notes(phase) == []
 
 

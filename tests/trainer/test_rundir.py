@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bellwether.trainer import build_locks, rundir
 from bellwether.trainer import config as c
@@ -72,6 +73,18 @@ def test_run_of_a_version_that_wrote_the_default_betas_resumes(
     else:
         with pytest.raises(ConfigErrors, match=r"optimizer\.betas"):
             rundir.prepare(config)
+
+
+def test_run_of_a_version_whose_recipe_decayed_from_the_peak_resumes_only_as_such(config: Config) -> None:
+    config = changed(config, phases=[], optimizer={"name": "lamb"}, schedule={"recipe": "lamb-bert"})
+    assert config.schedule.decay_from == "start"
+    file = prepared(config) / "config.yaml"
+    raw = yaml.safe_load(file.read_text())
+    del raw["schedule"]["decay_from"], raw["schedule"]["warmup_power"], raw["schedule"]["interval"]
+    file.write_text(f"{file.read_text().splitlines()[0]}\n{yaml.safe_dump(raw)}")
+    with pytest.raises(ConfigErrors, match=r"schedule\.decay_from: 'start': .* was made with 'warmup'"):
+        rundir.prepare(config)
+    rundir.prepare(changed(config, schedule={"recipe": "lamb-bert", "decay_from": "warmup"}))
 
 
 def test_config_of_a_run_without_steps_may_be_changed(config: Config) -> None:

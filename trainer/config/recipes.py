@@ -95,7 +95,9 @@ def _phase(settings: Settings, name: str) -> dict[str, Any]:
     }  # fmt: skip
     warmup = settings.warmup_fraction if settings.warmup_epochs is None else f"{settings.warmup_epochs} epochs"
     schedule = {
-        "recipe": name, "kind": settings.decay, "power": settings.power, "warmup": warmup, "start": settings.warmup_from,
+        "recipe": name, "kind": settings.decay, "power": settings.power, "decay_from": settings.decay_from, "warmup": warmup,
+        "warmup_power": settings.warmup_power, "start": settings.warmup_from, "final": settings.final, "drop": settings.drop,
+        "interval": None if settings.interval_steps is None else f"{settings.interval_steps} steps",
         "milestones": [f"{each} epochs" for each in settings.milestones],
     }  # fmt: skip
     length = f"{settings.steps} steps" if settings.steps is not None else f"{settings.epochs} epochs"

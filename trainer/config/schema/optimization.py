@@ -164,7 +164,9 @@ class Schedule(Section):
         None,
         description="a published recipe; `schedule: NAME` fills in the keys of this section and of `optimizer`",
     )
-    kind: Literal["constant", "linear", "polynomial", "cosine", "trapezoid", "step", "exponential"] = Field(
+    kind: Literal[
+        "constant", "linear", "polynomial", "cosine", "trapezoid", "step", "warmup-exponential", "exponential"
+    ] = Field(
         "linear", description="shape after the warm-up; exponential goes from `start` to `final` without a warm-up"
     )
     warmup: SpanField = Field(Span(share=0.0), description="length of the linear warm-up from `start` to the peak")
@@ -173,13 +175,26 @@ class Schedule(Section):
         description="learning rate at the beginning of the warm-up, as a fraction of the peak",
         json_schema_extra=FRACTION,
     )
+    warmup_power: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="exponent of the warm-up: 1 rises on a line, 2 on a parabola"
+    )
+    decay_from: Literal["warmup", "start"] = Field(
+        "warmup",
+        description="where the decay begins (linear, polynomial, cosine). start: it is a curve over the whole phase, to which the "
+        "rate drops after the warm-up, as in the published code of BERT",
+    )
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="exponent of the polynomial decay")
     cooldown: SpanField = Field(Span(share=0.2), description="length of the linear decay at the end of a trapezoid")
     milestones: list[SpanField] = Field(
         [], description="points of the phase at which `kind: step` multiplies the learning rate by `drop`"
     )
     drop: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="factor at each milestone of `kind: step`", json_schema_extra=unit("factor")
+        0.1,
+        description="factor at each milestone of `kind: step`, and in each `interval` of `kind: warmup-exponential`",
+        json_schema_extra=unit("factor"),
+    )
+    interval: SpanField | None = Field(
+        None, description="of `kind: warmup-exponential`, which decays by `drop` in each, towards `final`"
     )
     final: Share = Field(
         0.0, description="learning rate at the end, as a fraction of the peak", json_schema_extra=FRACTION
@@ -198,6 +213,10 @@ class Schedule(Section):
             raise ValueError(
                 "milestones: go with kind: step, and with no other, as in [30 epochs, 60 epochs, 80 epochs]"
             )
+        if (self.kind == "warmup-exponential") != (self.interval is not None):
+            raise ValueError("interval: goes with kind: warmup-exponential, and with no other, as in 250 steps")
+        if self.decay_from == "start" and self.kind not in ("linear", "polynomial", "cosine"):
+            raise ValueError(f"decay_from: start goes with linear, polynomial and cosine, not with {self.kind}")
         if self.kind == "exponential" and not (self.start and self.final and self.warmup.share == 0):
             raise ValueError("kind: exponential goes from start to final, both above 0, without warmup; write these")
         return self
