@@ -31,6 +31,8 @@ class Adam(RuleOptimizer):
         amsgrad: divide by the largest second moment so far (Reddi et al. 2018, 1904.09237).
         trust_ratio: scale each parameter's update to the norm of its weights, as LAMB does.
         trust_bounds: (lowest, highest) trust ratio.
+        peak_lr: the highest learning rate of the schedule, for the modes ``independent`` and ``prox``; None: the
+            scheduler's, or lr. A step with a higher lr is refused.
         maximize: ascend instead of descend.
         kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
 
@@ -61,6 +63,7 @@ class Adam(RuleOptimizer):
         weight_decay_mode: WeightDecayMode = "l2",
         trust_ratio: bool = False,
         trust_bounds: tuple[float, float] | None = None,
+        peak_lr: float | None = None,
         maximize: bool = False,
         kernel: str = "auto",
     ) -> None:
@@ -75,6 +78,7 @@ class Adam(RuleOptimizer):
             weight_decay_mode=weight_decay_mode,
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
+            peak_lr=peak_lr,
             maximize=maximize,
         )
 

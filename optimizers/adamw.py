@@ -25,7 +25,7 @@ class AdamW(Adam):
         eps: added to the denominator, in units of the gradient. At least 0.
         weight_decay: multiplied by lr, as in `torch.optim.AdamW`; with ``weight_decay_mode="independent"`` multiplied by
             the schedule's multiplier alone, as in the paper.
-        amsgrad, weight_decay_mode, trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`.
+        amsgrad, weight_decay_mode, trust_ratio, trust_bounds, peak_lr, maximize, kernel: as in `bellwether.optimizers.Adam`.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict each other.
@@ -52,6 +52,7 @@ class AdamW(Adam):
         weight_decay_mode: WeightDecayMode = "decoupled",
         trust_ratio: bool = False,
         trust_bounds: tuple[float, float] | None = None,
+        peak_lr: float | None = None,
         maximize: bool = False,
         kernel: str = "auto",
     ) -> None:
@@ -65,6 +66,7 @@ class AdamW(Adam):
             weight_decay_mode=weight_decay_mode,
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
+            peak_lr=peak_lr,
             maximize=maximize,
             kernel=kernel,
         )

@@ -19,7 +19,7 @@ from bellwether.optimizers.shards import dtensor, zero_redundancy
 from bellwether.optimizers.shards.layout import ShardLayout, local, local_gradient
 from bellwether.optimizers.update import Bucket, update
 from bellwether.optimizers.validation import validate
-from bellwether.optimizers.weight_decay import NEED_PEAK, with_weight_decay
+from bellwether.optimizers.weight_decay import check_peak_lr, infer_peak_lr, with_weight_decay
 
 # Most segment tables kept: gradients that come and go, as of experts, make ever new combinations of tensors.
 _MAX_TABLES = 256
@@ -78,8 +78,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 group["weight_decay_mode"] = "decoupled" if group["decoupled_weight_decay"] else "l2"
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-            if group["weight_decay_mode"] in NEED_PEAK:
-                group.setdefault("peak_lr", float(group.get("initial_lr", group["lr"])))  # a scheduler's, if it had one
+            infer_peak_lr(group)
         for state in self.state.values():
             step = state.get(
                 "step", 1 if "momentum_buffer" in state else 0
@@ -102,8 +101,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         except ValueError:
             self.param_groups.pop()  # a caller that catches the error must not train it
             raise
-        if group["weight_decay_mode"] in NEED_PEAK:
-            group.setdefault("peak_lr", float(group["lr"]))
+        infer_peak_lr(group)
         self._register(group, len(self.param_groups) - 1)
 
     def _register(self, group: Group, index: int) -> None:
@@ -173,8 +171,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def update(self, work: Work, rule: Rule | None = None) -> None:
         """Update these tensors, by another rule if one is given."""
-        for group in self.param_groups:  # an engine's load may put keys of older versions there
-            deprecation.upgrade(group, warn=False)
+        for index, group in enumerate(self.param_groups):
+            deprecation.upgrade(group, warn=False)  # an engine's load may put keys of older versions there
+            check_peak_lr(group, index)
         if self._attachment is not None:
             self._check_groups()
         for bucket, ratios in update(self._buckets(work, rule or self), self._attachment, self.prenormalize):

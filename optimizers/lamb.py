@@ -41,6 +41,8 @@ class Lamb(RuleOptimizer):
         trust_ratio: False gives Adam.
         prenormalize: divide the gradients by their global norm first, as in NVIDIA's LAMB ("NVLAMB"), so that only their
             direction counts. The norm is DeepSpeed's where it has one; elsewhere it takes one more all-reduce.
+        peak_lr: the highest learning rate of the schedule, for the modes ``independent`` and ``prox``; None: the
+            scheduler's, or lr. A step with a higher lr is refused.
         maximize: ascend instead of descend.
         kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
 
@@ -73,6 +75,7 @@ class Lamb(RuleOptimizer):
         trust_ratio: bool = True,
         trust_bounds: tuple[float, float] | None = None,
         prenormalize: bool = False,
+        peak_lr: float | None = None,
         maximize: bool = False,
         kernel: str = "auto",
     ) -> None:
@@ -89,6 +92,7 @@ class Lamb(RuleOptimizer):
             bias_correction=bias_correction,
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
+            peak_lr=peak_lr,
             maximize=maximize,
         )
 

@@ -32,7 +32,7 @@ class RAdam(RuleOptimizer):
         weight_decay: at least 0.
         decoupled_weight_decay: as in `torch.optim.RAdam`; the same as ``weight_decay_mode="decoupled"``.
         weight_decay_mode: any of `bellwether.optimizers.weight_decay`; None: by ``decoupled_weight_decay``.
-        trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`.
+        trust_ratio, trust_bounds, peak_lr, maximize, kernel: as in `bellwether.optimizers.Adam`.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict each other.
@@ -61,6 +61,7 @@ class RAdam(RuleOptimizer):
         weight_decay_mode: WeightDecayMode | None = None,
         trust_ratio: bool = False,
         trust_bounds: tuple[float, float] | None = None,
+        peak_lr: float | None = None,
         maximize: bool = False,
         kernel: str = "auto",
     ) -> None:
@@ -77,6 +78,7 @@ class RAdam(RuleOptimizer):
             weight_decay_mode=weight_decay_mode or ("decoupled" if decoupled_weight_decay else "l2"),
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
+            peak_lr=peak_lr,
             maximize=maximize,
         )
 

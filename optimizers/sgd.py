@@ -28,7 +28,7 @@ class SGD(RuleOptimizer):
         weight_decay: at least 0.
         nesterov: use Nesterov momentum.
         weight_decay_mode: ``l2``, ``decoupled`` (SGDW), ``independent`` or ``prox``: `bellwether.optimizers.weight_decay`.
-        trust_ratio, trust_bounds, maximize, kernel: as in `bellwether.optimizers.Adam`. The ratio scales the momentum;
+        trust_ratio, trust_bounds, peak_lr, maximize, kernel: as in `bellwether.optimizers.Adam`. The ratio scales the momentum;
             `bellwether.optimizers.Lars` scales the gradient.
 
     Raises:
@@ -57,6 +57,7 @@ class SGD(RuleOptimizer):
         weight_decay_mode: WeightDecayMode = "l2",
         trust_ratio: bool = False,
         trust_bounds: tuple[float, float] | None = None,
+        peak_lr: float | None = None,
         maximize: bool = False,
         kernel: str = "auto",
     ) -> None:
@@ -71,6 +72,7 @@ class SGD(RuleOptimizer):
             weight_decay_mode=weight_decay_mode,
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
+            peak_lr=peak_lr,
             maximize=maximize,
         )
 

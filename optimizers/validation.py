@@ -40,11 +40,13 @@ def _check_weight_decay(group: dict[str, Any], modes: tuple[str, ...]) -> None:
         choices = " or ".join([", ".join(map(repr, modes[:-1])), repr(modes[-1])]) if modes[1:] else repr(modes[0])
         reason = _REASONS.get(mode, "is not a weight decay mode")
         raise ValueError(f"weight_decay_mode={mode!r}: {reason}; write {choices}")
-    peak = "peak_lr" if "peak_lr" in group else "lr"
+    peak = "peak_lr" if group.get("peak_lr") is not None else "lr"
     if mode in NEED_PEAK and group["weight_decay"] and not group[peak]:
         raise ValueError(
             f"weight_decay_mode={mode!r} is relative to the peak learning rate: {peak}={group[peak]!r} must be above 0"
         )
+    if mode in NEED_PEAK and peak == "peak_lr" and float(group["lr"]) > float(group[peak]):
+        raise ValueError(f"peak_lr={group[peak]!r} is below lr={group['lr']!r}: write the highest lr of the schedule")
     if group.get("decoupled_weight_decay") and mode != "decoupled":  # torch's RAdam has it in its groups
         raise ValueError(
             f"decoupled_weight_decay=True with weight_decay_mode={mode!r}: write weight_decay_mode='decoupled' in the group"
@@ -78,7 +80,7 @@ def _bounds(value: Any) -> bool:
 
 _RANGES: dict[str, tuple[Any, str]] = {
     "lr": (_number(0), "a finite number, at least 0"),
-    "peak_lr": (_number(0), "a finite number, at least 0"),
+    "peak_lr": (lambda peak: peak is None or _number(0)(peak), "None or a finite number, at least 0"),
     "betas": (lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
     "momentum": (_number(0, 1), "a number in [0, 1)"),
     "dampening": (_number(0, 1, open_top=False), "a number from 0 to 1"),

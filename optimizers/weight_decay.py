@@ -1,7 +1,7 @@
 """The five modes of weight decay.
 
-With the weights w, the direction u, the learning rate lr = eta x peak (eta is the schedule's multiplier, the peak is the
-lr that the optimizer was constructed with, or the ``max_lr`` of torch's OneCycleLR) and Adam's denominator D::
+With the weights w, the direction u, the learning rate lr = eta x peak (eta is the schedule's multiplier, for the peak see
+`peak_lr`) and Adam's denominator D::
 
     l2           u is the direction of g + weight_decay w
     decoupled    w - lr (u + weight_decay w)              torch's AdamW; with a trust ratio, that scales both (LAMB)
@@ -12,6 +12,7 @@ lr that the optimizer was constructed with, or the ``max_lr`` of torch's OneCycl
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -91,7 +92,55 @@ def _prox_factor(group: Group) -> float:
     return 1 / (1 + _multiplier(group) * strength) if strength and group["weight_decay_mode"] == "prox" else 1.0
 
 
+def peak_lr(group: Group) -> float:
+    """The highest learning rate of the schedule, which eta refers to.
+
+    In this order: the ``max_lr`` that torch's OneCycleLR stores in the group, the ``peak_lr`` that was given, the
+    ``initial_lr`` that a scheduler of torch or of this package stores there, the lr that the group was made with.
+    """
+    if "max_lr" in group:
+        return float(group["max_lr"])
+    is_inferred = group["peak_lr"] == group.get("inferred_peak_lr")
+    peak = group["initial_lr"] if is_inferred and "initial_lr" in group else group["peak_lr"]
+    return float(peak)
+
+
+def infer_peak_lr(group: Group) -> None:
+    """Assume that a group without ``peak_lr`` has been given the peak as its lr."""
+    if group["weight_decay_mode"] in NEED_PEAK and group.get("peak_lr") is None:
+        group["peak_lr"] = group["inferred_peak_lr"] = float(group.get("initial_lr", group["lr"]))
+
+
+def check_peak_lr(group: Group, index: int) -> None:
+    """Refuse an lr above the peak: independent and prox decay by lr / peak_lr, which would be above 1.
+
+    Raises:
+        ValueError: with the group, lr, peak_lr, and what to write.
+    """
+    if group["weight_decay_mode"] not in NEED_PEAK or not group["weight_decay"]:
+        return
+    if group.get("peak_lr") is None and "max_lr" not in group:
+        raise ValueError(
+            f"param group {index}: weight_decay_mode={group['weight_decay_mode']!r} is relative to the peak learning rate; "
+            "set peak_lr in the group to the highest lr of the schedule"
+        )
+    lr, peak = float(group["lr"]), peak_lr(group)
+    if lr > peak * (1 + 1e-6):  # a schedule's rounding
+        raise ValueError(
+            f"param group {index}: lr={lr:g} is above the peak learning rate {peak:g} that weight_decay_mode="
+            f"{group['weight_decay_mode']!r} is relative to: the weights would decay by {lr / peak:.3g} x weight_decay in this "
+            f"step. Give the schedule's highest lr to the optimizer or to the group: peak_lr={lr:g}, or more"
+        )
+    is_known = "initial_lr" in group or "max_lr" in group or group["peak_lr"] != group.get("inferred_peak_lr")
+    if 0 < lr < peak and not is_known:  # torch's checkpoints take a step at 0
+        warnings.warn(
+            f"weight_decay_mode={group['weight_decay_mode']!r} takes the lr that the optimizer was made with, {peak:g}, as the "
+            f"peak learning rate: at lr={lr:g} the weights decay by {lr / peak:.3g} x weight_decay. If the schedule's peak is "
+            "another, give it: peak_lr=...",
+            stacklevel=2,
+        )
+
+
 def _multiplier(group: Group) -> float:
-    """The schedule's multiplier eta. torch's OneCycleLR rises to its own peak, which it stores in the group."""
-    peak = group["max_lr"] if "max_lr" in group else group["peak_lr"]
-    return float(group["lr"]) / float(peak)
+    """The schedule's multiplier eta."""
+    return float(group["lr"]) / peak_lr(group)
