@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import queue
-import socket
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch.multiprocessing as mp
+
+from bellwether.trainer import store
 
 
 class Ranks:
@@ -21,9 +22,9 @@ class Ranks:
         self.world_size = world_size
         self.inbox = [context.Queue() for _ in range(world_size)]
         self.outbox = context.Queue()
-        port = _free_port()
+        self.server = store.serve("127.0.0.1")
         self.processes = [
-            context.Process(target=_serve, args=(rank, world_size, port, self.inbox[rank], self.outbox), daemon=True)
+            context.Process(target=_serve, args=(rank, world_size, self.server.port, self.inbox[rank], self.outbox), daemon=True)
             for rank in range(world_size)
         ]
         for process in self.processes:
@@ -59,7 +60,7 @@ class Ranks:
 def _serve(rank: int, world_size: int, port: int, inbox: Any, outbox: Any) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), DS_ACCELERATOR="cpu",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), DS_ACCELERATOR="cpu", **{store.SERVED: "True"},
     )  # fmt: skip
     import torch
 
@@ -75,9 +76,3 @@ def _serve(rank: int, world_size: int, port: int, inbox: Any, outbox: Any) -> No
             outbox.put((rank, function(*args), None))
         except BaseException:
             outbox.put((rank, None, traceback.format_exc()))
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
