@@ -138,6 +138,8 @@ def report_failure(failures: Mapping[int, ProcessFailure], logs: Path) -> int:
     failure = failures[first]
     if failure.exitcode == signals.SAVED:  # the signal was sent to a rank, not to bellwether
         return signals.SAVED
+    if failure.exitcode == signals.LOST:  # it has logged which rank was lost
+        return signals.LOST
     if failure.exitcode == 2:
         # A user's error, which rank 0 has printed, unless only another rank has met it and left it in its error file.
         own = isinstance(failure.error_file_data.get("message"), dict)

@@ -12,6 +12,7 @@ from bellwether.trainer.config import ConfigError
 from bellwether.trainer.progress import duration
 
 _SHOWN = 5  # attempts
+_UNMOVED = 15.0  # seconds without progress of the run after which the others wait for the rank furthest behind
 _FRESH = 120.0  # seconds after which a heartbeat counts as stale
 
 
@@ -112,6 +113,8 @@ def _heartbeat(beat: dict[str, Any]) -> list[tuple[str, str]]:
     age = time.time() - beat["time"]
     if is_running(beat):
         return [("heartbeat", f"{age:.0f} s ago, {_furthest_behind(beat)}")]
+    if beat.get("reason"):
+        return [("ended", f"{duration(age)} ago: {beat['reason']}")]
     return [("heartbeat", f"last {duration(age)} ago, {beat.get('doing')}")]
 
 
@@ -121,7 +124,10 @@ def _furthest_behind(beat: dict[str, Any]) -> str:
     if not rows:
         return str(beat.get("doing"))
     first = rows[0]
+    # Beats are seconds old: only where nothing moves do they tell who waits for whom.
+    unmoved = beat.get("unmoved_s", 0.0)
+    since = f" for {unmoved:.0f} s" if unmoved > _UNMOVED else ""
+    if since and beat.get("behind") == 0:
+        return f"none of {beat['ranks']:,} ranks is behind: at step {first['step']:,}, {first['doing']}{since}"
     silent = f", silent for {first['silent_s']:.0f} s" if first["silent_s"] > 15 else ""
-    return (
-        f"furthest behind: rank {first['rank']} on {first['host']} at step {first['step']:,}, {first['doing']}{silent}"
-    )
+    return f"furthest behind: rank {first['rank']} on {first['host']} at step {first['step']:,}, {first['doing']}{since}{silent}"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from bellwether.trainer import messages, process_info, store
+from bellwether.trainer import messages, process_info, stack_dump, store
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.libraries import import_deepspeed
 from bellwether.trainer.log import EVERY_RANK
@@ -72,6 +72,7 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
         MASTER_ADDR=process.address, MASTER_PORT=str(process.port),
     )  # fmt: skip
     store.choose_interface(process)
+    stack_dump.record_collectives()
     deepspeed = import_deepspeed()
     waiting = threading.Timer(15, _log_waiting)
     waiting.daemon = True

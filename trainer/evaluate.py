@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,8 +18,17 @@ from bellwether.trainer.engine import Batch, Engine
 from bellwether.trainer.phases import Phase
 
 
-def evaluate_phase(engine: Engine, phase: Phase, dataset: Dataset, world: World) -> dict[str, float]:
+def evaluate_phase(
+    engine: Engine,
+    phase: Phase,
+    dataset: Dataset,
+    world: World,
+    watched: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
+) -> dict[str, float]:
     """All that the config evaluates: plain, with test-time augmentation, and with averaged weights. Collective.
+
+    Args:
+        watched: wraps the batches of each evaluation.
 
     Returns:
         ``loss``, ``accuracy`` and ``examples``; where configured also ``loss_augmented``, ``accuracy_augmented``,
@@ -29,8 +38,10 @@ def evaluate_phase(engine: Engine, phase: Phase, dataset: Dataset, world: World)
     rank: dict[str, Any] = {"rank": world.rank, "world_size": world.size}
 
     def held_out(samples: Samples) -> Iterator[Batch]:
-        return evaluation_batches(
-            samples, limit=config.evaluate.limit, micro=split.micro, workers=config.data.workers, **rank
+        return watched(
+            evaluation_batches(
+                samples, limit=config.evaluate.limit, micro=split.micro, workers=config.data.workers, **rank
+            )
         )
 
     results = evaluate(engine, held_out(dataset.validation), world.device)

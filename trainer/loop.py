@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bellwether.trainer import checkpoint, models
+from bellwether.trainer import arrival, checkpoint, models
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.data.loader import train_batches
@@ -39,6 +39,7 @@ class PhaseLoop:
 
     def __init__(self, run: Run, phase: Phase) -> None:
         self.run, self.phase, self.dataset = run, phase, run.datasets[phase.index]
+        run.heartbeat.at(run.position.step, arrival.START_OF_PHASE)
         self.end = min(run.stop_step, phase.last_step)
         config = phase.config
         torch.manual_seed(run.config.seed)
@@ -114,12 +115,23 @@ class PhaseLoop:
         """This rank's micro-batches of one step, on its device. Before the last one it asks all ranks whether to stop."""
         run, accumulation = self.run, self.phase.split.accumulation
         for index in range(accumulation):
-            run.heartbeat.at(step - 1, "waiting for data")
+            run.heartbeat.at(step - 1, arrival.DATA)
             batch = {name: t.to(run.world.device, non_blocking=True) for name, t in next(self.batches).items()}
-            run.heartbeat.at(step - 1, "forward, backward and update")
-            if index == accumulation - 1:
+            is_last = index == accumulation - 1
+            run.heartbeat.at(step - 1, arrival.UPDATE if is_last else arrival.BACKWARD)
+            if is_last:
                 run.stop_consensus.ask()
             yield batch
+
+    def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of an evaluation, with a beat's activity for each."""
+        heartbeat, step = self.run.heartbeat, self.run.position.step
+        heartbeat.at(step, arrival.EVALUATION_DATA)
+        for batch in batches:
+            heartbeat.at(step, arrival.EVALUATION)
+            yield batch
+            heartbeat.at(step, arrival.EVALUATION_DATA)
+        heartbeat.at(step, arrival.EVALUATION)
 
     def log(self, saving: bool) -> None:
         """Write the train event where it is due, and check the loss."""
@@ -127,6 +139,7 @@ class PhaseLoop:
         values: dict[str, Any] | None = None
         # Also at a phase's first step, where its loss starts; and no checkpoint is saved whose loss was not checked.
         if saving or phase.due(step, phase.config.log.every) or step == phase.first_step + 1:
+            run.heartbeat.at(step, arrival.METRICS)
             values, layers = self.step_metrics.read(run.position)
             run.metrics.write("train", **values)
             self.check_loss(values["loss"])
@@ -158,13 +171,15 @@ class PhaseLoop:
     def write_trajectory(self, step_seed: int) -> None:
         """Write the events of the trajectory that are due."""
         position = self.run.position
+        if self.probe.trajectory is not None:
+            self.run.heartbeat.at(position.step, arrival.TRAJECTORY)
         for event, values in self.probe.after(position.step, step_seed):
             self.run.metrics.write(event, step=position.step, samples=position.samples, **values)
 
     def save(self) -> None:
         """Save a checkpoint."""
         run, position = self.run, self.run.position
-        run.heartbeat.at(position.step, "checkpoint")
+        run.heartbeat.at(position.step, arrival.CHECKPOINT)
         started = time.monotonic()
         run.metrics.sync()
         fingerprints = [dataset.fingerprint for dataset in run.datasets]
@@ -181,8 +196,8 @@ class PhaseLoop:
     def evaluate(self) -> bool:
         """Evaluate on the held-out samples; returns whether the target is reached, which ends the run."""
         run, position = self.run, self.run.position
-        run.heartbeat.at(position.step, "evaluation")
-        evaluation = evaluate_phase(self.engine, self.phase, self.dataset, run.world)
+        run.heartbeat.at(position.step, arrival.EVALUATION)
+        evaluation = evaluate_phase(self.engine, self.phase, self.dataset, run.world, self.watched)
         run.metrics.write(
             "eval", time=time.time(), step=position.step, samples=position.samples, phase=self.phase.index, **evaluation
         )

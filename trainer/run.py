@@ -21,6 +21,7 @@ from bellwether.trainer import (
     trackers,
 )
 from bellwether.trainer.announce import announce
+from bellwether.trainer.arrival import END, Limits
 from bellwether.trainer.config import Config
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.engine import check_precision
@@ -62,9 +63,15 @@ def train(config: Config, world: World) -> int:
         directory = run_on_rank0(world, lambda: _lock_directory(config, stack))
         if world.is_main:
             stack.enter_context(output_log.keep(directory))
-        heartbeat = stack.enter_context(Heartbeat(directory, world, config.engine.heartbeat))
+        heartbeat = stack.enter_context(_heartbeat(config, world, directory))
         stop_consensus = stack.enter_context(StopConsensus(world, timeout))
         return _train(prepare(config, world, directory, heartbeat, stop_consensus))
+
+
+def _heartbeat(config: Config, world: World, directory: Path) -> Heartbeat:
+    e = config.engine
+    limits = Limits(e.hang_factor, e.hang_timeout, e.hang_timeout_data, e.hang_timeout_files)
+    return Heartbeat(directory, world, e.heartbeat, limits, config.log.keep)
 
 
 def _lock_directory(config: Config, stack: contextlib.ExitStack) -> Path:
@@ -80,7 +87,7 @@ def _train(run: Run) -> int:
     run_on_rank0(run.world, lambda: announce(run))
     signal = _train_phases(run)
     step = run.position.step
-    run.heartbeat.at(step, "end")
+    run.heartbeat.at(step, END)
     if run.has_work:
         run.heartbeat.close("saved")
         log.info("stopped by %s at step %d; the same command resumes from there", signals.name(signal), step)

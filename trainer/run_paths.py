@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -51,3 +52,28 @@ def publish(path: Path, text: str) -> None:
     """Atomically replace a file's content by a text, in UTF-8."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def prune(root: Path, folders: re.Pattern[str], files: re.Pattern[str], keep: int) -> None:
+    """Delete our files in all but the newest ``keep`` of the folders that have such a name, and each folder that is empty then.
+
+    Args:
+        folders: full names of the folders that count; sorted by name, the oldest comes first.
+        files: paths within a folder that are ours; others stay.
+    """
+    found = sorted(p for p in root.iterdir() if folders.fullmatch(p.name) and p.is_dir()) if root.is_dir() else []
+    for folder in found[: len(found) - keep]:
+        remove_files(folder, files)
+
+
+def remove_files(folder: Path, files: re.Pattern[str]) -> None:
+    """Delete the files of a folder whose path within it matches, and the folders that are empty then. Errors are ignored."""
+    emptied = {folder}
+    for path in folder.rglob("*"):
+        if files.fullmatch(path.relative_to(folder).as_posix()) and not path.is_dir():
+            with contextlib.suppress(OSError):  # another process was faster
+                path.unlink()
+                emptied.add(path.parent)
+    for path in sorted(emptied, reverse=True):  # what is in a folder before the folder
+        with contextlib.suppress(OSError):  # it is not empty
+            path.rmdir()

@@ -6,12 +6,14 @@ The samples of a global batch are a function of (seed, position) alone; each ran
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import math
 import multiprocessing
 import os
 import signal
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sized
 from typing import Any, NamedTuple
 
@@ -23,6 +25,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import Samples
 from bellwether.trainer.data.sampling import Integers, SampleOrder, sample_keys
+
+DUMP_SIGNAL = signal.SIGRTMIN + 6  # at which a worker prints the stacks of its threads to standard error
+live_workers: weakref.WeakSet[Any] = weakref.WeakSet()  # the processes that prepare batches for this one
 
 
 class WorkerError(RuntimeError):
@@ -168,6 +173,7 @@ def _batches(
         **worker_options,
     )
     iterator = iter(loader)
+    live_workers.update(getattr(iterator, "_workers", ()))
     shut_down = getattr(iterator, "_shutdown_workers", lambda: None)
     # Needed if the interpreter exits while this iterator is alive: workers ignore the SIGTERM that they would get then.
     atexit.register(shut_down)
@@ -196,6 +202,7 @@ def _start_worker(worker: int) -> None:
     # process handles them; it may continue for some steps and needs its workers for them.
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    faulthandler.register(DUMP_SIGNAL)
     # torch's own watchdog checks the parent, which is the fork server and outlives a killed training process.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -71,6 +71,28 @@ class Engine(Section):
         description="the run ends when a process, or its network connection, has been silent for this long; 0: no limit",
         json_schema_extra=SECONDS,
     )
+    hang_factor: Annotated[float, Field(ge=0)] = Field(
+        5,
+        description="the run ends, after all processes have dumped their stacks, when a process does not move on within this many times "
+        "the median duration of what it is doing: a micro-batch, a batch of an evaluation, a checkpoint; but not before the limits below, "
+        "nor in its first steps; 0: never",
+        json_schema_extra=unit("factor"),
+    )
+    hang_timeout: Annotated[float, Field(gt=0)] = Field(
+        30,
+        description="shortest time without progress that counts as a hang while processes compute and communicate",
+        json_schema_extra=SECONDS,
+    )
+    hang_timeout_data: Annotated[float, Field(gt=0)] = Field(
+        120,
+        description="shortest time that counts as a hang while a process waits for its data, which a slow file system can delay",
+        json_schema_extra=SECONDS,
+    )
+    hang_timeout_files: Annotated[float, Field(gt=0)] = Field(
+        600,
+        description="shortest time that counts as a hang while a process saves a checkpoint",
+        json_schema_extra=SECONDS,
+    )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="additional keys of DeepSpeed's config, passed on unchanged"
     )

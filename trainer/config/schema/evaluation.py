@@ -44,6 +44,11 @@ class Log(Section):
     """Metrics on the terminal, in metrics.jsonl and in experiment trackers."""
 
     every: IntervalField = Field(Duration(10, "steps"), description="interval between logged training steps")
+    keep: Count = Field(
+        5,
+        description="number of newest attempts whose processes' output is kept, and of newest dumps of the stacks of a hang",
+        json_schema_extra=unit("attempts"),
+    )
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         ["tensorboard"],
         description="experiment trackers that get the metrics: tensorboard, wandb, mlflow, trackio; resuming a run also resumes its run "
