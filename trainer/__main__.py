@@ -54,6 +54,9 @@ def _run(path: str, overrides: list[str]) -> int:
     except (ConfigError, ConfigErrors) as error:
         _report_config_error(error)
         return 2
+    except signals.LostRank as error:
+        _log.error("exiting: %s", error)
+        return signals.LOST
     except Exception as error:
         return _record_failure(error)
     return signals.SAVED if stopped else 0
@@ -106,7 +109,7 @@ def _record_failure(error: Exception) -> int:
 
 if __name__ == "__main__":
     status = main()
-    if status in (1, 2):
+    if status in (1, 2, signals.LOST):
         # The process group was not destroyed, and where gloo's threads still run, C++ would end this process with SIGABRT.
         sys.stdout.flush()
         sys.stderr.flush()

@@ -57,7 +57,7 @@ class Heartbeat:
         self._detector = HangDetector(lambda doing: (limits or no_limits).of(doing, self._log.durations(doing)))
         self._dump: _Dump | None = None  # the newest, since the run moved on
         self._writing: threading.Thread | None = None  # this rank's files of it
-        self._beat_count = 0
+        self._beat_count, self._reported = 0, False
         self._last_contact = time.monotonic()  # with rank 0's store
         self._own_beat: dict[str, Any] = {}
         self._beats: dict[int, dict[str, Any]] = {}  # the newest beat of each watched rank
@@ -83,7 +83,9 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if kind is not None:
+        if isinstance(error, signals.LostRank):
+            self.close("lost", str(error))
+        elif kind is not None:
             self.close("failed", f"{kind.__name__}: {' '.join(str(error).split())[:300]}")
 
     def at(self, step: int, activity: str) -> None:
@@ -94,7 +96,7 @@ class Heartbeat:
         """Send no more beats. With ``failure``, the other ranks exit soon instead of waiting for this one in a collective.
 
         Args:
-            ended: ``finished``, ``stopped``, ``diverged``, ``saved`` (after a signal) or ``failed``, for the file. The exit status
+            ended: ``finished``, ``stopped``, ``diverged``, ``saved`` (after a signal), ``lost`` or ``failed``, for the file. The exit status
                 of srun and mpirun says less, because they kill the ranks that exit later than the first.
             failure: the error that ended this rank.
         """
@@ -103,7 +105,7 @@ class Heartbeat:
         self._closed.set()
         if self.silence:
             stack_dump.disarm()
-        if failure is not None and self._store is not None:
+        if ended == "failed" and self._store is not None:
             with contextlib.suppress(RuntimeError):
                 reason = f"rank {self.world.rank} on {socket.gethostname()} failed: {failure}"
                 self._store.set("order", {"end": reason, "failed": True})
@@ -232,7 +234,9 @@ class Heartbeat:
         """End the run on all ranks that can still read the reason, and here."""
         if self._store is not None:
             self._store.set("order", {"end": reason, "failed": False})
-            if self.world.is_main:  # now: a launcher may kill this rank when the first of the others has exited
+            if self.world.is_main:
+                # Now: a launcher may kill this rank when the first of the others has exited.
+                self._report(reason)
                 self._writer.write("lost", wait=3, reason=reason)
             time.sleep(2 * self.period)  # for the others to read it
         self._exit(reason)
@@ -278,10 +282,15 @@ class Heartbeat:
             self._writing.join(3)
         if self.world.is_main:
             self._writer.write("failed" if failed else "lost", wait=3, reason=reason)
-        log.error("exiting: %s", reason, extra=EVERY_RANK)
+        self._report(reason)
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             ErrorHandler().record_exception(RuntimeError(reason))
         os._exit(1 if failed else signals.LOST)
+
+    def _report(self, reason: str) -> None:
+        if not self._reported:
+            log.error("exiting: %s", reason, extra=EVERY_RANK)
+        self._reported = True
 
 
 @dataclass

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import math
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from bellwether.trainer import arrival, checkpoint, models
+from bellwether.trainer import arrival, checkpoint, messages, models
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.data.loader import train_batches
@@ -20,6 +21,7 @@ from bellwether.trainer.engine import Batch, build
 from bellwether.trainer.evaluate import evaluate_phase
 from bellwether.trainer.metrics import KINDS
 from bellwether.trainer.phases import Phase
+from bellwether.trainer.replicas import ReplicaCheck
 from bellwether.trainer.run_state import Run
 from bellwether.trainer.step_metrics import StepMetrics
 from bellwether.trainer.trajectory import TrajectoryProbe
@@ -51,6 +53,8 @@ class PhaseLoop:
         noise = self._load_checkpoint()
         self.engine.schedule.seek(run.position.samples - phase.first_sample)
         self.step_metrics = StepMetrics(self.engine, phase, run.world, noise)
+        every = run.config.engine.replica_check
+        self.replicas = ReplicaCheck(self.engine, phase, run.world, every, run.position.step)
         # Everything random is a function of (seed, phase, position): no random state is saved.
         self.seed = fold_in(run.config.seed, phase.index)
         self.batches = self._open_batches()
@@ -142,6 +146,10 @@ class PhaseLoop:
             run.heartbeat.at(step, arrival.METRICS)
             values, layers = self.step_metrics.read(run.position)
             run.metrics.write("train", **values)
+            if math.isfinite(values["loss"]):
+                self.replicas.check_if_due(step)
+            else:
+                self.replicas.check(step)
             self.check_loss(values["loss"])
             if run.diverged:
                 return
@@ -162,11 +170,30 @@ class PhaseLoop:
                 run.diverged, run.stop_step = True, run.position.step
                 run.note(f"step {run.position.step}: the loss has diverged, to {loss:.4g}")
         elif math.isnan(loss):
+            self.check_one_rank()
             newest = run_on_rank0(run.world, lambda: checkpoint.newest(run.checkpoints))
             advice = "lower it, lengthen schedule.warmup, or clip"
             advice += f"; the newest checkpoint is {newest}" if newest else ""
             problem = f"the loss is not a number at step {run.position.step:,}"
             raise raised_by_all_ranks(ConfigError("optimizer.lr", self.phase.config.optimizer.lr, problem, advice))
+
+    def check_one_rank(self) -> None:
+        """Blame a rank whose loss was not a number before that of the others. A restart fails again where its data is the cause.
+
+        Raises:
+            RuntimeError: naming the ranks.
+        """
+        run = self.run
+        first = self.step_metrics.ranks_first_not_finite()
+        if first:
+            hosts = messages.all_gather_values(socket.gethostname(), run.world.device)
+            named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in first[:4])
+            raise raised_by_all_ranks(
+                RuntimeError(
+                    f"the loss is not a number at step {run.position.step:,}, and was not on {named} before it was on the others: "
+                    "suspect that rank's data, memory or GPU; a learning rate that is too high is also possible"
+                )
+            )
 
     def write_trajectory(self, step_seed: int) -> None:
         """Write the events of the trajectory that are due."""
@@ -181,6 +208,7 @@ class PhaseLoop:
         run, position = self.run, self.run.position
         run.heartbeat.at(position.step, arrival.CHECKPOINT)
         started = time.monotonic()
+        self.replicas.check(position.step)
         run.metrics.sync()
         fingerprints = [dataset.fingerprint for dataset in run.datasets]
         path = checkpoint.save(

@@ -12,6 +12,11 @@ from types import FrameType
 SAVED = 75  # exit status: stopped by a signal, a checkpoint is saved, start it again (EX_TEMPFAIL of sysexits.h)
 LOST = 76  # exit status: another rank fell silent or failed, this one is well
 
+
+class LostRank(RuntimeError):
+    """One rank is at fault, and all ranks know it: the run ends with the status `LOST`. Raised by all ranks together."""
+
+
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 _received: list[int] = []
 

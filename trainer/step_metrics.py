@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bellwether.optimizers import NoiseScale
+from bellwether.trainer import messages
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.distributed import World
 from bellwether.trainer.engine import Engine, StepResult
@@ -45,6 +46,7 @@ class StepMetrics:
 
     def _restart(self) -> None:
         self._loss = torch.zeros((), dtype=torch.float64, device=self._world.device)
+        self._finite_steps = torch.zeros((), dtype=torch.int64, device=self._world.device)
         self._steps = 0
         self._paused_seconds = 0.0
         self._started = time.monotonic()
@@ -53,6 +55,7 @@ class StepMetrics:
         """Take the result of one training step."""
         self._steps += 1
         self._loss += result.loss
+        self._finite_steps += torch.isfinite(self._loss)
         self._lr, self._grad_norm = result.lr, result.grad_norm
         if self._noise is not None and result.grad_norm is not None:
             self._noise.step(result.grad_norm, result.loss_scale)
@@ -102,8 +105,14 @@ class StepMetrics:
         trust_ratios = self._engine.optimizer.trust_ratios()
         if trust_ratios:
             values["trust_ratio"] = _summary(trust_ratios)
+        self._finite_before_read = self._finite_steps
         self._restart()
         return values, self._layers(position.step, trust_ratios)
+
+    def ranks_first_not_finite(self) -> list[int]:
+        """The ranks whose loss was not finite at an earlier step than that of the others, between the last two reads. Collective."""
+        counts = messages.all_gather_values(int(self._finite_before_read), self._world.device)
+        return [rank for rank, count in enumerate(counts) if count == min(counts)] if len(set(counts)) > 1 else []
 
     def _layers(self, step: int, trust_ratios: dict[str, float]) -> dict[str, float]:
         if not trust_ratios or step < self._next_layers_step:

@@ -26,7 +26,7 @@ CASES = {
     ),
     "evaluation": (
         f"1 evaluation {FORWARD} 6", 2, ("evaluate.every=3 steps",),
-        r"rank 1 on \S+ does not arrive: evaluation .*1 other rank waits in collective",
+        r"rank 1 on \S+ does not arrive: evaluation .*1 other rank waits in evaluation",
     ),
     "checkpoint": (
         "1 rank bellwether.trainer.checkpoint.save._write 2", 2, ("checkpoint.every=3 steps",),

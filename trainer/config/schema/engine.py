@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from bellwether.trainer.config.schema.section import SAMPLES, SECONDS, Count, Section, unit
+from bellwether.trainer.config.units import Duration, IntervalField
 
 
 class Batch(Section):
@@ -92,6 +93,12 @@ class Engine(Section):
         600,
         description="shortest time that counts as a hang while a process saves a checkpoint",
         json_schema_extra=SECONDS,
+    )
+    replica_check: IntervalField | None = Field(
+        Duration(100, "steps"),
+        description="interval between comparisons of a tenth of the weights over the processes that hold the same, bit by bit, at the next "
+        "logged step; all of them are compared before each checkpoint; a process that differs is named, and ends the run without a "
+        "checkpoint; null: never",
     )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="additional keys of DeepSpeed's config, passed on unchanged"

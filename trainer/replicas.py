@@ -1,0 +1,124 @@
+"""Compares the weights that all ranks hold, bit by bit, and names a rank whose copy differs: silent corruption.
+
+Under ZeRO 0, 1 and 2 these are all weights of the model; under ZeRO 3 the small parameters that DeepSpeed keeps whole. Master weights
+and optimizer state are split, have no second copy and cannot be compared: of them only values that are not finite are found. A wrong
+value in a split weight reaches all copies alike.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bellwether.trainer import messages
+from bellwether.trainer.config import Duration
+from bellwether.trainer.distributed import World
+from bellwether.trainer.engine import Engine
+from bellwether.trainer.phases import Phase
+from bellwether.trainer.signals import LostRank
+
+_SHARE = 10  # checks after which all parameters were compared
+_FEWEST = 8  # parameters of a check
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class ReplicaCheck:
+    """Checksums of the model's parameters, a tenth of them at a time, compared over all ranks."""
+
+    def __init__(self, engine: Engine, phase: Phase, world: World, every: Duration | None, step: int) -> None:
+        self._engine, self._world = engine, world
+        self._checked, self._next = step, 0
+        self._steps: int | None = None  # between two checks
+        if every is not None and world.size > 1:
+            batch = phase.split.global_batch
+            self._steps = max(1, math.ceil(every.samples(batch, phase.epoch) / batch))
+
+    def check_if_due(self, step: int) -> None:
+        """`check` some parameters where the interval has passed. To be called where the device is synchronized anyway."""
+        if self._steps is not None and step - self._checked >= self._steps:
+            self.check(step, everything=False)
+
+    def check(self, step: int, everything: bool = True) -> None:
+        """Compare parameters over all ranks; with ``everything``, all of them, and look for values that are not finite.
+
+        Waits for the device. Collective.
+
+        Raises:
+            LostRank: on all ranks, if a rank's weights differ from the others'.
+        """
+        if self._steps is None:
+            return
+        self._checked = step
+        found = self._engine.replicated()
+        if not everything and found:
+            count = min(len(found), max(_FEWEST, math.ceil(len(found) / _SHARE)))
+            found = [found[(self._next + index) % len(found)] for index in range(count)]
+            self._next += count
+        names, sums = [name for name, _ in found], [checksum(tensor) for _, tensor in found]
+        if everything:  # of this rank's part; in all ranks' a model diverges, which the loss shows
+            names.append(_NOT_FINITE)
+            not_finite = torch.zeros((), dtype=torch.int64, device=self._world.device)
+            for tensor in self._engine.own_weights():
+                not_finite |= (~torch.isfinite(tensor)).any().to(not_finite)
+            sums.append(not_finite)
+        if not sums:
+            return
+        own = torch.stack([value.to(self._world.device) for value in sums])
+        extremes = torch.cat([own, -own])
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        if bool((extremes[: len(own)] == -extremes[len(own) :]).all()):
+            return
+        rows = [torch.empty_like(own) for _ in range(self._world.size)]
+        dist.all_gather(rows, own)
+        hosts = messages.all_gather_values(socket.gethostname(), self._world.device)
+        raise LostRank(describe(step, names, [row.tolist() for row in rows], hosts))
+
+
+_NOT_FINITE = "not finite"
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """The sum of a tensor's bits as integers, int64 and on its device: it changes with any single element."""
+    flat = tensor.detach().reshape(-1)
+    return flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64)
+
+
+def describe(step: int, names: Sequence[str], values: Sequence[Sequence[int]], hosts: Sequence[str]) -> str:
+    """Which ranks' copies differ from those of most ranks, and in which parameters; or that it cannot be told.
+
+    Args:
+        names: of the parameters; "not finite" for whether a rank's own part has a value that is not.
+        values: of each rank, in the order of ``names``.
+        hosts: of the ranks.
+    """
+    differing: dict[int, list[str]] = {}
+    undecided = []
+    for index, name in enumerate(names):
+        column = [row[index] for row in values]
+        usual, count = Counter(column).most_common(1)[0]
+        if name == _NOT_FINITE:
+            usual, count = 0, len(column)  # whoever has one is named
+        if count == len(column) and len(set(column)) == 1:
+            continue
+        if 2 * count <= len(column):
+            undecided.append(name)
+            continue
+        for rank, value in enumerate(column):
+            if value != usual:
+                differing.setdefault(rank, []).append(name)
+    shown = [f"rank {rank} on {hosts[rank]} ({_list(their)})" for rank, their in sorted(differing.items())]
+    text = f"after step {step:,} the ranks' weights differ, which they never do: "
+    text += (
+        f"{_list(shown)} against the others" if shown else f"{_list(undecided)}; it cannot be told which rank is wrong"
+    )
+    return f"{text}. Suspect memory or GPU; no checkpoint was saved, and the newest one is older than this check"
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")
