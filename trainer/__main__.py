@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(arguments.config, arguments.overrides)
     except KeyboardInterrupt:
-        return 130
+        return signals.INTERRUPTED
 
 
 def _run(path: str, overrides: list[str]) -> int:

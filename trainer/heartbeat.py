@@ -73,6 +73,9 @@ class Heartbeat:
             dist.barrier()  # after this, rank 0 finds a beat of every rank
         if world.is_main:
             self._writer = HeartbeatFile(self.file, self._content)
+            signals.before_exit(
+                lambda status: self._writer.write("saved" if status == signals.SAVED else "stopped", wait=2)
+            )
         for loop in (self._beat_loop, self._watch_loop) if silence else (self._beat_loop,):
             threading.Thread(target=loop, daemon=True).start()
         if world.is_main:

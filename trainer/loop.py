@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bellwether.trainer import arrival, checkpoint, messages, models
+from bellwether.trainer import arrival, checkpoint, messages, models, signals
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.data.loader import train_batches
@@ -92,6 +92,7 @@ class PhaseLoop:
             step_seed = self.seed_torch(step)
             micro_batches = self.probe.before(step, self.fetch(step))
             self.step_metrics.add(self.engine.train_step(micro_batches))
+            signals.stepped()
             run.position = Position(step, run.position.samples + phase.split.global_batch, phase.index)
             stop_requested = run.stop_consensus.answer() != 0
             saving = stop_requested or step == self.end or phase.due(step, phase.config.checkpoint.every)
