@@ -76,7 +76,8 @@ class ActivityLog:
         """Begin an activity after `step` steps of the run. Costs a few microseconds; to be called on all ranks alike."""
         last, now = self._now, time.monotonic()
         if activity == START_OF_PHASE:
-            self._durations = defaultdict(self._durations.default_factory, {CHECKPOINT: self._durations[CHECKPOINT]})
+            for other in set(self._durations) - {CHECKPOINT}:
+                self._durations[other].clear()
             self._first_step = step
         elif last.activity == CHECKPOINT or self._knows_steps():
             self._durations[last.activity].append(now - last.since)
@@ -100,7 +101,9 @@ class ActivityLog:
 
 def collectives_begun() -> int:
     """The number of collectives that this process has begun, in all process groups that torch knows."""
-    groups = list(dist.distributed_c10d._world.pg_map) if dist.is_available() and dist.is_initialized() else []
+    groups: list[Any] = (
+        list(dist.distributed_c10d._world.pg_map) if dist.is_available() and dist.is_initialized() else []
+    )
     begun = 0
     for group in groups:
         try:

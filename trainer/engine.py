@@ -149,20 +149,6 @@ class Engine:
         """This rank's own persistent buffers, by name: those that a checkpoint holds."""
         return list(buffers.persistent(self.task).items())
 
-    def replicated(self) -> list[tuple[str, Tensor]]:
-        """The parameters that all ranks hold whole now, by name, in the same order on all."""
-        return [
-            (name, parameter.data)
-            for name, parameter in self.task.named_parameters()
-            if not hasattr(parameter, "ds_id") or (parameter.ds_persist and parameter.numel() == parameter.ds_numel)
-        ]
-
-    def own_weights(self) -> Iterator[Tensor]:
-        """The weights that this rank updates, without padding."""
-        for shard in self.optimizer.shards:
-            for _, view in shard.views(shard.tensor.detach()):
-                yield view
-
     def frozen(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that are not trained, by name."""
         return [(name, p) for name, p in self.task.named_parameters() if not p.requires_grad]

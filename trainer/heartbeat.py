@@ -217,9 +217,9 @@ class Heartbeat:
         frames = self._frames(self._dump.folder)
         if len(frames) == self.world.size or time.monotonic() > self._dump.deadline:
             reason = f"{describe(self._beats, hang.seconds, frames)}. More than {hang.limit:.0f} s is a hang (engine.hang_timeout)"
-            folder = self._folder
-            stack_dump.in_thread(lambda: stack_dump.write_summary(folder, reason, frames))
-            self._end(f"{reason}; the stacks of all ranks are in {folder}")
+            into = self._folder
+            stack_dump.in_thread(lambda: stack_dump.write_summary(into, reason, frames))
+            self._end(f"{reason}; the stacks of all ranks are in {into}")
 
     @property
     def _folder(self) -> Path:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class HeartbeatFile:
                 return
 
 
-def furthest_behind(beats: dict[int, Beat], silent: dict[int, float]) -> list[dict[str, Any]]:
+def furthest_behind(beats: Mapping[int, Beat], silent: Mapping[int, float]) -> list[dict[str, Any]]:
     """The ranks at the lowest place, those that have been silent longest first.
 
     Args:

@@ -11,10 +11,11 @@ import math
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from bellwether.trainer import messages
 from bellwether.trainer.config import Duration
@@ -55,7 +56,7 @@ class ReplicaCheck:
         if self._steps is None:
             return
         self._checked = step
-        found = self._engine.replicated()
+        found = replicated(self._engine.task)
         if not everything and found:
             count = min(len(found), max(_FEWEST, math.ceil(len(found) / _SHARE)))
             found = [found[(self._next + index) % len(found)] for index in range(count)]
@@ -64,8 +65,9 @@ class ReplicaCheck:
         if everything:  # of this rank's part; in all ranks' a model diverges, which the loss shows
             names.append(_NOT_FINITE)
             not_finite = torch.zeros((), dtype=torch.int64, device=self._world.device)
-            for tensor in self._engine.own_weights():
-                not_finite |= (~torch.isfinite(tensor)).any().to(not_finite)
+            for shard in self._engine.optimizer.shards:
+                for _, weights in shard.views(shard.tensor.detach()):
+                    not_finite |= (~torch.isfinite(weights)).any().to(not_finite)
             sums.append(not_finite)
         if not sums:
             return
@@ -81,6 +83,13 @@ class ReplicaCheck:
 
 
 _NOT_FINITE = "not finite"
+
+
+def replicated(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters that all ranks hold whole, by name, in the same order on all."""
+    found: list[tuple[str, Any]] = list(model.named_parameters())
+    is_split = [hasattr(p, "ds_id") and not (p.ds_persist and p.numel() == p.ds_numel) for _, p in found]
+    return [(name, p.data) for (name, p), split in zip(found, is_split, strict=True) if not split]
 
 
 def checksum(tensor: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def corrupt(raw: dict[str, Any], rank: int, step: int, value: float | None) -> s
         result = original(self, batches)
         steps.append(1)
         if len(steps) == step and dist.get_rank() == rank:
-            weight = self.replicated()[-1][1].reshape(-1)
+            weight = replicas.replicated(self.task)[-1][1].reshape(-1)
             if value is None:
                 weight.view(torch.int32)[0] ^= 1
             else:
