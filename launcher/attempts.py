@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from bellwether.trainer import run_paths
 
 FILE = Path("logs", "attempts.jsonl")
+_JOB = re.compile(r"\d+(_\d+)?")
+_RANK_LOGS = re.compile(r"rank\d+\.log")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,23 @@ class Attempt:
     slack: int = 0  # steps by which the heartbeat may lag behind
     saved: int | None = None  # step of the newest checkpoint at the end
     reason: str = ""
+
+
+def rank0_log(job: str) -> Path:
+    """Rank 0's output of a job, below the directory in which it was submitted; beside it is that of the other ranks.
+
+    Args:
+        job: its id; of a task of a job array, ``<array>_<task>``.
+    """
+    return Path("logs", job, "rank0.log")
+
+
+def prune_logs(run: Path, keep: int) -> None:
+    """Delete the ranks' output of all but the newest ``keep`` jobs of a run. Other files in a job's folder stay."""
+    folders = list(dict.fromkeys(Path(attempt.log).parent for attempt in reversed(read(run))))
+    for folder in folders[keep:]:
+        if folder.parent.name == "logs" and _JOB.fullmatch(folder.name):
+            run_paths.remove_files(folder, _RANK_LOGS)
 
 
 def submitted(run: Path, job: str, log: str) -> None:

@@ -117,10 +117,10 @@ def _slurm(request: LaunchRequest, config: Config) -> int:
     number = submit(script, request, site)
     if number is None:
         return 1
-    attempts.submitted(run, number, os.path.join(os.getcwd(), "logs", f"{number}-rank0.log"))
+    attempts.submitted(run, number, os.path.join(os.getcwd(), attempts.rank0_log(number)))
     print(f"submitted job {number}: {requested.nodes} x {requested.tasks_per_node} processes, run {run}")
     print(f"  job log   {config.name}-{number}.log")
-    print(f"  rank 0    logs/{number}-rank0.log")
+    print(f"  rank 0    {attempts.rank0_log(number)}")
     print(f"  status    bellwether status {run}")
     print(f"  output    bellwether logs {run} -f")
     print(f"  cancel    scancel {number}    (saves a checkpoint first)")

@@ -31,7 +31,8 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
 
     server = store.serve("127.0.0.1") if nproc > 1 else None  # for as long as the ranks run
     machine = ranks.Machine(nproc, "127.0.0.1", 0 if server is None else server.port)
-    return ranks.run(machine, rendezvous.new_secret(), run_paths.directory(checked) / "logs", [config, *overrides])
+    logs = run_paths.directory(checked) / "logs"
+    return ranks.run(machine, rendezvous.new_secret(), logs, [config, *overrides], checked.log.keep)
 
 
 def _process_count(config: Config, nproc: int | None) -> int:

@@ -12,8 +12,10 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _SAVE_SECONDS = 120  # for ranks to save a checkpoint after a signal
+_RANKS = "ranks"  # folder of the ranks' files
+_OWN_FILES = re.compile(r"\d+/(stdout\.log|stderr\.log|error\.json)")
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 
 
@@ -56,15 +60,26 @@ class Machine:
         }  # fmt: skip
 
 
-def run(machine: Machine, secret: str, logs: Path, arguments: Sequence[str]) -> int:
+def run(machine: Machine, secret: str, logs: Path, arguments: Sequence[str], keep: int) -> int:
     """Start the ranks and wait for them. Returns the exit status for the shell.
 
     Local rank 0 writes to this process's output, the others to files. If a rank fails, all are ended, and its error is printed.
 
     Args:
-        logs: directory for the ranks' files.
+        logs: of the run; the ranks' files are in a folder of ``ranks/`` in it.
         arguments: of ``python -m bellwether.trainer``.
+        keep: number of newest starts on this machine whose files are kept.
     """
+    own_folders = re.compile(rf"\d{{8}}-\d{{6}}-node{machine.node}-[0-9a-f]{{8}}")
+    run_paths.prune(logs / _RANKS, own_folders, _OWN_FILES, keep - 1)
+    folder = logs / _RANKS / f"{time.strftime('%Y%m%d-%H%M%S')}-node{machine.node}-{uuid.uuid4().hex[:8]}"
+    try:
+        return _run(machine, secret, folder, arguments)
+    finally:
+        run_paths.remove_files(folder, _OWN_FILES, only_empty=True)
+
+
+def _run(machine: Machine, secret: str, folder: Path, arguments: Sequence[str]) -> int:
     # `report_failure` prints what torch would log about a failure.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     local_ranks = range(machine.nproc)
@@ -72,7 +87,7 @@ def run(machine: Machine, secret: str, logs: Path, arguments: Sequence[str]) -> 
         with _environment(TORCHELASTIC_SIGNALS_TO_HANDLE=_SIGNALS):
             processes = start_processes(
                 "trainer", sys.executable, dict.fromkeys(local_ranks, ("-m", "bellwether.trainer", *arguments)),
-                {rank: machine.environment(rank, secret) for rank in local_ranks}, _Logs(str(logs)),
+                {rank: machine.environment(rank, secret) for rank in local_ranks}, _Logs(str(folder)),
             )  # fmt: skip
         try:
             result = processes.wait(period=_POLL_SECONDS)
@@ -86,7 +101,7 @@ def run(machine: Machine, secret: str, logs: Path, arguments: Sequence[str]) -> 
     assert result is not None
     first = machine.node * machine.nproc
     failures = {first + rank: failure for rank, failure in result.failures.items()}
-    return report_failure(failures, logs) if failures else 0
+    return report_failure(failures, folder) if failures else 0
 
 
 @contextlib.contextmanager
@@ -105,10 +120,10 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 class _Logs(LogsSpecs):
-    """Each rank's files, in ``<folder>/<id>/<local rank>/``, with the modes of the user's umask."""
+    """Each rank's files, in ``<folder>/<local rank>/``, with the modes of the user's umask."""
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        folder = Path(self.root_log_dir, uuid.uuid4().hex[:8])
+        folder = Path(self.root_log_dir)
         found = LogsDest()
         for rank, environment in envs.items():
             own = folder / str(rank)
@@ -201,13 +216,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     secret = os.environ.pop(SECRET, "")
     machine = Machine(given.nproc, given.address, given.port, given.node, given.nodes)
     try:
-        logs = run_paths.directory(load(given.config, given.overrides)) / "logs"
+        config = load(given.config, given.overrides)
+        logs = run_paths.directory(config) / "logs"
         server = _serve(machine) if machine.node == 0 else None
     except (OSError, ValueError) as error:  # of the config too
         for line in str(error).splitlines():
             log.error("%s", line)
         return 2
-    status = run(machine, secret, logs, [given.config, *given.overrides])
+    status = run(machine, secret, logs, [given.config, *given.overrides], config.log.keep)
     del server  # it serves until here
     return status
 

@@ -141,7 +141,7 @@ def begin(run: Path, restarts: int) -> int:
     attempt = Attempt(
         job=job, restart=int(e.get("SLURM_RESTART_COUNT", "0")), time=round(time.time(), 3),
         nodes=e.get("SLURM_JOB_NODELIST", ""), tasks=int(e.get("SLURM_NTASKS", "1")),
-        log=str(Path.cwd() / "logs" / f"{task}-rank0.log"), step=newest_checkpoint(run),
+        log=str(Path.cwd() / attempts.rank0_log(task)), step=newest_checkpoint(run),
     )  # fmt: skip
     attempts.began(run, attempt)
     return 0
@@ -211,8 +211,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not restarts.isdigit():
             raise ConfigError("BELLWETHER_RESTARTS", restarts, "is not a number", f"write one such as {RESTARTS}")
-        run = run_paths.directory(load(arguments.config, arguments.overrides))
+        config = load(arguments.config, arguments.overrides)
+        run = run_paths.directory(config)
         if arguments.when == "begin":
+            attempts.prune_logs(run, config.log.keep)
             return begin(run, int(restarts))
         return end(run, arguments.status, arguments.job, int(restarts))
     except (ConfigError, ConfigErrors) as error:

@@ -79,8 +79,7 @@ def submission_env(environment: Mapping[str, str]) -> dict[str, str]:
 def _body(job: SbatchJob) -> str:
     """The part of the script that is the same for every site and config."""
     begin, end = ("", "") if job.study is None else (_BEGIN, _END)
-    body = _BODY.replace("@BEGIN@", begin).replace("@END@", end).replace("@STUDY@", shlex.quote(job.study or ""))
-    return body.replace("@LOG@", "%A_%a" if job.sweep else "%j")
+    return _BODY.replace("@BEGIN@", begin).replace("@END@", end).replace("@STUDY@", shlex.quote(job.study or ""))
 
 
 def _options(job: SbatchJob, log: str) -> list[str]:
@@ -142,7 +141,7 @@ _VARIABLES = """\
 #     BELLWETHER_SRUN        further options of srun, as in "--mpi=pmix"
 #     BELLWETHER_RESTARTS    maximum number of restarts (50)
 #
-# Logs: this job's log has one line per attempt and its outcome; logs/ has the output of each rank. See docs/slurm.md.
+# Logs: this job's log has one line per attempt and its outcome; logs/JOB/ has the output of each rank. See docs/slurm.md.
 #
 """
 # Variables that launchers of processes set, besides SLURM_*.
@@ -254,14 +253,15 @@ esac
 rendezvous=$("${python[@]}" -m bellwether.trainer.rendezvous) || exit 1
 eval "$rendezvous"
 
-mkdir -p logs
-export BELLWETHER_KEEP_OUTPUT=0 # srun keeps each rank's output in logs/
+mkdir -p "logs/$id"
+export BELLWETHER_KEEP_OUTPUT=0 # srun keeps each rank's output in logs/JOB/
 echo "$(date '+%F %T') bellwether: attempt $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS tasks on $SLURM_JOB_NODELIST," \\
     "rendezvous at $MASTER_ADDR:$MASTER_PORT"
 # When a rank fails, srun ends the others; otherwise they would wait for it forever.
 srun --export=ALL --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --open-mode=append \\
-    --output=logs/@LOG@-rank%t.log "${options[@]}" "${python[@]}" -m bellwether.trainer "$@"
+    --output="logs/$id/rank%t.log" "${options[@]}" "${python[@]}" -m bellwether.trainer "$@"
 status=$?
+find "logs/$id" -maxdepth 1 -name 'rank*.log' -empty -delete # most ranks print nothing
 
 job=$(scontrol show job -o "$id")
 "${python[@]}" -m bellwether.launcher.requeue end --status "$status" --job "$job" "$@"

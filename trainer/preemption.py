@@ -46,7 +46,7 @@ class StopConsensus:
         here = [rank for rank, host in enumerate(hosts) if host == hosts[world.rank]]
         first_of_each = [hosts.index(host) for host in dict.fromkeys(hosts)]
         nonce = run_on_rank0(world, lambda: uuid.uuid4().hex)
-        common = dist.PrefixStore(f"stop/{nonce}", store.connect())
+        common = dist.PrefixStore(f"stop/{nonce}", store.of_run())
         if len(here) > 1:
             own_store = dist.PrefixStore(f"of/{here[0]}", common)
             self._within_machine = dist.ProcessGroupGloo(own_store, here.index(world.rank), len(here), timeout)

@@ -66,12 +66,14 @@ def prune(root: Path, folders: re.Pattern[str], files: re.Pattern[str], keep: in
         remove_files(folder, files)
 
 
-def remove_files(folder: Path, files: re.Pattern[str]) -> None:
+def remove_files(folder: Path, files: re.Pattern[str], only_empty: bool = False) -> None:
     """Delete the files of a folder whose path within it matches, and the folders that are empty then. Errors are ignored."""
     emptied = {folder}
     for path in folder.rglob("*"):
         if files.fullmatch(path.relative_to(folder).as_posix()) and not path.is_dir():
             with contextlib.suppress(OSError):  # another process was faster
+                if only_empty and path.stat().st_size:
+                    continue
                 path.unlink()
                 emptied.add(path.parent)
     for path in sorted(emptied, reverse=True):  # what is in a folder before the folder

@@ -30,6 +30,8 @@ _DIGEST = "sha256"
 _DIGEST_LENGTH = 64  # hexadecimal digits
 _BACKLOG = 4096  # ranks that may connect at the same moment
 
+_of_run: dist.Store | None = None  # this process's connection to the run's store
+
 
 def choose_interface(process: ProcessInfo) -> None:
     """Let gloo and NCCL listen on loopback only if all processes are on this machine, otherwise gloo where rank 0 is reached.
@@ -48,6 +50,21 @@ def open_store(process: ProcessInfo, timeout: timedelta) -> dist.Store:
     Raises:
         ConfigError: if rank 0 cannot listen on the address of the rendezvous.
     """
+    global _of_run
+    _of_run = _open_store(process, timeout)
+    return _of_run
+
+
+def of_run() -> dist.Store:
+    """The store that `open_store` has opened, on the same connection.
+
+    Not for what must go on while the main thread waits for a key: a connection does one thing at a time.
+    """
+    assert _of_run is not None, "the process group has not been started"
+    return _of_run
+
+
+def _open_store(process: ProcessInfo, timeout: timedelta) -> dist.Store:
     if process.size == 1:
         return dist.HashStore()
     address = process.address

@@ -87,7 +87,7 @@ class Space:
 
     def output(self, job: int) -> str:
         """The output of a job: its own log, and those of ranks 0 and 1."""
-        files = [*self.folder.glob(f"*-{job}.log"), *(self.folder / "logs").glob(f"{job}-rank[01].log")]
+        files = [*self.folder.glob(f"*-{job}.log"), *(self.folder / "logs").glob(f"{job}/rank[01].log")]
         return "\n".join(f"--- {file.name}\n{file.read_text()[-40000:]}" for file in files)
 
     def weights(self, name: str) -> bytes:

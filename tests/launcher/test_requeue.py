@@ -78,7 +78,7 @@ def test_begin_and_end_record_the_attempts(
     first, second = attempts.read(run)
     assert (first.step, first.reached, first.slack, first.saved, first.status) == (0, 44, 2, 40, 1)
     assert (second.step, second.tasks) == (40, 4)
-    assert first.log == str(tmp_path / "logs/7-rank0.log")
+    assert first.log == str(tmp_path / "logs/7/rank0.log")
     assert "allows 1 restarts" in capsys.readouterr().out
     # The trainer's own outcome overrides srun's exit status, which may be that of a rank that srun killed.
     monkeypatch.setenv("SLURM_JOB_ID", "8")
