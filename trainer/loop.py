@@ -99,12 +99,15 @@ class PhaseLoop:
             self.log(saving)
             if run.diverged:
                 return  # diverged weights must not replace a good checkpoint, and are not evaluated
+            evaluating = step == self.end or (phase.due(step, phase.config.evaluate.every) and not stop_requested)
+            if not (saving or evaluating or self.probe.trajectory is not None):
+                continue  # a pause waits for the device
             with self.step_metrics.paused():
                 self.write_trajectory(step_seed)
                 # The checkpoint first: after a signal there may be only minutes left.
                 if saving:
                     self.save()
-                if step == self.end or (phase.due(step, phase.config.evaluate.every) and not stop_requested):
+                if evaluating:
                     target_reached = self.evaluate()
                     if target_reached and not saving:
                         self.save()

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launcher.processes import finish, ranks_of, start
+from tests.launcher.processes import finish, ranks_of, start, wait_for_step
 from tests.tiers import covering
 
 HANGING = str(Path(__file__).parent / "hanging")
@@ -66,3 +66,18 @@ def test_launcher_ends_at_once_when_a_rank_waits_for_another_before_the_first_st
     assert len(children) == 2
     assert not any(child.is_running() for child in children.values())
     assert '"ended": "saved"' in heartbeat.read_text()
+
+
+@pytest.mark.full
+@pytest.mark.process
+def test_ctrl_c_ends_a_rank_in_a_collective_that_does_not_finish(space: Path) -> None:
+    process = start(
+        space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=endless", PYTHONPATH=HANGING,
+        TEST_HANG="0 rank bellwether.trainer.engine.Engine.forward 14",
+    )  # fmt: skip
+    wait_for_step(process, space, "endless", 6)
+    time.sleep(2)  # rank 1 waits in C++ code for rank 0
+    rank = ranks_of(process)[1]
+    rank.send_signal(signal.SIGINT)
+    rank.wait(20)
+    finish(process, 60)

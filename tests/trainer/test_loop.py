@@ -11,6 +11,7 @@ import torch
 
 from bellwether.trainer.checkpoint import Manifest
 from bellwether.trainer.metrics import read
+from bellwether.trainer.step_metrics import StepMetrics
 from tests.precision import is_supported, skip_without
 from tests.ranks import Ranks
 from tests.tiers import covering
@@ -253,3 +254,25 @@ def test_precision_may_change_and_the_loss_scale_is_not_carried_over(ranks: Rank
         half = {**raw, "name": "half", "engine": {"stage": 2, "precision": "fp16"}}
         ranks.run(run_config, {**half, "resume": str(last({**raw})), "duration": "12 steps"})
         assert Manifest.read(last(half)).loss_scaler["cur_scale"] > 1
+
+
+def _pauses(raw: dict[str, Any]) -> int:
+    """Train; return how often the clock of the steps was paused, which on a GPU waits for the device."""
+    original, paused = StepMetrics.paused, []
+
+    def counted(self: StepMetrics) -> Any:
+        paused.append(1)
+        return original(self)
+
+    StepMetrics.paused = counted  # type: ignore[method-assign]
+    try:
+        run_config(raw)
+    finally:
+        StepMetrics.paused = original  # type: ignore[method-assign]
+    return len(paused)
+
+
+@pytest.mark.parametrize("ranks", [1], indirect=True)
+def test_steps_without_checkpoint_or_evaluation_do_not_wait_for_the_device(ranks: Ranks, workspace: Path) -> None:
+    raw = text(workspace, "unpaused", checkpoint={"every": "4 steps"}, duration="8 steps")
+    assert ranks.run(_pauses, raw) == [2]
