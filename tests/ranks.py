@@ -24,7 +24,9 @@ class Ranks:
         self.outbox = context.Queue()
         self.server = store.serve("127.0.0.1")
         self.processes = [
-            context.Process(target=_serve, args=(rank, world_size, self.server.port, self.inbox[rank], self.outbox), daemon=True)
+            context.Process(
+                target=_serve, args=(rank, world_size, self.server.port, self.inbox[rank], self.outbox), daemon=True
+            )
             for rank in range(world_size)
         ]
         for process in self.processes:

@@ -65,6 +65,7 @@ def test_default_mixed_precision_does_not_contradict_bf16(space: Path, tmp_path:
     assert steps(space, "one") == [1, 2, 3, 4]
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_contradictions_of_a_real_launch_are_reported_once_with_both_names(space: Path) -> None:
     file = space / "other.yaml"

@@ -71,6 +71,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_config_error_of_a_single_rank_is_reported(space: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(UNREADABLE)

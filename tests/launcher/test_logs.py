@@ -33,7 +33,7 @@ def test_logs_prints_the_log_that_was_written_last(tmp_path: Path, capsys: pytes
 
 @pytest.mark.process
 def test_logs_follows_a_local_run_to_its_end_and_keeps_restarts(space: Path) -> None:
-    command_line = ("bellwether", "train", "long.yaml", "--nproc", "2", "name=logged")
+    command_line = ("bellwether", "train", "long.yaml", "name=logged")
     process = start(space, *command_line, "stop_after=60 steps")
     wait_for_step(process, space, "logged", 2)
     status, followed, error = finish(start(space, "bellwether", "logs", "runs/logged", "-f"))

@@ -45,7 +45,7 @@ def test_resume_is_bit_exact(ranks: Ranks, workspace: Path, kind: str, stage: in
 TRAJECTORY = {"every": "1 steps", "interpolate": {"steps": [1, 6], "every": "4 steps", "points": 3}}
 
 
-@covering(lambda kind, stage: (kind, stage) in {("text", 2), ("images", 3)})
+@covering(lambda kind, stage: (kind, stage) == ("text", 2))
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["text", "images"])
@@ -85,7 +85,7 @@ def test_trajectory_measurements_do_not_change_the_training(
     assert sum(v**2 for v in names.values()) ** 0.5 == pytest.approx(history.walk[-1]["update_norm"], rel=1e-4)
 
 
-@covering(lambda kind, stage: (kind, stage) in {("text", 3), ("images", 1)})
+@covering(lambda kind, stage: (kind, stage) == ("images", 1))
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["text", "images"])
@@ -168,7 +168,7 @@ def test_phases_change_batch_length_and_schedule(ranks: Ranks, workspace: Path) 
     assert [line["step"] for line in read(Path(raw["runs"]) / "phases-stopped").end] == [3, 5, 8]
 
 
-@covering(lambda stage: stage in (1, 3))
+@covering(lambda stage: stage == 3)
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16(ranks: Ranks, workspace: Path, stage: int) -> None:
@@ -200,6 +200,7 @@ def test_fp16_with_dynamic_loss_scale(ranks: Ranks, workspace: Path, stage: int)
     assert losses({**raw, "name": f"{raw['name']}-halves"}) == losses(raw)
 
 
+@covering(lambda make: make is text)
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("make", [text, images])
 def test_activation_checkpointing_does_not_change_the_training(ranks: Ranks, workspace: Path, make: Any) -> None:
