@@ -35,6 +35,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         kernels.check(kernel)
         self.kernel, self.prenormalize = kernel, prenormalize
         self._is_part = False
+        self._given: list[Tensor] = []
         if dist.is_available() and dist.is_initialized():
             zero_redundancy.watch()
         self._reset()
@@ -63,6 +64,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         if attached is None:
             return
         self._reset()
+        self._given = []
         if not attached:  # an engine's shards cannot be copied: step() asks for attach again
             for index, group in enumerate(self.param_groups):
                 self._register(group, index)
@@ -112,6 +114,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         taken_names = set(self._names.values())  # two models may have the same names
         names = [f"{index}.{name}" if name in taken_names else name for name in names]
         self._names.update(zip(group["params"], names, strict=True))
+        self._given += group["params"]
         self._shards = None
         self._tables.clear()  # their keys are ids of shards, which new shards may reuse
 
@@ -128,6 +131,10 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         if self._shards is None:
             self._shards = {shard.tensor: shard for shard in dtensor.shards(self._names)}
         return self._shards
+
+    @property
+    def given(self) -> Sequence[Tensor]:
+        return list(self._given)
 
     def use(self, attachment: Attachment) -> None:
         self._reset()

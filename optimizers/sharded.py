@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bellwether.optimizers.shards.layout import ShardLayout
+from bellwether.optimizers.shards.verification import verify
 
 Group = dict[str, Any]
 Work = list[tuple[Group, Tensor]]  # tensors with a gradient, each with its param group
@@ -46,6 +47,11 @@ class ShardedOptimizer(Optimizer):
         """The shard that holds a tensor of the param groups."""
         raise NotImplementedError
 
+    @property
+    def given(self) -> Sequence[Tensor]:
+        """The parameters as given, before an engine put tensors of its own in their place."""
+        raise NotImplementedError
+
     def use(self, attachment: Attachment) -> None:
         """Update these shards from now on. `bellwether.optimizers.attach` calls it."""
         raise NotImplementedError
@@ -68,8 +74,15 @@ class ShardedOptimizer(Optimizer):
             shards: the tensors that the engine puts into the param groups, with their layouts.
             spread_over: ranks that update different whole parameters, if any.
             publish: copies the shards' weights into the model, if they are not the model's own. Collective.
+
+        Collective: one all-reduce for each process group, to verify that the slices of all ranks cover each parameter once.
+
+        Raises:
+            RuntimeError: if they do not, on all ranks of the process group.
         """
-        self.use(Attachment(list(shards), spread_over=spread_over, publish=publish))
+        shards = list(shards)
+        verify(shards if spread_over is None else (), engine="the arguments of use_shards")
+        self.use(Attachment(shards, spread_over=spread_over, publish=publish))
 
     def trust_ratios(self) -> dict[str, float]:
         """The trust ratio of each parameter in the last step that updated it, by name. Synchronizes with the device.

@@ -79,6 +79,10 @@ class Wrapper(ShardedOptimizer):
     def shard_of(self, tensor: Tensor) -> ShardLayout:
         return self.base.shard_of(tensor)
 
+    @property
+    def given(self) -> Sequence[Tensor]:
+        return self.base.given
+
     def use(self, attachment: Attachment) -> None:
         self.base.use(attachment)
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from bellwether.optimizers import Lamb, groups
+from bellwether.optimizers.sharded import Attachment
 from bellwether.optimizers.shards import deepspeed as deepspeed_shards
 from bellwether.optimizers.shards import dtensor
 from bellwether.optimizers.shards.layout import ShardLayout, local
@@ -49,7 +50,8 @@ def _zero_layouts(model: nn.Module, engine: str, world: int) -> list[list[ShardL
     ds_engine = initialize(model, optimizer, engine, world)
     layouts = []
     for rank in range(world):
-        with mock.patch.object(deepspeed_shards, "dist", SimpleNamespace(get_rank=lambda _, rank=rank: rank)):
+        this_rank = SimpleNamespace(get_rank=lambda _, rank=rank: rank)
+        with mock.patch.multiple(deepspeed_shards, dist=this_rank, verify=mock.DEFAULT):  # _check_tiles does it
             layouts.append(list(deepspeed_shards.attachment(ds_engine).shards))
     return layouts
 
@@ -116,7 +118,7 @@ def _steps(layouts: list[list[ShardLayout]], truth: Truth) -> dict[str, Any]:
         for shards in layouts:
             mine = [_filled(shard, flat) for shard in shards]
             optimizer = Lamb([{"params": [s.tensor], **truth.options[s.parameters[0].name]} for s, _ in mine])
-            optimizer.use_shards([shard for shard, _ in mine])
+            optimizer.use(Attachment([shard for shard, _ in mine]))
             for shard, gradient in mine:
                 prime(optimizer, shard.tensor, gradient)
             with mock.patch.object(dist, "all_reduce", all_reduce):

@@ -17,6 +17,7 @@ from torch import Tensor
 from bellwether.optimizers.param_groups import named
 from bellwether.optimizers.sharded import Attachment
 from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, cut
+from bellwether.optimizers.shards.verification import Truth, verify
 
 Names = dict[Tensor, str]
 
@@ -34,6 +35,7 @@ def attachment(engine: Any) -> Attachment:
 
     Raises:
         NotImplementedError: if DeepSpeed does not call the optimizer it was given, or splits parameters in an unknown way.
+        RuntimeError: if the slices are not the model's weights, or do not cover each parameter once.
     """
     _refuse_bypassed_optimizer(engine)
     _refuse_other_parallelism(engine)
@@ -41,12 +43,42 @@ def attachment(engine: Any) -> Attachment:
     wrapper = _wrapper(engine)
     norm = functools.partial(_gradient_norm, engine.optimizer) if wrapper.has_gradient_norm else None
     shards = list(wrapper.shards(engine.optimizer, names))
+    verify(shards, _truth(engine), engine=_version(engine), expected=_given(engine, names))
     return Attachment(shards, norm, publish=functools.partial(publish, engine))
 
 
 def publish(engine: Any) -> None:
     """Copy the shards' weights into the model, on all ranks, as after loading a checkpoint into them. Collective."""
     _wrapper(engine).publish(engine.optimizer)
+
+
+def _version(engine: Any) -> str:
+    import deepspeed
+
+    return f"{type(engine.optimizer).__name__} of DeepSpeed {deepspeed.__version__}"
+
+
+def _given(engine: Any, names: Names) -> list[ParameterInfo]:
+    """The parameters that the optimizer was given and that are to be trained now."""
+    given = [p for p in engine.basic_optimizer.given if p.requires_grad and p in names]
+    return [ParameterInfo(names[p], tuple(getattr(p, "ds_shape", p.shape))) for p in given]
+
+
+def _truth(engine: Any) -> Truth:
+    """Finds the model's own weights of a slice: the whole parameter, or under ZeRO-3 the part that this rank stores."""
+    models: dict[str, Any] = dict(named(engine.module))
+
+    def truth(parameter: ParameterInfo, part: ParameterSlice) -> Tensor | None:
+        whole, start = models[parameter.name], part.start
+        if hasattr(whole, "ds_tensor") and whole.ds_status.name != "AVAILABLE":
+            group, whole = whole.ds_process_group, whole.ds_tensor
+            if whole.status.name != "AVAILABLE":  # offloaded to NVMe
+                return None
+            start -= dist.get_rank(group) * whole.ds_numel
+        values: Tensor = whole.detach().reshape(-1)
+        return values[max(0, start) : max(0, start + part.length)]
+
+    return truth
 
 
 def _gradient_norm(wrapper: Any) -> float:

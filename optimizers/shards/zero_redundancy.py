@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bellwether.optimizers.sharded import Attachment, ShardedOptimizer
-from bellwether.optimizers.shards.layout import ShardLayout
+from bellwether.optimizers.shards.layout import ParameterInfo, ShardLayout
+from bellwether.optimizers.shards.verification import verify
 
 
 def is_engine(optimizer: object) -> bool:
@@ -29,6 +32,12 @@ def attachment(engine: Any) -> Attachment:
         for index, group in enumerate(inner.param_groups)
         for i, parameter in enumerate(group["params"])
     ]
+    # By their place in the engine, as each rank numbers its own.
+    every = [p for group in engine.param_groups for p in group["params"]]
+    infos = {p: ParameterInfo(f"parameter {i}", tuple(p.shape)) for i, p in enumerate(every)}
+    placed = [replace(shard, parameters=(infos[shard.tensor],)) for shard in shards]
+    name = f"ZeroRedundancyOptimizer of torch {torch.__version__}"
+    verify(placed, engine=name, expected=list(infos.values()), spread_over=engine.process_group)
     return Attachment(shards, spread_over=engine.process_group, publish=engine._sync_params)
 
 
