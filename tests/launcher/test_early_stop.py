@@ -31,7 +31,10 @@ def test_rank_that_waits_at_the_rendezvous_ends_at_once(space: Path, number: sig
     listens(process, port)
     time.sleep(2)  # it waits in C++ code
     process.send_signal(number)
-    status, _, error = finish(process, 10)
+    try:
+        status, _, error = finish(process, 10)
+    finally:
+        process.kill()
     assert status == (130 if number == signal.SIGINT else 75)
     assert f"stopped by {number.name} before the first step" in error
     assert "Traceback" not in error
