@@ -3,7 +3,8 @@
 McCandlish et al. 2018 (1812.06162, appendix A.1): the gradient of a batch of B samples is G plus noise of covariance
 Sigma / B, so its squared norm is |G|^2 + tr(Sigma) / B on average. Two batch sizes determine both: here the micro-batches
 of all ranks, whose norms are computed during the backward pass, and the global batch, whose norm is the one used for
-clipping. ``B_simple = tr(Sigma) / |G|^2`` predicts the batch size beyond which the number of steps stops falling.
+clipping. ``B_simple = tr(Sigma) / |G|^2`` is the gradient noise scale. McCandlish et al. take it as a prediction of the critical batch
+size; measured ones have been found several times larger or smaller (docs/measuring.md; 2505.23971).
 """
 
 from __future__ import annotations
@@ -17,11 +18,45 @@ from torch import Tensor, nn
 
 # Steps of the moving averages: the values of a single step are far too noisy, and their ratio would be biased.
 HORIZON = 200
+SHORT_HORIZON = 50  # follows changes during training, with twice the error
+
+# A step whose gradient norm is this far above those before it, in standard deviations of their logarithms, and by this factor, is left
+# out: the square of one spike in the loss would outweigh all other steps of the horizon.
+_SPIKE_DEVIATIONS, _SPIKE_FACTOR = 6.0, 1.5
+_USUAL_STEPS = 32  # over which the usual norm is averaged
+_LASTING = 50  # consecutive steps after which a larger norm is the usual one
+
+
+@dataclass
+class SpikeFilter:
+    """Recognizes steps whose gradient is far larger than usual."""
+
+    steps: int = 0
+    mean: float = 0.0  # of the logarithm of the squared norm
+    variance: float = 0.0
+    spikes: int = 0  # in a row
+
+    def is_spike(self, square: float) -> bool:
+        """Add a squared norm, above 0; returns whether it is one."""
+        change = math.log(square) - self.mean
+        if self.steps >= _USUAL_STEPS and change > max(
+            _SPIKE_DEVIATIONS * math.sqrt(self.variance), 2 * math.log(_SPIKE_FACTOR)
+        ):
+            self.spikes += 1
+            if self.spikes < _LASTING:
+                return True
+            self.steps, self.variance = 0, 0.0
+        self.spikes = 0
+        self.steps = min(self.steps + 1, _USUAL_STEPS)
+        share = 1 / self.steps
+        self.mean += share * change
+        self.variance = (1 - share) * (self.variance + share * change * change)
+        return False
 
 
 @dataclass
 class Estimate:
-    """Moving averages of tr(Sigma) and |G|^2, both unbiased at every step, and of their products.
+    """Moving averages of tr(Sigma) and |G|^2, each the mean over steps of an unbiased value, and of their products.
 
     Exponential averages over ``horizon`` steps; the noise scale is the ratio of the averages, as in the paper. All fields
     are numbers, so that a checkpoint can store them: `state`.
@@ -85,9 +120,51 @@ class Estimate:
         """For `load_state`."""
         return {key: value for key, value in asdict(self).items() if key not in ("micro", "batch", "horizon")}
 
+
+class NoiseEstimate:
+    """The noise scale over a long and a short horizon, without the steps of spikes."""
+
+    def __init__(self, micro: int, batch: int) -> None:
+        self.long, self.short = Estimate(micro, batch), Estimate(micro, batch, SHORT_HORIZON)
+        self.small, self.big = SpikeFilter(), SpikeFilter()
+        self.spikes = 0  # steps left out
+
+    def add(self, small: float, big: float) -> None:
+        """Add the values of one step, as `Estimate.add` takes them."""
+        if not (math.isfinite(small) and math.isfinite(big) and min(small, big) > 0):
+            return
+        is_spike = [self.small.is_spike(small), self.big.is_spike(big)]
+        if any(is_spike):
+            self.spikes += 1
+            return
+        self.long.add(small, big)
+        self.short.add(small, big)
+
+    def values(self) -> dict[str, float]:
+        """``noise_scale`` with its ``noise_scale_error``, ``noise_scale_recent`` and ``noise_scale_spikes``, where there are estimates."""
+        found = {
+            "noise_scale": self.long.scale, "noise_scale_error": self.long.error, "noise_scale_recent": self.short.scale,
+            "noise_scale_spikes": self.spikes or None,
+        }  # fmt: skip
+        return {key: value for key, value in found.items() if value is not None}
+
+    def state(self) -> dict[str, float]:
+        """For `load_state`: numbers by name."""
+        parts = {"short": self.short.state(), "small": vars(self.small), "big": vars(self.big)}
+        flat = {f"{part}_{key}": value for part, values in parts.items() for key, value in values.items()}
+        return {**self.long.state(), **flat, "spikes": self.spikes}
+
     def load_state(self, state: dict[str, float]) -> None:
-        """Restore `state`. The micro-batch size may differ: both estimates are per sample."""
-        vars(self).update(state)
+        """Restore `state`; one of a version without the short horizon starts that anew. The micro-batch size may differ."""
+        targets = {"short": self.short, "small": self.small, "big": self.big}
+        for key, value in state.items():
+            part, _, name = key.partition("_")
+            if part in targets:
+                setattr(targets[part], name, value)
+            elif key == "spikes":
+                self.spikes = int(value)
+            else:
+                setattr(self.long, key, value)
 
 
 class NoiseScale:
@@ -114,7 +191,8 @@ class NoiseScale:
     def __init__(self, model: nn.Module, micro: int, batch: int) -> None:
         if not 1 <= micro < batch:
             raise ValueError(f"micro={micro}: must be at least 1, and less than batch={batch}")
-        self.estimate = Estimate(micro, batch)
+        self.estimate = NoiseEstimate(micro, batch)
+        self._micro, self._batch = micro, batch
         self._norms: list[Tensor] = []
         self._sum: Tensor | None = None
         self._small: list[Tensor] = []
@@ -145,14 +223,14 @@ class NoiseScale:
         if self._sum is None:
             return
         world_size = dist.get_world_size() if dist.is_initialized() else 1
-        accumulation = self.estimate.batch // (self.estimate.micro * world_size)
+        accumulation = self._batch // (self._micro * world_size)
         # The loss of each micro-batch is divided by their number, so the mean of the squares is the sum times that number.
         self._small.append(self._sum * (accumulation / factor**2))
         self._big.append(torch.as_tensor(norm, dtype=torch.float64, device=self._sum.device).square())
         self._sum = None
 
     def read(self) -> dict[str, float]:
-        """``noise_scale`` in samples and ``noise_scale_error``, if there are estimates yet. Collective."""
+        """The values of `NoiseEstimate.values`, in samples, if there are estimates yet. Collective."""
         if self._small:
             small, big = torch.stack(self._small), torch.stack(self._big)
             if dist.is_initialized():
@@ -161,8 +239,7 @@ class NoiseScale:
             for values in zip(small.tolist(), big.tolist(), strict=True):
                 self.estimate.add(*values)
             self._small, self._big = [], []
-        estimates = {"noise_scale": self.estimate.scale, "noise_scale_error": self.estimate.error}
-        return {key: value for key, value in estimates.items() if value is not None}
+        return self.estimate.values()
 
     def close(self) -> None:
         """Remove the hooks."""

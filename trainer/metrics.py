@@ -7,7 +7,8 @@ start      version, world_size, device, step, samples, resumed_from (path or nul
 plan       phases: for each phase a list of {"label", "value"} rows
 train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, tokens_per_s (text only),
            step_time (s), memory_gib, trust_ratio {min, median, max} (absent without trust ratios),
-           noise_scale (samples; absent until it can be estimated), noise_scale_error (its standard error)
+           noise_scale (samples; absent until it can be estimated), noise_scale_error (its standard error),
+           noise_scale_recent (over fewer steps), noise_scale_spikes (steps left out so far; absent if none)
 layers     step, samples, trust_ratio {parameter name: value}
 walk       step, samples, distance (from the run's first weights), update_norm, weight_norm, cosine (between this
            update and the one before) of all trained parameters, see `bellwether.optimizers.Trajectory`

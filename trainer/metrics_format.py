@@ -29,7 +29,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("step", "samples", "examples"), int),
     **dict.fromkeys(("device", "path", "reason"), str),
     **dict.fromkeys(("time", "seconds", "step_time", "epoch", "lr", "grad_norm", *HELD), _NUMBER),
-    **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib", "noise_scale", "noise_scale_error"), _NUMBER),
+    **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib"), _NUMBER),
+    **dict.fromkeys(("noise_scale", "noise_scale_error", "noise_scale_recent", "noise_scale_spikes"), _NUMBER),
 }
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

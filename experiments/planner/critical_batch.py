@@ -11,6 +11,9 @@ from bellwether.trainer import metrics
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.report.facts import SMOOTHED, Facts, about
 
+# How far a critical batch size may lie from the gradient noise scale: sweeps here measured 5 to 12 times as much (docs/measuring.md).
+NOISE_FACTOR = 12
+
 
 @dataclass(frozen=True)
 class CriticalBatch:
@@ -18,6 +21,8 @@ class CriticalBatch:
 
     size: float
     source: str
+    low: float | None = None  # of an interval, where the source has one
+    high: float | None = None
 
     def efficiency(self, batch: float) -> float:
         """Minimum of samples relative to those at this batch size: 1 / (1 + B / B_crit) (McCandlish et al. 2018, 1812.06162)."""
@@ -27,7 +32,7 @@ class CriticalBatch:
 def read(value: str) -> CriticalBatch:
     """Read ``--critical-batch``.
 
-    Of a run it is the latest gradient noise scale, as in the run's report. A file of measurements is fitted like in
+    Of a run it is the latest gradient noise scale, as in the run's report, with the band in which the critical batch may lie. A file of measurements is fitted like in
     `bellwether fit`.
 
     Args:
@@ -69,7 +74,10 @@ def _from_path(path: Path) -> CriticalBatch:
         problem = "the critical batch size lies above all measured batch sizes"
         raise ConfigError("--critical-batch", str(path), problem, "remove it, or measure at larger batch sizes")
     high = f"{fit.b_crit_high:,.0f}" if math.isfinite(fit.b_crit_high) else "infinity"
-    return CriticalBatch(fit.b_crit, f"fit of {path.name}, {fit.b_crit_low:,.0f} to {high} with 90 % confidence")
+    source = f"fit of {path.name}, {fit.b_crit_low:,.0f} to {high} with 90 % confidence"
+    return CriticalBatch(
+        fit.b_crit, source, fit.b_crit_low, fit.b_crit_high if math.isfinite(fit.b_crit_high) else None
+    )
 
 
 def _from_run(run: Path) -> CriticalBatch:
@@ -82,4 +90,8 @@ def _from_run(run: Path) -> CriticalBatch:
         raise ConfigError(
             "--critical-batch", str(run), problem, f"give a longer run, or write {noise.scale:.0f} anyway"
         )
-    return CriticalBatch(noise.scale, f"gradient noise scale of {run.name}, {about(noise.scale, noise.error)}")
+    low, high = noise.scale / NOISE_FACTOR, noise.scale * NOISE_FACTOR
+    source = (
+        f"a guess from the gradient noise scale of {run.name}: anything from {about(low)} to {about(high)} is possible"
+    )
+    return CriticalBatch(noise.scale, source, low, high)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from bellwether.experiments.planner.critical_batch import CriticalBatch
 from bellwether.experiments.planner.estimate import PhasePlan
@@ -158,9 +159,18 @@ def _worth(plan: PhasePlan, critical: CriticalBatch | None) -> Iterator[str]:
     side = "above" if batch > critical.size else "below"
     yield from _wrapped(
         f"batch {batch:,} is {side} the critical batch size of {critical.size:,.0f} ({critical.source}): by samples = "
-        f"S_min (1 + B / B_crit), each of its samples is worth {critical.efficiency(batch):.0%} of a sample of a small batch", 2,
+        f"S_min (1 + B / B_crit), each of its samples is worth {critical.efficiency(batch):.0%}{_range(critical, batch)} of a sample of "
+        "a small batch", 2,
     )  # fmt: skip
     yield ""
+
+
+def _range(critical: CriticalBatch, batch: int) -> str:
+    """The worth at both ends of the interval of the critical batch size."""
+    if critical.low is None:
+        return ""
+    high = 1.0 if critical.high is None else replace(critical, size=critical.high).efficiency(batch)
+    return f" ({replace(critical, size=critical.low).efficiency(batch):.0%} to {high:.0%})"
 
 
 def _assumptions(plans: Sequence[PhasePlan], price: float | None) -> Iterator[str]:

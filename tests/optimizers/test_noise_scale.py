@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bellwether.optimizers import NoiseScale
-from bellwether.optimizers.noise_scale import HORIZON, Estimate
+from bellwether.optimizers.noise_scale import HORIZON, SHORT_HORIZON, Estimate, NoiseEstimate
 from tests.precision import skip_without
 from tests.ranks import Ranks
 from tests.tiers import covering
@@ -55,17 +55,57 @@ def test_no_estimate_without_signal() -> None:
         NoiseScale(Quadratic(), 8, 8)
 
 
+def norms(random: torch.Generator, signal: float, spread: float) -> tuple[float, float]:
+    """Mean squared norm of 8 micro-batches of 4, and that of the global batch, in 200 dimensions."""
+    noise = spread / math.sqrt(4) * torch.randn(8, 200, generator=random, dtype=torch.float64)
+    return float((signal + noise).square().sum(1).mean()), float((signal + noise).mean(0).square().sum())
+
+
+@pytest.mark.parametrize("factor", [3.0, 10.0, 1000.0])
+def test_spike_of_the_loss_is_left_out(factor: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    estimate = NoiseEstimate(4, 32)
+    for step in range(500):
+        spike = 1 + factor * 0.85 ** (step - 400) if step >= 400 else 1.0
+        estimate.add(*norms(random, spike, 3 * math.sqrt(spike)))
+        if step >= 200:
+            assert estimate.values()["noise_scale"] == pytest.approx(9, rel=0.1), step
+            assert estimate.values()["noise_scale_recent"] == pytest.approx(9, rel=0.15), step
+    assert 5 <= estimate.values()["noise_scale_spikes"] <= 49
+
+
+def test_usual_noise_has_no_spikes_and_a_lasting_change_counts() -> None:
+    random = torch.Generator().manual_seed(0)
+    estimate = NoiseEstimate(4, 32)
+    for _ in range(1000):
+        estimate.add(*norms(random, 1.0, 3.0))
+    assert estimate.spikes == 0
+    for _ in range(50 + 3 * SHORT_HORIZON):
+        estimate.add(*norms(random, 10.0, 60.0))
+    assert estimate.values()["noise_scale_recent"] == pytest.approx(36, rel=0.1)
+
+
+def test_state_of_a_version_without_the_short_horizon_is_resumed() -> None:
+    old, resumed = Estimate(2, 8), NoiseEstimate(2, 8)
+    for step in range(30):
+        old.add(10.0 + step % 3, 7.0 + step % 2)
+    resumed.load_state(old.state())
+    assert resumed.long == old
+    assert resumed.short.steps == 0
+
+
 def test_state_round_trip() -> None:
-    values = [(10.0 + i % 3, 7.0 + i % 2) for i in range(30)]
-    whole, first, second = Estimate(2, 8), Estimate(2, 8), Estimate(2, 8)
+    values = [(10.0 + i % 3 + 500 * (i == 20), 7.0 + i % 2) for i in range(60)]
+    whole, first, second = NoiseEstimate(2, 8), NoiseEstimate(2, 8), NoiseEstimate(2, 8)
     for small, big in values:
         whole.add(small, big)
-    for small, big in values[:12]:
+    for small, big in values[:45]:
         first.add(small, big)
+    assert all(isinstance(value, int | float) for value in first.state().values())
     second.load_state(first.state())
-    for small, big in values[12:]:
+    for small, big in values[45:]:
         second.add(small, big)
-    assert second == whole
+    assert second.state() == whole.state()
 
 
 class Quadratic(nn.Module):

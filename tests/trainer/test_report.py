@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bellwether.optimizers.noise_scale import HORIZON
+from bellwether.optimizers.noise_scale import HORIZON, SHORT_HORIZON
 from bellwether.trainer.report import heatmap, summary, write
 from bellwether.trainer.report.chart import PALETTE
 from bellwether.trainer.report.curves import SCALE, smoothed
-from bellwether.trainer.report.facts import SMOOTHED, Facts, Noise
+from bellwether.trainer.report.facts import SMOOTHED, SMOOTHED_SHORT, Facts, Noise
 from bellwether.trainer.report.html import columns
 from bellwether.trainer.report.names import shorten
 
@@ -424,24 +424,33 @@ def test_summary(full: Path) -> None:
 
 
 NOISES = [
-    ([(12, 0, 23.2)], Noise(23.2, 0.8, 12), "too early to tell from gradient noise: 12 of 200 steps"),
-    ([(100, 0, 23.0), (200, 0, 81.4), (210, 0, "nan")], Noise(81.4, 0.8, 200), "about 81.4 ± 0.8 samples, from gradient noise"),
-    ([(400, 0, 50.0), (500, 1, 90.0)], Noise(90.0, 0.8, 100), "too early to tell from gradient noise: 100 of 200 steps"),
+    ([(12, 0, 23.2)], Noise(23.2, 0.8, 12), "too early to tell: 12 of 200 steps"),
+    ([(100, 0, 23.0), (200, 0, 81.4), (210, 0, "nan")], Noise(81.4, 0.8, 200), "about 81 samples over the last 200 steps"),
+    ([(400, 0, 50.0), (500, 1, 90.0)], Noise(90.0, 0.8, 100), "too early to tell: 100 of 200 steps"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("logged", "expected", "message"), NOISES, ids=["early", "late", "early in a phase"])
-def test_critical_batch_is_reported_once_it_is_smoothed(
+def test_noise_scale_is_reported_once_it_is_smoothed(
     tmp_path: Path, logged: list[tuple[int, int, Any]], expected: Noise, message: str
 ) -> None:
     run = Run(tmp_path / "run")
     for step, phase, scale in logged:
         run.line("train", step=step, samples=step, phase=phase, loss=1.0, noise_scale=scale, noise_scale_error=0.8)
     assert Facts.load(run.path).noise == expected
-    assert re.search(rf"critical batch +{re.escape(message)}\n", summary(run.path))
+    assert re.search(rf"gradient noise +{re.escape(message)}\n", summary(run.path))
     page = Page(write(run.path).read_text(encoding="utf-8")).text
     assert (f"too early: {expected.early}" in page) == (expected.early is not None)
-    assert SMOOTHED == HORIZON
+    assert (SMOOTHED, SMOOTHED_SHORT) == (HORIZON, SHORT_HORIZON)
+    assert "± 0.8" not in page
+
+
+def test_recent_noise_scale_and_spikes_are_reported(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    more = {"noise_scale_error": 9.1, "noise_scale_recent": 157.0, "noise_scale_spikes": 3}
+    run.line("train", step=300, samples=300, phase=0, loss=1.0, noise_scale=113.0, **more)
+    expected = "about 110 samples over the last 200 steps, 160 over the last 50; 3 spikes left out"
+    assert expected in summary(run.path)
 
 
 def test_evaluation_table_has_a_column_for_each_kind(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bellwether.trainer import run_paths
 from bellwether.trainer.report.chart import Draw, Picture, draw
-from bellwether.trainer.report.facts import SMOOTHED, Facts, finite
+from bellwether.trainer.report.facts import Facts, finite
 from bellwether.trainer.report.summary import summary
 
 __all__ = ["summary", "write"]
@@ -64,7 +64,7 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
     def value(event: str, key: str, colour: str, **options: Any) -> Draw[Facts]:
         return partial(curve, event=event, key=key, colour=colour, **options)
 
-    noise_note = f"predicted from gradient noise, a mean over {SMOOTHED} steps; larger batches hardly save steps"
+    noise_note = "in samples; the critical batch may be several times larger or smaller"
     layers_note = "layers in model order, logarithmic colour"
     between_note = "loss of the batch between the weights before and after a step"
     lr = value("train", "lr", "green", smooth=False, from_zero=True)
@@ -82,7 +82,7 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
             Picture("learning-rate", "Learning rate", "", lr, expected=True),
             Picture("gradient-norm", "Gradient norm", "before clipping", grad_norm, expected=True),
             Picture("throughput", "Throughput", "samples per second", throughput, expected=True),
-            Picture("noise-scale", "Critical batch", noise_note, noise_scale),
+            Picture("noise-scale", "Gradient noise scale", noise_note, noise_scale),
         ],
         "Trust ratios": [
             Picture("trust-ratio", "Trust ratio", "over all layers", trust_ratio),

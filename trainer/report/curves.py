@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bellwether.trainer.metrics import KINDS, Line
 from bellwether.trainer.report.chart import HEIGHT, LIGHT, SCALE, TEXT, Chart, colour_map, count_ticks, evenly
-from bellwether.trainer.report.facts import Facts, compact, finite, number, share, significant
+from bellwether.trainer.report.facts import SMOOTHED, SMOOTHED_SHORT, Facts, compact, finite, number, share, significant
 
 Array = NDArray[np.float64]
 
@@ -86,7 +86,7 @@ def accuracy(facts: Facts) -> Chart | None:
 
 
 def noise_scale(facts: Facts) -> Chart | None:
-    """The critical batch size predicted from gradient noise, with its standard error, and the batch size of the run."""
+    """The course of the gradient noise scale over a long and a short horizon, and the batch size of the run."""
     lines = facts.history.train
     x, y = column(lines, "noise_scale")
     _, error = column(lines, "noise_scale_error")
@@ -95,7 +95,10 @@ def noise_scale(facts: Facts) -> Chart | None:
     chart = over_samples(facts)
     chart.ax.set_yscale("log")
     _band(chart, x, np.maximum(y - error, y / 10), y + error, "plum", "± its standard error")
-    chart.ax.plot(x, y, color=LIGHT["plum"], label="noise scale")
+    recent = column(lines, "noise_scale_recent")[1]
+    if np.isfinite(recent).any():
+        chart.ax.plot(x, recent, color=LIGHT["plum"], linewidth=0.8, alpha=0.6, label=f"over {SMOOTHED_SHORT} steps")
+    chart.ax.plot(x, y, color=LIGHT["plum"], label=f"over {SMOOTHED} steps")
     tip(chart, lines, "noise_scale", "noise scale", "plum", lambda value: f"{value:,.4g}")
     for batch in dict.fromkeys(facts.over_phases("batch", "global")):
         chart.level(batch, f"batch {batch:,}")

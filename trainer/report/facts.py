@@ -22,15 +22,18 @@ ABSENT = "–"
 _ENTRIES = ("vocabulary", "classes")
 # Steps that the noise scale is averaged over: optimizers.noise_scale.HORIZON, whose import would load torch.
 SMOOTHED = 200
+SMOOTHED_SHORT = 50  # SHORT_HORIZON
 
 
 @dataclass(frozen=True)
 class Noise:
-    """An estimate of the critical batch from gradient noise."""
+    """An estimate of the gradient noise scale."""
 
     scale: float  #: samples
     error: float | None  #: standard error of it
     steps: int  #: that it was estimated from
+    recent: float | None = None  #: over the newest quarter of the steps
+    spikes: int = 0  #: steps left out, as their gradients were far larger than usual
 
     @property
     def early(self) -> str | None:
@@ -122,8 +125,11 @@ class Facts:
             if finite(scale := line.get("noise_scale")) and scale > 0:
                 # Each phase starts a new estimate.
                 before = (old["step"] for old in reversed(lines[:index]) if old.get("phase") != line.get("phase"))
-                error = line.get("noise_scale_error")
-                return Noise(scale, error if finite(error) else None, line["step"] - next(before, 0))
+                error, recent = (line.get(f"noise_scale_{key}") for key in ("error", "recent"))
+                return Noise(
+                    scale, error if finite(error) else None, line["step"] - next(before, 0),
+                    recent if finite(recent) and recent > 0 else None, int(line.get("noise_scale_spikes") or 0),
+                )  # fmt: skip
         return None
 
     @cached_property
@@ -163,16 +169,14 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def about(value: float, error: float | None) -> str:
-    """A value with as many digits as its standard error allows.
+def about(value: float) -> str:
+    """A value with two digits.
 
-    >>> about(12345.6, 234.5), about(81.4, 3.2), about(12345.6, None)
-    ('12,300 ± 200', '81 ± 3', '12,346')
+    >>> about(12345.6), about(113.4), about(1.26)
+    ('12,000', '110', '1.3')
     """
-    if error is None or error <= 0:
-        return f"{value:,.0f}"
-    digits = -math.floor(math.log10(error))
-    return f"{round(value, digits):,.{max(0, digits)}f} ± {round(error, digits):,.{max(0, digits)}f}"
+    digits = 1 - math.floor(math.log10(value))
+    return f"{round(value, digits):,.{max(0, digits)}f}"
 
 
 def number(value: Any, form: str = ".4f", absent: str = ABSENT) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bellwether.trainer.metrics import KINDS
 from bellwether.trainer.progress import duration
-from bellwether.trainer.report.facts import Facts, about, count, number, rate, share
+from bellwether.trainer.report.facts import SMOOTHED, SMOOTHED_SHORT, Facts, about, count, number, rate, share
 
 
 def summary(run: Path) -> str:
@@ -25,9 +25,13 @@ def summary(run: Path) -> str:
         accuracies = [("held-out accuracy", "accuracy"), *((f"... {kind}", f"accuracy_{kind}") for kind in KINDS)]
         rows += [(label, share(held[key])) for label, key in accuracies if held.get(key) is not None]
     if facts.noise is not None:
-        known = f"about {about(facts.noise.scale, facts.noise.error)} samples, from gradient noise"
-        early = f"too early to tell from gradient noise: {facts.noise.early}"
-        rows.append(("critical batch", early if facts.noise.early else known))
+        known = f"about {about(facts.noise.scale)} samples over the last {SMOOTHED} steps"
+        if facts.noise.recent is not None:
+            known += f", {about(facts.noise.recent)} over the last {SMOOTHED_SHORT}"
+        if facts.noise.spikes:
+            known += f"; {count(facts.noise.spikes, 'spike')} left out"
+        early = f"too early to tell: {facts.noise.early}"
+        rows.append(("gradient noise", early if facts.noise.early else known))
     rows += [(label, f"{facts.last.get(key, 0):,}") for label, key in (("steps", "step"), ("samples", "samples"))]
     speed, tokens = facts.median("samples_per_s"), facts.median("tokens_per_s")
     if speed is not None:

@@ -35,7 +35,7 @@ def headlines(facts: Facts) -> list[Tile]:
         ("Samples", whole(facts.last.get("samples")), "", phases),
         ("Steps", whole(facts.last.get("step")), "", count(len(h.restarts), "restart") if h.restarts else ""),
         ("Global batch", batch, "", batch_note or "samples a step"),
-        *_critical_batch(facts),
+        *_noise_scale(facts),
         ("Optimizer", optimizer.upper(), "", f"lr {lr} {lr_note}" if lr != ABSENT else ""),
         ("Throughput", rate(speed), "/s" if speed else "", f"{rate(tokens)} tokens/s" if tokens else "samples, median"),
         ("Wall time", duration(h.seconds) if h.start else ABSENT, "", launches),
@@ -43,14 +43,13 @@ def headlines(facts: Facts) -> list[Tile]:
     ]  # fmt: skip
 
 
-def _critical_batch(facts: Facts) -> list[Tile]:
+def _noise_scale(facts: Facts) -> list[Tile]:
     noise = facts.noise
     if noise is None:
         return []
     if noise.early:
-        return [("Critical batch", ABSENT, "", f"too early: {noise.early}")]
-    size, _, error = about(noise.scale, noise.error).partition(" ± ")
-    return [("Critical batch", size, "", f"{f'± {error}, ' if error else ''}from noise")]
+        return [("Gradient noise scale", ABSENT, "", f"too early: {noise.early}")]
+    return [("Gradient noise scale", about(noise.scale), "", "samples, at the end")]
 
 
 def _now(values: list[str], facts: Facts) -> tuple[str, str]:

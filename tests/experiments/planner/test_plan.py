@@ -137,6 +137,8 @@ def test_critical_batch_is_read_from_a_run_or_a_file(tmp_path: Path) -> None:
     noise = Facts.load(tmp_path).noise
     assert noise is not None
     assert found.size == noise.scale == 1200  # the latest, as in the run's report
+    assert (found.low, found.high) == (100, 14400)
+    assert "a guess from the gradient noise scale" in found.source
     table = tmp_path / "runs.csv"
     table.write_text(
         "batch_size,samples\n" + "".join(f"{b},{1e5 * (1 + b / 500)}\n" for b in (32, 128, 512, 2048, 8192))

@@ -59,7 +59,7 @@ class Log(Section):
     )
     noise_scale: bool = Field(
         True,
-        description="estimate the gradient noise scale, and from it the critical batch size; costs one norm of the gradients "
+        description="estimate the gradient noise scale, a rough guide to the critical batch size; costs one norm of the gradients "
         "per micro-batch",
     )
 
