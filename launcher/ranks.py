@@ -94,6 +94,10 @@ def _run(machine: Machine, secret: str, folder: Path, arguments: Sequence[str]) 
         except SignalException as error:
             processes.close(error.sigval, _SAVE_SECONDS)
             raise
+        except ValueError as error:  # torch reads the ranks' error files, and a full disk leaves empty ones
+            processes.close()
+            log.error("a rank failed and could not write why (%s): is the disk of %s full?", error, logs)
+            return 1
     except (SignalException, KeyboardInterrupt) as error:
         log.info("stopped; the same command resumes from the newest checkpoint")
         saved = getattr(error, "sigval", signal.SIGINT) in (signal.SIGTERM, signal.SIGUSR2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import resource
@@ -82,11 +83,10 @@ def _report_config_error(error: Exception) -> None:
     An error of one rank only, such as an image that cannot be read, goes to the error file, from which bellwether reports it.
     """
     from torch.distributed import is_initialized
-    from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
     rank = environment_rank()
     if "BELLWETHER_WORLD_SIZE" in os.environ and is_initialized() and not getattr(error, "raised_by_all_ranks", False):
-        ErrorHandler().record_exception(error)
+        _write_error_file(error)
     if rank == 0:
         for line in str(error).splitlines():
             _log.error("%s", line)
@@ -99,12 +99,22 @@ def _record_failure(error: Exception) -> int:
     """Write the traceback to torchrun's error file, from which bellwether shows that of the rank that failed first."""
     import traceback
 
+    if not _write_error_file(error) or "BELLWETHER_WORLD_SIZE" not in os.environ:
+        traceback.print_exception(error)
+    return 1
+
+
+def _write_error_file(error: Exception) -> bool:
+    """Write torchrun's error file; returns whether it could. On a full disk none is left: launchers fail on an empty one."""
     from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-    ErrorHandler().record_exception(error)
-    if "BELLWETHER_WORLD_SIZE" not in os.environ:
-        traceback.print_exc()
-    return 1
+    try:
+        ErrorHandler().record_exception(error)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(os.environ["TORCHELASTIC_ERROR_FILE"])
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -20,11 +20,14 @@ def test_damaged_newest_checkpoint_is_skipped(ranks: Ranks, workspace: Path) -> 
     ranks.run(run_config, whole)
     raw = text(workspace, "damaged", checkpoint={"every": "2 steps"})
     ranks.run(run_config, {**raw, "stop_after": "6 steps"})
-    file = last(raw) / "rank-00001.safetensors"
-    file.write_bytes(file.read_bytes()[:-50])
+    for _ in range(2):  # also twice at the same step
+        file = last(raw) / "rank-00001.safetensors"
+        file.write_bytes(file.read_bytes()[:-50])
+        ranks.run(run_config, {**raw, "stop_after": "6 steps"})
     ranks.run(run_config, raw)
     assert losses(raw) == losses(whole)
     assert (last(raw).parent / "step-00000006.damaged").is_dir()
+    assert (last(raw).parent / "step-00000006.damaged-2").is_dir()
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)

@@ -38,10 +38,15 @@ def newest_intact(root: Path, world: World) -> tuple[Path | None, list[str]]:
         if run_on_rank0(world, lambda: len(run_paths.checkpoints(root))) == 1:
             advice = "start a new run with another name=..., and there resume=PATH of an intact checkpoint"
             raise ConfigError("resume", str(path), f"no intact checkpoint is left: {problem}", advice)
-        aside = path.with_name(f"{path.name}.damaged")
-        run_on_rank0(world, lambda path=path, aside=aside: path.rename(aside))  # type: ignore[misc]
+        aside = run_on_rank0(world, lambda path=path: _set_aside(path))  # type: ignore[misc]
         messages.append(f"{path}: {problem}; renamed to {aside.name}, resuming from the checkpoint before it")
     return None, messages
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, which may be the second one of its step."""
+    names = (f"{path.name}.damaged{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    return path.rename(next(aside for name in names if not (aside := path.with_name(name)).exists()))
 
 
 def _problem(path: Path, world: World) -> str | None:
