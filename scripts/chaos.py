@@ -79,6 +79,7 @@ class Chaos:
             subject = Subject(self.folder, self.machine.disk, f"disturbed-{self.runs}")
             try:
                 self._one_run(subject)
+                self._caught_up(subject)
                 found = differences(subject, reference)
             except Failed as error:
                 found = [str(error)]

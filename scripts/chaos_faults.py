@@ -227,6 +227,8 @@ def _tail(subject: Subject) -> tuple[int, int] | None:
         data = (subject.run / "metrics.jsonl").read_bytes()
     except OSError:
         return None
+    if subject.finished:
+        return None
     published = subject.checkpoints()
     saved = int(published[-1].name.removeprefix("step-")) if published else 0
     begin = at = 0

@@ -64,7 +64,9 @@ class PhaseLoop:
         run = self.run
         if run.newest_checkpoint is None:
             return {}
-        manifest = checkpoint.load(run.newest_checkpoint, self.engine, run.world)
+        manifest = checkpoint.load(
+            run.newest_checkpoint, self.engine, run.world, verified=run.newest_checkpoint == run.verified_checkpoint
+        )
         # Other batches, or other data, have other noise.
         return manifest.noise if run.position.phase == self.phase.index else {}
 

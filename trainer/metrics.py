@@ -29,6 +29,7 @@ can read; `read` turns them back into floats.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -133,7 +134,10 @@ class Metrics:
         self._sent = {(line["event"], line["step"]) for line in lines}
 
     def close(self) -> None:
+        """Close the file and the trackers. The lines are on the disk before the run is marked as finished."""
         if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk: what failed to be written has been reported
+                self.sync()
             self._file.close()
             self._file = None
         if self._trackers is not None:

@@ -29,6 +29,7 @@ class Run:
     datasets: list[Dataset]  # one for each phase
     position: Position
     newest_checkpoint: Path | None  # the next phase starts from it
+    verified_checkpoint: Path | None  # whose checksums were compared at the start
     stop_step: int  # the run's last step, or an earlier one
     heartbeat: Heartbeat
     stop_consensus: StopConsensus

@@ -45,7 +45,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
             check_unchanged(config, manifest, datasets)
     run = Run(
         config, directory, world, planned, datasets, position,
-        newest_checkpoint=source, stop_step=stop_step(config, planned),
+        newest_checkpoint=source, verified_checkpoint=own, stop_step=stop_step(config, planned),
         heartbeat=heartbeat, stop_consensus=stop_consensus, divergence=DivergenceDetector(config.divergence),
         metrics=Metrics(directory if world.is_main else None, config.log.trackers, name=config.name, config=dump(config)),
         progress=Progress() if world.is_main else None,

@@ -121,9 +121,6 @@ def test_line_is_whole_after_the_disk_was_full(tmp_path: Path) -> None:
             self.data += written
             return len(written)
 
-        def close(self) -> None:
-            pass
-
     metrics, disk = Metrics(tmp_path), Disk()
     metrics.close()
     metrics._file = disk  # type: ignore[assignment]

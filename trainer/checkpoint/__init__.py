@@ -1,7 +1,7 @@
 """Checkpoints keyed by parameter name: written by any number of ranks at any ZeRO stage, and loaded by any other.
 
-    checkpoints/step-00001200/manifest.json       position in the run, shapes, slices of each file, checksums
-    checkpoints/step-00001200/rank-00000.safetensors ...   the slices that each rank owns
+    checkpoints/step-00001200/manifest.json       position in the run, shapes, checksums
+    checkpoints/step-00001200/rank-00000.safetensors ...   the slices that each rank owns, listed in the file's header
 
 A file contains tensors named ``kind|parameter|start``, where `start` is the offset of the slice in the flattened parameter.
 Kinds are ``weight`` (the fp32 master weight), the names of the optimizer's state tensors, ``frozen`` and ``buffer``. A

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch.distributed as dist
 from torch import nn
 
 from bellwether.trainer import run_paths
-from bellwether.trainer.checkpoint.format import Files, Manifest, damage, newest
+from bellwether.trainer.checkpoint import slices
+from bellwether.trainer.checkpoint.files import Files
+from bellwether.trainer.checkpoint.format import Manifest, damage, newest
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.engine import Engine
@@ -89,17 +91,20 @@ def read_manifest(path: Path, world: World) -> Manifest:
     return Manifest.from_json(run_on_rank0(world, lambda: Manifest.read(path).to_json()))
 
 
-def load(path: Path, engine: Engine, world: World) -> Manifest:
+def load(path: Path, engine: Engine, world: World, verified: bool = False) -> Manifest:
     """Loads a checkpoint into an engine of any ZeRO stage and world size. Collective.
+
+    Args:
+        verified: whether `newest_intact` has compared the checksums already, which reads every file.
 
     Raises:
         ConfigError: if the model or the optimizer differs, or a file is missing or damaged.
     """
-    problem = _problem(path, world)
+    problem = None if verified else _problem(path, world)
     if problem is not None:
         raise ConfigError("resume", str(path), problem, "resume from another checkpoint")
-    manifest = Manifest.read(path)
-    with Files(path, manifest) as files, torch.no_grad():
+    manifest = read_manifest(path, world)
+    with Files(path, slices.for_rank(path, manifest, world, _wanted(engine))) as files, torch.no_grad():
         run_on_all_ranks(world, lambda: _fill(engine, files, manifest))
         for name, parameter in engine.frozen():
             with engine.gathered(parameter, modify=True):
@@ -110,6 +115,13 @@ def load(path: Path, engine: Engine, world: World) -> Manifest:
     engine.optimizer.load_scalars(manifest.scalars)
     engine.load_loss_scaler_state(manifest.loss_scaler)
     return manifest
+
+
+def _wanted(engine: Engine) -> Iterator[tuple[str, int, int]]:
+    """This rank's slices: parameter, offset, length."""
+    for shard in engine.optimizer.shards:
+        for part, view in shard.views(shard.tensor.detach()):
+            yield shard.parameters[part.index].name, part.start, view.numel()
 
 
 def _fill_buffers(engine: Engine, files: Files, manifest: Manifest, world: World) -> None:
@@ -142,7 +154,7 @@ def load_into_model(path: Path, task: nn.Module) -> bool:
     """
     manifest = Manifest.read(path)
     trained = "average" if "average" in manifest.states else "weight"
-    with Files(path, manifest) as files, torch.no_grad():
+    with Files(path, slices.of_checkpoint(path, manifest)) as files, torch.no_grad():
         for name, parameter in task.named_parameters():
             files.read(trained if name in manifest.parameters else "frozen", name, 0, parameter.view(-1))
         saved = files.average_buffers(list(manifest.files))

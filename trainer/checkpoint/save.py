@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from bellwether.trainer.checkpoint.format import Manifest, Position, checksum
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.engine import Engine
 
+# Deleting the thousands of files of a large run takes minutes on some file systems. Python waits for this thread at its exit.
+_deletions = ThreadPoolExecutor(max_workers=1, thread_name_prefix="delete-checkpoints")
+
 
 def save(
     root: Path,
@@ -29,7 +32,7 @@ def save(
     data: list[str],
     noise: dict[str, float] | None = None,
 ) -> Path:
-    """Saves a checkpoint at a step boundary, and deletes all but the newest ``keep``. Collective.
+    """Saves a checkpoint at a step boundary, and deletes all but the newest ``keep`` in the background. Collective.
 
     Args:
         data: fingerprint of each phase's dataset, compared on resume.
@@ -87,16 +90,11 @@ def _prepare(partial: Path, final: Path) -> None:
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    slices: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for key, tensor in tensors.items():
-        kind, name, start = key.split("|")
-        if kind in ("weight", "frozen"):
-            slices[name].append((int(start), tensor.numel()))
     # safetensors cannot write a file without tensors.
     save_file(tensors or {"nothing": torch.zeros(1)}, file)
     run_paths.apply_umask(file)
     _flush(file)
-    return file.name, {"bytes": file.stat().st_size, "xxh3_128": checksum(file), "pieces": dict(slices)}
+    return file.name, {"bytes": file.stat().st_size, "xxh3_128": checksum(file)}
 
 
 def _manifest(
@@ -112,7 +110,7 @@ def _manifest(
             parameters[parameter.name] = {"shape": parameter.shape, "step": None if step is None else float(step)}
     return Manifest(
         position, __version__, world.size, engine.optimizer.name, data, sorted(kinds), parameters, files, engine.loss_scaler_state(),
-        scalars, noise,
+        scalars, noise, [name for name, _ in engine.frozen()],
     )  # fmt: skip
 
 
@@ -131,8 +129,10 @@ def _flush(path: Path) -> None:
 
 
 def _prune(root: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints, and what killed processes have left, while training goes on."""
     for old in run_paths.checkpoints(root)[:-keep]:
         # Renamed first: a process killed while it deletes must not leave an incomplete checkpoint under a complete one's name.
         old.rename(old.with_name(f"{old.name}.partial"))
-    for leftover in root.glob("step-*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    # Listed now: the next checkpoint is written to a directory of this kind.
+    for leftover in sorted(root.glob("step-*.partial")):
+        _deletions.submit(shutil.rmtree, leftover, ignore_errors=True)
