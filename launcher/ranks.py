@@ -96,7 +96,7 @@ def _run(machine: Machine, secret: str, folder: Path, arguments: Sequence[str]) 
             raise
         except ValueError as error:  # torch reads the ranks' error files, and a full disk leaves empty ones
             processes.close()
-            log.error("a rank failed and could not write why (%s): is the disk of %s full?", error, logs)
+            log.error("a rank failed and could not write why (%s): is the disk of %s full?", error, folder)
             return 1
     except (SignalException, KeyboardInterrupt) as error:
         log.info("stopped; the same command resumes from the newest checkpoint")
@@ -197,7 +197,8 @@ def _message(failure: ProcessFailure, brief: bool = False) -> str:
         return str(message.get("message", "")).partition(": ")[2]  # without the class
     if isinstance(message, dict):
         return str(message.get("extraInfo", {}).get("py_callstack") or message.get("message", "")).rstrip()
-    return str(message) or f"exit status {failure.exitcode}"
+    # Without an error file torch says "<NONE>".
+    return str(message) if message and message != "<NONE>" else f"exit status {failure.exitcode}; see its output"
 
 
 def _serve(machine: Machine) -> TCPStore:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bellwether.launcher import attempts, squeue
-from bellwether.trainer import metrics
+from bellwether.trainer import goodput, metrics
+from bellwether.trainer.checkpoint_interval import Interval, suggest
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.progress import duration
 
@@ -16,8 +19,11 @@ _UNMOVED = 15.0  # seconds without progress of the run after which the others wa
 _FRESH = 120.0  # seconds after which a heartbeat counts as stale
 
 
-def status(run: Path) -> int:
+def status(run: Path, as_json: bool = False) -> int:
     """Print a table about a run, whether it runs, waits or has ended.
+
+    Args:
+        as_json: print an object of numbers instead.
 
     Raises:
         ConfigError: if the directory holds no run.
@@ -25,6 +31,15 @@ def status(run: Path) -> int:
     check_run_directory(run)
     history, tries, beat = metrics.read(run), attempts.read(run), attempts.heartbeat(run)
     rows = [("state", _state(run, history, beat)), *_job(run, tries), *_progress(history, beat), *_heartbeat(beat)]
+    time_spent = goodput.account(run)
+    interval = suggest(history, time_spent)
+    if as_json:
+        print(json.dumps(_numbers(run, history, beat, time_spent, interval), indent=1))
+        return 0
+    if time_spent.total:
+        rows.append(("time went to", str(time_spent)))
+    if interval is not None:
+        rows.append(("suggestion", f"checkpoint {interval}"))
     if tries:
         rows.append(("log", tries[-1].log))
     width = max(len(label) for label, _ in rows)
@@ -36,6 +51,23 @@ def status(run: Path) -> int:
         outcome = attempt.reason or ("running" if attempt is tries[-1] else "no end recorded")
         print(f"  attempt {attempt.restart + 1} of job {attempt.job}, {began}, from step {attempt.step:,}: {outcome}")
     return 0
+
+
+def _numbers(
+    run: Path, history: metrics.History, beat: dict[str, Any], spent: goodput.Goodput, interval: Interval | None
+) -> dict[str, Any]:
+    step = max([int(line["step"]) for line in [*history.train[-1:], *history.start[-1:]]], default=0)
+    return {
+        "run": str(run),
+        "state": _state(run, history, beat),
+        "step": step,
+        "total_steps": int(beat.get("total") or 0) or None,
+        "launches": len(history.start),
+        "failures": spent.failures,
+        "seconds": {part: round(seconds, 3) for part, seconds in spent.seconds.items()},
+        "shares": {part: seconds / spent.total if spent.total else 0.0 for part, seconds in spent.seconds.items()},
+        "suggested_checkpoint_interval": None if interval is None else asdict(interval),
+    }
 
 
 def check_run_directory(run: Path) -> None:

@@ -241,6 +241,8 @@ def main() -> int:
         chaos.all(reference)
     except Failed as error:
         failure = str(error)
+    except KeyboardInterrupt:
+        failure = f"stopped with {len(chaos.left)} faults left"
     print(table(chaos.records, skips, time.monotonic() - started))
     if failure:
         shutil.copytree(folder, arguments.keep, dirs_exist_ok=True)

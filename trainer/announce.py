@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from pathlib import Path
 
 from bellwether.trainer import rundir
 from bellwether.trainer.config import dump
@@ -34,9 +36,29 @@ def announce(run: Run) -> None:
     run.metrics.write(
         "start", time=time.time(), version=rundir.code_version(), world_size=run.world.size,
         device=str(run.world.device), engine=dump(run.config)["engine"], step=position.step, samples=position.samples,
-        resumed_from=None if source is None else str(source),
+        resumed_from=None if source is None else str(source), nodes=nodes(run.world.size), startup=seconds_since_start(),
     )  # fmt: skip
     run.metrics.write("plan", phases=[[{"label": label, "value": value} for label, value in table] for table in tables])
+
+
+def nodes(world_size: int) -> int:
+    """The number of machines of the run, as the launcher's environment says."""
+    per_node = next(
+        (e for e in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE") if os.environ.get(e, "").isdigit()), ""
+    )
+    stated = os.environ.get("SLURM_STEP_NUM_NODES", "")
+    if stated.isdigit() and not per_node:
+        return max(1, int(stated))
+    return max(1, world_size // max(1, int(os.environ[per_node]))) if per_node else 1
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process was started."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return round(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 3)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0  # not on Linux
 
 
 def _plan_tables(run: Run) -> list[list[tuple[str, str]]]:

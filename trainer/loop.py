@@ -126,7 +126,10 @@ class PhaseLoop:
         run, accumulation = self.run, self.phase.split.accumulation
         for index in range(accumulation):
             run.heartbeat.at(step - 1, arrival.DATA)
-            batch = {name: t.to(run.world.device, non_blocking=True) for name, t in next(self.batches).items()}
+            began = time.monotonic()
+            loaded = next(self.batches)
+            self.step_metrics.waited_for_data(time.monotonic() - began)
+            batch = {name: t.to(run.world.device, non_blocking=True) for name, t in loaded.items()}
             is_last = index == accumulation - 1
             run.heartbeat.at(step - 1, arrival.UPDATE if is_last else arrival.BACKWARD)
             if is_last:
@@ -231,10 +234,12 @@ class PhaseLoop:
         """Evaluate on the held-out samples; returns whether the target is reached, which ends the run."""
         run, position = self.run, self.run.position
         run.heartbeat.at(position.step, arrival.EVALUATION)
+        began = time.monotonic()
         evaluation = evaluate_phase(self.engine, self.phase, self.dataset, run.world, self.watched)
         run.metrics.write(
-            "eval", time=time.time(), step=position.step, samples=position.samples, phase=self.phase.index, **evaluation
-        )
+            "eval", time=time.time(), step=position.step, samples=position.samples, phase=self.phase.index, **evaluation,
+            seconds=time.monotonic() - began,
+        )  # fmt: skip
         more = "".join(
             f", {kind} {evaluation[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in evaluation
         )

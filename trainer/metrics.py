@@ -3,10 +3,12 @@
 Every line has ``event`` and ``time`` (unix seconds); ``samples`` and ``step`` count over the whole run.
 
 ========== ==================================================================================================
-start      version, world_size, device, step, samples, resumed_from (path or null); one per launch
+start      version, world_size, device, step, samples, resumed_from (path or null); one per launch; nodes; startup: seconds since the start
+           of the process
 plan       phases: for each phase a list of {"label", "value"} rows
 train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, tokens_per_s (text only),
-           step_time (s), memory_gib, trust_ratio {min, median, max} (absent without trust ratios),
+           step_time (s), data_time (s of it that rank 0 waited for data), memory_gib,
+           trust_ratio {min, median, max} (absent without trust ratios),
            noise_scale (samples; absent until it can be estimated), noise_scale_error (its standard error),
            noise_scale_recent (over fewer steps), noise_scale_spikes (steps left out so far; absent if none)
 layers     step, samples, trust_ratio {parameter name: value}
@@ -14,7 +16,7 @@ walk       step, samples, distance (from the run's first weights), update_norm, 
            update and the one before) of all trained parameters, see `bellwether.optimizers.Trajectory`
 norms      step, samples, update_norms, weight_norms {parameter name: value}
 between    step, samples, losses: of the step's batch, at evenly spaced weights from before the step to after it
-eval       step, samples, phase, loss, accuracy (share), examples; loss_augmented, accuracy_augmented over several views
+eval       step, samples, phase, loss, accuracy (share), examples, seconds; loss_augmented, accuracy_augmented over several views
            of each image (evaluate.augment); loss_averaged, accuracy_averaged of the averaged weights (averaging)
 checkpoint step, samples, path, seconds
 end        step, samples, seconds, reason ("finished", "stopped", "reached": the target, or "diverged")

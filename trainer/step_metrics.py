@@ -48,7 +48,7 @@ class StepMetrics:
         self._loss = torch.zeros((), dtype=torch.float64, device=self._world.device)
         self._finite_steps = torch.zeros((), dtype=torch.int64, device=self._world.device)
         self._steps = 0
-        self._paused_seconds = 0.0
+        self._paused_seconds = self._data_seconds = 0.0
         self._started = time.monotonic()
 
     def add(self, result: StepResult) -> None:
@@ -63,6 +63,10 @@ class StepMetrics:
     def noise_state(self) -> dict[str, float] | None:
         """State of the gradient noise estimate for a checkpoint; None where the noise is not measured."""
         return self._noise.estimate.state() if self._noise else None
+
+    def waited_for_data(self, seconds: float) -> None:
+        """Take the time that this rank waited for a micro-batch."""
+        self._data_seconds += seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -93,6 +97,7 @@ class StepMetrics:
             "lr": self._lr,
             "samples_per_s": samples_per_s,
             "step_time": seconds,
+            "data_time": self._data_seconds / self._steps,
             "memory_gib": _peak_memory_gib(self._world.device),
         }
         if self._grad_norm is not None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 from torch.distributed import TCPStore
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, ProcessFailure
 
 from bellwether.launcher import console
 from bellwether.launcher.ranks import report_failure
+from bellwether.trainer import __main__ as trainer_main
 from tests.launcher.processes import finish, ranks_of, start, steps, wait_for_step
 from tests.tiers import covering
 
@@ -58,6 +59,56 @@ def test_failed_rank_ends_the_run_and_its_error_comes_first(space: Path, tmp_pat
     report = error[error.index("bellwether: rank 1") :]
     assert "the disk of rank 1 is on fire" in report
     assert error.count("Traceback") == 1, error
+
+
+FULL = """
+import os, sys
+if os.environ.get("RANK") == "1":
+    from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+    from bellwether.trainer.engine import Engine
+    def train_step(self, batches):
+        raise OSError(28, "No space left on device")
+    def record_exception(self, error):
+        open(os.environ["TORCHELASTIC_ERROR_FILE"], "w").close()
+        if os.environ["TEST_LEAVES"] == "empty":
+            os._exit(1)  # as a process that is killed here
+        raise OSError(28, "No space left on device")
+    Engine.train_step, ErrorHandler.record_exception = train_step, record_exception
+"""
+
+
+@covering(lambda leaves: leaves == "empty")
+@pytest.mark.process
+@pytest.mark.parametrize("leaves", ["empty", "none"])
+def test_rank_that_cannot_write_its_error_file_ends_the_run(space: Path, tmp_path: Path, leaves: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FULL)
+    process = start(
+        space, "bellwether", "train", "long.yaml", "--nproc", "2", f"name=full-{leaves}", PYTHONPATH=str(tmp_path),
+        TEST_LEAVES=leaves,
+    )  # fmt: skip
+    status, _, error = finish(process)
+    assert status == 1
+    last = [line for line in error.splitlines() if line.startswith("bellwether: ")]
+    if leaves == "empty":
+        assert "a rank failed and could not write why" in last[-1]
+        assert "is the disk of" in last[-1]
+    else:
+        output = next((space / "runs" / "full-none" / "logs").rglob("1/stderr.log")).read_text()
+        assert "No space left on device" in output
+    assert "JSONDecodeError" not in "\n".join(last)
+
+
+def test_error_file_that_cannot_be_written_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "error.json"
+
+    def record_exception(self: ErrorHandler, error: BaseException) -> None:
+        file.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    monkeypatch.setattr(ErrorHandler, "record_exception", record_exception)
+    assert trainer_main._write_error_file(ValueError("x")) is False
+    assert not file.exists()
 
 
 UNREADABLE = """

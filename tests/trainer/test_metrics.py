@@ -109,6 +109,16 @@ def test_file_of_an_older_version_holds_each_step_once_after_a_resume(tmp_path: 
     assert [line["step"] for line in abandoned.read(tmp_path)] == [1, 2, 3, 4, 3]
 
 
+def test_lines_are_on_the_disk_when_the_file_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure after a run was marked as finished must not lose its last evaluation."""
+    synced: list[int] = []
+    metrics = Metrics(tmp_path)
+    metrics.write("start", step=0, samples=0)
+    monkeypatch.setattr("os.fsync", synced.append)
+    metrics.close()
+    assert len(synced) == 1
+
+
 def test_line_is_whole_after_the_disk_was_full(tmp_path: Path) -> None:
     """The system writes a part of a line without an error when space runs out within it."""
 

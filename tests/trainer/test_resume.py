@@ -173,7 +173,7 @@ def test_pending_evaluation_is_made_on_resume(ranks: Ranks, workspace: Path, ste
     history = read(run)
     assert [line["step"] for line in history.eval] == [4, 8]
     assert history.eval[: len(whole)] == [
-        {**old, "time": new["time"]} for old, new in zip(whole, history.eval, strict=False)
+        {**old, "time": new["time"], "seconds": new["seconds"]} for old, new in zip(whole, history.eval, strict=False)
     ]
     assert history.state == "finished"
     assert (run / "finished.json").exists()

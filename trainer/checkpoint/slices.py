@@ -61,7 +61,7 @@ def of_file(path: Path, name: str) -> list[Row]:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         keys = [(key.split("|"), about["shape"]) for key, about in header.items() if key.count("|") == 2]
         return [(of[1], int(of[2]), int(shape[0]), name) for of, shape in keys if of[0] in ("weight", "frozen")]
-    except (OSError, ValueError, LookupError, TypeError, MemoryError, OverflowError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError) as error:
         problem = f"the header of {name} cannot be read: {error}"
         raise ConfigError("resume", str(path), problem, "resume from another checkpoint") from None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwether.trainer import run_paths
+from bellwether.trainer.checkpoint_interval import suggest
 from bellwether.trainer.report.chart import Draw, Picture, draw
 from bellwether.trainer.report.facts import Facts, finite
 from bellwether.trainer.report.summary import summary
@@ -34,7 +35,7 @@ def write(run: Path) -> Path:
     page = render(
         "run.html", title=facts.name, kind="report of a run", state=facts.history.state, about=_about(facts),
         facts=facts, headlines=tables.headlines(facts), sections=draw(_sections(), facts, run / "plots"),
-        layers=tables.layers(facts),
+        layers=tables.layers(facts), goodput=tables.goodput(facts), interval=suggest(facts.history, facts.goodput),
         tables={"Evaluations": tables.evaluations(facts), "Checkpoints": tables.checkpoints(facts)},
     )  # fmt: skip
     run_paths.publish(run / FILE, page)

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from bellwether.optimizers.registry import is_layer_wise
+from bellwether.trainer.goodput import Goodput, account
 from bellwether.trainer.metrics import History, Line, read
 
 CONFIG = "config.yaml"
@@ -73,6 +74,11 @@ class Facts:
         phases = self.config.get("phases") or [{}]
         values = [(phase.get(section) or {}).get(key, self.setting(section, key)) for phase in phases]
         return [value for value in values if value is not None]
+
+    @cached_property
+    def goodput(self) -> Goodput:
+        """What the time of the run went to, over all launches and jobs."""
+        return account(self.run)
 
     @cached_property
     def plan(self) -> dict[str, list[str]]:

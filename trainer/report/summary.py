@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bellwether.trainer.checkpoint_interval import suggest
 from bellwether.trainer.metrics import KINDS
 from bellwether.trainer.progress import duration
 from bellwether.trainer.report.facts import SMOOTHED, SMOOTHED_SHORT, Facts, about, count, number, rate, share
@@ -38,6 +39,10 @@ def summary(run: Path) -> str:
         rows.append(("throughput", f"{rate(speed)} samples/s" + (f"   ({rate(tokens)} tokens/s)" if tokens else "")))
     restarts = f"   ({len(h.start)} launches)" if len(h.start) > 1 else ""
     rows.append(("wall time", duration(h.seconds) + restarts))
+    if facts.goodput.total:
+        rows.append(("time went to", str(facts.goodput)))
+    if (interval := suggest(h, facts.goodput)) is not None:
+        rows.append(("suggestion", f"checkpoint {interval}"))
     places = {
         "report": "report.html",
         "export": "export",

@@ -81,6 +81,15 @@ def checkpoints(facts: Facts) -> Table:
     ], facts.history.checkpoint)  # fmt: skip
 
 
+def goodput(facts: Facts) -> Table:
+    """What the time went to."""
+    seconds = facts.goodput.seconds
+    return Table([
+        ("part", "", lambda row: row[0]), ("share", "n", lambda row: share(row[1])),
+        ("time", "n", lambda row: duration(seconds[row[0]])),
+    ], list(facts.goodput.shares.items()))  # fmt: skip
+
+
 def layers(facts: Facts) -> Table:
     """The first and the last trust ratio of every parameter."""
     lines = facts.history.layers

@@ -1,0 +1,51 @@
+"""How often a run should save: the interval of Young (1974) and Daly (2006) from measured costs and failures.
+
+With a checkpoint that costs C seconds and a mean time between failures M, time lost to saving and to redoing steps is least near
+an interval of sqrt(2 C M) (J. W. Young, CACM 17(9), 1974; J. T. Daly, FGCS 22(3), 2006). It is a suggestion: nothing changes it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from bellwether.trainer.goodput import Goodput
+from bellwether.trainer.metrics import History
+from bellwether.trainer.progress import duration
+
+#: Seconds between failures of one node, where a run has had none: 419 interruptions in 54 days on 2,048 nodes (Llama 3, 2407.21783).
+DEFAULT_MTBF = 54 * 86400 * 2048 / 419
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A suggested interval and what it follows from."""
+
+    seconds: float
+    steps: int
+    cost: float  # seconds that a checkpoint takes
+    mtbf: float  # seconds between failures of the run
+    failures: int  # 0: `mtbf` is the default for its nodes
+    nodes: int
+
+    def __str__(self) -> str:
+        seen = f"{self.failures} seen" if self.failures else f"assumed for {self.nodes} node{'s' * (self.nodes > 1)}"
+        return (
+            f"every {self.steps:,} steps ({duration(self.seconds)}): a checkpoint takes {self.cost:.3g} s, "
+            f"a failure comes every {duration(self.mtbf)} ({seen})"
+        )
+
+
+def suggest(history: History, goodput: Goodput) -> Interval | None:
+    """The interval for a run, or None while no checkpoint and no step has been measured."""
+    costs = [float(line["seconds"]) for line in history.checkpoint if line.get("seconds")]
+    times = [float(line["step_time"]) for line in history.train if line.get("step_time")]
+    if not costs or not times:
+        return None
+    nodes = history.start[-1].get("nodes") if history.start else None
+    nodes = nodes if isinstance(nodes, int) and nodes > 0 else 1
+    mtbf = goodput.running / goodput.failures if goodput.failures else DEFAULT_MTBF / nodes
+    cost, step_time = statistics.median(costs), statistics.median(times)
+    seconds = math.sqrt(2 * cost * mtbf)
+    return Interval(seconds, max(1, round(seconds / step_time)), cost, mtbf, goodput.failures, nodes)
