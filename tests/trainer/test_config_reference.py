@@ -28,7 +28,7 @@ def test_sizes_and_times_have_a_unit() -> None:
     assert units["schedule.warmup"] == "fraction of the phase; or samples, steps or epochs"
     pure = {
         "seed", "divergence", "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.momentum",
-        "optimizer.trust_bounds", "optimizer.trust_coefficient", "optimizer.clip", "averaging.decay", "schedule.power",
+        "optimizer.trust_bounds", "optimizer.trust_coefficient", "optimizer.clip", "averaging.decay", "schedule.power", "schedule.warmup_power",
         "schedule.momentum", "model.depth", "model.width", "data.mean", "data.std",
     }  # fmt: skip
     for key in keys():
