@@ -7,15 +7,12 @@ a parameter only the first is counted.
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
-from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, is_dtensor, local
+from bellwether.optimizers.shards.layout import Box, ParameterInfo, ShardLayout, is_dtensor, local
 
 
 def shards(names: dict[Tensor, str]) -> list[ShardLayout]:
@@ -42,8 +39,7 @@ def shards(names: dict[Tensor, str]) -> list[ShardLayout]:
             continue
         is_first = all(mesh.get_local_rank(d) == 0 for d in by_mesh[mesh] - dimensions)
         whole = ParameterInfo(name, tuple(parameter.shape))
-        slices = tuple(_slices(parameter))
-        layouts.append(ShardLayout(parameter, (whole,), slices, groups[mesh], is_counted=is_first))
+        layouts.append(ShardLayout(parameter, (whole,), _box(parameter), groups[mesh], is_counted=is_first))
     return layouts
 
 
@@ -82,21 +78,12 @@ def _process_group(mesh: Any, dimensions: list[int]) -> dist.ProcessGroup:
     return mesh[tuple(mesh.mesh_dim_names[d] for d in dimensions)]._flatten().get_group()
 
 
-def _slices(parameter: Any) -> Iterator[ParameterSlice]:
-    """The consecutive elements in this rank's block of a parameter, which is a box in its index space."""
+def _box(parameter: Any) -> Box:
+    """This rank's block of a parameter."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     shape = tuple(parameter.shape)
-    box, corner = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
-    if tuple(local(parameter).shape) != tuple(box):
-        raise NotImplementedError(f"a DTensor of shape {shape} whose local part is not the box {tuple(box)}")
-    if not math.prod(box):
-        return
-    # Dimensions after `inner` are whole, so consecutive elements span them.
-    inner = max((d for d in range(len(shape)) if box[d] != shape[d]), default=0)
-    strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
-    length = box[inner] * strides[inner]
-    outer = itertools.product(*(range(box[d]) for d in range(inner)))
-    for row, index in enumerate(outer):
-        start = sum((corner[d] + i) * strides[d] for d, i in enumerate(index)) + corner[inner] * strides[inner]
-        yield ParameterSlice(0, row * length, start, length)
+    size, corner = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
+    if tuple(local(parameter).shape) != tuple(size):
+        raise NotImplementedError(f"a DTensor of shape {shape} whose local part is not the box {tuple(size)}")
+    return Box(shape, tuple(corner), tuple(size))

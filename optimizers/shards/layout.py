@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,6 +40,44 @@ class ParameterSlice:
     length: int
 
 
+@dataclass(frozen=True)
+class Box(Sequence[ParameterSlice]):
+    """A box in the index space of a parameter that has the flat tensor for itself: slices, each computed when asked for.
+
+    A matrix of which a rank has some columns is one slice per row; a Python object for each would take memory and time.
+    """
+
+    shape: tuple[int, ...]  # of the parameter
+    corner: tuple[int, ...]  # lowest index in each dimension
+    size: tuple[int, ...]
+
+    @cached_property
+    def _inner(self) -> int:
+        """The dimension after which all are whole, so that consecutive elements span them."""
+        return max((d for d in range(len(self.shape)) if self.size[d] != self.shape[d]), default=0)
+
+    @cached_property
+    def length(self) -> int:
+        """Elements of a slice."""
+        return math.prod(self.size[self._inner :])
+
+    def __len__(self) -> int:
+        return math.prod(self.size[: self._inner]) if math.prod(self.size) else 0
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return tuple(self[i] for i in range(*row.indices(len(self))))
+        row = range(len(self))[row]
+        offset, start = row * self.length, 0
+        for d in range(len(self.shape) - 1, -1, -1):
+            index = self.corner[d]
+            if d < self._inner:
+                row, i = divmod(row, self.size[d])
+                index += i
+            start += index * math.prod(self.shape[d + 1 :])
+        return ParameterSlice(0, offset, start, self.length)
+
+
 @dataclass(frozen=True, eq=False)
 class ShardLayout:
     """A tensor that the optimizer updates, and which slices of which parameters it holds.
@@ -49,7 +88,7 @@ class ShardLayout:
     tensor: Tensor
     # All parameters that are split over `process_group`, in the same order on each of its ranks.
     parameters: tuple[ParameterInfo, ...]
-    slices: tuple[ParameterSlice, ...]  # what this rank owns of them; may be empty
+    slices: Sequence[ParameterSlice]  # what this rank owns of them; may be empty
     process_group: dist.ProcessGroup | None  # None: every rank holds the parameters whole
     is_counted: bool = True  # whether sums over `process_group` include this rank; False for all but one replica
 
@@ -70,6 +109,8 @@ class ShardLayout:
 
     def segments(self) -> list[tuple[int, int, int]]:
         """(offset, length, index of the parameter) of each run of elements. Adjacent slices are one run."""
+        if isinstance(self.slices, Box):
+            return [(0, len(self.slices) * self.slices.length, 0)] if self.slices else []
         runs: list[tuple[int, int, int]] = []
         for part in self.slices:
             if runs and runs[-1][2] == part.index and sum(runs[-1][:2]) == part.offset:

@@ -14,7 +14,7 @@ import torch
 from bellwether.optimizers import AdamW, Lamb, attach
 from bellwether.optimizers.kernels.coefficients import Coefficients
 from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
-from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout, cut, sqrt
+from bellwether.optimizers.shards.layout import Box, ParameterInfo, ParameterSlice, ShardLayout, cut, sqrt
 from tests.optimizers import coefficients_in_torch, sharded
 from tests.precision import skip_without
 from tests.ranks import Ranks
@@ -52,6 +52,45 @@ def test_adjacent_slices_are_one_segment() -> None:
     )
     shard = ShardLayout(torch.zeros(11), (ParameterInfo("a", (10,)), ParameterInfo("b", (3,))), slices, None)
     assert shard.segments() == [(0, 6, 0), (6, 3, 1), (10, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("corner", "size"),
+    [((0, 0, 0), (3, 4, 5)), ((1, 0, 0), (2, 4, 5)), ((0, 1, 0), (3, 2, 5)), ((0, 0, 3), (3, 4, 2)), ((1, 2, 1), (2, 1, 3)), ((0, 0, 0), (0, 4, 5))],
+)  # fmt: skip
+def test_box_lists_the_elements_of_a_block(corner: tuple[int, ...], size: tuple[int, ...]) -> None:
+    whole = torch.arange(60).view(3, 4, 5)
+    block = whole[tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))].reshape(-1)
+    box = Box((3, 4, 5), corner, size)
+    shard = ShardLayout(block, (ParameterInfo("a", (3, 4, 5)),), box, None)
+    found = [whole.view(-1)[s.start : s.start + s.length] for s in box]
+    assert torch.cat([*found, whole.new_zeros(0)]).tolist() == block.tolist()
+    assert shard.segments() == ([(0, len(block), 0)] if len(block) else [])
+    assert [s.offset for s in box] == [box.length * i for i in range(len(box))]
+
+
+def _sharded_columns() -> tuple[int, int]:
+    """Python objects that the layout of a DTensor takes which is sharded in its last dimension, and its slices."""
+    import gc
+
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    weight = torch.nn.Parameter(distribute_tensor(torch.zeros(16, 256, 4), mesh, [Shard(2)]))
+    optimizer = Lamb([weight])
+    gc.collect()
+    before = len(gc.get_objects())
+    shard = optimizer.shards[0]
+    SegmentTable.of([shard], by_parameter=True)
+    return len(gc.get_objects()) - before, len(shard.slices)
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_columns_of_a_dtensor_are_not_an_object_per_row(ranks: Ranks) -> None:
+    for objects, slices in ranks.run(_sharded_columns):
+        assert slices == 16 * 256
+        assert objects < 1000
 
 
 def test_lamb_on_fragments_equals_lamb_on_whole_parameters() -> None:
