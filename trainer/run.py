@@ -77,8 +77,7 @@ def _heartbeat(config: Config, world: World, directory: Path) -> Heartbeat:
 def _lock_directory(config: Config, stack: contextlib.ExitStack) -> Path:
     """The run directory, locked until the stack is closed."""
     directory, lock = rundir.prepare(config)
-    if lock is not None:
-        stack.enter_context(lock)
+    stack.enter_context(lock)
     return directory
 
 

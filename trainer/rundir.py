@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
-from bellwether.trainer import checkpoint, run_paths
+from bellwether.trainer import checkpoint, run_lock, run_paths
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, Target, dump, to_yaml, validate
 from bellwether.trainer.config.renamed import convert
+from bellwether.trainer.run_lock import RunLock
 from bellwether.version import code_version
 
-LOCK = ".lock"
 _HEAD = "# bellwether "
-_SAME_JOB_TIMEOUT = 180  # seconds to wait for a lock that an earlier attempt of the same job holds
+_OWN = ("logs", run_lock.FLOCK)
+_SAME_JOB_TIMEOUT = (
+    run_lock.EXPIRE_SECONDS + 60
+)  # seconds to wait for a lock that an earlier attempt of the same job holds
 
 # Keys that may change when a run resumes: who computes which part, how often something is written, and where it stops.
 CHANGEABLE = (
@@ -39,11 +40,11 @@ CHANGEABLE = (
 )
 
 
-def prepare(config: Config) -> tuple[Path, IO[str] | None]:
+def prepare(config: Config) -> tuple[Path, RunLock]:
     """Create the run directory, or check that it belongs to this config. Writes ``config.yaml``.
 
     Returns:
-        the directory, and a file that holds a lock on it while it is open; None where the file system has no locks.
+        the directory, and its lock, which is held until it is closed.
 
     Raises:
         ConfigErrors: if the directory holds a run with another config, with a line for each changed key.
@@ -58,13 +59,16 @@ def prepare(config: Config) -> tuple[Path, IO[str] | None]:
         raise ConfigError(key, value, problem, "name a directory that is writable") from error
 
 
-def _prepare(config: Config, run: Path) -> IO[str] | None:
+def _prepare(config: Config, run: Path) -> RunLock:
     file = run / "config.yaml"
     text = file.read_text(errors="replace") if file.is_file() else ""
     if (
         not text.startswith(_HEAD)
         and run.exists()
-        and any(p.name not in ("logs", LOCK) and not p.name.startswith(f"{file.name}.partial") for p in run.iterdir())
+        and any(
+            p.name not in _OWN and not p.name.startswith((run_lock.LEASE, f"{file.name}.partial"))
+            for p in run.iterdir()
+        )
     ):
         raise ConfigError(
             "name", config.name, f"{run} exists and is no run directory of Bellwether", "choose another name=..."
@@ -129,29 +133,24 @@ def has_reached(run: Path, position: checkpoint.Position, target: Target | None)
     return False
 
 
-def _lock(run: Path) -> IO[str] | None:
-    file = open(run / LOCK, "a+")  # noqa: SIM115  (held until the process ends)
-    job = f"job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+def _lock(run: Path) -> RunLock:
+    """Lock the run directory, and wait for those who are about to leave it.
+
+    Raises:
+        ConfigError: if another process trains there.
+    """
+    job = os.environ.get("SLURM_JOB_ID", "")
     deadline = time.monotonic() + _SAME_JOB_TIMEOUT
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
+            return run_lock.acquire(run)
+        except run_lock.Busy as error:
             # SLURM may requeue a job while an attempt on an unreachable node has not ended yet.
-            if job and holder.endswith(f", {job}") and time.monotonic() < deadline:
+            if job and run_lock.job_of(str(error)) == job and time.monotonic() < deadline:
                 time.sleep(1)
                 continue
-            problem = f"another process trains in {run} ({holder or 'it is not known which'})"
+            problem = f"another process trains in {run} ({error or 'it is not known which'})"
             raise ConfigError("name", run.name, problem, "wait for it, end it, or choose another name=...") from None
-        except OSError:
-            return None  # some parallel file systems are mounted without locks
-    file.truncate(0)
-    file.write(", ".join(filter(None, [f"process {os.getpid()} on {socket.gethostname()}", job])) + "\n")
-    file.flush()
-    return file
 
 
 def _check_same_config(config: Config, run: Path, text: str) -> None:

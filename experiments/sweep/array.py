@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import BaseFileLock
 
 from bellwether.experiments.sweep import spec
 from bellwether.experiments.sweep.lock import JOBS, exclusive
@@ -28,6 +28,7 @@ from bellwether.launcher import attempts, console, launch, sbatch, site_config
 from bellwether.launcher.launch import LaunchRequest
 from bellwether.trainer import signals
 from bellwether.trainer.config import ConfigError, ConfigErrors
+from bellwether.trainer.file_locks import file_lock
 from bellwether.trainer.report.facts import count
 
 _log = logging.getLogger(__name__)
@@ -178,8 +179,8 @@ def end(study: Study, trial_id: TrialId) -> int:
     return 0
 
 
-def _lock(study: Study) -> FileLock:
-    return FileLock(study.directory / ".begin.lock")
+def _lock(study: Study) -> BaseFileLock:
+    return file_lock(study.directory / ".begin.lock")
 
 
 def main() -> int:

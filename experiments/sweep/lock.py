@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from bellwether.experiments.sweep.study import Study
 from bellwether.trainer.config import ConfigError
+from bellwether.trainer.file_locks import file_lock
 
 JOBS = "jobs.txt"  # numbers of the job arrays that were submitted for the sweep, one per line
 
@@ -25,7 +26,7 @@ def exclusive(study: Study) -> Iterator[None]:
     """
     directory, name = study.directory, study.sweep.name
     try:
-        with FileLock(directory / ".lock", blocking=False):
+        with file_lock(directory / ".lock", blocking=False):
             for number in _submitted(directory):
                 if _is_in_queue(number):
                     raise ConfigError("name", name, f"job {number} works on {directory}", "wait for it, or scancel it")

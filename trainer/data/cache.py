@@ -22,10 +22,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.environment_rank import is_local_rank_0
+from bellwether.trainer.file_locks import file_lock
 from bellwether.trainer.log import EVERY_RANK
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
         raise NotPrepared(str(final))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _acquire(FileLock(directory / f"{final.name}.lock"), final):
+        with _acquire(file_lock(directory / f"{final.name}.lock"), final):
             if not _is_intact(final):
                 if final.exists():
                     log.warning("%s is damaged and is prepared again", final, extra=EVERY_RANK)
@@ -140,7 +141,7 @@ def _partial(final: Path) -> Path:
     return final.with_name(f"{final.name}.partial-{socket.gethostname()}-{os.getpid()}")
 
 
-def _acquire(lock: FileLock, final: Path) -> Any:
+def _acquire(lock: BaseFileLock, final: Path) -> Any:
     try:
         return lock.acquire(timeout=_LOCK_POLL)
     except Timeout:
