@@ -10,8 +10,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bellwether.launcher import attempts, console, doctor, hostfile, sbatch, site_config
+from bellwether.launcher.attempts import best_effort
 from bellwether.launcher.doctor import table
 from bellwether.launcher.doctor.result import GREEN
 from bellwether.launcher.forwarded_env import forwarded_env
@@ -50,6 +52,8 @@ class LaunchRequest:
     qos: str | None = None
     constraint: str | None = None
     sbatch: Sequence[str] = ()
+    spares: int | None = None
+    chain: int | None = None
     hostfile: str | None = None
     site: str | None = None
     dry_run: bool = False
@@ -97,11 +101,14 @@ def sbatch_job(request: LaunchRequest, config: Config, site: site_config.Site) -
         site_overrides |= {"gpus_per_node": request.gpus_per_node, "tasks_per_node": max(1, request.gpus_per_node)}
     if request.tasks_per_node is not None:
         site_overrides["tasks_per_node"] = request.tasks_per_node
+    site_overrides |= {"spares": site.spares or 0, "requeue": (site.chain or 1) == 1}
     return replace(base, **site_overrides, more=(*base.more, *request.sbatch))
 
 
 def _slurm(request: LaunchRequest, config: Config) -> int:
     site = site_config.load(request.site).with_venv()
+    given = {key: getattr(request, key) for key in ("spares", "chain") if getattr(request, key) is not None}
+    site = site.model_copy(update=given)
     requested = sbatch_job(request, config, site)
     check_split(config, requested.nodes * requested.tasks_per_node)
     script = sbatch.render(requested, site, request.arguments)
@@ -114,17 +121,40 @@ def _slurm(request: LaunchRequest, config: Config) -> int:
     if (waiting := attempts.waiting(run)) is not None and is_queued(waiting["job"]):
         fix = "wait for it, scancel it, or choose another name=..."
         raise ConfigError("name", config.name, f"job {waiting['job']} is queued for {run}", fix)
-    number = submit(script, request, site)
-    if number is None:
+    numbers = submit_chain(script, request, site, run)
+    if not numbers:
         return 1
-    attempts.submitted(run, number, os.path.join(os.getcwd(), attempts.rank0_log(number)))
-    print(f"submitted job {number}: {requested.nodes} x {requested.tasks_per_node} processes, run {run}")
+    number = numbers[0]
+    spares = f" and {requested.spares} spare node{'s' if requested.spares > 1 else ''}" if requested.spares else ""
+    print(f"submitted job {number}: {requested.nodes} x {requested.tasks_per_node} processes{spares}, run {run}")
+    if len(numbers) > 1:
+        print(f"  then      jobs {', '.join(numbers[1:])}, each after the one before")
     print(f"  job log   {config.name}-{number}.log")
     print(f"  rank 0    {attempts.rank0_log(number)}")
     print(f"  status    bellwether status {run}")
     print(f"  output    bellwether logs {run} -f")
-    print(f"  cancel    scancel {number}    (saves a checkpoint first)")
+    print(f"  cancel    scancel {' '.join(numbers)}    (saves a checkpoint first)")
     return 0
+
+
+def submit_chain(script: str, request: LaunchRequest, site: site_config.Site, run: Path) -> list[str]:
+    """Submit a run's job, or as many as the site's `chain` says, each of which starts when the one before has ended."""
+    numbers: list[str] = []
+    links = site.chain or 1
+    for link in range(1, links + 1):
+        options = []
+        if links > 1:
+            series = f",BELLWETHER_SERIES={numbers[0]}" if numbers else ""
+            options = [f"--export=ALL,BELLWETHER_CHAIN={link}/{links}{series}"]
+            options += [f"--dependency=afterany:{numbers[-1]}"] if numbers else []
+        number = submit(script, request, site, *options)
+        if number is None:
+            break
+        log = os.path.join(os.getcwd(), attempts.rank0_log(number))
+        series = (numbers or [number])[0] if links > 1 else ""
+        best_effort("writing attempts.jsonl", lambda: attempts.submitted(run, number, log, series), None)  # noqa: B023
+        numbers.append(number)
+    return numbers
 
 
 def submit(script: str, request: LaunchRequest, site: site_config.Site, *options: str) -> str | None:
@@ -243,7 +273,18 @@ def _check_options(request: LaunchRequest) -> None:
         ConfigError: naming the option.
     """
     restricted = {
-        "slurm": ("cpus_per_task", "time", "partition", "account", "qos", "constraint", "sbatch", "site"),
+        "slurm": (
+            "cpus_per_task",
+            "time",
+            "partition",
+            "account",
+            "qos",
+            "constraint",
+            "sbatch",
+            "site",
+            "spares",
+            "chain",
+        ),
         "mpi ssh": ("hostfile",),
         "slurm mpi": ("nodes",),
     }

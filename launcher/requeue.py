@@ -1,226 +1,284 @@
-"""Decides whether a SLURM job is requeued. Its batch script calls this before and after each attempt.
+"""What a SLURM job does before and after each attempt. Its batch script calls this, and executes what it prints.
 
-    python -m bellwether.launcher.requeue begin CONFIG [key=value ...]
+    python -m bellwether.launcher.requeue begin --job "$(scontrol show job -o ...)" CONFIG [key=value ...]
     python -m bellwether.launcher.requeue end --status N --job "$(scontrol show job -o ...)" CONFIG [key=value ...]
 
-``begin`` exits with 0, with `NOTHING_TO_DO` if the run is finished, or with 1 if no restarts are left. ``end`` exits with
-`signals.SAVED` if the job is to be requeued, otherwise with the exit status that the job should have, and prints the reason.
-Each attempt leaves two lines in ``<run>/logs/attempts.jsonl`` (`bellwether.launcher.attempts`), which the next one reads: a
-job that fails twice at the same step stops instead of wasting its queue time. Imports nothing heavy.
+The output is assignments for the shell: ``action`` is ``run`` (on the nodes of ``step``), ``retry`` (begin again), ``requeue`` (without
+the nodes of ``exclude``) or ``exit`` (with ``code``). Messages go to standard error. `bellwether.launcher.decision` decides, from the
+record of the attempts in ``<run>/logs/attempts.jsonl``; `bellwether.launcher.placement` chooses nodes. The record is best effort: a
+file system that fails ends no run. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import re
-import signal
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bellwether.launcher import attempts, console
-from bellwether.launcher.attempts import Attempt, is_finished, newest_checkpoint
-from bellwether.trainer import run_paths, signals
-from bellwether.trainer.config import ConfigError, ConfigErrors, load
+from bellwether.launcher import attempts, console, resubmit
+from bellwether.launcher.attempts import Attempt, best_effort, is_finished, newest_checkpoint
+from bellwether.launcher.decision import EXIT, REQUEUE, Decision, decide, is_repeated, suspects
+from bellwether.launcher.doctor import quick
+from bellwether.launcher.outcome import heartbeat_at_end, true_status, who_failed
+from bellwether.launcher.placement import RUN, Placement, bad_nodes, place
+from bellwether.launcher.slurm_job import Job, job_of, number_of
+from bellwether.launcher.srun_messages import first_failure
+from bellwether.trainer import run_lock, run_paths, signals
+from bellwether.trainer.config import Config, ConfigError, ConfigErrors, load
 
 log = logging.getLogger("bellwether.launcher.requeue")  # __name__ is __main__ in the batch script
 
-NOTHING_TO_DO = 3
-RESTARTS = 50
-STUCK = 5  # consecutive attempts without a newer checkpoint, for whatever reason, after which a job stops
-# Exit statuses of ranks that got a signal while Python was starting, before the handlers were installed.
-_KILLED_AT_START = (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
+WAIT = 300  # seconds for which a job waits for another one that trains in its run directory
+_POLL_SECONDS = 5.0
 
 
-def decide(history: Sequence[Attempt], status: int, *, finished: bool, restarts: int, job: str = "") -> tuple[int, str]:
-    """Decide what a job does after an attempt.
+def begin(run: Path, config: Config | None, job: Job, check: str | None) -> dict[str, object]:
+    """Record the start of an attempt. Returns the assignments.
 
     Args:
-        history: all attempts at the run; the last one has just ended.
-        status: exit status of srun.
-        finished: whether the run is marked as finished.
-        restarts: maximum number of restarts of the job.
-        job: the output of ``scontrol show job -o``.
-
-    Returns:
-        the job's exit status, where `signals.SAVED` requests a requeue, and the reason.
+        check: the output of `bellwether.launcher.doctor.quick` on all nodes; None: not made.
     """
-    last = history[-1]
-    saved = f"step {last.saved or 0:,}"
-    failed = status if status != signals.SAVED else 1  # exit status of a job that is not requeued
-    if status == 0:
-        return 0, "finished" if finished else "stopped where the config says"
-    if status == 2:
-        return 2, "the config is wrong, see the log of rank 0"
-    same_job = [attempt for attempt in history if attempt.job == last.job]
-    reason = _ended_by_slurm(job, last) or _out_of_attempts(same_job, restarts)
-    if reason:
-        return failed, reason
-    if status == signals.SAVED:
-        return signals.SAVED, f"saved at {saved} after a signal; resumes in the next attempt"
-    if status == signals.LOST:
-        return signals.SAVED, f"lost a rank at step {last.reached or 0:,}; resumes from {saved}"
-    if len(same_job) > 1 and _same_failure(same_job[-2], last):
-        return failed, (
-            f"failed twice at step {last.reached:,} with no newer checkpoint than {saved}: "
-            "not requeued, see the log of the rank that failed"
-        )
-    return signals.SAVED, f"failed with status {status} at step {last.reached or 0:,}; retries from {saved}"
-
-
-def _ended_by_slurm(job: str, last: Attempt) -> str:
-    """The reason why a job must not be requeued here: SLURM has requeued it, or a user has cancelled it."""
-    fields = dict(re.findall(r"\b(JobState|Restarts|RunTime|TimeLimit)=(\S+)", job))
-    saved = f"step {last.saved or 0:,}"
-    if fields.get("Restarts", "0").isdigit() and int(fields.get("Restarts", "0")) > last.restart:
-        return f"SLURM itself has requeued the job, as it does after a node failure; resumes from {saved}"
-    if fields.get("JobState") == "COMPLETING" and not _reached_time_limit(fields):
-        return f"cancelled; checkpoints are kept, and the same sbatch command resumes from {saved}"
-    return ""
-
-
-def _out_of_attempts(same_job: Sequence[Attempt], restarts: int) -> str:
-    """The reason why further attempts of a job are pointless or not allowed."""
-    if len(same_job) > restarts:
-        return f"started {len(same_job)} times, and BELLWETHER_RESTARTS allows {restarts} restarts"
-    recent = same_job[-STUCK:]
-    if len(recent) == STUCK and all((attempt.saved or 0) <= recent[0].step for attempt in recent):
-        return (
-            f"{STUCK} attempts without a newer checkpoint than step {same_job[-1].saved or 0:,}: save more often "
-            "(checkpoint.every), or request more time (--time, and --signal for the warning before the limit)"
-        )
-    return ""
-
-
-def _same_failure(before: Attempt, last: Attempt) -> bool:
-    """Whether both attempts failed at the same step by themselves. The loss of a node does not count."""
-    if before.status in (None, 0, signals.SAVED, signals.LOST) or before.reached is None or last.reached is None:
-        return False
-    slack = max(before.slack, last.slack)
-    return before.saved == last.saved and abs(before.reached - last.reached) <= slack
-
-
-def _reached_time_limit(fields: Mapping[str, str]) -> bool:
-    """Whether SLURM ends a job because of its time limit."""
-    with contextlib.suppress(KeyError, ValueError):
-        return _seconds(fields["RunTime"]) >= _seconds(fields["TimeLimit"])
-    return False
-
-
-def _seconds(text: str) -> int:
-    """Parse SLURM's [D-]HH:MM:SS.
-
-    >>> _seconds("1-00:00:05")
-    86405
-    """
-    days, _, clock = text.rpartition("-")
-    hours, minutes, seconds = (int(part) for part in clock.split(":"))
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def begin(run: Path, restarts: int) -> int:
-    """Record the start of an attempt. Returns `NOTHING_TO_DO` if the run is finished, 1 if no restarts are left."""
-    if is_finished(run):
-        _print(f"{run} is finished, nothing to do")
-        return NOTHING_TO_DO
-    e = os.environ
-    job = e.get("SLURM_JOB_ID", "")
+    if (occupied := _wait_for_others(run, job)) is not None:
+        _print(job, f"{occupied} trains in {run}, nothing to do here")
+        return _exit(0)
+    if best_effort("looking for finished.json", lambda: is_finished(run), False):
+        _print(job, f"{run} is finished, nothing to do")
+        return _exit(0)
+    before = job.attempts(run)
     # Checked here too: when the first node dies, `end` does not run.
-    before = [attempt for attempt in attempts.read(run) if attempt.job == job]
-    if len(before) > restarts:
-        _print(f"started {len(before)} times, and BELLWETHER_RESTARTS allows {restarts} restarts")
-        return 1
+    made = max(len(before), job.made)
+    if made > job.restarts:
+        _print(job, f"started {made} times, and BELLWETHER_RESTARTS allows {job.restarts} restarts")
+        return _exit(1)
+    if before and before[-1].stopped and before[-1].job != job.number:
+        _print(job, f"job {before[-1].job} of this chain has ended: {before[-1].reason}")
+        return _exit(1)
+    if config is not None:
+        _check_gpus(config, job)
     if before and before[-1].ended is None:
-        _print("the previous attempt recorded no end: its first node was lost, or its script was killed")
-    task = f"{e['SLURM_ARRAY_JOB_ID']}_{e['SLURM_ARRAY_TASK_ID']}" if "SLURM_ARRAY_JOB_ID" in e else job
+        _print(job, "the previous attempt recorded no end: its first node was lost, or its script was killed")
+    placement = _place(run, job, before, check)
+    if placement.reason:
+        _print(job, placement.reason, made + 1)
+    if placement.exclude:
+        best_effort("writing attempts.jsonl", lambda: attempts.excluded(run, job.number, placement.exclude), None)
+    if placement.action == EXIT:
+        return _exit(1)
+    if placement.action == REQUEUE:
+        return _requeue(run, job, placement.exclude)
+    used = list(placement.nodes)
+    tasks = job.tasks // job.nodes * job.needed if job.spares else job.tasks
     attempt = Attempt(
-        job=job, restart=int(e.get("SLURM_RESTART_COUNT", "0")), time=round(time.time(), 3),
-        nodes=e.get("SLURM_JOB_NODELIST", ""), tasks=int(e.get("SLURM_NTASKS", "1")),
-        log=str(Path.cwd() / attempts.rank0_log(task)), step=newest_checkpoint(run),
+        job=job.number, restart=job.restart, time=round(time.time(), 3),
+        nodes=",".join(used) or os.environ.get("SLURM_JOB_NODELIST", ""), tasks=tasks,
+        log=str(Path.cwd() / attempts.rank0_log(job.task)),
+        step=best_effort("looking for checkpoints", lambda: newest_checkpoint(run), 0),
+        series="" if job.series == job.number else job.series,
     )  # fmt: skip
-    attempts.began(run, attempt)
-    return 0
+    best_effort("writing attempts.jsonl", lambda: attempts.began(run, attempt), None)
+    found: dict[str, object] = {"action": RUN, "attempt": made + 1, "tasks": tasks}
+    if used:
+        found |= {"used": attempt.nodes, "first": used[0], "step": _step_options(used, tasks)}
+    return found
 
 
-def end(run: Path, status: int, job: str, restarts: int) -> int:
-    """Record the end of an attempt; returns the job's exit status, as `decide` does."""
-    own_job = os.environ.get("SLURM_JOB_ID", "")
-    # Another job may have tried the same run in the meantime, and been refused.
-    own_attempts = [attempt for attempt in attempts.read(run) if attempt.job == own_job]
-    if not own_attempts:
-        return status
-    reached, slack, outcome = _heartbeat_at_end(run, own_attempts[-1])
-    status = _true_status(status, outcome)
-    saved = newest_checkpoint(run)
-    last = replace(own_attempts[-1], status=status, reached=max(reached, saved), slack=slack, saved=saved)
-    exit_code, reason = decide(
-        [*own_attempts[:-1], last], status, finished=is_finished(run), restarts=restarts, job=job
-    )
-    if status == 0 and outcome == "diverged":
-        reason = f"the loss diverged; the newest checkpoint is that of step {saved:,}"
-    attempts.ended(run, replace(last, ended=round(time.time(), 3), reason=reason))
-    _print(reason)
-    return exit_code
-
-
-def _true_status(status: int, outcome: str) -> int:
-    """The exit status of the rank that ended the run. srun returns that of a rank which may have ended because of another.
+def end(run: Path, status: int, messages: str, job: Job) -> dict[str, object]:
+    """Record the end of an attempt. Returns the assignments.
 
     Args:
-        outcome: how the run ended according to the heartbeat; empty: not recorded.
+        status: exit status of srun.
+        messages: what srun wrote to standard error.
     """
-    status = {"saved": signals.SAVED, "lost": signals.LOST}.get(outcome, status)
-    if outcome == "failed" and status in (signals.SAVED, signals.LOST, *_KILLED_AT_START):
-        return 1
-    if not outcome and status in _KILLED_AT_START:
-        return signals.SAVED
-    return status
+    history = job.attempts(run)
+    # Another job may have tried the same run in the meantime, and been refused.
+    own = [attempt for attempt in history if attempt.job == job.number]
+    if not own:  # no start could be recorded
+        own = history = [*history, Attempt(job.number, job.restart, 0.0, "", job.tasks, "", 0, series=job.series)]
+    reached, slack, outcome, silent = heartbeat_at_end(run, own[-1])
+    failure = first_failure(messages)
+    status = true_status(status, outcome, failure)
+    saved = best_effort("looking for checkpoints", lambda: newest_checkpoint(run), own[-1].step)
+    last = replace(own[-1], status=status, reached=max(reached, saved), slack=slack, saved=saved)
+    if status not in (0, 2, signals.SAVED):
+        nodes, ranks = who_failed(status, failure, silent)
+        last = replace(last, failed_on=nodes, failed_ranks=ranks)
+    history = [*(attempt for attempt in history if attempt is not own[-1]), last]
+    decision = decide(
+        history, status, finished=best_effort("looking for finished.json", lambda: is_finished(run), False),
+        restarts=job.restarts, job=job.shown, busy=_holder(run, job) or "", made=job.made + 1,
+    )  # fmt: skip
+    if status == 0 and outcome == "diverged":
+        decision = replace(decision, reason=f"the loss diverged; the newest checkpoint is that of step {saved:,}")
+    last = replace(last, ended=round(time.time(), 3), reason=decision.reason, stopped=decision.stopped)
+    best_effort("writing attempts.jsonl", lambda: attempts.ended(run, last), None)
+    _print(job, decision.reason, max(len(history), job.made + 1))
+    return _follow(run, job, decision, history)
 
 
-def _heartbeat_at_end(run: Path, attempt: Attempt) -> tuple[int, int, str]:
-    """The last step of an attempt, by how many steps that may be too low, and how the run ended."""
-    beat = attempts.heartbeat(run)
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        if beat["time"] >= attempt.time:
-            return int(beat["step"]), int(beat["steps"]), str(beat["ended"])
-    return attempt.step, 0, ""
+def _follow(run: Path, job: Job, decision: Decision, history: Sequence[Attempt]) -> dict[str, object]:
+    if decision.action == EXIT:
+        return _exit(decision.code)
+    if decision.action == REQUEUE:
+        nodes = suspects(history)
+        if job.partition and len(set(job.partition) - set(nodes)) < job.nodes:
+            nodes = {}
+        return _requeue(run, job, nodes)
+    return {"action": decision.action}
 
 
-def _print(text: str) -> None:
-    attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0")) + 1
-    print(f"{time.strftime('%F %T')} bellwether: attempt {attempt}: {text}", flush=True)
+def _exit(code: int) -> dict[str, object]:
+    return {"action": EXIT, "code": code}
+
+
+def _requeue(run: Path, job: Job, exclude: Mapping[str, str]) -> dict[str, object]:
+    """Requeue the job, or let the next job of the chain go on. If SLURM refuses, the script submits the job again."""
+    before = resubmit.fields(job.shown).get("ExcNodeList", "")
+    excluded = ",".join([*([before] if before not in ("", "(null)") else []), *sorted(exclude)]) if exclude else ""
+    if exclude:
+        _print(job, f"excluded from now on: {', '.join(f'{node} ({why})' for node, why in exclude.items())}")
+    if job.links:
+        following = best_effort("reading attempts.jsonl", lambda: attempts.next_of(run, job.number), "")
+        if job.link < job.links:
+            _print(job, f"the next job of the chain goes on ({job.link} of {job.links} have run)")
+            return {**_exit(0), "next": following, "exclude": excluded}
+        _print(job, f"all {job.links} jobs of the chain have run: submit the run again to go on")
+        return _exit(1)
+    shrunk = job.nodes if resubmit.fields(job.shown).get("NumNodes") != str(job.nodes) else ""
+    return {
+        "action": REQUEUE, "code": 1, "exclude": excluded, "grow": shrunk, "series": f"{job.series}:{job.link + 1}",
+        "resubmit": resubmit.options(job.shown, job.nodes, job.tasks, exclude),
+    }  # fmt: skip
+
+
+def _place(run: Path, job: Job, before: Sequence[Attempt], check: str | None) -> Placement:
+    allocated = job.allocated
+    if check is None or not allocated:
+        return Placement(RUN)
+    reports = quick.reports(check)
+    if not reports:
+        _print(job, f"the check of the nodes had no answer: {' '.join(check.split())[-300:]}")
+        return (
+            Placement(RUN, tuple(allocated[: job.needed]))
+            if not before
+            else Placement(REQUEUE, reason="no node answers")
+        )
+    return place(
+        allocated, job.needed, requested=job.nodes, bad=bad_nodes(allocated, reports, allocated[0]),
+        suspects=suspects(before), partition=job.partition,
+        repeated=len(before) > 1 and is_repeated(before[-2], before[-1]),
+    )  # fmt: skip
+
+
+def _step_options(nodes: Sequence[str], tasks: int) -> list[str]:
+    per_node = -(-tasks // len(nodes))
+    return [
+        f"--nodes={len(nodes)}",
+        f"--ntasks={tasks}",
+        f"--ntasks-per-node={per_node}",
+        f"--nodelist={','.join(nodes)}",
+    ]
+
+
+def _wait_for_others(run: Path, job: Job) -> str | None:
+    """Wait while another job trains in the run directory. Returns its lock's holder if it still does."""
+    seconds = number_of("BELLWETHER_WAIT", WAIT)
+    deadline = time.monotonic() + seconds
+    announced = False
+    while (occupied := _holder(run, job)) is not None and time.monotonic() < deadline:
+        if not announced:
+            _print(job, f"waits up to {seconds} s for {occupied or 'another process'}, which trains in {run}")
+            announced = True
+        time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+    return None if occupied is None else occupied or "another process"
+
+
+def _holder(run: Path, job: Job) -> str | None:
+    """The process of another job that trains in the run directory, or None. `trainer.rundir` waits for those of this job."""
+    occupied = best_effort("looking for a lock", lambda: run_lock.holder(run), None)
+    return occupied if occupied is not None and run_lock.job_of(occupied) != job.number else None
+
+
+def _check_gpus(config: Config, job: Job) -> None:
+    """Refuse a job whose tasks leave GPUs idle.
+
+    Raises:
+        ConfigError: naming the option of sbatch.
+    """
+    if config.engine.device == "cpu":
+        return
+    gpus = sum(
+        int(part.rpartition(":")[2])
+        for part in re.split("[,]", resubmit.fields(job.shown).get("TresPerNode", ""))
+        if re.match(r"gres[:/]gpu:(\w+:)?\d+$", part)
+    )
+    tasks = -(-job.tasks // max(1, job.nodes))
+    if gpus > tasks:
+        option = "--ntasks" if resubmit.tasks_per_node(job.shown) > tasks else "--ntasks-per-node"
+        problem = f"{tasks} task{'s' if tasks > 1 else ''} a node would use as many of its {gpus} GPUs, and leave the others idle"
+        fix = f"one task per GPU: --ntasks-per-node={gpus} without -n, or --gpus-per-node={tasks}"
+        raise ConfigError(f"sbatch {option}", job.tasks, problem, fix)
+
+
+def _print(job: Job, text: str, attempt: int | None = None) -> None:
+    number = f" attempt {attempt}:" if attempt is not None else ""
+    print(f"{time.strftime('%F %T')} bellwether:{number} {text}", file=sys.stderr, flush=True)
+
+
+def _shell(assignments: Mapping[str, object]) -> str:
+    """Assignments that a shell evaluates; lists become arrays."""
+    words = [
+        f"{name}=({shlex.join(value)})" if isinstance(value, list) else f"{name}={shlex.quote(str(value))}"
+        for name, value in assignments.items()
+    ]
+    return " ".join(words)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bellwether.launcher.requeue", description="Decides whether a SLURM job is requeued."
+        prog="python -m bellwether.launcher.requeue", description="Decides what a SLURM job does next."
     )
-    parser.add_argument("when", choices=["begin", "end"])
+    parser.add_argument("when", choices=["begin", "end", "submitted"])
     parser.add_argument("--status", type=int, default=0, help="exit status of srun")
+    parser.add_argument("--messages", default="", help="srun's standard error")
     parser.add_argument("--job", default="", help="output of scontrol show job -o")
+    parser.add_argument("--check", help="output of the check of all nodes")
+    parser.add_argument("--partition", default="", help="output of sinfo -N -o '%%N %%t'")
+    parser.add_argument("--tries", type=int, default=1, help="attempts that this script has made, with this one")
+    parser.add_argument("--series", default="", help="first job of the chain, and number of this one in it, as in 12:3")
+    parser.add_argument("--chain", default="", help="number of this job, and of those that were submitted, as in 2/4")
+    parser.add_argument("--new", default="", help="the job that was submitted")
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     arguments = parser.parse_args(argv)
     console.setup()
-    restarts = os.environ.get("BELLWETHER_RESTARTS") or str(RESTARTS)
     try:
-        if not restarts.isdigit():
-            raise ConfigError("BELLWETHER_RESTARTS", restarts, "is not a number", f"write one such as {RESTARTS}")
+        job = job_of(arguments)
         config = load(arguments.config, arguments.overrides)
         run = run_paths.directory(config)
+        if arguments.when == "submitted":
+            file = str(Path.cwd() / attempts.rank0_log(arguments.new))
+            best_effort(
+                "writing attempts.jsonl", lambda: attempts.submitted(run, arguments.new, file, job.series), None
+            )
+            return 0
         if arguments.when == "begin":
-            attempts.prune_logs(run, config.log.keep)
-            return begin(run, int(restarts))
-        return end(run, arguments.status, arguments.job, int(restarts))
+            best_effort("deleting old logs", lambda: attempts.prune_logs(run, config.log.keep), None)
+            found = begin(run, config, job, arguments.check)
+        else:
+            found = end(run, arguments.status, arguments.messages, job)
     except (ConfigError, ConfigErrors) as error:
         for line in str(error).splitlines():
             log.error("%s", line)
-        return 2
+        found = _exit(2)
+    print(_shell(found))
+    return 0
 
 
 if __name__ == "__main__":

@@ -65,12 +65,22 @@ class Site(BaseModel):
     )
     node_directory: Line = Field("", description="directory on each node's own disk; /tmp (BELLWETHER_NODE_DIR)")
     container: Line = Field("", description="prefix that runs python in a container (BELLWETHER_CONTAINER)")
+    image: Line = Field(
+        "", description="container image of all tasks, with pyxis: srun --container-image (BELLWETHER_IMAGE)"
+    )
+    mounts: Line = Field("", description="host directories in that image: srun --container-mounts (BELLWETHER_MOUNTS)")
     interface: Line = Field(
         "", description="network interface for communication between ranks, as in ib0 (BELLWETHER_INTERFACE)"
     )
     srun: Line = Field("", description="further options of srun, as in --mpi=pmix (BELLWETHER_SRUN)")
     restarts: Annotated[int, Field(ge=0)] | None = Field(
         None, description="maximum number of restarts of a job (BELLWETHER_RESTARTS)"
+    )
+    spares: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="further nodes of a job, which replace bad ones (BELLWETHER_SPARES, sbatch --no-kill)"
+    )
+    chain: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="jobs to submit, each after the one before, where jobs may not be requeued"
     )
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Line] = Field(
         {}, description="environment variables of all tasks, as in NCCL_IB_HCA: mlx5"

@@ -46,10 +46,11 @@ def status(run: Path, as_json: bool = False) -> int:
     print(run)
     for label, value in rows:
         print(f"  {label:<{width}}  {value}")
-    for attempt in tries[-_SHOWN:]:
+    for index, attempt in list(enumerate(tries))[-_SHOWN:]:
+        number = len([before for before in tries[: index + 1] if before.of == attempt.of])
         began = time.strftime("%F %H:%M", time.localtime(attempt.time))
         outcome = attempt.reason or ("running" if attempt is tries[-1] else "no end recorded")
-        print(f"  attempt {attempt.restart + 1} of job {attempt.job}, {began}, from step {attempt.step:,}: {outcome}")
+        print(f"  attempt {number} of job {attempt.job}, {began}, from step {attempt.step:,}: {outcome}")
     return 0
 
 
@@ -105,10 +106,12 @@ def _job(run: Path, tries: list[attempts.Attempt]) -> list[tuple[str, str]]:
     if not tries:
         return []
     last = tries[-1]
-    restarts = len([attempt for attempt in tries if attempt.job == last.job]) - 1
+    restarts = len([attempt for attempt in tries if attempt.of == last.of]) - 1
+    excluded = attempts.excluded_nodes(run, last.job)
     return [
         ("job", f"{last.job}, {squeue.state(last.job)}"),
         ("nodes", f"{last.nodes}, {last.tasks} processes"),
+        *([("excluded", ", ".join(f"{node} ({why})" for node, why in excluded.items()))] if excluded else []),
         ("restarts", f"{restarts}"),
     ]
 

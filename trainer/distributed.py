@@ -14,11 +14,11 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from bellwether.trainer import messages, process_info, stack_dump, store
+from bellwether.trainer import gpu, messages, process_info, stack_dump, store
 from bellwether.trainer.config import ConfigError
+from bellwether.trainer.environment_rank import LOCAL_RANK
 from bellwether.trainer.libraries import import_deepspeed
 from bellwether.trainer.log import EVERY_RANK
-from bellwether.trainer.process_info import ProcessInfo
 
 log = logging.getLogger(__name__)
 
@@ -60,26 +60,32 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
         ConfigError: if there is no such device, or the launcher's variables make no sense.
         RuntimeError: if SLURM gives this process GPUs that torch does not find.
     """
-    use_gpu = _use_gpu(device)
+    # Looking for a GPU initializes CUDA, which keeps the first of several MIG instances: one is chosen before.
+    has_instances = device != "cpu" and len(gpu.mig_instances(os.environ)) > 1
+    use_gpu = has_instances or _use_gpu(device)
     if not use_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     process = process_info.detect()
-    torch_device = torch.device("cuda", _gpu_index(process)) if use_gpu else torch.device("cpu")
-    if use_gpu:
-        torch.cuda.set_device(torch_device)
+    local_rank_given = "LOCAL_RANK" in os.environ
     os.environ.update(
-        RANK=str(process.rank), WORLD_SIZE=str(process.size), LOCAL_RANK=str(process.local_rank),
-        MASTER_ADDR=process.address, MASTER_PORT=str(process.port),
+        RANK=str(process.rank), WORLD_SIZE=str(process.size), MASTER_ADDR=process.address, MASTER_PORT=str(process.port),
     )  # fmt: skip
     store.choose_interface(process)
-    stack_dump.record_collectives()
-    deepspeed = import_deepspeed()
     waiting = threading.Timer(15, _log_waiting)
     waiting.daemon = True
     waiting.start()
+    opened = store.open_store(process, timeout)
+    torch_device = torch.device("cpu")
+    if use_gpu:
+        torch_device = torch.device("cuda", gpu.choose(process, opened, local_rank_given))
+        _use_gpu(device)
+        torch.cuda.set_device(torch_device)
+    _set_local_rank(process.local_rank, torch_device)
+    stack_dump.record_collectives()
+    deepspeed = import_deepspeed()
     backend = "nccl" if use_gpu else "gloo"
     dist.init_process_group(
-        backend, store=dist.PrefixStore("torch", store.open_store(process, timeout)), rank=process.rank, world_size=process.size,
+        backend, store=dist.PrefixStore("torch", opened), rank=process.rank, world_size=process.size,
         timeout=timeout, device_id=torch_device if use_gpu and process.size > 1 else None,
     )  # fmt: skip
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
@@ -106,18 +112,12 @@ def _slurm_gpu_variable() -> str | None:
     return next((name for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if os.environ.get(name)), None)
 
 
-def _gpu_index(process: ProcessInfo) -> int:
-    """The index of this process's GPU."""
-    count = torch.cuda.device_count()
-    if process.launcher == "environment" and "LOCAL_RANK" not in os.environ and process.size > 1:
-        advice = "let the launcher set LOCAL_RANK for each process, as torchrun does"
-        raise ConfigError("LOCAL_RANK", None, "is not set, so every process would take the first GPU", advice)
-    if count == 1 and process.launcher in ("srun", "mpirun") and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ","):
-        return 0  # --gpus-per-task shows each process only its own
-    if process.local_rank >= count:
-        advice = "start one process per GPU, or write engine.device=cpu"
-        raise ConfigError("LOCAL_RANK", process.local_rank, f"there are {count} GPUs here", advice)
-    return process.local_rank
+def _set_local_rank(local_rank: int, device: torch.device) -> None:
+    """Set LOCAL_RANK to the index of the GPU, as DeepSpeed takes it for that."""
+    index = local_rank if device.index is None else device.index
+    os.environ.update({LOCAL_RANK: str(local_rank), "LOCAL_RANK": str(index)})
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(index)  # DeepSpeed insists that they are equal
 
 
 def _log_waiting() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+LOCAL_RANK = "BELLWETHER_LOCAL_RANK"  # set when LOCAL_RANK is the index of a GPU instead
 MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 
 
@@ -20,5 +21,10 @@ def environment_rank() -> int:
 def is_local_rank_0() -> bool:
     """Whether this process has local rank 0 according to the environment."""
     e = os.environ
-    names = ["LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", *(["SLURM_LOCALID"] if "SLURM_STEP_ID" in e else [])]
+    names = [
+        LOCAL_RANK,
+        "LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        *(["SLURM_LOCALID"] if "SLURM_STEP_ID" in e else []),
+    ]
     return next((e[name] for name in names if name in e), "0") == "0"

@@ -83,8 +83,52 @@ def _from_torchrun() -> ProcessInfo:
     address, port = _rendezvous() or ("127.0.0.1", 0)
     numbers = int(e.get("RANK", "0")), int(e.get("WORLD_SIZE", "1")), int(e.get("LOCAL_RANK", "0"))
     launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in e else "environment"
+    if launcher == "environment" and "BELLWETHER_WORLD_SIZE" not in e and _outer_launcher(*numbers[:2]) == "srun":
+        return _from_slurm()  # also where enroot's hook for PyTorch has set the variables from SLURM's
     one_machine = numbers[1] == 1 or e.get("LOCAL_WORLD_SIZE") == str(numbers[1]) or address in _LOOPBACK
     return ProcessInfo(*numbers, address, port, launcher, one_machine)
+
+
+# Launchers that may have started this process, or the launcher that set RANK: its variables for rank and size.
+_OUTER = {
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+}
+
+
+def _outer_launcher(rank: int, size: int) -> str:
+    """The launcher that gives this process the same rank and size as RANK and WORLD_SIZE; empty if none does.
+
+    A launcher that srun or mpirun starts once per node, such as DeepSpeed's, gives it others. So do variables that are left over
+    from elsewhere, with which processes would wait for each other in vain.
+
+    Raises:
+        ConfigError: if they are left over.
+    """
+    e = os.environ
+    for launcher, names in _OUTER.items():
+        if not all(e.get(name, "").isdigit() for name in names) or (launcher == "srun" and "SLURM_STEP_ID" not in e):
+            continue
+        outer_rank, outer_size = (int(e[name]) for name in names)
+        if outer_size == 1:
+            # Also a shell in a task of its own, in which any launcher may run. But srun itself starts one process.
+            if not (launcher == "srun" and e.get("SLURM_TASK_PID") == str(os.getpid())) or size == 1:
+                continue
+        elif (rank, size) == (outer_rank, outer_size):
+            return launcher
+        elif (
+            size > outer_size
+            and size % outer_size == 0
+            and "LOCAL_RANK" in e
+            and rank // (size // outer_size) == outer_rank
+        ):
+            continue
+        theirs = f"{names[0]}={outer_rank} and {names[1]}={outer_size}"
+        problem = f"RANK={rank} and WORLD_SIZE={size} contradict {launcher}'s {theirs}: another launcher has left them"
+        raise ConfigError(
+            "RANK", rank, problem, f"unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT before {launcher}"
+        )
+    return ""
 
 
 def _is_one_of_several_tasks() -> bool:
@@ -111,6 +155,11 @@ def _slurm_is_sufficient() -> bool:
 
 
 def _from_slurm() -> ProcessInfo:
+    if int(os.environ.get("SLURM_HET_SIZE", "1")) > 1:
+        problem = "a heterogeneous job's components number their tasks separately"
+        raise ConfigError(
+            "SLURM_HET_SIZE", os.environ["SLURM_HET_SIZE"], problem, "submit one job with one kind of nodes"
+        )
     rank, size, local = (int(os.environ[n]) for n in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
     address, port = _rendezvous() or rendezvous.of_step()
     return ProcessInfo(rank, size, local, address, port, "srun", os.environ.get("SLURM_STEP_NUM_NODES") == "1")

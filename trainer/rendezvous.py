@@ -10,6 +10,7 @@ every task, and has no secret. Light imports only.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ipaddress
 import logging
@@ -20,7 +21,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bellwether.trainer import log
 
@@ -173,8 +174,11 @@ def of_step() -> tuple[str, int]:
     return hosts(nodes)[0], next(ports(int(e["SLURM_JOB_ID"]), int(e.get("SLURM_RESTART_COUNT", "0")) + 37 * step))
 
 
-def main() -> int:
-    """Print the assignments that a batch script evaluates. To be run on the job's first node."""
+def main(argv: Sequence[str] = ()) -> int:
+    """Print the assignments that a batch script evaluates. To be run on the first node of the ranks."""
+    parser = argparse.ArgumentParser(prog="python -m bellwether.trainer.rendezvous", description=main.__doc__)
+    parser.add_argument("--attempt", type=int, default=1, help="number of the attempt: each has a different port")
+    arguments = parser.parse_args(argv)
     e = os.environ
     try:
         if e.get("SLURM_JOB_NUM_NODES") == "1":
@@ -186,7 +190,7 @@ def main() -> int:
         log.setup()
         logging.getLogger("bellwether.trainer").error("BELLWETHER_INTERFACE: %s", error)
         return 2
-    job, restart = int(e.get("SLURM_JOB_ID", "0")), int(e.get("SLURM_RESTART_COUNT", "0"))
+    job, restart = int(e.get("SLURM_JOB_ID", "0")), int(e.get("SLURM_RESTART_COUNT", "0")) + arguments.attempt - 1
     port = next(port for port in ports(job, restart) if is_free(port, own))
     # The shell evaluates this: a secret on a command line would be visible to all users of the machine.
     print(f"export MASTER_ADDR={shlex.quote(host)} MASTER_PORT={port} BELLWETHER_SECRET={new_secret()}")
@@ -194,4 +198,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bellwether.commands.arguments import Commands, add_allocation, add_config
+from bellwether.commands.arguments import Commands, add_allocation, add_config, non_negative_int, positive_int
 
 
 def add(commands: Commands) -> None:
@@ -16,6 +16,15 @@ def add(commands: Commands) -> None:
     add_config(parser)
     parser.add_argument("--on", choices=["local", "slurm", "mpi", "ssh"], default="local", help="default: local")
     add_allocation(parser)
+    parser.add_argument(
+        "--spares", type=non_negative_int, metavar="N", help="further nodes, which replace bad ones (slurm); default: 0"
+    )
+    parser.add_argument(
+        "--chain",
+        type=positive_int,
+        metavar="N",
+        help="submit N jobs, each after the one before, where jobs may not be requeued (slurm)",
+    )
     parser.add_argument("--hostfile", metavar="FILE", help="one host per line, such as node1 slots=8 (mpi, ssh)")
     parser.add_argument("--dry-run", action="store_true", help="print the script or the command; start nothing")
     parser.set_defaults(run=run)

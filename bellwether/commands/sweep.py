@@ -31,6 +31,6 @@ def run(arguments: argparse.Namespace) -> int:
     from bellwether.launcher.launch import LaunchRequest
 
     options = vars(arguments)
-    keys = LaunchRequest.__dataclass_fields__.keys() - {"config", "overrides", "hostfile"}
+    keys = LaunchRequest.__dataclass_fields__.keys() - {"config", "overrides", "hostfile", "spares", "chain"}
     request = LaunchRequest(config=arguments.sweep, overrides=(), **{key: options[key] for key in keys})
     return sweep(arguments.sweep, request, arguments.jobs, arguments.retry)

@@ -124,7 +124,8 @@ def trial_job(sweep: Sweep, request: LaunchRequest, site: site_config.Site) -> s
     for batch in sweep.batches:
         config = spec.config(sweep, {**sweep.set, "batch.global": batch})
         launch.check_split(config, resources.nodes * resources.tasks_per_node)
-    return replace(resources, name=sweep.name, sweep=True, study=os.path.abspath(sweep.directory))
+    # An array task that may not be requeued submits itself again.
+    return replace(resources, name=sweep.name, requeue=True, sweep=True, study=os.path.abspath(sweep.directory))
 
 
 def _max_array_size() -> int:
@@ -167,11 +168,13 @@ def end(study: Study, trial_id: TrialId) -> int:
     with _lock(study):
         resolved = study.resolve(trial_id)
     assert resolved is not None  # the trial has started
-    last = attempts.read(study.trials_dir / resolved.name)[-1]
+    tries = attempts.read(study.trials_dir / resolved.name)
     if study.status(resolved) == "unfinished":
         # Cancelled by a user or requeued by SLURM is no failure.
-        if last.status not in (signals.SAVED, signals.LOST):
-            study.fail(resolved, f"{last.reason}; its log is {last.log}")
+        if not tries:
+            study.fail(resolved, "no record of its attempts")
+        elif tries[-1].status not in (signals.SAVED, signals.LOST):
+            study.fail(resolved, f"{tries[-1].reason}; its log is {tries[-1].log}")
     elif study.status(resolved) != "failed":
         study.delete_checkpoints(resolved)
     with _lock(study):

@@ -34,7 +34,7 @@ evaluate: {{limit: 16}}
 engine: {{device: cpu, heartbeat: 12}}
 """
 
-# Slows steps down (TEST_STEP seconds each) and fails at a given step (TEST_FAIL), for tests of failures.
+# Slows steps down (TEST_STEP seconds each) and fails at a given step (TEST_FAIL), on the last rank or a host (TEST_FAIL_ON).
 SITE = """
 import os, sys
 if "-m" in sys.orig_argv and "bellwether.trainer" in sys.orig_argv:
@@ -46,6 +46,8 @@ if "-m" in sys.orig_argv and "bellwether.trainer" in sys.orig_argv:
         time.sleep(float(os.environ.get("TEST_STEP", "0")))
         at = os.environ.get("TEST_FAIL", "")
         last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+        if "TEST_FAIL_ON" in os.environ:
+            last = os.uname().nodename == os.environ["TEST_FAIL_ON"]
         if at and last and self.schedule.last_epoch >= int(at):
             raise RuntimeError("the test wants this rank to fail")
         return result

@@ -107,7 +107,9 @@ def test_preempted_job_resumes(two: Cluster, space: Space, whole: bytes) -> None
     assert int(first[1]) != port
 
 
-def test_killed_rank_is_requeued_and_ends_in_the_same_weights(two: Cluster, space: Space, whole: bytes) -> None:
+def test_killed_rank_restarts_inside_the_allocation_and_ends_in_the_same_weights(
+    two: Cluster, space: Space, whole: bytes
+) -> None:
     arguments = (TRAIN, "quick.yaml", "name=killed", "checkpoint.every=10 steps")
     job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment(TEST_STEP="0.1"))
     wait_for_step(two, space, "killed", 15)
@@ -115,6 +117,7 @@ def test_killed_rank_is_requeued_and_ends_in_the_same_weights(two: Cluster, spac
     os.kill(victim, signal.SIGKILL)
     two.wait_for(job, "COMPLETED")
     assert space.begins("killed")[1]["step"] == 10
+    assert two.show(job)["Restarts"] == "0"
     assert space.weights("killed") == whole
     check_history(space, "killed", 1)
 
@@ -167,7 +170,8 @@ def test_same_failure_twice_stops_the_job(two: Cluster, space: Space) -> None:
     job = two.submit(space.folder, "-N1", *ONE_EACH, *arguments, **space.environment(TEST_FAIL="25"))
     two.wait_for(job, "FAILED")
     ends = [a for a in space.attempts("failing") if a["event"] == "end"]
-    assert [a["saved"] for a in ends] == [20, 20]
+    # Twice on one node, and then on the other one.
+    assert [(a["saved"], a["failed_on"]) for a in ends] == [(20, ["node1"]), (20, ["node1"]), (20, ["node2"])]
     assert "failed twice at step" in str(ends[-1]["reason"])
     assert "the test wants this rank to fail" in (space.folder / f"logs/{job}/rank0.log").read_text()
 

@@ -126,7 +126,7 @@ def test_dry_run_prints_only_the_script(
     assert cli.main(["launch", CONFIG, "--on", "slurm", "--nodes", "2", "--dry-run"]) == 0
     out, error = capsys.readouterr()
     assert out.startswith("#!/usr/bin/env bash\n")
-    assert out.endswith('exit "$exit_code"\n')
+    assert out.endswith('exit "$code"\n')
     assert error == ""
     assert list(tmp_path.iterdir()) == []
 

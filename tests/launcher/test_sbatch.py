@@ -89,7 +89,8 @@ def test_command_line_overrides_site_and_site_overrides_default() -> None:
     assert "#SBATCH --gpus-per-node=4\n" in text
     assert "#SBATCH --ntasks-per-node=4\n" in text
     assert "#SBATCH --exclusive\n" in text
-    assert "#SBATCH --nodes=1\n" in text
+    assert "#SBATCH --nodes=3\n" in text  # two of them are spares
+    assert "#SBATCH --no-kill\n" in text
     bare = rendered(request(gpus_per_node=0, tasks_per_node=2))
     assert "#SBATCH --gpus-per-node" not in bare
     assert "#SBATCH --ntasks-per-node=2\n" in bare
@@ -124,6 +125,21 @@ def test_numbers_and_lists_become_text_and_empty_keys_are_defaults(tmp_path: Pat
     found = site_config.load(str(file))
     assert (found.account, found.environment, found.modules) == ("12345", {"NCCL_IB_DISABLE": "1"}, "cuda/12.8 gcc")
     assert (found.venv, found.qos) == ("", None)
+
+
+def test_container_image_becomes_options_of_srun(tmp_path: Path) -> None:
+    text = sbatch.render(
+        sbatch.SbatchJob(), site_config.Site(image="/shared/my image.sqsh", mounts="/a:/a"), ["c.yaml"]
+    )
+    assert "export BELLWETHER_IMAGE='/shared/my image.sqsh'\n" in text
+    lines = text[text.index("read -ra options") : text.index('python=("${container')]
+    settings = "BELLWETHER_IMAGE='/shared/my image.sqsh' BELLWETHER_MOUNTS=/a:/a BELLWETHER_SRUN=--mpi=pmix"
+    command = f"{settings}\n{lines}\nprintf '%s\\n' \"${{options[@]}}\""
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.splitlines() == [
+        "--mpi=pmix", "--container-image=/shared/my image.sqsh", f"--container-workdir={tmp_path}",
+        f"--container-mounts={tmp_path}:{tmp_path},/a:/a",
+    ]  # fmt: skip
 
 
 def test_named_site_must_exist_and_default_site_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,9 +60,39 @@ def test_secret_is_taken_out_of_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 def test_torchrun_takes_precedence_over_srun_and_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
     # torchrun inside a task of srun or mpirun: its variables describe the processes.
-    outer = {**STEP, "OMPI_COMM_WORLD_RANK": "0"}
-    assert detect(monkeypatch, **outer, **TORCHRUN) == process_info.ProcessInfo(3, 4, 1, "a", 29400, "environment")
+    outer = {**STEP, "OMPI_COMM_WORLD_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}
+    assert detect(monkeypatch, **outer, **TORCHRUN) == process_info.ProcessInfo(3, 4, 1, "a", 29400, "torchrun")
     assert environment_rank() == 3
+
+
+MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+# name -> environment, launcher or words of the refusal
+LEFT_OVER = {
+    "equal, as from enroot's hook": ({**STEP, "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu01"}, "srun"),
+    "a launcher once a node": ({**STEP, "RANK": "41", "WORLD_SIZE": "64", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}, "environment"),
+    "the same, in mpirun": ({**MPI, "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}, "environment"),
+    "our own launcher in a step": ({**STEP, **TORCHRUN, "BELLWETHER_WORLD_SIZE": "4"}, "environment"),
+    "a launcher in a shell of its own": ({**STEP, **TORCHRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0",
+                                          "SLURM_TASK_PID": "1"}, "environment"),
+    "in a batch script": ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", **TORCHRUN}, "environment"),
+    "another rank and size": ({**STEP, **TORCHRUN}, "RANK=3 and WORLD_SIZE=4 contradict srun's SLURM_PROCID=5 and SLURM_STEP_NUM_TASKS=8"),
+    "another rank": ({**STEP, **TORCHRUN, "WORLD_SIZE": "8"}, "unset RANK WORLD_SIZE LOCAL_RANK"),
+    "another node's": ({**STEP, **TORCHRUN, "WORLD_SIZE": "64"}, "contradict srun's"),
+    "a single task of srun": ({**STEP, **TORCHRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0",
+                               "SLURM_TASK_PID": str(os.getpid())}, "contradict srun's SLURM_PROCID=0"),
+    "mpirun's": ({**MPI, **TORCHRUN, "WORLD_SIZE": "3"}, "contradict mpirun's OMPI_COMM_WORLD_RANK=1"),
+    "a heterogeneous job": ({**STEP, "SLURM_HET_SIZE": "2"}, "SLURM_HET_SIZE: '2': a heterogeneous job"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_OVER)
+def test_variables_of_another_launcher_are_refused_naming_both(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    environment, expected = LEFT_OVER[name]
+    if expected in ("srun", "environment"):
+        assert detect(monkeypatch, **environment).launcher == expected
+        return
+    with pytest.raises(ConfigError, match=expected):
+        detect(monkeypatch, **environment)
 
 
 def test_srun_with_master_addr_from_the_batch_script(monkeypatch: pytest.MonkeyPatch) -> None:
