@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import resource
@@ -11,7 +10,7 @@ import sys
 import threading
 import time
 
-from bellwether.trainer import libraries, log, signals
+from bellwether.trainer import error_file, libraries, log, signals
 from bellwether.trainer.environment_rank import environment_rank, is_local_rank_0
 
 _log = logging.getLogger("bellwether.trainer")  # __name__ is __main__ here
@@ -86,7 +85,7 @@ def _report_config_error(error: Exception) -> None:
 
     rank = environment_rank()
     if "BELLWETHER_WORLD_SIZE" in os.environ and is_initialized() and not getattr(error, "raised_by_all_ranks", False):
-        _write_error_file(error)
+        error_file.write(error)
     if rank == 0:
         for line in str(error).splitlines():
             _log.error("%s", line)
@@ -99,22 +98,9 @@ def _record_failure(error: Exception) -> int:
     """Write the traceback to torchrun's error file, from which bellwether shows that of the rank that failed first."""
     import traceback
 
-    if not _write_error_file(error) or "BELLWETHER_WORLD_SIZE" not in os.environ:
+    if not error_file.write(error) or "BELLWETHER_WORLD_SIZE" not in os.environ:
         traceback.print_exception(error)
     return 1
-
-
-def _write_error_file(error: Exception) -> bool:
-    """Write torchrun's error file; returns whether it could. On a full disk none is left: launchers fail on an empty one."""
-    from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
-
-    try:
-        ErrorHandler().record_exception(error)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(os.environ["TORCHELASTIC_ERROR_FILE"])
-        return False
-    return True
 
 
 if __name__ == "__main__":

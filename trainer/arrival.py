@@ -21,6 +21,7 @@ START, END, START_OF_PHASE = "start", "end", "start of a phase"
 DATA, EVALUATION_DATA = "waiting for data", "waiting for evaluation data"
 BACKWARD, UPDATE = "forward and backward", "forward, backward and update"
 METRICS, TRAJECTORY, EVALUATION, CHECKPOINT = "metrics", "trajectory", "evaluation", "checkpoint"
+REPLICAS, WRITING = "comparing weights", "writing metrics"
 
 _STEPS_OF_HISTORY = 3  # of a phase; its first steps compile and build
 _REMEMBERED = 64  # durations of an activity
@@ -36,13 +37,15 @@ class Limits:
     factor: float = 5.0  # of the median of the activity's earlier durations; 0: no limit
     seconds: float = 30.0  # at least
     data: float = 120.0  # at least, waiting for data
-    files: float = 600.0  # at least, saving a checkpoint
+    files: float = 600.0  # at least, writing files
 
     def of(self, activity: str, durations: Sequence[float]) -> float | None:
         """The limit of an activity after earlier durations; None where there are none to judge by."""
         if not self.factor or not durations:
             return None
-        least = {DATA: self.data, EVALUATION_DATA: self.data, CHECKPOINT: self.files}.get(activity, self.seconds)
+        least = {DATA: self.data, EVALUATION_DATA: self.data, CHECKPOINT: self.files, WRITING: self.files}.get(
+            activity, self.seconds
+        )
         # Twice the longest: the first batch of an evaluation, whose workers start, takes longer than the others each time.
         return max(least, self.factor * statistics.median(durations), 2 * max(durations))
 

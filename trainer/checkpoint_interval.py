@@ -33,8 +33,12 @@ class Interval:
         seen = f"{self.failures} seen" if self.failures else f"assumed for {self.nodes} node{'s' * (self.nodes > 1)}"
         return (
             f"every {self.steps:,} steps ({duration(self.seconds)}): a checkpoint takes {self.cost:.3g} s, "
-            f"a failure comes every {duration(self.mtbf)} ({seen})"
+            f"a failure comes every {_days(self.mtbf)} ({seen})"
         )
+
+
+def _days(seconds: float) -> str:
+    return duration(seconds) if seconds < 3 * 86400 else f"{seconds / 86400:,.0f} days"
 
 
 def suggest(history: History, goodput: Goodput) -> Interval | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from bellwether.trainer import run_paths, signals, stack_dump
+from bellwether.trainer import error_file, run_paths, signals, stack_dump
 from bellwether.trainer.arrival import ActivityLog, Hang, HangDetector, Limits, Place, behind, describe
 from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.heartbeat_file import HeartbeatFile, furthest_behind
@@ -279,15 +279,12 @@ class Heartbeat:
         """
         if self._closed.is_set():
             return
-        from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
-
         if self._writing is not None:
             self._writing.join(3)
         if self.world.is_main:
             self._writer.write("failed" if failed else "lost", wait=3, reason=reason)
         self._report(reason)
-        if "TORCHELASTIC_ERROR_FILE" in os.environ:
-            ErrorHandler().record_exception(RuntimeError(reason))
+        error_file.write(RuntimeError(reason))
         os._exit(1 if failed else signals.LOST)
 
     def _report(self, reason: str) -> None:

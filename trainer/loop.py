@@ -154,7 +154,8 @@ class PhaseLoop:
         if saving or phase.due(step, phase.config.log.every) or step == phase.first_step + 1:
             run.heartbeat.at(step, arrival.METRICS)
             values, layers = self.step_metrics.read(run.position)
-            run.metrics.write("train", **values)
+            self.write("train", **values)
+            run.heartbeat.at(step, arrival.REPLICAS)
             if math.isfinite(values["loss"]):
                 self.replicas.check_if_due(step)
             else:
@@ -163,9 +164,14 @@ class PhaseLoop:
             if run.diverged:
                 return
             if layers:
-                run.metrics.write("layers", step=step, samples=run.position.samples, trust_ratio=layers)
+                self.write("layers", step=step, samples=run.position.samples, trust_ratio=layers)
         if run.progress is not None:
             run.progress.update(step, values)
+
+    def write(self, event: str, **values: Any) -> None:
+        """Write an event of the metrics. A file system that hangs for minutes is waited for."""
+        self.run.heartbeat.at(self.run.position.step, arrival.WRITING)
+        self.run.metrics.write(event, **values)
 
     def check_loss(self, loss: float) -> None:
         """Stop the run where ``divergence`` says that it has diverged. All ranks have the same mean loss, so all stop together.
@@ -210,7 +216,7 @@ class PhaseLoop:
         if self.probe.trajectory is not None:
             self.run.heartbeat.at(position.step, arrival.TRAJECTORY)
         for event, values in self.probe.after(position.step, step_seed):
-            self.run.metrics.write(event, step=position.step, samples=position.samples, **values)
+            self.write(event, step=position.step, samples=position.samples, **values)
 
     def save(self) -> None:
         """Save a checkpoint."""
@@ -224,7 +230,7 @@ class PhaseLoop:
             run.checkpoints, self.engine, position, run.world, run.config.checkpoint.keep, fingerprints,
             noise=self.step_metrics.noise_state(),
         )  # fmt: skip
-        run.metrics.write(
+        self.write(
             "checkpoint", step=position.step, samples=position.samples, path=path.relative_to(run.directory),
             seconds=time.monotonic() - started,
         )  # fmt: skip
@@ -236,7 +242,7 @@ class PhaseLoop:
         run.heartbeat.at(position.step, arrival.EVALUATION)
         began = time.monotonic()
         evaluation = evaluate_phase(self.engine, self.phase, self.dataset, run.world, self.watched)
-        run.metrics.write(
+        self.write(
             "eval", time=time.time(), step=position.step, samples=position.samples, phase=self.phase.index, **evaluation,
             seconds=time.monotonic() - began,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, Proce
 
 from bellwether.launcher import console
 from bellwether.launcher.ranks import report_failure
-from bellwether.trainer import __main__ as trainer_main
+from bellwether.trainer import error_file
 from tests.launcher.processes import finish, ranks_of, start, steps, wait_for_step
 from tests.tiers import covering
 
@@ -107,7 +107,7 @@ def test_error_file_that_cannot_be_written_is_removed(tmp_path: Path, monkeypatc
 
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
     monkeypatch.setattr(ErrorHandler, "record_exception", record_exception)
-    assert trainer_main._write_error_file(ValueError("x")) is False
+    assert error_file.write(ValueError("x")) is False
     assert not file.exists()
 
 

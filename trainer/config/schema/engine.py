@@ -91,7 +91,7 @@ class Engine(Section):
     )
     hang_timeout_files: Annotated[float, Field(gt=0)] = Field(
         600,
-        description="shortest time that counts as a hang while a process saves a checkpoint",
+        description="shortest time that counts as a hang while a process saves a checkpoint or writes metrics",
         json_schema_extra=SECONDS,
     )
     replica_check: IntervalField | None = Field(
