@@ -35,6 +35,9 @@ class Adam(RuleOptimizer):
             scheduler's, or lr. A step with a higher lr is refused.
         maximize: ascend instead of descend.
         kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
+        decoupled_weight_decay: as in `torch.optim.Adam`; the same as ``weight_decay_mode="decoupled"``.
+        max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict each other.
@@ -66,7 +69,16 @@ class Adam(RuleOptimizer):
         peak_lr: float | None = None,
         maximize: bool = False,
         kernel: str = "auto",
+        decoupled_weight_decay: bool = False,
+        max_grad_norm: float | None = None,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
+        if decoupled_weight_decay and weight_decay_mode not in ("l2", "decoupled"):
+            mode = f"weight_decay_mode={weight_decay_mode!r}"
+            raise ValueError(f"{mode} with decoupled_weight_decay=True: write {mode} alone")
         super().__init__(
             params,
             kernel=kernel,
@@ -75,11 +87,16 @@ class Adam(RuleOptimizer):
             eps=eps,
             weight_decay=weight_decay,
             amsgrad=amsgrad,
-            weight_decay_mode=weight_decay_mode,
+            weight_decay_mode="decoupled" if decoupled_weight_decay else weight_decay_mode,
             trust_ratio=trust_ratio,
             trust_bounds=trust_bounds,
             peak_lr=peak_lr,
             maximize=maximize,
+            max_grad_norm=max_grad_norm,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
         )
 
     def state_names(self, group: Group) -> tuple[str, ...]:

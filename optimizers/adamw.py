@@ -26,6 +26,8 @@ class AdamW(Adam):
         weight_decay: multiplied by lr, as in `torch.optim.AdamW`; with ``weight_decay_mode="independent"`` multiplied by
             the schedule's multiplier alone, as in the paper.
         amsgrad, weight_decay_mode, trust_ratio, trust_bounds, peak_lr, maximize, kernel: as in `bellwether.optimizers.Adam`.
+        max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict each other.
@@ -55,6 +57,11 @@ class AdamW(Adam):
         peak_lr: float | None = None,
         maximize: bool = False,
         kernel: str = "auto",
+        max_grad_norm: float | None = None,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -69,6 +76,11 @@ class AdamW(Adam):
             peak_lr=peak_lr,
             maximize=maximize,
             kernel=kernel,
+            max_grad_norm=max_grad_norm,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
         )
 
     # update_moments and direction are Adam's: m, v, and m^ / (sqrt(v^) + eps).

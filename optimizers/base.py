@@ -18,7 +18,7 @@ from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, W
 from bellwether.optimizers.shards import dtensor, zero_redundancy
 from bellwether.optimizers.shards.layout import ShardLayout, local, local_gradient
 from bellwether.optimizers.update import Bucket, update
-from bellwether.optimizers.validation import validate
+from bellwether.optimizers.validation import check_torch_flags, validate
 from bellwether.optimizers.weight_decay import check_peak_lr, infer_peak_lr, with_weight_decay
 
 # Most segment tables kept: gradients that come and go, as of experts, make ever new combinations of tensors.
@@ -31,8 +31,22 @@ class RuleOptimizer(Rule, ShardedOptimizer):
     State of each tensor: ``step`` (float32 scalar, on the CPU), and the moments under torch's names, with its shape.
     """
 
-    def __init__(self, params: Any, *, kernel: str = "auto", prenormalize: bool = False, **defaults: Any) -> None:
+    def __init__(
+        self,
+        params: Any,
+        *,
+        kernel: str = "auto",
+        prenormalize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        **defaults: Any,
+    ) -> None:
         kernels.check(kernel)
+        check_torch_flags(kernel, foreach=foreach, capturable=capturable, differentiable=differentiable, fused=fused)
+        if prenormalize and defaults.get("max_grad_norm") is not None:
+            raise ValueError("prenormalize=True with max_grad_norm: the norm is 1 already; write one of them")
         self.kernel, self.prenormalize = kernel, prenormalize
         self._is_part = False
         self._given: list[Tensor] = []
@@ -104,6 +118,8 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             self.param_groups.pop()  # a caller that catches the error must not train it
             raise
         infer_peak_lr(group)
+        if group.get("always_adapt") is False and not group["weight_decay"]:  # apex's and timm's rule
+            group["trust_ratio"] = False
         self._register(group, len(self.param_groups) - 1)
 
     def _register(self, group: Group, index: int) -> None:
@@ -147,7 +163,18 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     @property
     def needs_global_sums(self) -> bool:
-        return self.prenormalize
+        return self.prenormalize or self.max_grad_norm is not None
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The upper bound of the global gradient norm, the same in all groups; None: gradients are not clipped."""
+        found = {group.get("max_grad_norm") for group in self.param_groups}
+        if len(found) > 1:
+            raise ValueError(
+                f"max_grad_norm is {' and '.join(sorted(map(str, found)))} in different param groups: it bounds the norm of all "
+                "gradients together; write one value in all groups"
+            )
+        return found.pop() if found else None
 
     @property
     def is_partial(self) -> bool:
@@ -183,7 +210,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             check_peak_lr(group, index)
         if self._attachment is not None:
             self._check_groups()
-        for bucket, ratios in update(self._buckets(work, rule or self), self._attachment, self.prenormalize):
+        for bucket, ratios in update(
+            self._buckets(work, rule or self), self._attachment, self.prenormalize, self.max_grad_norm
+        ):
             names = [p.name for shard in bucket.shards for p in shard.parameters]
             self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
 
@@ -203,7 +232,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         ]
 
     def _bucket(self, rule: Rule, group: Group, shards: list[ShardLayout], step: int) -> Bucket:
-        by_parameter = group["trust_ratio"] or self.prenormalize
+        by_parameter = group["trust_ratio"] or self.needs_global_sums
         tensors = self._tensor_list(shards, rule.state_names(group), by_parameter)
         coefficients = rule.coefficients(group, step)
         grad = -1.0 if group.get("maximize") else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, maximum
@@ -39,12 +40,17 @@ class Lamb(RuleOptimizer):
         bias_correction: False to use m and v uncorrected, as some published runs do.
         trust_bounds: (lowest, highest) trust ratio, (0.01, 0.3) in DeepSpeed's LAMB; None for no bounds.
         trust_ratio: False gives Adam.
-        prenormalize: divide the gradients by their global norm first, as in NVIDIA's LAMB ("NVLAMB"), so that only their
-            direction counts. The norm is DeepSpeed's where it has one; elsewhere it takes one more all-reduce.
+        prenormalize: divide the gradients by their global norm first, also where it is below 1, as NVIDIA's article on
+            "NVLAMB" describes; its published code clips instead: ``max_grad_norm=1.0``. The norm is DeepSpeed's where it has one; elsewhere it takes one more all-reduce.
         peak_lr: the highest learning rate of the schedule, for the modes ``independent`` and ``prox``; None: the
             scheduler's, or lr. A step with a higher lr is refused.
         maximize: ascend instead of descend.
         kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
+        grad_averaging: False to add the gradient to m with weight 1 instead of 1 - beta1, as apex's option does.
+        always_adapt: False to leave groups without weight decay without a trust ratio, as apex and timm do by default;
+            None or True: every group has one, unless it has ``trust_ratio=False``.
+        max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict each other.
@@ -78,6 +84,13 @@ class Lamb(RuleOptimizer):
         peak_lr: float | None = None,
         maximize: bool = False,
         kernel: str = "auto",
+        grad_averaging: bool = True,
+        always_adapt: bool | None = None,
+        max_grad_norm: float | None = None,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -94,6 +107,13 @@ class Lamb(RuleOptimizer):
             trust_bounds=trust_bounds,
             peak_lr=peak_lr,
             maximize=maximize,
+            grad_averaging=grad_averaging,
+            always_adapt=always_adapt,
+            max_grad_norm=max_grad_norm,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
         )
 
     def state_names(self, group: Group) -> tuple[str, ...]:
@@ -102,7 +122,7 @@ class Lamb(RuleOptimizer):
     def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
         beta1, beta2 = group["betas"]
         m, v = state["exp_avg"], state["exp_avg_sq"]
-        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        m.mul_(beta1).add_(g, alpha=1 - beta1 if group.get("grad_averaging", True) else 1.0)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         if group["amsgrad"]:
             maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
@@ -131,4 +151,5 @@ class Lamb(RuleOptimizer):
         return 1 - group["betas"][moment] ** step if group["bias_correction"] else 1.0
 
     def coefficients(self, group: Group, step: int) -> Coefficients:
-        return adam_coefficients(group, step, bias_correction=group["bias_correction"])
+        c = adam_coefficients(group, step, bias_correction=group["bias_correction"])
+        return c if group.get("grad_averaging", True) else replace(c, grad_weight=1.0)

@@ -29,7 +29,7 @@ class Lars(RuleOptimizer):
         params: parameters, or param groups such as those of `bellwether.optimizers.groups`. A group with
             ``trust_ratio=False`` is plain SGD with momentum: biases and normalization, which also get ``weight_decay=0``.
         lr: learning rate; large, because the trust ratio is small (MLPerf's ResNet-50: 10 to 30). At least 0.
-        momentum: in [0, 1).
+        momentum: from 0 to 1.
         weight_decay: added to the gradient (L2). At least 0.
         nesterov: use Nesterov momentum.
         trust_coefficient: relative change of a weight in one step at lr 1.
@@ -37,6 +37,8 @@ class Lars(RuleOptimizer):
         trust_bounds: (lowest, highest) trust ratio; None for no bounds.
         maximize: ascend instead of descend.
         kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
+        max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict each other.
@@ -66,6 +68,11 @@ class Lars(RuleOptimizer):
         trust_bounds: tuple[float, float] | None = None,
         maximize: bool = False,
         kernel: str = "auto",
+        max_grad_norm: float | None = None,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -80,6 +87,11 @@ class Lars(RuleOptimizer):
             trust_ratio=True,
             trust_bounds=trust_bounds,
             maximize=maximize,
+            max_grad_norm=max_grad_norm,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
         )
 
     def state_names(self, group: Group) -> tuple[str, ...]:

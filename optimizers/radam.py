@@ -33,6 +33,8 @@ class RAdam(RuleOptimizer):
         decoupled_weight_decay: as in `torch.optim.RAdam`; the same as ``weight_decay_mode="decoupled"``.
         weight_decay_mode: any of `bellwether.optimizers.weight_decay`; None: by ``decoupled_weight_decay``.
         trust_ratio, trust_bounds, peak_lr, maximize, kernel: as in `bellwether.optimizers.Adam`.
+        max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict each other.
@@ -64,6 +66,11 @@ class RAdam(RuleOptimizer):
         peak_lr: float | None = None,
         maximize: bool = False,
         kernel: str = "auto",
+        max_grad_norm: float | None = None,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         if decoupled_weight_decay and weight_decay_mode not in (None, "decoupled"):
             mode = f"weight_decay_mode={weight_decay_mode!r}"
@@ -80,6 +87,11 @@ class RAdam(RuleOptimizer):
             trust_bounds=trust_bounds,
             peak_lr=peak_lr,
             maximize=maximize,
+            max_grad_norm=max_grad_norm,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
         )
 
     def state_names(self, group: Group) -> tuple[str, ...]:

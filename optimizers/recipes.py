@@ -44,7 +44,7 @@ class Settings:
     nesterov: bool | None = None
     eps: float | None = None
     trust_bounds: tuple[float, float] | None = None
-    prenormalize: bool | None = None
+    max_grad_norm: float | None = None  # gradients whose global norm is above it are scaled down to it
     phase: int = 1
     published: bool = True  # whether the source has this batch size; False: from its rule, or interpolated
 
@@ -175,13 +175,14 @@ def _two_phases(
 
 
 @_published(
-    "nvidia-bert-large", "BERT-large, NVLAMB (gradients divided by their global norm), polynomial decay of power 1/2",
-    "NVIDIA DeepLearningExamples, PyTorch/LanguageModeling/BERT", (65536,),
+    "nvidia-bert-large", "BERT-large, LAMB, gradients clipped to a global norm of 1, polynomial decay of power 1/2",
+    "NVIDIA DeepLearningExamples, PyTorch/LanguageModeling/BERT: scripts/configs/pretrain_config.sh (rates, warm-ups, steps; it "
+    "counts the batch per GPU), lamb_amp_opt/fused_lamb/fused_lamb.py (max_grad_norm=1.0, betas, eps, decay)", (65536,),
 )  # fmt: skip
 def _nvidia_bert_large(batch: int) -> list[Settings]:
     shared = {
         "decay": "polynomial", "power": 0.5, "decay_from": "start", "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01,
-        "prenormalize": True,
+        "max_grad_norm": 1.0,  # apex's csrc/multi_tensor_lamb.cu divides by norm / max_grad_norm only if the norm is larger
     }  # fmt: skip
     return _two_phases(batch, 65536, (6e-3, 4e-3), (0.2843, 0.128), (7038, 1563), shared)
 
@@ -238,21 +239,47 @@ _MLPERF: dict[int, tuple[float, int, int, int, tuple[float, float], float]] = {
 }
 
 
+# As above. 8,192: start_warmup_step -200000 and 170,200 steps of warm-up, which are over before the first step.
+_MLPERF_NVIDIA: dict[int, tuple[float, int, int, int, tuple[float, float], float]] = {
+    768: (9.6e-4, 3680, 0, 0, (0.60466, 0.85437), 0.1),
+    4608: (2.58e-3, 700, 200000, 200330, (0.6, 0.7), 0.1),
+    8192: (3.44e-3, 600, 0, 0, (0.7206, 0.78921), 0.1),
+    13888: (3.6e-3, 480, 100, 290, (0.75, 0.9), 0.0166629),
+}
+
+
 @_published(
     "mlperf-bert", "BERT-large from MLPerf's checkpoint to a masked-LM accuracy of 0.720, LAMB, length 512",
-    "MLCommons' reference convergence points for BERT, rcps_bert_4.1.0.json; in between lr and steps on straight lines "
+    "MLCommons' reference convergence points for BERT, mlcommons/logging, training_5.0.0/rcps_bert.json; in between lr and steps on straight lines "
     "in logarithms, all else from the nearest batch",
     tuple(_MLPERF),
 )  # fmt: skip
 def _mlperf_bert(batch: int) -> list[Settings]:
-    nearest = min(_MLPERF, key=lambda size: abs(math.log(size / batch)))
-    _, length, before, warmup, betas, decay = _MLPERF[nearest]
+    return _from_mlperf(batch, _MLPERF)
+
+
+@_published(
+    "mlperf-bert-nvidia", "as mlperf-bert, NVIDIA's submissions, whose decay is 0.1 up to batch 8,192",
+    "MLCommons' training results, NVIDIA/benchmarks/bert: 768: v4.1, b200_preview_pytorch/config_DGXB200_1x8x48x1_pack.sh; 4,608: v4.0, "
+    "eos_n8_ngc23.04_pytorch/config_DGXH100_8x8x72x1.sh; 8,192: v5.0, tyche_ngpu512_ngc25.04_pytorch/"
+    "config_GB200_128x4x8x1_pack.sh; 13,888: v3.1, pytorch/config_DGXH100_434x8x2x1_pack_clipafter.sh",
+    tuple(_MLPERF_NVIDIA),
+)  # fmt: skip
+def _mlperf_bert_nvidia(batch: int) -> list[Settings]:
+    return _from_mlperf(batch, _MLPERF_NVIDIA)
+
+
+def _from_mlperf(
+    batch: int, table: dict[int, tuple[float, int, int, int, tuple[float, float], float]]
+) -> list[Settings]:
+    nearest = min(table, key=lambda size: abs(math.log(size / batch)))
+    _, length, before, warmup, betas, decay = table[nearest]
     return [
         Settings(
-            batch, "lamb", lr=_interpolated(batch, {size: row[0] for size, row in _MLPERF.items()}), decay="linear", decay_from="start",
+            batch, "lamb", lr=_interpolated(batch, {size: row[0] for size, row in table.items()}), decay="linear", decay_from="start",
             warmup_fraction=(warmup - before) / length, warmup_from=before / warmup if warmup else 0.0,
-            steps=math.ceil(_interpolated(batch, {size: row[1] for size, row in _MLPERF.items()})),
-            sequence_length=512, betas=betas, eps=1e-6, weight_decay=decay, published=batch in _MLPERF,
+            steps=math.ceil(_interpolated(batch, {size: row[1] for size, row in table.items()})),
+            sequence_length=512, betas=betas, eps=1e-6, weight_decay=decay, published=batch in table,
         )
     ]  # fmt: skip
 

@@ -23,13 +23,15 @@ class SGD(RuleOptimizer):
     Args:
         params: parameters or param groups.
         lr: learning rate. At least 0.
-        momentum: in [0, 1).
+        momentum: from 0 to 1.
         dampening: in [0, 1]; 0 with Nesterov.
         weight_decay: at least 0.
         nesterov: use Nesterov momentum.
         weight_decay_mode: ``l2``, ``decoupled`` (SGDW), ``independent`` or ``prox``: `bellwether.optimizers.weight_decay`.
         trust_ratio, trust_bounds, peak_lr, maximize, kernel: as in `bellwether.optimizers.Adam`. The ratio scales the momentum;
             `bellwether.optimizers.Lars` scales the gradient.
+        max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
         ValueError: for values out of range and for combinations that contradict each other.
@@ -60,6 +62,11 @@ class SGD(RuleOptimizer):
         peak_lr: float | None = None,
         maximize: bool = False,
         kernel: str = "auto",
+        max_grad_norm: float | None = None,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -74,6 +81,11 @@ class SGD(RuleOptimizer):
             trust_bounds=trust_bounds,
             peak_lr=peak_lr,
             maximize=maximize,
+            max_grad_norm=max_grad_norm,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
         )
 
     def state_names(self, group: Group) -> tuple[str, ...]:

@@ -112,6 +112,11 @@ class ShardedOptimizer(Optimizer):
         return False
 
     @property
+    def max_grad_norm(self) -> float | None:
+        """The upper bound of the global gradient norm, if the optimizer clips."""
+        return None
+
+    @property
     def is_partial(self) -> bool:
         """Whether this optimizer has some of the parameters, in a ZeroRedundancyOptimizer, and `attach` was not called."""
         return False

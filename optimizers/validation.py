@@ -58,6 +58,29 @@ def _check_weight_decay(group: dict[str, Any], modes: tuple[str, ...]) -> None:
         )
 
 
+def check_torch_flags(
+    kernel: str, *, foreach: bool | None, capturable: bool, differentiable: bool, fused: bool | None
+) -> None:
+    """Accept the flags of torch's optimizers that choose an implementation, and refuse what this package does not have.
+
+    ``foreach`` and ``fused`` choose among implementations of the same update: here ``kernel`` does.
+
+    Raises:
+        ValueError: with the flag and the reason.
+    """
+    if fused and foreach:
+        raise ValueError("fused=True with foreach=True: write one of them, as in torch")
+    if fused and kernel == "reference":
+        raise ValueError("fused=True with kernel='reference', which is not fused: write kernel='auto'")
+    if differentiable:
+        raise ValueError("differentiable=True: step() updates in place without autograd; write differentiable=False")
+    if capturable:
+        raise ValueError(
+            "capturable=True: step counts, learning rates and bias corrections are computed on the host, and a CUDA graph "
+            "would replay those of the captured step; write capturable=False and leave step() out of the graph"
+        )
+
+
 def _holds(good: Any, value: Any) -> bool:
     try:
         return bool(good(value))
@@ -82,11 +105,12 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "lr": (_number(0), "a finite number, at least 0"),
     "peak_lr": (lambda peak: peak is None or _number(0)(peak), "None or a finite number, at least 0"),
     "betas": (lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
-    "momentum": (_number(0, 1), "a number in [0, 1)"),
+    "momentum": (_number(0, 1, open_top=False), "a number from 0 to 1"),
     "dampening": (_number(0, 1, open_top=False), "a number from 0 to 1"),
     "eps": (_number(0), "a finite number, at least 0"),
     "weight_decay": (_number(0), "a finite number, at least 0"),
     "trust_coefficient": (lambda c: 0 < c < float("inf"), "a finite number above 0"),
+    "max_grad_norm": (lambda n: n is None or 0 < n < float("inf"), "None, or a finite number above 0"),
     "trust_bounds": (_bounds, "None, or (lowest, highest) with 0 <= lowest <= highest"),
 }
 

@@ -110,6 +110,10 @@ class Wrapper(ShardedOptimizer):
         return self.base.needs_global_sums
 
     @property
+    def max_grad_norm(self) -> float | None:
+        return self.base.max_grad_norm
+
+    @property
     def is_partial(self) -> bool:
         return self.base.is_partial
 

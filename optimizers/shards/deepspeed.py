@@ -39,6 +39,7 @@ def attachment(engine: Any) -> Attachment:
     """
     _refuse_bypassed_optimizer(engine)
     _refuse_other_parallelism(engine)
+    _refuse_double_clipping(engine)
     names: Names = {parameter: name for name, parameter in named(engine.module)}
     wrapper = _wrapper(engine)
     norm = functools.partial(_gradient_norm, engine.optimizer) if wrapper.has_gradient_norm else None
@@ -84,7 +85,9 @@ def _truth(engine: Any) -> Truth:
 def _gradient_norm(wrapper: Any) -> float:
     """The global norm of the gradients that step() sees, after clipping."""
     if wrapper._global_grad_norm is None:
-        raise RuntimeError("prenormalize: DeepSpeed is configured not to compute the gradient norm; enable it")
+        raise RuntimeError(
+            "prenormalize, max_grad_norm: DeepSpeed is configured not to compute the gradient norm; enable it"
+        )
     norm, clip = float(wrapper._global_grad_norm), float(wrapper.clip_grad)
     # As DeepSpeed clips: it divides by (norm + 1e-6) / clip.
     return norm / max(1.0, (norm + 1e-6) / clip) if clip > 0 else norm
@@ -228,8 +231,18 @@ def _refuse_other_parallelism(engine: Any) -> None:
         if is_on and optimizer.needs_global_sums:
             raise NotImplementedError(
                 f"attach: {optimizer.name} needs sums over all parameters, and under {kind} the ranks of a process group do "
-                "not have all of them; remove prenormalize or Swats"
+                "not have all of them; remove prenormalize, max_grad_norm or Swats"
             )
+
+
+def _refuse_double_clipping(engine: Any) -> None:
+    own = engine.basic_optimizer.max_grad_norm
+    engines = float(engine.gradient_clipping() or 0.0) if own is not None else 0.0
+    if own is not None and engines:
+        raise ValueError(
+            f"attach: max_grad_norm={own:g} of the optimizer, and DeepSpeed clips at gradient_clipping={engines:g} already (1.0 "
+            "where its config does not say): remove max_grad_norm, or write gradient_clipping: 0.0 in DeepSpeed's config"
+        )
 
 
 def _tensor_parallel_size(engine: Any) -> int:

@@ -44,7 +44,7 @@ def test_two_phases_as_published() -> None:
     first, second = recipe("nvidia-bert-large").at(65536)
     assert (first.batch, first.lr, first.warmup_fraction, first.steps) == (65536, 6e-3, 0.2843, 7038)
     assert (second.batch, second.lr, second.warmup_fraction, second.steps) == (32768, 4e-3, 0.128, 1563)
-    assert first.prenormalize
+    assert (first.max_grad_norm, second.max_grad_norm) == (1.0, 1.0)
     assert (first.sequence_length, second.sequence_length) == (128, 512)
     first, second = recipe("deepspeed-bert-large").at(65536)
     assert (first.lr, second.lr, first.trust_bounds) == (11e-3 + 1e-3, 2e-3, (0.01, 0.3))
@@ -101,6 +101,10 @@ def bing_bert(step: float, warmup: float, interval: int, lr: float, offset: floa
         ("mlperf-bert", 448, 0, lambda step: 4.25e-4 * mlperf(step, 6700, 0, 0)),
         ("mlperf-bert", 3072, 0, lambda step: 2e-3 * mlperf(step, 1141, 100, 0)),
         ("mlperf-bert", 12288, 0, lambda step: 3.1e-3 * mlperf(step, 500, 300, -100)),
+        ("mlperf-bert-nvidia", 768, 0, lambda step: 9.6e-4 * mlperf(step, 3680, 0, 0)),
+        ("mlperf-bert-nvidia", 4608, 0, lambda step: 2.58e-3 * mlperf(step, 700, 200330, -200000)),
+        ("mlperf-bert-nvidia", 8192, 0, lambda step: 3.44e-3 * mlperf(step, 600, 170200, -200000)),
+        ("mlperf-bert-nvidia", 13888, 0, lambda step: 3.6e-3 * mlperf(step, 480, 290, -100)),
         ("deepspeed-bert-large", 65536, 0, lambda step: bing_bert(step, 450, 250, 11e-3, 1e-3)),
         ("deepspeed-bert-large", 65536, 1, lambda step: bing_bert(step, 150, 150, 2e-3, 0.0)),
     ],
@@ -121,6 +125,20 @@ def test_rate_equals_the_published_formula(
     for step in (0.3 * warmup, warmup + 1, 0.5 * planned.steps, 0.75 * planned.steps, 0.99 * planned.steps):
         rate = planned.lr * schedule.factor(step * settings.batch)
         assert rate == pytest.approx(published(step), rel=1e-6, abs=1e-12), step
+
+
+@pytest.mark.parametrize(
+    ("batch", "lr", "weight_decay", "betas"),
+    [
+        (768, 9.6e-4, 0.1, (0.60466, 0.85437)),
+        (4608, 2.58e-3, 0.1, (0.6, 0.7)),
+        (8192, 3.44e-3, 0.1, (0.7206, 0.78921)),
+        (13888, 3.6e-3, 0.0166629, (0.75, 0.9)),
+    ],
+)
+def test_submissions_to_mlperf(batch: int, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
+    (settings,) = recipe("mlperf-bert-nvidia").at(batch)
+    assert (settings.lr, settings.weight_decay, settings.betas, settings.published) == (lr, weight_decay, betas, True)
 
 
 @pytest.mark.parametrize("name", RECIPES)

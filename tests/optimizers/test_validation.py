@@ -38,9 +38,9 @@ ILLEGAL: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
         for value in (-1e-9, nan, inf)
     ],
     *[
-        (kind, {"momentum": value}, (f"momentum={value!r}", "a number in [0, 1)"))
+        (kind, {"momentum": value}, (f"momentum={value!r}", "a number from 0 to 1"))
         for kind in (SGD, Lars)
-        for value in (-0.1, 1.0, nan)
+        for value in (-0.1, 1.1, nan)
     ],
     *[
         (kind, {"trust_ratio": True, "trust_bounds": value}, (f"trust_bounds={value!r}", "lowest <= highest"))
@@ -65,6 +65,11 @@ ILLEGAL: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
         for decay in ("independent", "prox")
     ],
     (SGD, {"weight_decay_mode": "prox-metric"}, ("weight_decay_mode='prox-metric'", "no metric", "write 'l2', 'decoupled', 'independent' or 'prox'")),
+    *[
+        (kind, {"max_grad_norm": value}, (f"max_grad_norm={value!r}", "a finite number above 0"))
+        for kind in (Adam, AdamW, Lamb, Lars, RAdam, SGD)
+        for value in (0, -1.0, nan, inf, "1")
+    ],
     (SGD, {"dampening": 1.1}, ("dampening=1.1", "a number from 0 to 1")),
     (SGD, {"dampening": nan}, ("dampening=nan", "a number from 0 to 1")),
     (SGD, {"nesterov": True}, ("nesterov=True with momentum=0.0", "write momentum=0.9")),
@@ -77,6 +82,15 @@ ILLEGAL: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
 ]  # fmt: skip
 OF_THE_CONSTRUCTOR: list[tuple[type, dict[str, Any], tuple[str, ...]]] = [
     (RAdam, {"decoupled_weight_decay": True, "weight_decay_mode": "prox"}, ("decoupled_weight_decay=True", "write weight_decay_mode='prox' alone")),
+    *[
+        (kind, {flag: True}, (f"{flag}=True", f"write {flag}=False"))
+        for kind in (Adam, AdamW, Lamb, Lars, RAdam, SGD)
+        for flag in ("capturable", "differentiable")
+    ],
+    (Adam, {"fused": True, "foreach": True}, ("fused=True with foreach=True",)),
+    (Adam, {"fused": True, "kernel": "reference"}, ("fused=True with kernel='reference'", "kernel='auto'")),
+    (Adam, {"decoupled_weight_decay": True, "weight_decay_mode": "prox"}, ("decoupled_weight_decay=True", "write weight_decay_mode='prox' alone")),
+    (Lamb, {"prenormalize": True, "max_grad_norm": 1.0}, ("prenormalize=True with max_grad_norm",)),
     *[
         (kind, {"kernel": "gpu"}, ("kernel='gpu'", "auto, reference, cpu"))
         for kind in (Adam, AdamW, Lamb, Lars, RAdam, SGD)

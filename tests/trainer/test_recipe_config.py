@@ -76,7 +76,7 @@ def test_phases_of_the_config_override_those_of_the_recipe() -> None:
     assert (second.batch.global_, second.batch.micro, second.data.sequence_length) == (32768, 16, 512)  # type: ignore[union-attr]
     assert (first.optimizer.lr, second.optimizer.lr) == (6e-3, 4e-3)
     assert (first.schedule.kind, first.schedule.power) == ("polynomial", 0.5)
-    assert first.optimizer.prenormalize
+    assert (first.optimizer.prenormalize, first.optimizer.clip) == (None, 1.0)
     parts = plan([first, second], 128, [10**6, 10**6])
     assert [part.steps for part in parts] == [7038, 1563]
     assert [notes(part) for part in parts] == [[], []]

@@ -91,7 +91,7 @@ def _phase(settings: Settings, name: str) -> dict[str, Any]:
     optimizer = {
         "name": settings.optimizer, "lr": settings.lr, "weight_decay": settings.weight_decay, "eps": settings.eps,
         "betas": settings.betas and list(settings.betas), "momentum": settings.momentum, "nesterov": settings.nesterov,
-        "trust_bounds": settings.trust_bounds and list(settings.trust_bounds), "prenormalize": settings.prenormalize,
+        "trust_bounds": settings.trust_bounds and list(settings.trust_bounds), "clip": settings.max_grad_norm,
     }  # fmt: skip
     warmup = settings.warmup_fraction if settings.warmup_epochs is None else f"{settings.warmup_epochs} epochs"
     schedule = {

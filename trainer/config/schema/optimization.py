@@ -56,7 +56,7 @@ class Optimizer(Section):
     )
     prenormalize: bool | None = Field(
         None,
-        description="lamb only: divide all gradients by their global norm first, as NVIDIA's LAMB does; null: false",
+        description="lamb only: divide all gradients by their global norm first, also where it is below 1, as NVIDIA's article on NVLAMB describes (its code clips: optimizer.clip 1.0); null: false",
     )
     tolerance: Annotated[float, Field(gt=0)] | None = Field(
         None,
