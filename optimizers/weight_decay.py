@@ -101,7 +101,7 @@ def peak_lr(group: Group) -> float:
     if "max_lr" in group:
         return float(group["max_lr"])
     is_inferred = group["peak_lr"] == group.get("inferred_peak_lr")
-    peak = group["initial_lr"] if is_inferred and "initial_lr" in group else group["peak_lr"]
+    peak: Any = group["initial_lr"] if is_inferred and "initial_lr" in group else group["peak_lr"]
     return float(peak)
 
 
