@@ -87,22 +87,41 @@ class WeightAverage(Wrapper):
         super().update(work)
         for _, tensor in work:
             state = self.state[tensor]
+            if "average" not in state:
+                state["average"] = tensor.detach().to(self.state_dtype(tensor, "average"), copy=True)
             samples, remainder = divmod(int(state["step"].item()) - self.start, self.every)
             if samples < 0 or remainder:
                 continue
-            if "average" not in state:
-                # Not in 16 bits, in which the changes of a slow average round to 0.
-                wide = torch.promote_types(tensor.dtype, torch.float32)
-                state["average"] = tensor.detach().to(wide, copy=True)
-            weight = 1 / (samples + 1) if self.kind == "swa" else 1 - self.decay
+            average = local(state["average"])
             if samples:
-                average = local(state["average"])
+                weight = 1 / (samples + 1) if self.kind == "swa" else 1 - self.decay
                 average.lerp_(local(tensor.detach()).to(average.dtype), weight)
+            else:
+                average.copy_(local(tensor.detach()))
+
+    options = ("kind", "start", "every", "decay")
+
+    def own_state_names(self) -> set[str]:
+        return {"average"}
+
+    def state_dtype(self, tensor: Tensor, name: str) -> torch.dtype:
+        # In 16 bits the changes of a slow average would round to 0.
+        return (
+            torch.promote_types(tensor.dtype, torch.float32) if name == "average" else super().state_dtype(tensor, name)
+        )
+
+    def scalars(self) -> dict[str, float]:
+        return {**super().scalars(), "average_start": float(self.start)}
 
     @property
     def has_average(self) -> bool:
         """Whether any weights have been averaged; the same on every rank that updates anything."""
-        return any("average" in self.state.get(shard.tensor, {}) for shard in self.shards)
+        return any(self._average_of(shard.tensor) is not None for shard in self.shards)
+
+    def _average_of(self, tensor: Tensor) -> Tensor | None:
+        """The average, once it has begun: the state exists before."""
+        state = self.state.get(tensor, {})
+        return state["average"] if "average" in state and int(state["step"].item()) >= self.start else None
 
     def _publish(self) -> None:
         # Without an engine, the swapped tensors are the model's own.
@@ -121,7 +140,7 @@ class WeightAverage(Wrapper):
         self._kept = []
         with torch.no_grad():
             for shard in self.shards:
-                average = self.state.get(shard.tensor, {}).get("average")
+                average = self._average_of(shard.tensor)
                 if average is not None:
                     weights = local(shard.tensor.detach())
                     self._kept.append((weights, weights.clone()))

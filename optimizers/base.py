@@ -17,6 +17,14 @@ from bellwether.optimizers.rule import Rule
 from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
 from bellwether.optimizers.shards import dtensor, zero_redundancy
 from bellwether.optimizers.shards.layout import ShardLayout, local, local_gradient
+from bellwether.optimizers.state_dicts import (
+    ADDED_OPTIONS,
+    check_state,
+    complete,
+    refuse_misspelled_keys,
+    refuse_unknown_keys,
+    upgraded,
+)
 from bellwether.optimizers.update import Bucket, update
 from bellwether.optimizers.validation import check_torch_flags, validate
 from bellwether.optimizers.weight_decay import check_peak_lr, infer_peak_lr, with_weight_decay
@@ -47,7 +55,8 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         check_torch_flags(kernel, foreach=foreach, capturable=capturable, differentiable=differentiable, fused=fused)
         if prenormalize and defaults.get("max_grad_norm") is not None:
             raise ValueError("prenormalize=True with max_grad_norm: the norm is 1 already; write one of them")
-        self.kernel, self.prenormalize = kernel, prenormalize
+        self.kernel = kernel
+        defaults["prenormalize"] = prenormalize
         self._is_part = False
         self._given: list[Tensor] = []
         if dist.is_available() and dist.is_initialized():
@@ -66,14 +75,19 @@ class RuleOptimizer(Rule, ShardedOptimizer):
     # --- pickling, and state dicts of torch and of older versions ---
 
     def __getstate__(self) -> dict[str, Any]:
-        own_state = {"kernel": self.kernel, "prenormalize": self.prenormalize, "_is_part": self._is_part}
+        own_state = {"kernel": self.kernel, "_is_part": self._is_part}
         own_state["attached"] = self._attachment is not None
         return {**super().__getstate__(), **own_state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """For pickle and deepcopy, and for torch's load_state_dict, which leaves the tensors in place."""
         attached = state.pop("attached", None)
+        prenormalize = state.pop("prenormalize", None)  # of a copy by an older version
         super().__setstate__(state)
+        if prenormalize is not None:
+            self.defaults["prenormalize"] = prenormalize
+            for group in self.param_groups:
+                group["prenormalize"] = prenormalize
         self._upgrade_torch_state()
         if attached is None:
             return
@@ -84,16 +98,13 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 self._register(group, index)
 
     def _upgrade_torch_state(self) -> None:
-        """Complete a state dict of torch's optimizer of the same name, or of an older version of this one."""
+        """Complete groups and state of torch's optimizer of the same name, or of an older version of this one."""
         deprecation.upgrade(self.defaults, warn=False)
+        for key, value in ADDED_OPTIONS.items():
+            self.defaults.setdefault(key, value)
         for group in self.param_groups:
             deprecation.upgrade(group, warn=False)
-            if "weight_decay_mode" in group:
-                continue
-            if "decoupled_weight_decay" in group:
-                group["weight_decay_mode"] = "decoupled" if group["decoupled_weight_decay"] else "l2"
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
+            complete(group, self.defaults)
             infer_peak_lr(group)
         for state in self.state.values():
             step = state.get(
@@ -110,6 +121,11 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         deprecation.upgrade(param_group)
+        refuse_unknown_keys(param_group, self.defaults, type(self).__name__)
+        scale = param_group.pop("lr_scale", 1.0)  # of `groups`; not kept, as some schedulers would apply it again
+        for key in ("lr", "peak_lr"):
+            if scale != 1 and key not in param_group and self.defaults[key] is not None:
+                param_group[key] = self.defaults[key] * scale
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -162,6 +178,21 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         return self._attachment
 
     @property
+    def prenormalize(self) -> bool:
+        """Whether gradients are divided by their global norm: an option of all groups together."""
+        return any(group.get("prenormalize", False) for group in self.param_groups)
+
+    def upgraded_state_dict(self, given: dict[str, Any]) -> dict[str, Any]:
+        return self.checked_state_dict(given, set())
+
+    def checked_state_dict(self, given: dict[str, Any], kept: set[str]) -> dict[str, Any]:
+        """A state dict in the form of this version. ``kept`` are the state tensors of wrappers."""
+        name = type(self).__name__
+        state_dict = upgraded(given, self.param_groups, self.defaults, name)
+        check_state(state_dict, lambda group: set(self.state_names(group)), kept, name)
+        return state_dict
+
+    @property
     def needs_global_sums(self) -> bool:
         return self.prenormalize or self.max_grad_norm is not None
 
@@ -207,6 +238,8 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         """Update these tensors, by another rule if one is given."""
         for index, group in enumerate(self.param_groups):
             deprecation.upgrade(group, warn=False)  # an engine's load may put keys of older versions there
+            complete(group, self.defaults)
+            refuse_misspelled_keys(group, frozenset(self.defaults), type(self).__name__)
             check_peak_lr(group, index)
         if self._attachment is not None:
             self._check_groups()
@@ -280,7 +313,8 @@ class RuleOptimizer(Rule, ShardedOptimizer):
     def _state(self, tensor: Tensor, name: str) -> Tensor:
         state = self.state[tensor]
         if name not in state:
-            state[name] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+            dtype = self.state_dtype(tensor, name)
+            state[name] = torch.zeros_like(tensor, dtype=dtype, memory_format=torch.preserve_format)
         return state[name]
 
     # --- queries ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bellwether.optimizers.sharded import ShardedOptimizer, Work
 from bellwether.optimizers.shards.layout import local
@@ -42,14 +43,23 @@ class Lookahead(Wrapper):
         super().__init__(base)
         self.k, self.alpha = k, alpha
 
+    options = ("k", "alpha")
+
+    def own_state_names(self) -> set[str]:
+        return {"slow"}
+
+    def state_dtype(self, tensor: Tensor, name: str) -> torch.dtype:
+        # In 16 bits a small step towards the fast weights would round to 0.
+        return torch.promote_types(tensor.dtype, torch.float32) if name == "slow" else super().state_dtype(tensor, name)
+
     def update(self, work: Work) -> None:
         for _, tensor in work:
             if "slow" not in self.state[tensor]:
-                self.state[tensor]["slow"] = tensor.detach().clone(memory_format=torch.preserve_format)
+                self.state[tensor]["slow"] = tensor.detach().to(self.state_dtype(tensor, "slow"), copy=True)
         super().update(work)
         for _, tensor in work:
             state = self.state[tensor]
             if int(state["step"].item()) % self.k == 0:
                 slow, fast = local(state["slow"]), local(tensor.detach())
-                slow.lerp_(fast, self.alpha)
+                slow.lerp_(fast.to(slow.dtype), self.alpha)
                 fast.copy_(slow)

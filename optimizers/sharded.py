@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from bellwether.optimizers.shards.layout import ShardLayout
 from bellwether.optimizers.shards.verification import verify
+from bellwether.optimizers.state_dicts import VERSION, VERSION_KEY
 
 Group = dict[str, Any]
 Work = list[tuple[Group, Tensor]]  # tensors with a gradient, each with its param group
@@ -124,6 +125,56 @@ class ShardedOptimizer(Optimizer):
     def mark_partial(self) -> None:
         """Record that other ranks update other parameters. Called when a ZeroRedundancyOptimizer steps."""
         raise NotImplementedError
+
+    def state_dtype(self, tensor: Tensor, name: str) -> torch.dtype:
+        """The dtype of a state tensor, which may be wider than the weights' and is the same after any way of loading."""
+        return tensor.dtype
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch; each group has the version of the state, and the options of wrappers, too."""
+        saved: dict[str, Any] = super().state_dict()
+        for group in saved["param_groups"]:
+            group.update(self.saved_options())
+        return saved
+
+    def saved_options(self) -> dict[str, Any]:
+        """What `state_dict` adds to each group."""
+        return {VERSION_KEY: VERSION}
+
+    def upgraded_state_dict(self, given: dict[str, Any]) -> dict[str, Any]:
+        """A state dict in the form of this version, checked. Called by `load_state_dict`."""
+        return given
+
+    def own_state_names(self) -> set[str]:
+        """State tensors that a wrapper adds to those of the rule."""
+        return set()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, of torch's, apex's and timm's optimizers too. State keeps a dtype wider than the weights'.
+
+        Raises:
+            ValueError: for the state of another optimizer or of a newer version.
+        """
+        loaded: list[dict[str, Any]] = []
+
+        def upgrade(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            loaded.append(self.upgraded_state_dict(given))
+            return loaded[0]
+
+        # The last hook, so that it sees what the user's hooks return.
+        handle = self.register_load_state_dict_pre_hook(upgrade)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        keys = [key for group in loaded[0]["param_groups"] for key in group["params"]]
+        tensors = [tensor for group in self.param_groups for tensor in group["params"]]
+        for key, tensor in zip(keys, tensors, strict=True):
+            state = self.state.get(tensor, {})
+            for name, value in loaded[0]["state"].get(key, {}).items():
+                # torch has rounded it to the dtype of the weights.
+                if name in state and name != "step" and isinstance(value, Tensor) and value.is_floating_point():
+                    state[name] = value.to(device=tensor.device, dtype=self.state_dtype(tensor, name))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -40,8 +40,8 @@ class Swats(Wrapper):
         TypeError: around another wrapper, or an optimizer without ``betas``.
         ValueError: for values out of range.
 
-    The switch deletes the moments; from then on the state of each tensor is ``momentum_buffer``. Groups have
-    ``swats_gamma``, ``swats_steps`` and ``swats_rate`` (0 before the switch).
+    The state of each tensor is that of the base. After the switch ``exp_avg`` is SGD's momentum, which begins at 0. Groups
+    have ``swats_gamma``, ``swats_steps`` and ``swats_rate`` (0 before the switch).
     """
 
     base: RuleOptimizer
@@ -73,6 +73,11 @@ class Swats(Wrapper):
         super().use(attachment)
         self._spread = attachment.spread_over
         self._in_parts = attachment.spread_over is None
+
+    options = ("tolerance",)
+
+    def checked_state_dict(self, given: dict[str, Any], kept: set[str]) -> dict[str, Any]:
+        return super().checked_state_dict({**given, "state": {k: _renamed(v) for k, v in given["state"].items()}}, kept)
 
     def scalars(self) -> dict[str, float]:
         self._evaluate()
@@ -174,30 +179,42 @@ class Swats(Wrapper):
         # The schedule continues: the rate is stored relative to the lr at which it was estimated.
         rate = corrected / float(group["lr"]) if switch else 0.0
         self._cached = {_GAMMA: mean, _STEPS: steps, _RATE: rate}
+        if switch:
+            for state in self.state.values():
+                if "exp_avg" in state:
+                    local(state["exp_avg"]).zero_()
 
     def _sgd_step(self, tensors_and_groups: Work) -> None:
         for _, tensor in tensors_and_groups:
             state = self.state[tensor]
-            for name in [name for name in state if name.startswith(("exp_avg", "max_exp_avg"))]:
-                del state[name]
+            if "momentum_buffer" in state:
+                self.state[tensor] = _renamed(state)
         self.forget_trust_ratios()
         self.base.update(tensors_and_groups, _SgdRule())
+
+
+def _renamed(state: Any) -> Any:
+    """The state of a tensor that an older version saved after the switch, with the names of this one."""
+    if not isinstance(state, dict) or "momentum_buffer" not in state:
+        return state
+    moments = {"exp_avg": state["momentum_buffer"], "exp_avg_sq": torch.zeros_like(state["momentum_buffer"])}
+    return {**{key: value for key, value in state.items() if key != "momentum_buffer"}, **moments}
 
 
 class _SgdRule(Rule):
     """SGD after the switch."""
 
     def state_names(self, group: Group) -> tuple[str, ...]:
-        return ("momentum_buffer",)
+        return ("exp_avg",)
 
     def rate(self, group: Group) -> float:
         return float(group[_RATE] * float(group["lr"]))
 
     def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
-        state["momentum_buffer"].mul_(group["betas"][0]).add_(g)
+        state["exp_avg"].mul_(group["betas"][0]).add_(g)
 
     def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
-        return state["momentum_buffer"] * (1 - group["betas"][0])
+        return state["exp_avg"] * (1 - group["betas"][0])
 
     def coefficients(self, group: Group, step: int) -> Coefficients:
         beta1 = group["betas"][0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
@@ -16,7 +18,8 @@ class Wrapper(ShardedOptimizer):
 
     Param groups and state are the inner optimizer's, so that engines, schedulers, `state_dict` and checkpoints see one
     optimizer. A wrapper stores what it needs of a tensor in that tensor's state, with the same layout, so it is sharded,
-    offloaded and saved like a moment. Wrappers can be nested.
+    offloaded and saved like a moment. All of it exists after the first step: torch's distributed checkpoint loads into the
+    state that one step creates. Wrappers can be nested.
 
     Args:
         base: the inner optimizer. Pass the wrapper to engines and schedulers.
@@ -98,6 +101,32 @@ class Wrapper(ShardedOptimizer):
 
     def state_tensors(self, group: Group) -> int:
         return self.base.state_tensors(group) + 1
+
+    def state_dtype(self, tensor: Tensor, name: str) -> torch.dtype:
+        return self.base.state_dtype(tensor, name)
+
+    options: ClassVar[tuple[str, ...]] = ()  # attributes that a state dict has
+
+    def saved_options(self) -> dict[str, Any]:
+        own = {f"{type(self).__name__}.{name}": getattr(self, name) for name in self.options}
+        return {**self.base.saved_options(), **own}
+
+    def upgraded_state_dict(self, given: dict[str, Any]) -> dict[str, Any]:
+        return self.checked_state_dict(given, set())
+
+    def checked_state_dict(self, given: dict[str, Any], kept: set[str]) -> dict[str, Any]:
+        """In addition, take over the options of the saved wrapper, as torch does those of groups."""
+        groups = [dict(group) for group in given["param_groups"]]
+        for name in self.options:
+            key, own = f"{type(self).__name__}.{name}", getattr(self, name)
+            saved = [group.pop(key, own) for group in groups]
+            if saved and saved[0] != own:
+                warnings.warn(
+                    f"{type(self).__name__}: {name}={saved[0]!r} from the state dict, not {own!r}", stacklevel=5
+                )
+                setattr(self, name, saved[0])
+        inner: Any = self.base
+        return inner.checked_state_dict({**given, "param_groups": groups}, kept | self.own_state_names())
 
     def scalars(self) -> dict[str, float]:
         return self.base.scalars()

@@ -147,7 +147,7 @@ def test_swats_switches_when_the_rate_converges_and_follows_the_schedule() -> No
     for switched in (False, False, True):
         assert optimizer.switched is switched
         step(optimizer, 2.0)
-    assert "exp_avg" not in optimizer.state[p]
+    assert optimizer.state[p]["exp_avg"].tolist() == [2.0, 2.0]  # SGD's momentum now
     # The momentum starts at 0: (1 - beta1) of a full step. AdamW moved by 0.5 twice.
     torch.testing.assert_close(p.detach(), torch.full((2,), 1.0 - 0.5 - 0.5 - 0.5 * 0.5))
     optimizer.param_groups[0]["lr"] = 0.05

@@ -153,7 +153,11 @@ def load_into_model(path: Path, task: nn.Module) -> bool:
         whether the average was loaded. The buffers then belong to the weights that were not averaged.
     """
     manifest = Manifest.read(path)
-    trained = "average" if "average" in manifest.states else "weight"
+    # An average has state from the first step on, and a value from `averaging.start` on.
+    begun = max((p["step"] or 0 for p in manifest.parameters.values()), default=0)
+    trained = "weight"
+    if "average" in manifest.states and begun >= manifest.scalars.get("average_start", 0):
+        trained = "average"
     with Files(path, slices.of_checkpoint(path, manifest)) as files, torch.no_grad():
         for name, parameter in task.named_parameters():
             files.read(trained if name in manifest.parameters else "frozen", name, 0, parameter.view(-1))
@@ -192,7 +196,8 @@ def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
             state = engine.optimizer.state[shard.tensor]
             state["step"] = torch.tensor(step, dtype=torch.float32)
             for kind in manifest.states:
-                tensors[kind] = state[kind] = torch.zeros_like(shard.tensor.detach())
+                dtype = engine.optimizer.state_dtype(shard.tensor, kind)
+                tensors[kind] = state[kind] = torch.zeros_like(shard.tensor.detach(), dtype=dtype)
         for kind, tensor in tensors.items():
             flat = tensor.contiguous()  # channels_last weights are not
             for parameter_slice, view in shard.views(flat):
