@@ -56,7 +56,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         if prenormalize and defaults.get("max_grad_norm") is not None:
             raise ValueError("prenormalize=True with max_grad_norm: the norm is 1 already; write one of them")
         self.kernel = kernel
-        defaults["prenormalize"] = prenormalize
+        defaults = {**ADDED_OPTIONS, **defaults, "prenormalize": prenormalize}
         self._is_part = False
         self._given: list[Tensor] = []
         if dist.is_available() and dist.is_initialized():
