@@ -101,14 +101,15 @@ def peak_lr(group: Group) -> float:
     if "max_lr" in group:
         return float(group["max_lr"])
     is_inferred = group["peak_lr"] == group.get("inferred_peak_lr")
-    peak: Any = group["initial_lr"] if is_inferred and "initial_lr" in group else group["peak_lr"]
+    peak = group["initial_lr"] if is_inferred and "initial_lr" in group else group["peak_lr"]
     return float(peak)
 
 
 def infer_peak_lr(group: Group) -> None:
     """Assume that a group without ``peak_lr`` has been given the peak as its lr."""
     if group["weight_decay_mode"] in NEED_PEAK and group.get("peak_lr") is None:
-        group["peak_lr"] = group["inferred_peak_lr"] = float(group.get("initial_lr", group["lr"]))
+        lr: Any = group.get("initial_lr", group["lr"])
+        group["peak_lr"] = group["inferred_peak_lr"] = float(lr)
 
 
 def check_peak_lr(group: Group, index: int) -> None:
