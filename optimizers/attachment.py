@@ -16,8 +16,7 @@ def attach(engine: Any) -> ShardedOptimizer:
         engine, *_ = deepspeed.initialize(model=model, optimizer=Lamb(groups(model)), config=config)
         attach(engine)                                      # or what accelerate's prepare() returns for the model
 
-        wanted = [{**g, "params": [p for _, p in g["params"]]} for g in groups(model)]  # without names
-        optimizer = ZeroRedundancyOptimizer(wanted, optimizer_class=Lamb)
+        optimizer = ZeroRedundancyOptimizer(groups(model, names=False), optimizer_class=Lamb)
         attach(optimizer)
 
     Plain torch, DDP and FSDP2 need no attach: their parameters have all the information.

@@ -121,6 +121,11 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         deprecation.upgrade(param_group)
+        if self._attachment is not None:
+            raise RuntimeError(
+                f"{type(self).__name__}.add_param_group() after attach: the engine has laid out its tensors, and would not train "
+                "the new group. Give all groups to the optimizer before the engine is built (a group that begins later: lr=0.0)"
+            )
         refuse_unknown_keys(param_group, self.defaults, type(self).__name__)
         scale = param_group.pop("lr_scale", 1.0)  # of `groups`; not kept, as some schedulers would apply it again
         for key in ("lr", "peak_lr"):
@@ -218,7 +223,8 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         if self._attachment is not None:
             if not all(tensor in self._shard_by_tensor for tensor in tensors):
                 raise RuntimeError(
-                    f"{type(self).__name__}.step() on tensors that came after attach: call optimizers.attach(engine) again"
+                    f"{type(self).__name__}.step() on tensors that came after attach: the engine has another layout now. Build it again "
+                    "with all param groups, and call optimizers.attach(engine)"
                 )
             return False
         if all(tensor in self._names for tensor in tensors):

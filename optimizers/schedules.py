@@ -113,11 +113,17 @@ class WarmupConstant(LRScheduler):
     def seek(self, samples: int) -> None:
         """Move to the update that begins after this many samples, as after a resume."""
         self.last_epoch = samples // self.batch
-        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+        rates = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def get_lr(self) -> list[float | Tensor]:
+        if len(self.base_lrs) != len(self.optimizer.param_groups):
+            raise RuntimeError(
+                f"the optimizer has {len(self.optimizer.param_groups)} param groups, and the schedule was made for "
+                f"{len(self.base_lrs)}: after add_param_group() make a new schedule, and call its seek(samples)"
+            )
         samples = (self.last_epoch + 0.5) * self.batch
         factor, cycle = self.factor(samples), self.cycle(samples)
         for group in self.optimizer.param_groups:

@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from bellwether.optimizers import groups
+from bellwether.optimizers import Lamb, groups
 from bellwether.optimizers.param_groups import is_norm
 
 
-def names(model: nn.Module, **keywords: float) -> tuple[set[str], set[str]]:
+def names(model: nn.Module, **keywords: Any) -> tuple[set[str], set[str]]:
     found = groups(model, **keywords)
     optimizer = torch.optim.SGD(found, lr=1.0)
     weights, others = optimizer.param_groups
@@ -99,3 +100,121 @@ def test_the_package_needs_torch_alone() -> None:
         "assert new <= {'bellwether'} | set(sys.stdlib_module_names), new"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+class Block(nn.Module):
+    """Parameters of all kinds, under names that lists of names miss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((4,), 1e-6))  # LayerScale
+        self.layer_scale = nn.Parameter(torch.full((4, 1, 1), 1e-6))
+        self.rnn = nn.LSTM(4, 4)
+        self.pos_bias_u = nn.Parameter(torch.zeros(2, 4))
+        self.relative_attention_bias = nn.Embedding(5, 2)
+        self.heads = HeadScale()
+        self.norm = nn.LayerNorm((3, 4))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.cosine = Cosine()
+        self.regression = nn.Linear(4, 1)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+
+class HeadScale(nn.Module):
+    """Root mean square normalization with a weight for each head, and no norm in its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._scaled(x) * self.weight
+
+    def _scaled(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+class Cosine(nn.Module):
+    """A matrix that is normalized is still a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ nn.functional.normalize(self.weight).T
+
+
+def test_vectors_biases_and_norms_have_neither_decay_nor_ratio() -> None:
+    weights, others = names(Block())
+    assert weights == {
+        "rnn.weight_ih_l0", "rnn.weight_hh_l0", "cls_token", "cosine.weight", "regression.weight",
+        "normed.parametrizations.weight.original1",
+    }  # fmt: skip
+    assert {
+        "gamma",
+        "layer_scale",
+        "rnn.bias_ih_l0",
+        "pos_bias_u",
+        "relative_attention_bias.weight",
+        "heads.weight",
+    } < others
+    assert {"norm.weight", "normed.parametrizations.weight.original0"} < others
+
+
+def test_layer_scale_grows_as_without_a_ratio() -> None:
+    """LAMB left a gamma of 1e-6 at 2.7e-6 after 100 steps."""
+    model = nn.Module()
+    model.gamma = nn.Parameter(torch.full((4,), 1e-6))
+    optimizer = Lamb(groups(model), lr=0.01)
+    for _ in range(100):
+        model.gamma.grad = torch.full((4,), -1.0)
+        optimizer.step()
+    assert model.gamma[0].item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_whole_shape_under_zero_init() -> None:
+    """deepspeed.zero.Init leaves a shape of (0,) and keeps the whole one in ds_shape."""
+    model = nn.Module()
+    model.first, model.second = nn.Parameter(torch.empty(0)), nn.Parameter(torch.empty(0))
+    model.first.ds_shape, model.second.ds_shape = torch.Size((4, 4)), torch.Size((4,))
+    assert names(model) == ({"first"}, {"second"})
+
+
+def test_include_and_exclude_by_pattern() -> None:
+    weights, others = names(Block(), include=["gamma"], exclude=["cls_*", "rnn.weight*"])
+    assert "gamma" in weights
+    assert {"cls_token", "rnn.weight_ih_l0"} < others
+    with pytest.raises(ValueError, match="'clss_token' matches no parameter"):
+        groups(Block(), exclude=["clss_token"])
+
+
+def test_layer_decay_and_lr_scale() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    model = transformers.BertForSequenceClassification(config)
+    optimizer = Lamb(groups(model, layer_decay=0.5, lr_scale={"classifier.*": 10.0}), lr=0.8)
+    rates = {n: group["lr"] for group in optimizer.param_groups for n in group["param_names"]}
+    assert rates["bert.embeddings.word_embeddings.weight"] == pytest.approx(0.1)
+    assert rates["bert.encoder.layer.0.attention.self.query.weight"] == pytest.approx(0.2)
+    assert rates["bert.encoder.layer.1.output.LayerNorm.bias"] == pytest.approx(0.4)
+    assert rates["bert.pooler.dense.weight"] == pytest.approx(0.8)
+    assert rates["classifier.weight"] == rates["classifier.bias"] == pytest.approx(8.0)
+    assert all("lr_scale" not in group for group in optimizer.param_groups)
+    with_lr = groups(model, lr=0.8, layer_decay=0.5)
+    assert {round(g["lr"], 6) for g in with_lr} == {0.8, 0.4, 0.2, 0.1}
+
+
+def test_deepspeed_moe_split_finds_the_experts() -> None:
+    utils = pytest.importorskip("deepspeed.moe.utils")
+    model = nn.ModuleDict({"dense": nn.Linear(4, 4), "expert": nn.Linear(4, 4)})
+    for p in model["expert"].parameters():
+        p.allreduce, p.group_name = False, "ep_size_1"
+    split = utils.split_params_into_different_moe_groups_for_optimizer(groups(model, names=False))
+    optimizer = Lamb(split)
+    assert [(group["name"], group.get("moe", False)) for group in optimizer.param_groups] == [
+        ("weights", False), ("others", False), ("ep_size_1", True), ("ep_size_1", True),
+    ]  # fmt: skip
+    assert [group["trust_ratio"] for group in optimizer.param_groups] == [True, False, True, False]
