@@ -25,6 +25,7 @@ from bellwether.optimizers.state_dicts import (
     refuse_unknown_keys,
     upgraded,
 )
+from bellwether.optimizers.untrained import refuse_replaced
 from bellwether.optimizers.update import Bucket, update
 from bellwether.optimizers.validation import check_torch_flags, validate
 from bellwether.optimizers.weight_decay import check_peak_lr, infer_peak_lr, with_weight_decay
@@ -71,6 +72,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         self._tables: dict[tuple[bool, tuple[int, ...]], tuple[SegmentTable, dict[str, object]]] = {}
         self._ratios: dict[str, tuple[Tensor, int]] = {}  # all ratios of a bucket are one tensor, on the device
         self._attachment: Attachment | None = None
+        self._steps_seen = 0
 
     # --- pickling, and state dicts of torch and of older versions ---
 
@@ -238,10 +240,23 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             "which parameter each element belongs to, and trust ratios and state would be wrong."
         )
 
+    def _refuse_untrained(self) -> None:
+        if self._attachment is not None:
+            if self._attachment.unfrozen is not None and (names := self._attachment.unfrozen()):
+                raise RuntimeError(
+                    f"{', '.join(names[:3])} ({len(names)} parameters) were frozen when the engine was built, and it would not "
+                    "train them: unfreeze parameters before deepspeed.initialize(), or build the engine again"
+                )
+            return
+        self._steps_seen += 1
+        if self._steps_seen & (self._steps_seen - 1) == 0 and self._steps_seen <= 16:  # 1, 2, 4, 8, 16
+            refuse_replaced(self.param_groups, self.state, self._names)
+
     # --- the update ---
 
     def update(self, work: Work, rule: Rule | None = None) -> None:
         """Update these tensors, by another rule if one is given."""
+        self._refuse_untrained()
         for index, group in enumerate(self.param_groups):
             deprecation.upgrade(group, warn=False)  # an engine's load may put keys of older versions there
             complete(group, self.defaults)

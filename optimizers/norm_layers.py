@@ -26,7 +26,7 @@ def is_norm(module: nn.Module) -> bool:
     if isinstance(module, _TORCH_NORMS) or _NORM_NAME.search(type(module).__name__) is not None:
         return True
     is_leaf = not any(True for child in module.children() for _ in child.parameters())
-    return is_leaf and any(True for _ in module.parameters(recurse=False)) and _normalizes(type(module))
+    return is_leaf and any(True for _ in module.parameters(recurse=False)) and _normalizes(type(module))  # type: ignore[arg-type]  # a class is hashable
 
 
 @functools.cache

@@ -29,6 +29,7 @@ class Attachment:
     )
     spread_over: dist.ProcessGroup | None = None  # ranks that update different whole parameters
     publish: Callable[[], None] | None = None  # copies the shards' weights into the model; collective
+    unfrozen: Callable[[], list[str]] | None = None  # parameters that require gradients only since the engine was built
 
 
 class ShardedOptimizer(Optimizer):

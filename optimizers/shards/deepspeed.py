@@ -45,7 +45,14 @@ def attachment(engine: Any) -> Attachment:
     norm = functools.partial(_gradient_norm, engine.optimizer) if wrapper.has_gradient_norm else None
     shards = list(wrapper.shards(engine.optimizer, names))
     verify(shards, _truth(engine), engine=_version(engine), expected=_given(engine, names))
-    return Attachment(shards, norm, publish=functools.partial(publish, engine))
+    frozen = [name for name, parameter in named(engine.module) if not parameter.requires_grad]
+    unfrozen = functools.partial(_unfrozen, engine, frozenset(frozen)) if frozen else None
+    return Attachment(shards, norm, publish=functools.partial(publish, engine), unfrozen=unfrozen)
+
+
+def _unfrozen(engine: Any, frozen: frozenset[str]) -> list[str]:
+    """The parameters that were frozen when the engine was built, which gave them no master weights, and are not now."""
+    return [name for name, parameter in named(engine.module) if parameter.requires_grad and name in frozen]
 
 
 def publish(engine: Any) -> None:
