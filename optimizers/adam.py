@@ -37,6 +37,7 @@ class Adam(RuleOptimizer):
         kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
         decoupled_weight_decay: as in `torch.optim.Adam`; the same as ``weight_decay_mode="decoupled"``.
         max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        stochastic_rounding, kahan_sum, rounding_seed: for 16-bit weights: `bellwether.optimizers.rounding`.
         foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
@@ -71,6 +72,9 @@ class Adam(RuleOptimizer):
         kernel: str = "auto",
         decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        kahan_sum: bool = False,
+        rounding_seed: int = 0,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -93,6 +97,9 @@ class Adam(RuleOptimizer):
             peak_lr=peak_lr,
             maximize=maximize,
             max_grad_norm=max_grad_norm,
+            stochastic_rounding=stochastic_rounding,
+            kahan_sum=kahan_sum,
+            rounding_seed=rounding_seed,
             foreach=foreach,
             capturable=capturable,
             differentiable=differentiable,

@@ -27,6 +27,7 @@ class AdamW(Adam):
             the schedule's multiplier alone, as in the paper.
         amsgrad, weight_decay_mode, trust_ratio, trust_bounds, peak_lr, maximize, kernel: as in `bellwether.optimizers.Adam`.
         max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        stochastic_rounding, kahan_sum, rounding_seed: for 16-bit weights: `bellwether.optimizers.rounding`.
         foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
@@ -58,6 +59,9 @@ class AdamW(Adam):
         maximize: bool = False,
         kernel: str = "auto",
         max_grad_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        kahan_sum: bool = False,
+        rounding_seed: int = 0,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -77,6 +81,9 @@ class AdamW(Adam):
             maximize=maximize,
             kernel=kernel,
             max_grad_norm=max_grad_norm,
+            stochastic_rounding=stochastic_rounding,
+            kahan_sum=kahan_sum,
+            rounding_seed=rounding_seed,
             foreach=foreach,
             capturable=capturable,
             differentiable=differentiable,

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bellwether.optimizers import deprecation, kernels
+from bellwether.optimizers import deprecation, kernels, rounding
 from bellwether.optimizers.kernels import reference
 from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
 from bellwether.optimizers.rule import Rule
@@ -264,11 +264,25 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             check_peak_lr(group, index)
         if self._attachment is not None:
             self._check_groups()
-        for bucket, ratios in update(
-            self._buckets(work, rule or self), self._attachment, self.prenormalize, self.max_grad_norm
-        ):
+        buckets = self._buckets(work, rule or self)
+        for bucket, ratios in update(buckets, self._attachment, self.prenormalize, self.max_grad_norm):
             names = [p.name for shard in bucket.shards for p in shard.parameters]
             self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
+        for bucket in buckets:
+            if bucket.wide:
+                self._round(bucket)
+
+    def _round(self, bucket: Bucket) -> None:
+        """Round the fp32 result of an update back to 16-bit weights."""
+        for shard, wide in zip(bucket.shards, bucket.tensors.weights, strict=True):
+            weights = local(shard.tensor.detach())
+            if bucket.group.get("kahan_sum"):
+                weights.copy_(wide)
+                local(self.state[shard.tensor][rounding.COMPENSATION]).copy_(wide.sub_(weights))
+            else:
+                seed = bucket.group["rounding_seed"]
+                flat = rounding.round_stochastically(wide.reshape(-1), shard, seed, bucket.step, weights.dtype)
+                weights.copy_(flat.view(weights.shape))
 
     def _buckets(self, work: Work, rule: Rule) -> list[Bucket]:
         found: dict[Any, Work] = {}
@@ -288,17 +302,31 @@ class RuleOptimizer(Rule, ShardedOptimizer):
     def _bucket(self, rule: Rule, group: Group, shards: list[ShardLayout], step: int) -> Bucket:
         by_parameter = group["trust_ratio"] or self.needs_global_sums
         tensors = self._tensor_list(shards, rule.state_names(group), by_parameter)
+        dtype = tensors.weights[0].dtype
+        wide = dtype in rounding.SIXTEEN_BITS and bool(group.get("stochastic_rounding") or group.get("kahan_sum"))
+        if wide:
+            tensors = self._widened(tensors, shards, bool(group.get("kahan_sum")))
+        elif dtype in rounding.SIXTEEN_BITS:
+            rounding.warn_once(self.name, dtype)
+        call = reference.RuleCall(rule, group, step, -1.0 if group.get("maximize") else 1.0)
         coefficients = rule.coefficients(group, step)
-        grad = -1.0 if group.get("maximize") else 1.0
         if coefficients is None:
             if self.kernel not in ("auto", "reference"):
                 raise ValueError(f"kernel={self.kernel!r}: {self.name} has no compiled kernel; write kernel='auto'")
-            return Bucket(rule, group, shards, tensors, reference, reference.RuleCall(rule, group, step, grad))
+            return Bucket(rule, group, shards, tensors, reference, call, step, wide)
         kernel = kernels.choose(self.kernel, tensors)
         if kernel is reference:
-            return Bucket(rule, group, shards, tensors, kernel, reference.RuleCall(rule, group, step, grad))
-        formula = replace(with_weight_decay(coefficients, group, step), grad=grad)
-        return Bucket(rule, group, shards, tensors, kernel, formula)
+            return Bucket(rule, group, shards, tensors, kernel, call, step, wide)
+        formula = replace(with_weight_decay(coefficients, group, step), grad=call.grad)
+        return Bucket(rule, group, shards, tensors, kernel, formula, step, wide)
+
+    def _widened(self, tensors: TensorList, shards: list[ShardLayout], kahan: bool) -> TensorList:
+        """The same list with fp32 copies of weights and gradients, which every kernel supports."""
+        weights = [w.to(torch.float32, copy=True) for w in tensors.weights]
+        if kahan:
+            for shard, w in zip(shards, weights, strict=True):
+                w.add_(local(self._state(shard.tensor, rounding.COMPENSATION)))
+        return replace(tensors, weights=weights, grads=[g.float() for g in tensors.grads])
 
     def _check_groups(self) -> None:
         first = [group["param_names"][0] for group in self.param_groups if group.get("param_names")]
@@ -334,8 +362,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
     def _state(self, tensor: Tensor, name: str) -> Tensor:
         state = self.state[tensor]
         if name not in state:
-            dtype = self.state_dtype(tensor, name)
-            state[name] = torch.zeros_like(tensor, dtype=dtype, memory_format=torch.preserve_format)
+            state[name] = torch.zeros_like(tensor, dtype=self.state_dtype(tensor, name), memory_format=torch.preserve_format)
+        elif state[name].dtype in rounding.SIXTEEN_BITS:  # of an older version, or cast by a loader
+            state[name] = state[name].to(self.state_dtype(tensor, name))
         return state[name]
 
     # --- queries ---

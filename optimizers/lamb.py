@@ -50,6 +50,7 @@ class Lamb(RuleOptimizer):
         always_adapt: False to leave groups without weight decay without a trust ratio, as apex and timm do by default;
             None or True: every group has one, unless it has ``trust_ratio=False``.
         max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        stochastic_rounding, kahan_sum, rounding_seed: for 16-bit weights: `bellwether.optimizers.rounding`.
         foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
@@ -87,6 +88,9 @@ class Lamb(RuleOptimizer):
         grad_averaging: bool = True,
         always_adapt: bool | None = None,
         max_grad_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        kahan_sum: bool = False,
+        rounding_seed: int = 0,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -110,6 +114,9 @@ class Lamb(RuleOptimizer):
             grad_averaging=grad_averaging,
             always_adapt=always_adapt,
             max_grad_norm=max_grad_norm,
+            stochastic_rounding=stochastic_rounding,
+            kahan_sum=kahan_sum,
+            rounding_seed=rounding_seed,
             foreach=foreach,
             capturable=capturable,
             differentiable=differentiable,

@@ -38,6 +38,7 @@ class Lars(RuleOptimizer):
         maximize: ascend instead of descend.
         kernel: ``auto``, ``reference`` (torch), ``cpu`` (C++) or ``triton`` (on GPUs).
         max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        stochastic_rounding, kahan_sum, rounding_seed: for 16-bit weights: `bellwether.optimizers.rounding`.
         foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
@@ -69,6 +70,9 @@ class Lars(RuleOptimizer):
         maximize: bool = False,
         kernel: str = "auto",
         max_grad_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        kahan_sum: bool = False,
+        rounding_seed: int = 0,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -88,6 +92,9 @@ class Lars(RuleOptimizer):
             trust_bounds=trust_bounds,
             maximize=maximize,
             max_grad_norm=max_grad_norm,
+            stochastic_rounding=stochastic_rounding,
+            kahan_sum=kahan_sum,
+            rounding_seed=rounding_seed,
             foreach=foreach,
             capturable=capturable,
             differentiable=differentiable,

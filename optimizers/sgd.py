@@ -31,6 +31,7 @@ class SGD(RuleOptimizer):
         trust_ratio, trust_bounds, peak_lr, maximize, kernel: as in `bellwether.optimizers.Adam`. The ratio scales the momentum;
             `bellwether.optimizers.Lars` scales the gradient.
         max_grad_norm: clip the global norm of the gradients at this, for engines that do not; None: do not.
+        stochastic_rounding, kahan_sum, rounding_seed: for 16-bit weights: `bellwether.optimizers.rounding`.
         foreach, capturable, differentiable, fused: torch's flags; those that cannot be honoured are refused.
 
     Raises:
@@ -63,6 +64,9 @@ class SGD(RuleOptimizer):
         maximize: bool = False,
         kernel: str = "auto",
         max_grad_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        kahan_sum: bool = False,
+        rounding_seed: int = 0,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -82,6 +86,9 @@ class SGD(RuleOptimizer):
             peak_lr=peak_lr,
             maximize=maximize,
             max_grad_norm=max_grad_norm,
+            stochastic_rounding=stochastic_rounding,
+            kahan_sum=kahan_sum,
+            rounding_seed=rounding_seed,
             foreach=foreach,
             capturable=capturable,
             differentiable=differentiable,

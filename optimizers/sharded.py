@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bellwether.optimizers.rounding import COMPENSATION
 from bellwether.optimizers.shards.layout import ShardLayout
 from bellwether.optimizers.shards.verification import verify
 from bellwether.optimizers.state_dicts import VERSION, VERSION_KEY
@@ -129,7 +130,8 @@ class ShardedOptimizer(Optimizer):
 
     def state_dtype(self, tensor: Tensor, name: str) -> torch.dtype:
         """The dtype of a state tensor, which may be wider than the weights' and is the same after any way of loading."""
-        return tensor.dtype
+        # 16 bits would lose most of what a moment with beta 0.999 gets in a step; what Kahan summation keeps is small.
+        return tensor.dtype if name == COMPENSATION else torch.promote_types(tensor.dtype, torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch; each group has the version of the state, and the options of wrappers, too."""
@@ -188,6 +190,11 @@ class ShardedOptimizer(Optimizer):
             RuntimeError: if an engine has put its own tensors into the param groups and `bellwether.optimizers.attach`
                 was not called: trust ratios would be silently wrong. Also for sparse gradients.
         """
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"{self.name}.step() in a CUDA graph capture: step counts and rates are computed on the host, and the graph would "
+                "replay this step's for ever; capture forward and backward alone, and call step() outside of the graph"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():

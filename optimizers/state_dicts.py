@@ -21,7 +21,10 @@ VERSION = 2
 VERSION_KEY = "state_version"
 
 # Options that older versions did not have, with the value that they behaved as.
-ADDED_OPTIONS: dict[str, Any] = {"prenormalize": False, "peak_lr": None, "max_grad_norm": None}
+ADDED_OPTIONS: dict[str, Any] = {
+    "prenormalize": False, "peak_lr": None, "max_grad_norm": None, "grad_averaging": True, "always_adapt": None,
+    "stochastic_rounding": False, "kahan_sum": False, "rounding_seed": 0,
+}  # fmt: skip
 
 # Keys without effect on the update: of torch, its schedulers, DeepSpeed, and notes of the user.
 _NOTES = frozenset({

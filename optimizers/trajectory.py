@@ -93,12 +93,12 @@ class Trajectory:
                         sums[4, index] += dot(update, before)
             local_sums.append((shard.process_group, sums if shard.is_counted else torch.zeros_like(sums)))
         totals = [sums.cpu() for sums in sum_by_process_group(local_sums)]
-        whole = sum((sums.sum(1) for sums in totals), torch.zeros(5, dtype=torch.float64))
+        whole = sum((sums.sum(1) for sums in totals), torch.zeros(5, dtype=torch.float64, device="cpu"))
         attachment = self.optimizer.attachment
         if attachment is not None and attachment.spread_over is not None:
             whole = sum_over_ranks([whole], attachment.spread_over)[0]
         names = [parameter.name for shard in shards for parameter in shard.parameters]
-        by_name = torch.cat([*totals, torch.zeros(5, 0, dtype=torch.float64)], dim=1).sqrt().tolist()
+        by_name = torch.cat([*totals, torch.zeros(5, 0, dtype=torch.float64, device="cpu")], dim=1).sqrt().tolist()
         weight, distance, update, before, product = whole.tolist()
         return Stride(
             distance=distance**0.5,

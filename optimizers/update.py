@@ -29,6 +29,8 @@ class Bucket:
     tensors: TensorList
     kernel: Kernel
     formula: Coefficients | RuleCall  # the latter for the reference kernel
+    step: int = 0
+    wide: bool = False  # whether `tensors` has fp32 copies of 16-bit weights, to be rounded back
 
     @property
     def process_group(self) -> dist.ProcessGroup | None:

@@ -21,6 +21,8 @@ def validate(group: dict[str, Any], modes: tuple[str, ...], inherited_bounds: An
         if key in group and not _holds(good, group[key]):
             raise ValueError(f"{key}={group[key]!r}: must be {allowed}")
     _check_weight_decay(group, modes)
+    if group.get("stochastic_rounding") and group.get("kahan_sum"):
+        raise ValueError("stochastic_rounding=True with kahan_sum=True: write one of them")
     bounds = group["trust_bounds"]
     if bounds is not None and bounds != inherited_bounds and not group["trust_ratio"]:
         raise ValueError(f"trust_bounds={bounds!r} with trust_ratio=False: write trust_ratio=True, or omit the bounds")

@@ -164,13 +164,13 @@ class _Tables:
         tables = tensors.cache.get(key)
         if tables is None:
             blocks = BlockTable.of(tensors.segments, _BLOCK)
-            empty = torch.empty(0, dtype=torch.int64)
+            empty = torch.empty(0, dtype=torch.int64, device="cpu")
             tables = cls(_upload(blocks.table, tensors.device), _upload(blocks.first, tensors.device), empty, [])
             tensors.cache[key] = tables
         assert isinstance(tables, cls)
         addresses = tensors.addresses()
         if addresses != tables.uploaded:  # gradients are often other tensors than in the step before
-            tables.addresses = _upload(torch.tensor(addresses, dtype=torch.int64), tensors.device)
+            tables.addresses = _upload(torch.tensor(addresses, dtype=torch.int64, device="cpu"), tensors.device)
             tables.uploaded = addresses
         return tables
 
