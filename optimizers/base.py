@@ -362,7 +362,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
     def _state(self, tensor: Tensor, name: str) -> Tensor:
         state = self.state[tensor]
         if name not in state:
-            state[name] = torch.zeros_like(tensor, dtype=self.state_dtype(tensor, name), memory_format=torch.preserve_format)
+            state[name] = torch.zeros_like(
+                tensor, dtype=self.state_dtype(tensor, name), memory_format=torch.preserve_format
+            )
         elif state[name].dtype in rounding.SIXTEEN_BITS:  # of an older version, or cast by a loader
             state[name] = state[name].to(self.state_dtype(tensor, name))
         return state[name]
