@@ -45,7 +45,9 @@ def save(
     partial = root / f"{final.name}.partial"
     run_on_rank0(world, lambda: _prepare(partial, final))
     file = partial / f"rank-{world.rank:05d}.safetensors"
-    scalars = engine.optimizer.scalars()  # on all ranks, it may be collective; first, as Swats may switch, which changes tensors
+    scalars = (
+        engine.optimizer.scalars()
+    )  # on all ranks, it may be collective; first, as Swats may switch, which changes tensors
     tensors = _owned(engine, world)
     files = run_on_all_ranks(world, lambda: _write(file, tensors))
     manifest = _manifest(engine, position, world, dict(files), data, scalars, noise or {})
