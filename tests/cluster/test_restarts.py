@@ -78,6 +78,7 @@ def test_spare_replaces_a_node_with_a_broken_gpu_and_one_that_dies(three: Cluste
     assert space.weights("spare") == whole
 
 
+@pytest.mark.full
 def test_spare_takes_over_inside_the_allocation(three: Cluster, space: Space, whole: bytes) -> None:
     arguments = (
         "launch",
@@ -152,6 +153,7 @@ def test_chain_of_jobs_goes_on_and_a_second_job_ends_with_0(three: Cluster, spac
     assert space.weights("chained") == whole
 
 
+@pytest.mark.full
 def test_record_that_cannot_be_written_ends_no_run(three: Cluster, space: Space) -> None:
     record = space.run("unrecorded") / "logs/attempts.jsonl"
     record.mkdir(parents=True)
