@@ -1,4 +1,4 @@
-"""How an attempt ended, from srun's exit status and messages, and from the run's heartbeat. No single one of them tells."""
+"""How an attempt ended, from srun's exit status and messages, and from the run's heartbeat. None of them is sufficient alone."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def unpack(archive: Path, folder: Path) -> None:
             _unpack(archive, partial, folder)
             partial.rename(folder)
         except OSError as error:
-            if error.errno != errno.ENOTEMPTY:  # another node was quicker
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another node was quicker
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -113,24 +112,17 @@ def _translate(group: Group, own: Group, defaults: Group, index: int) -> None:
     if group.get("trust_clip") and defaults.get("trust_bounds") is None:
         group["trust_bounds"] = (0.0, 1.0)
     for key, value in _ABSENT.items():
-        if key not in group or key in defaults:
+        if key not in group:
             continue
         found = group.pop(key)
         if value is not None and found != value:
             raise ValueError(
                 f"param group {index} of the state has {key}={found!r}: only {value!r} can be continued from"
             )
-        if key == "max_grad_norm" and found:
-            warnings.warn(
-                f"the state was trained with max_grad_norm={found!r}: clip the gradients to that norm before step()",
-                stacklevel=6,
-            )
 
 
-_ABSENT: dict[str, Any] = {
-    "grad_averaging": True, "max_grad_norm": None, "always_adapt": None, "trust_clip": None, "caution": False,
-    "corrected_weight_decay": False,
-}  # fmt: skip
+# Options of timm's LAMB that no optimizer here has, with the value that a state can be continued from; None: any.
+_ABSENT: dict[str, Any] = {"trust_clip": None, "caution": False, "corrected_weight_decay": False}
 
 
 def check_state(state_dict: dict[str, Any], names: Callable[[Group], set[str]], kept: set[str], optimizer: str) -> None:

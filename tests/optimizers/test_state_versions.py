@@ -27,7 +27,7 @@ def uneven(optimizer: Any, params: list[Any], steps: int = 4) -> None:
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_prenormalize_is_part_of_the_state(wrapped: bool) -> None:
-    """The state of NVLAMB was loaded into plain LAMB without a word."""
+    """The state of NVLAMB was silently loaded into plain LAMB."""
 
     def make(params: list[Any], **options: Any) -> Any:
         return Lookahead(Lamb(params, **options)) if wrapped else Lamb(params, **options)

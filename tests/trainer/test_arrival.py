@@ -54,6 +54,8 @@ def test_where_no_rank_is_behind_the_few_whose_code_is_elsewhere_are_shown() -> 
         (DATA, [0.01], 120),
         (arrival.EVALUATION_DATA, [0.01], 120),
         (SAVE, [20], 600),
+        (arrival.WRITING, [0.01], 600),
+        (arrival.REPLICAS, [0.01], 30),
         (SAVE, [200, 200], 1000),
     ],
 )
