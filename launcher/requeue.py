@@ -158,20 +158,20 @@ def _requeue(run: Path, job: Job, exclude: Mapping[str, str]) -> dict[str, objec
 
 
 def _place(run: Path, job: Job, before: Sequence[Attempt], check: str | None) -> Placement:
-    allocated = job.allocated
-    if check is None or not allocated:
+    allocated, suspected = job.allocated, suspects(before)
+    if not allocated or (check is None and not suspected.keys() & set(allocated)):
         return Placement(RUN)
-    reports = quick.reports(check)
-    if not reports:
+    reports = [] if check is None else quick.reports(check)
+    if check is not None and not reports:
         _print(job, f"the check of the nodes had no answer: {' '.join(check.split())[-300:]}")
         return (
             Placement(RUN, tuple(allocated[: job.needed]))
             if not before
             else Placement(REQUEUE, reason="no node answers")
         )
+    bad = {} if check is None else bad_nodes(allocated, reports, allocated[0])
     return place(
-        allocated, job.needed, requested=job.nodes, bad=bad_nodes(allocated, reports, allocated[0]),
-        suspects=suspects(before), partition=job.partition,
+        allocated, job.needed, requested=job.nodes, bad=bad, suspects=suspected, partition=job.partition,
         repeated=len(before) > 1 and is_repeated(before[-2], before[-1]),
     )  # fmt: skip
 

@@ -238,6 +238,18 @@ while true; do
     [[ $action == retry ]] || break
 done
 
+# Only a pending job can be changed, and SLURM may be late to call it that.
+change_nodes() {
+    local answer try
+    [[ -n $exclude$grow ]] || return 0
+    for try in {1..20}; do
+        # shellcheck disable=SC2086  # no option where there is nothing to change
+        answer=$(scontrol update job="$id" ${grow:+NumNodes=$grow} ${exclude:+ExcNodeList=$exclude} 2>&1) && return
+        sleep 1
+    done
+    echo "bellwether: scontrol update job=$id ${grow:+NumNodes=$grow} ${exclude:+ExcNodeList=$exclude}: $answer" >&2
+}
+
 requeue() {
     local answer now try
     for try in {1..60}; do
@@ -245,10 +257,8 @@ requeue() {
         now=$(scontrol show job -o "$id") && [[ $now != *JobState=RUNNING* && $own == *JobState=RUNNING* ]] && return 1
         # SLURM ends the processes of this script as soon as it has requeued the job.
         if answer=$(trap "" TERM && scontrol requeue "$id" 2>&1); then
-            # The job cannot start before this script has ended. Only a pending job takes these.
-            # shellcheck disable=SC2086  # no option where there is nothing to change
-            [[ -z $exclude$grow ]] ||
-                (trap "" TERM && scontrol update job="$id" ${grow:+NumNodes=$grow} ${exclude:+ExcNodeList=$exclude})
+            # The job cannot start before this script has ended.
+            (trap "" TERM && change_nodes)
             return 0
         fi
         echo "bellwether: scontrol requeue: $answer" >&2

@@ -45,7 +45,8 @@ def test_failures_on_one_node_restart_inside_the_allocation_then_exclude_it(
     job = three.submit(space.folder, "-N2", *ONE_EACH, *arguments, **environment)
     three.wait_for(job, "COMPLETED")
     begins = space.begins("bad-node")
-    assert [(begin["job"], begin["restart"]) for begin in begins] == [(str(job), 0), (str(job), 0), (str(job), 1)]
+    nodes = [(begin["job"], begin["nodes"]) for begin in begins]
+    assert nodes == [(str(job), "node[1-2]"), (str(job), "node[1-2]"), (str(job), "node[1,3]")], space.output(job)
     ends = [line for line in space.attempts("bad-node") if line["event"] == "end"]
     assert [end["failed_on"] for end in ends] == [["node2"], ["node2"], []]
     assert three.show(job)["ExcNodeList"] == "node2"

@@ -269,6 +269,22 @@ def test_begin_and_end_record_the_attempts(
     assert requeue.begin(run, None, job("12"), None) == {"action": EXIT, "code": 0}
 
 
+def test_requeued_job_that_still_has_a_suspect_node_is_requeued_without_it(
+    tmp_path: Path, job: Callable[..., Job]
+) -> None:
+    def one(restart: int, nodes: str) -> Job:
+        return job(shown=f"{RUNNING} NodeList={nodes} NumNodes=2", restart=restart, partition=("n1", "n2", "n3"))
+
+    (tmp_path / "logs").mkdir()
+    for _ in range(2):
+        requeue.begin(tmp_path, None, one(0, "n[1-2]"), None)
+        requeue.end(tmp_path, 1, "srun: error: n2: task 1: Exited with exit code 1", one(0, "n[1-2]"))
+    found = requeue.begin(tmp_path, None, one(1, "n[1-2]"), None)  # SLURM did not take ExcNodeList
+    assert (found["action"], found["exclude"]) == (REQUEUE, "n2")
+    found = requeue.begin(tmp_path, None, one(2, "n[1,3]"), None)
+    assert (found["action"], found["tasks"]) == (RUN, 4)
+
+
 def test_spares_replace_bad_nodes(tmp_path: Path, job: Callable[..., Job], capsys: pytest.CaptureFixture[str]) -> None:
     def check(*bad: str) -> str:
         return "".join(
