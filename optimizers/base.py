@@ -291,7 +291,8 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             # A step count for each tensor: engines call step() for one sub-group at a time.
             step = self._count(tensor)
             weights = local(tensor)
-            key = (id(group), step, self.shard_of(tensor).process_group, weights.device, weights.dtype)
+            dtypes = (weights.dtype, tensor.grad.dtype)  # type: ignore[union-attr]
+            key = (id(group), step, self.shard_of(tensor).process_group, weights.device, *dtypes)
             found.setdefault(key, []).append((group, tensor))
             steps[key] = step
         return [

@@ -21,7 +21,7 @@ from bellwether.optimizers.shards.layout import ShardLayout, sqrt, sum_by_proces
 
 @dataclass
 class Bucket:
-    """Tensors that are updated together: of one param group, step count, process group, device and dtype."""
+    """Tensors that are updated together: of one param group, step count, process group, device and dtypes."""
 
     rule: Rule
     group: Group

@@ -17,6 +17,9 @@ NAMES = ("auto", "reference", "cpu", "triton")
 
 _COMPILED = {"cpu": "cpu", "cuda": "triton"}  # by type of device
 _REQUIRES = {"cpu": "on the CPU", "triton": "on a GPU (on the CPU with TRITON_INTERPRET=1 in the environment)"}
+_SUPPORTED = (
+    "dense float32, bfloat16 and float16 tensors, with one dtype for all weights, gradients or moments of a name,"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ def choose(name: str, tensors: TensorList) -> Kernel:
     flat = tensors.is_flat()
     if kernel_name == "reference" or (name == "auto" and not flat):
         if kernel_name == "triton":
-            _warn_once(f"it supports dense float32 tensors, not {tensors.describe()}")
+            _warn_once(f"it supports {_SUPPORTED}, not {tensors.describe()}")
         return reference
     kernel, problem = _load(kernel_name)
     if kernel is None:
@@ -57,8 +60,7 @@ def choose(name: str, tensors: TensorList) -> Kernel:
     if name == "auto":  # Triton's interpreter, which cannot read a GPU's memory
         return reference
     raise TypeError(
-        f"kernel={name!r} supports dense float32 tensors {_REQUIRES[name]}, not {tensors.describe()}; "
-        "write kernel='auto'"
+        f"kernel={name!r} supports {_SUPPORTED} {_REQUIRES[name]}, not {tensors.describe()}; write kernel='auto'"
     )
 
 

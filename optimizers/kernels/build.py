@@ -45,9 +45,9 @@ def load(source: Path, definitions: Mapping[str, str] | None = None) -> ctypes.C
     compiler = _compiler()
     flags = [*_FLAGS, *(f"-D{name}={value}" for name, value in (definitions or {}).items())]
     name = f"{source.stem}-{_key(source, compiler, flags)}.so"
-    folder = _folder()
-    library = folder / name
-    with _locked(folder / f"{name}.lock"):
+    cache = folder()
+    library = cache / name
+    with locked(cache / f"{name}.lock"):
         if library.exists():
             with contextlib.suppress(OSError):
                 return ctypes.CDLL(str(library))
@@ -77,23 +77,23 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _folder() -> Path:
+def folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     ours = Path(tempfile.gettempdir()) / f"bellwether-kernels-{os.getuid()}"
-    for folder in (cache / "bellwether" / "kernels", ours):
+    for path in (cache / "bellwether" / "kernels", ours):
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryFile(dir=folder):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryFile(dir=path):
                 # Its files run as this user, so nobody else may be able to write them.
-                if folder.stat().st_uid == os.getuid():
-                    return folder
+                if path.stat().st_uid == os.getuid():
+                    return path
         except OSError:
             continue
     return Path(tempfile.mkdtemp(prefix="bellwether-kernels-"))
 
 
 @contextlib.contextmanager
-def _locked(lock: Path) -> Iterator[None]:
+def locked(lock: Path) -> Iterator[None]:
     """Hold a file lock, so that only one of many ranks compiles. The system releases the lock of a killed process.
 
     The lock only saves work: a library appears by an atomic rename, so a file system without locks is safe too.

@@ -1,24 +1,28 @@
-// The formula of coefficients.py, element by element, over float32 tensors in memory.
+// The formula of coefficients.py, element by element, over tensors of DTYPES in memory. It is computed in float32.
 //
-// The compiler is given FORMULAS, PASSES, SCALARS and COLUMNS by cpu.py: the order of each is defined in Python alone.
+// The compiler is given FORMULAS, PASSES, DTYPES, SCALARS and COLUMNS by cpu.py: the order of each is defined in Python
+// alone.
 //
 // The work is cut into blocks of a fixed size. Sums of squares are taken in double precision for each block and added up
 // in the order of the blocks, so that the bits do not depend on the number of threads.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 
 namespace {
 
 enum Formula { FORMULAS };
 enum Pass { PASSES };
+enum Dtype { DTYPES };
 
 struct Coefficients {
     float SCALARS;
 };
 
-struct Columns {  // of one block
+struct Columns {  // of one block, or of a part of it
     float *__restrict w, *__restrict g, *__restrict m, *__restrict v, *__restrict top;
 };
 
@@ -60,10 +64,10 @@ constexpr int LANES = 16;       // floats in the widest vectors; narrower proces
 constexpr int64_t AHEAD = 512;  // elements; hardware prefetching stops at the end of each page
 
 // Calls body(i, lane) for each of n elements of some columns. The compiler vectorizes the inner loop.
-template <typename Body> inline void sweep(std::initializer_list<const float *> columns, int64_t n, Body body) {
+template <typename T, typename Body> inline void sweep(std::initializer_list<const T *> columns, int64_t n, Body body) {
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
-        for (const float *column : columns) __builtin_prefetch(column + i + AHEAD);
+        for (const T *column : columns) __builtin_prefetch(column + i + AHEAD);
 #pragma omp simd
         for (int lane = 0; lane < LANES; lane++) body(i + lane, lane);
     }
@@ -91,20 +95,20 @@ struct Sums {
     }
 };
 
-void gradient_norms(const Columns &t, const Coefficients &c, int64_t n, double *sums) {
-    Sums found;
+void gradient_norms(const Columns &t, const Coefficients &c, int64_t n, Sums &sums) {
+    Sums found = sums;  // a local copy stays in registers
     sweep({t.w, t.g}, n, [&](int64_t i, int lane) { found.add(lane, t.w[i], c.grad * t.g[i]); });
-    found.write(sums);
+    sums = found;
 }
 
-template <Formula F> void update_moments(const Columns &t, const Coefficients &c, int64_t n, double *sums) {
-    Sums found;
+template <Formula F> void update_moments(const Columns &t, const Coefficients &c, int64_t n, Sums &sums) {
+    Sums found = sums;
     sweep({t.w, t.g, t.m, t.v}, n, [&](int64_t i, int lane) {
         float g = gradient(t, c, i);
         move_moments<F>(t, c, i, g);
         found.add(lane, t.w[i], direction<F>(t, c, i, g));
     });
-    found.write(sums);
+    sums = found;
 }
 
 template <Formula F, bool METRIC> void apply_update(const Columns &t, const Coefficients &c, int64_t n) {
@@ -121,19 +125,19 @@ template <Formula F, bool METRIC> void step(const Columns &t, const Coefficients
     });
 }
 
-template <Formula F, bool METRIC> void run(Pass pass, const Columns &t, const Coefficients &c, int64_t n, double *sums) {
+template <Formula F, bool METRIC> void run(Pass pass, const Columns &t, const Coefficients &c, int64_t n, Sums &sums) {
     if (pass == GRADIENT_NORMS) gradient_norms(t, c, n, sums);
     else if (pass == UPDATE_MOMENTS) update_moments<F>(t, c, n, sums);
     else if (pass == APPLY_UPDATE) apply_update<F, METRIC>(t, c, n);
     else step<F, METRIC>(t, c, n);
 }
 
-template <Formula F> void run(Pass pass, const Columns &t, const Coefficients &c, int64_t n, double *sums) {
+template <Formula F> void run(Pass pass, const Columns &t, const Coefficients &c, int64_t n, Sums &sums) {
     if (adaptive<F> && c.metric != 0) run<F, adaptive<F>>(pass, t, c, n, sums);
     else run<F, false>(pass, t, c, n, sums);
 }
 
-void run(Formula formula, Pass pass, const Columns &t, const Coefficients &c, int64_t n, double *sums) {
+void run(Formula formula, Pass pass, const Columns &t, const Coefficients &c, int64_t n, Sums &sums) {
     switch (formula) {
         case ADAM: return run<ADAM>(pass, t, c, n, sums);
         case AMSGRAD: return run<AMSGRAD>(pass, t, c, n, sums);
@@ -143,27 +147,116 @@ void run(Formula formula, Pass pass, const Columns &t, const Coefficients &c, in
     }
 }
 
+// --- 16-bit columns: a part of a block is converted to float32, updated, and rounded back ---
+
+inline uint32_t bits_of(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof x);
+    return bits;
+}
+
+inline float float_of(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// Integer operations, which every processor has and every compiler vectorizes. Rounding is to nearest, ties to even.
+struct Bfloat16 {
+    static float widen(uint16_t h) { return float_of(uint32_t(h) << 16); }
+    static uint16_t narrow(float x) {
+        const uint32_t bits = bits_of(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;  // NaN
+    }
+};
+
+struct Float16 {
+    static constexpr uint32_t BIAS = 112u << 23;                    // between the exponents of the two
+    static constexpr uint32_t LEAST = 113u << 23, END = 143u << 23;  // smallest normal number; first one out of range
+
+    static float widen(uint16_t h) {
+        const uint32_t magnitude = uint32_t(h & 0x7fff) << 13;
+        const uint32_t subnormal = bits_of(float_of(magnitude + LEAST) - float_of(LEAST));
+        const uint32_t normal = magnitude + BIAS, special = magnitude + 2 * BIAS;  // special: infinity and NaN
+        const uint32_t bits = h & 0x4000 && normal >= END ? special : h & 0x7c00 ? normal : subnormal;
+        return float_of(bits | uint32_t(h & 0x8000) << 16);
+    }
+    static uint16_t narrow(float x) {
+        const uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffff;
+        const uint32_t normal = (magnitude - BIAS + 0xfff + (magnitude >> 13 & 1)) >> 13;
+        const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);  // 2^-24 is an ulp of 0.5
+        const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+        return (bits >> 16 & 0x8000) | (magnitude >= END ? special : magnitude < LEAST ? subnormal : normal);
+    }
+};
+
+template <typename Narrow> void widen(const uint16_t *from, float *__restrict to, int64_t n) {
+    sweep({from}, n, [&](int64_t i, int) { to[i] = Narrow::widen(from[i]); });
+}
+
+template <typename Narrow> void narrow(const float *__restrict from, uint16_t *to, int64_t n) {
+    sweep<float>({}, n, [&](int64_t i, int) { to[i] = Narrow::narrow(from[i]); });
+}
+
+enum Column { W, G, M, V, TOP };
+
+// Whether a pass reads a column, of those that the formula has. If in doubt it does.
+constexpr bool reads(Formula formula, Pass pass, int column) {
+    if (pass == GRADIENT_NORMS) return column == W || column == G;
+    if (pass != APPLY_UPDATE) return true;
+    if (column == G) return formula == NESTEROV || formula == PLAIN;
+    return column != V || formula != AMSGRAD;
+}
+
+constexpr bool writes(Pass pass, int column) {
+    if (column == W) return pass == APPLY_UPDATE || pass == STEP;
+    return column != G && (pass == UPDATE_MOMENTS || pass == STEP);
+}
+
+constexpr bool computes_sums(Pass pass) { return pass == GRADIENT_NORMS || pass == UPDATE_MOMENTS; }
+
+constexpr int64_t PART = 1024;  // elements; five columns of float32 are in the first-level cache
+
 // A tensor list in blocks: `table` has tensor, offset, length and segment of each block [4], `columns` the pointers of
-// each tensor [COLUMNS], 0 where the formula has no such moment. `factors`: rate (APPLY_UPDATE) or scale (STEP) of each
-// segment, or null.
+// each tensor [COLUMNS], 0 where the formula has no such moment, `dtypes` the Dtype of each column [COLUMNS]. `factors`:
+// rate (APPLY_UPDATE) or scale (STEP) of each segment, or null.
 struct TensorList {
     Formula formula;
     const Coefficients *coefficients;
-    float *const *columns;
+    const int *dtypes;
+    void *const *columns;
     const int64_t *table;
 
     int64_t segment(int64_t block) const { return table[4 * block + 3]; }
 
     void run(Pass pass, int64_t block, const float *factors, double *partial) const {
-        const int64_t tensor = table[4 * block], offset = table[4 * block + 1], length = table[4 * block + 2];
-        float *at[COLUMNS];
-        for (int j = 0; j < COLUMNS; j++) {
-            float *column = columns[COLUMNS * tensor + j];
-            at[j] = column ? column + offset : nullptr;
-        }
+        void *const *row = columns + COLUMNS * table[4 * block];
+        const int64_t offset = table[4 * block + 1], length = table[4 * block + 2];
         Coefficients c = *coefficients;
         if (factors) (pass == APPLY_UPDATE ? c.rate : c.scale) = factors[segment(block)];
-        ::run(formula, pass, {at[0], at[1], at[2], at[3], at[4]}, c, length, partial + 2 * block);
+        const bool converts = std::any_of(dtypes, dtypes + COLUMNS, [](int dtype) { return dtype != FLOAT32; });
+        const int64_t part = converts ? PART : length;
+        Sums found;
+        for (int64_t begin = 0; begin < length; begin += part)
+            run(pass, row, offset + begin, std::min(part, length - begin), c, found);
+        if (computes_sums(pass)) found.write(partial + 2 * block);
+    }
+
+    void run(Pass pass, void *const *row, int64_t offset, int64_t n, const Coefficients &c, Sums &sums) const {
+        alignas(64) float wide[COLUMNS][PART];
+        float *at[COLUMNS];
+        for (int j = 0; j < COLUMNS; j++) {
+            at[j] = !row[j] ? nullptr : dtypes[j] == FLOAT32 ? static_cast<float *>(row[j]) + offset : wide[j];
+            if (at[j] != wide[j] || !reads(formula, pass, j)) continue;
+            const auto *from = static_cast<const uint16_t *>(row[j]) + offset;
+            dtypes[j] == BFLOAT16 ? widen<Bfloat16>(from, wide[j], n) : widen<Float16>(from, wide[j], n);
+        }
+        ::run(formula, pass, {at[W], at[G], at[M], at[V], at[TOP]}, c, n, sums);
+        for (int j = 0; j < COLUMNS; j++) {
+            if (at[j] != wide[j] || !writes(pass, j)) continue;
+            auto *to = static_cast<uint16_t *>(row[j]) + offset;
+            dtypes[j] == BFLOAT16 ? narrow<Bfloat16>(wide[j], to, n) : narrow<Float16>(wide[j], to, n);
+        }
     }
 
     // Sums of the blocks of one segment, in their order.
@@ -173,28 +266,32 @@ struct TensorList {
     }
 };
 
+TensorList make(int formula, const float *coefficients, const int *dtypes, void *const *columns, const int64_t *table) {
+    return {Formula(formula), reinterpret_cast<const Coefficients *>(coefficients), dtypes, columns, table};
+}
+
 }  // namespace
 
 // One pass over all blocks, which are in ascending order of segments; `first` [segments + 1] is the first block of each.
 // partial: [blocks][2]; sums: [segments][2], written by the passes that compute norms.
-extern "C" void bellwether_run(int formula, int pass, const float *coefficients, float *const *columns,
-                               const int64_t *table, const int64_t *first, int64_t segments, const float *factors,
-                               double *partial, double *sums, int threads) {
-    const TensorList list{Formula(formula), reinterpret_cast<const Coefficients *>(coefficients), columns, table};
+extern "C" void bellwether_run(int formula, int pass, const float *coefficients, const int *dtypes,
+                               void *const *columns, const int64_t *table, const int64_t *first, int64_t segments,
+                               const float *factors, double *partial, double *sums, int threads) {
+    const TensorList list = make(formula, coefficients, dtypes, columns, table);
     const int64_t count = first[segments];
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t k = 0; k < count; k++) list.run(Pass(pass), k, factors, partial);
-    if (pass != GRADIENT_NORMS && pass != UPDATE_MOMENTS) return;
+    if (!computes_sums(Pass(pass))) return;
     for (int64_t s = 0; s < segments; s++) list.add(first[s], first[s + 1], partial, sums + 2 * s);
 }
 
 // UPDATE_MOMENTS, the ratios ||w|| / ||u|| within bounds (1 where a norm is 0), and APPLY_UPDATE, for whole parameters.
 // Takes a few segments at a time, up to `in_cache` blocks or one segment: the second pass finds them in cache.
-extern "C" void bellwether_fused_step(int formula, const float *coefficients, float *const *columns,
+extern "C" void bellwether_fused_step(int formula, const float *coefficients, const int *dtypes, void *const *columns,
                                       const int64_t *table, const int64_t *first, int64_t segments, double lr,
                                       double low, double high, int64_t in_cache, double *partial, double *ratios,
                                       float *rates, int threads) {
-    const TensorList list{Formula(formula), reinterpret_cast<const Coefficients *>(coefficients), columns, table};
+    const TensorList list = make(formula, coefficients, dtypes, columns, table);
 #pragma omp parallel num_threads(threads)
     for (int64_t begin = 0, end; begin < segments; begin = end) {
         for (end = begin + 1; end < segments && first[end + 1] - first[begin] <= in_cache;) end++;

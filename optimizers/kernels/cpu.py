@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bellwether.optimizers.kernels import build
 from bellwether.optimizers.kernels.coefficients import FORMULAS, Coefficients, Scalars
-from bellwether.optimizers.kernels.tensor_list import COLUMNS, BlockTable, TensorList
+from bellwether.optimizers.kernels.tensor_list import COLUMNS, DTYPES, BlockTable, TensorList
 
 DEVICE = "cpu"
 
@@ -21,6 +21,7 @@ _PASSES = ("gradient_norms", "update_moments", "apply_update", "step")
 _DEFINITIONS = {
     "FORMULAS": ", ".join(FORMULAS).upper(),
     "PASSES": ", ".join(_PASSES).upper(),
+    "DTYPES": ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES).upper(),
     "SCALARS": ", ".join(Scalars._fields),
     "COLUMNS": str(COLUMNS),
 }
@@ -35,11 +36,12 @@ def library() -> ctypes.CDLL:
     integer, number, pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
     compiled.bellwether_run.restype = compiled.bellwether_fused_step.restype = None
     compiled.bellwether_run.argtypes = [
-        ctypes.c_int, ctypes.c_int, pointer, pointer, pointer, pointer, integer, pointer, pointer, pointer, ctypes.c_int,
+        ctypes.c_int, ctypes.c_int, pointer, pointer, pointer, pointer, pointer, integer, pointer, pointer, pointer,
+        ctypes.c_int,
     ]  # fmt: skip
     compiled.bellwether_fused_step.argtypes = [
-        ctypes.c_int, pointer, pointer, pointer, pointer, integer, number, number, number, integer, pointer, pointer,
-        pointer, ctypes.c_int,
+        ctypes.c_int, pointer, pointer, pointer, pointer, pointer, integer, number, number, number, integer, pointer,
+        pointer, pointer, ctypes.c_int,
     ]  # fmt: skip
     return compiled
 
@@ -78,7 +80,7 @@ def fused_step(tensors: TensorList, c: Coefficients, lr: float, bounds: tuple[fl
     ratios = torch.empty(call.segments, dtype=torch.float64, device="cpu")
     rates = torch.empty(call.segments, dtype=torch.float32, device="cpu")
     library().bellwether_fused_step(
-        call.formula, call.scalars, call.addresses, call.table, call.first, call.segments, lr, *bounds,
+        call.formula, call.scalars, call.dtypes, call.addresses, call.table, call.first, call.segments, lr, *bounds,
         _BLOCKS_IN_CACHE * call.threads, call.partial.data_ptr(), ratios.data_ptr(), rates.data_ptr(), call.threads,
     )  # fmt: skip
     return ratios
@@ -89,8 +91,9 @@ def _run(tensors: TensorList, c: Coefficients, which: str, factors: Tensor | Non
     factors = None if factors is None else factors.to(torch.float32).contiguous()
     sums = torch.empty(call.segments, 2, dtype=torch.float64, device="cpu")
     library().bellwether_run(
-        call.formula, _PASSES.index(which), call.scalars, call.addresses, call.table, call.first, call.segments,
-        None if factors is None else factors.data_ptr(), call.partial.data_ptr(), sums.data_ptr(), call.threads,
+        call.formula, _PASSES.index(which), call.scalars, call.dtypes, call.addresses, call.table, call.first,
+        call.segments, None if factors is None else factors.data_ptr(), call.partial.data_ptr(), sums.data_ptr(),
+        call.threads,
     )  # fmt: skip
     return sums.t()
 
@@ -100,6 +103,7 @@ class _Call(NamedTuple):
 
     formula: int
     scalars: Any  # float [15]
+    dtypes: Any  # int [COLUMNS], indices of DTYPES
     addresses: Any  # pointers [tensors, COLUMNS]
     table: int
     first: int
@@ -118,6 +122,7 @@ class _Call(NamedTuple):
         return cls(
             FORMULAS.index(c.formula),
             (ctypes.c_float * len(scalars))(*scalars),
+            (ctypes.c_int * COLUMNS)(*map(DTYPES.index, tensors.dtypes)),
             (ctypes.c_void_p * len(addresses))(*addresses),
             blocks.table.data_ptr(),
             blocks.first.data_ptr(),

@@ -12,6 +12,8 @@ from torch import Tensor
 from bellwether.optimizers.shards.layout import ShardLayout, local
 
 COLUMNS = 5  # weights, gradients, and at most three moments
+# What the compiled kernels read and write. They compute in float32 and round to nearest when they write.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,35 @@ class BlockTable:
     first: Tensor  # int64 [segments + 1], the first block of each segment, and the number of all blocks
 
     @classmethod
-    def of(cls, segments: SegmentTable, size: int) -> BlockTable:
-        counts = (segments.length + size - 1) // size
-        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    def of(cls, segments: SegmentTable, size: int, align: int = 1) -> BlockTable:
+        """Blocks of at most ``size`` elements. All but a segment's first one begin at multiples of ``align``."""
+        before = segments.offset % align  # elements by which the first block is shorter
+        counts = torch.where(segments.length > 0, (segments.length + before + size - 1) // size, 0)
+        first = _first(counts)
         segment = torch.repeat_interleave(counts)
-        begin = (torch.arange(len(segment), device="cpu") - first[segment]) * size
-        length = (segments.length[segment] - begin).clamp(max=size)
-        table = torch.stack([segments.tensor[segment], segments.offset[segment] + begin, length, segment], dim=1)
+        begin = (torch.arange(len(segment), device="cpu") - first[segment]) * size - before[segment]
+        length = torch.minimum(begin + size, segments.length[segment])
+        begin.clamp_(min=0)
+        table = torch.stack(
+            [segments.tensor[segment], segments.offset[segment] + begin, length - begin, segment], dim=1
+        )
         return cls(table, first)
+
+    def ranges(self, size: int) -> tuple[Tensor, Tensor]:
+        """Ranges of at most ``size`` blocks of one segment, to add up sums in two levels.
+
+        Returns the first block of each range and the first range of each segment, each with the number of all at the end.
+        """
+        counts = (self.first.diff() + size - 1) // size
+        first = _first(counts)
+        segment = torch.repeat_interleave(counts)
+        begin = self.first[segment] + (torch.arange(len(segment), device="cpu") - first[segment]) * size
+        return torch.cat([begin, self.first[-1:]]), first
+
+
+def _first(counts: Tensor) -> Tensor:
+    """Index of the first of each group, and of the end of the last."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 @dataclass(frozen=True)
@@ -105,14 +128,29 @@ class TensorList:
 
     def addresses(self) -> list[int]:
         """Of [tensors, COLUMNS], 0 where a formula has no such moment."""
-        missing = [0] * (COLUMNS - len(self.columns))
-        return [a for row in zip(*self.columns, strict=True) for a in [*(t.data_ptr() for t in row), *missing]]
+        found = [0] * (COLUMNS * len(self.weights))
+        for i, column in enumerate(self.columns):
+            found[i::COLUMNS] = map(Tensor.data_ptr, column)
+        return found
+
+    @cached_property
+    def dtypes(self) -> list[torch.dtype]:
+        """Of each column, by its first tensor."""
+        return [column[0].dtype for column in self.columns]
 
     def is_flat(self) -> bool:
-        """Whether all tensors are float32, dense and of equal strides, so that elements can be taken in memory order."""
-        return all(t.dtype == torch.float32 for column in self.columns for t in column) and all(
-            _dense(tensors) for tensors in zip(*self.columns, strict=True)
-        )
+        """Whether elements can be taken in memory order by the compiled kernels.
+
+        Each column has one of `DTYPES`, and the tensors of a row are dense and of equal strides.
+        """
+        if not all(
+            {t.dtype for t in column} == {d} and d in DTYPES
+            for d, column in zip(self.dtypes, self.columns, strict=True)
+        ):
+            return False
+        if all(all(map(Tensor.is_contiguous, column)) for column in self.columns):
+            return True
+        return all(_dense(tensors) for tensors in zip(*self.columns, strict=True))
 
     def describe(self) -> str:
         kinds = {f"{str(t.dtype).removeprefix('torch.')} on {t.device.type}" for c in self.columns for t in c}
@@ -122,7 +160,15 @@ class TensorList:
 def _dense(tensors: Sequence[Tensor]) -> bool:
     if all(t.is_contiguous() for t in tensors):
         return True
-    first = tensors[0]
-    return first.stride() == first.clone(memory_format=torch.preserve_format).stride() and all(
-        t.stride() == first.stride() for t in tensors
-    )
+    shape, strides = tensors[0].shape, _strides(tensors[0])
+    expected = 1  # the stride of the next dimension, from the innermost to the outermost
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return all(_strides(t) == strides for t in tensors)
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Strides, with 0 for dimensions of one element, whose strides say nothing."""
+    return [stride if size > 1 else 0 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)]
