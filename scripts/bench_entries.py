@@ -45,14 +45,29 @@ class Entry:
     extra: int = 0  # bytes that it needs beyond AdamW's moments
     problem: str = ""
 
+    def bytes_per_element(self, element: int) -> int:
+        """Least bytes that a step has to move for each element, of ``element`` bytes in weights and gradients.
+
+        Our moments are float32, those of others have the dtype of the weights.
+        """
+        moment = 4 if self.version.startswith("Bellwether") else element
+        return {
+            "AdamW": 3 * element + 4 * moment,  # reads w g m v, writes w m v
+            "RAdam": 3 * element + 4 * moment,
+            # The norms have to be known before the first weight changes, and a model does not fit into a cache.
+            "Lamb": 4 * element + 6 * moment,  # reads w g m v, writes m v; then reads w m v, writes w
+            "Lars": 5 * element + 2 * moment,  # reads w g; then reads w g m, writes w m
+            "copy": 8,
+        }[self.optimizer]
+
 
 def entries(setting: Setting, device: torch.device, peers: dict[str, str]) -> list[Entry]:
     """The entries of a setting; ``peers``: the problem with each peer, empty if it is available."""
     found = [
         Entry("AdamW", f"torch, {form}", functools.partial(_torch_adamw, form=form))
-        for form in ("fused", "foreach", "loop")
+        for form in (("fused", "foreach", "loop") if setting.all_entries else ("fused", "foreach"))
     ]
-    if setting.shard is None:  # they would treat a flat tensor as one parameter
+    if setting.shard is None and setting.all_entries:  # they would treat a flat tensor as one parameter
         found += [
             Entry("Lamb", "timm", _timm_lamb, problem=peers["timm"]),
             Entry("Lamb", "pytorch-optimizer", _pytorch_optimizer_lamb, problem=peers["pytorch-optimizer"]),
@@ -61,6 +76,8 @@ def entries(setting: Setting, device: torch.device, peers: dict[str, str]) -> li
         if device.type == "cuda":
             found.append(Entry("Lamb", "DeepSpeed FusedLamb", _deepspeed_lamb))
     kernels = [name for name in NAMES if name != "auto" and NEEDS.get(name, device.type) == device.type]
+    if not setting.all_entries:
+        kernels.remove("reference")
     for name in OURS:
         for kernel in kernels:
             found.append(Entry(name, f"Bellwether, {kernel}", functools.partial(_ours, name=name, kernel=kernel)))
@@ -111,7 +128,7 @@ def _prepared(optimizer: Optimizer, setting: Setting) -> Callable[[], Any]:
         # Counters are scalars of shape (); no parameter here is.
         moments = [name for name, t in state.items() if isinstance(t, Tensor) and t.shape == parameter.shape]
         for i, name in enumerate(sorted(moments)):
-            state[name] = setting.pool.setdefault((parameter, i), state[name])
+            state[name] = setting.pool.setdefault((parameter, i, state[name].dtype), state[name])
     return optimizer.step
 
 

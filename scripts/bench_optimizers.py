@@ -3,8 +3,8 @@
     make bench-optimizers
     make bench-optimizers ARGS="--rounds 41 --json build/bench.json --markdown docs/results/optimizers-cpu.md"
 
-Two settings: BERT-base's parameters as they are, and one flat tensor that holds many parameters, as ZeRO hands it to an
-optimizer. All entries of a setting update the same weights with the same gradients and the same memory for moments,
+Settings: BERT-base's parameters as they are, in float32 and bfloat16; one flat tensor that holds many parameters, as ZeRO hands
+it to an optimizer; and many small tensors, which show the time of Python and of launches. All entries of a setting update the same weights with the same gradients and the same memory for moments,
 and take turns, so that disturbances of the machine and the placement of memory affect all of them alike.
 
 timm and pytorch-optimizer are installed separately, under build/: timm in .venv would break DeepSpeed's import where there is
@@ -37,16 +37,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.bench_entries import Entry, entries, find_peers
 from scripts.bench_settings import Setting, settings
 from scripts.bench_table import describe, notes, table
-
-# Least bytes that a step has to move for each float32 element.
-BYTES = {
-    "AdamW": 28,  # reads w g m v, writes w m v
-    "RAdam": 28,
-    # The norms have to be known before the first weight changes, and a model does not fit into a cache.
-    "Lamb": 40,  # reads w g m v, writes m v; then reads w m v, writes w
-    "Lars": 28,  # reads w g; then reads w g m, writes w m
-    "copy": 8,
-}
 
 
 def main() -> None:
@@ -97,7 +87,7 @@ def measure(setting: Setting, device: torch.device, rounds: int, peers: dict[str
     time_in_turns([*competitors, copy], rounds, device)
 
     baseline = statistics.median(competitors[0].seconds) if competitors[0].seconds else math.nan
-    bandwidth = BYTES["copy"] * setting.numel / statistics.median(copy.seconds)
+    bandwidth = copy.bytes_per_element(4) * setting.numel / statistics.median(copy.seconds)
     rows = []
     for entry in [*competitors, copy]:
         row: dict[str, Any] = {
@@ -107,11 +97,12 @@ def measure(setting: Setting, device: torch.device, rounds: int, peers: dict[str
             row["problem"] = entry.problem
         else:
             median = statistics.median(entry.seconds)
-            speed = BYTES[entry.optimizer] * setting.numel / median
+            moved = entry.bytes_per_element(setting.element_bytes)
+            speed = moved * setting.numel / median
             low, _, high = statistics.quantiles(entry.seconds, n=4, method="inclusive")
             row |= {
                 "seconds": median, "quartiles": [low, high], "ratio": median / baseline,
-                "bytes_per_element": BYTES[entry.optimizer], "bytes_per_second": speed, "of_copy": speed / bandwidth,
+                "bytes_per_element": moved, "bytes_per_second": speed, "of_copy": speed / bandwidth,
                 "extra_bytes": None if entry is copy else entry.extra, "all_seconds": entry.seconds,
             }  # fmt: skip
         rows.append(row)

@@ -1,7 +1,9 @@
-"""The settings of the optimizer benchmark: parameters of BERT with gradients, as tensors of their own or in one flat tensor."""
+"""The settings of the optimizer benchmark: parameters of BERT as tensors of their own, in bfloat16 and in one flat tensor, and
+many small tensors."""
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +24,13 @@ class Setting:
     weights: list[nn.Parameter]
     plain: list[nn.Parameter]  # biases and normalisation: no decay, no trust ratio
     shard: ShardLayout | None = None
-    pool: dict[tuple[Tensor, int], Tensor] = field(default_factory=dict)
+    all_entries: bool = True  # False: no loops over tensors, and no other packages
+    pool: dict[tuple[Tensor, int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    @property
+    def element_bytes(self) -> int:
+        """Of a weight and of a gradient."""
+        return self.parameters[0].element_size()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -41,18 +49,28 @@ class Setting:
 def settings(size: str, device: torch.device) -> Iterator[Setting]:
     """One after the other, so that the first is freed before the second is created."""
     torch.manual_seed(0)
-    for make in (model_setting, shard_setting):
+    bf16 = functools.partial(model_setting, dtype=torch.bfloat16)
+    for make in (model_setting, shard_setting, bf16, *(functools.partial(many_tensors, n) for n in (400, 4000))):
         yield make(size, device)
         gc.collect()
 
 
-def model_setting(size: str, device: torch.device) -> Setting:
+def model_setting(size: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Setting:
     """BERT-base: 199 tensors, 109.5 million elements."""
     shapes = bert(12, 768, 30522) if size == "full" else bert(2, 64, 500)
-    weights = [_parameter(shape, device) for _, shape, is_weight in shapes if is_weight]
-    plain = [_parameter(shape, device) for _, shape, is_weight in shapes if not is_weight]
-    name = f"BERT-base, {len(shapes)} tensors" if size == "full" else f"tiny BERT, {len(shapes)} tensors"
+    weights = [_parameter(shape, device, dtype) for _, shape, is_weight in shapes if is_weight]
+    plain = [_parameter(shape, device, dtype) for _, shape, is_weight in shapes if not is_weight]
+    in_dtype = "" if dtype == torch.float32 else f" in {str(dtype).removeprefix('torch.')}"
+    name = f"{'BERT-base' if size == 'full' else 'tiny BERT'}{in_dtype}, {len(shapes)} tensors"
     return Setting(name, weights, plain)
+
+
+def many_tensors(count: int, size: str, device: torch.device) -> Setting:
+    """Tensors of 256 elements: the time is that of Python and of launches."""
+    count = count if size == "full" else count // 50
+    return Setting(
+        f"{count:,} small tensors", [_parameter((16, 16), device) for _ in range(count)], [], all_entries=False
+    )
 
 
 def shard_setting(size: str, device: torch.device) -> Setting:
@@ -90,7 +108,7 @@ def bert(layers: int, hidden: int, vocabulary: int, positions: int = 512) -> lis
     return found + linear("pooler", hidden, hidden)
 
 
-def _parameter(shape: tuple[int, ...], device: torch.device) -> nn.Parameter:
-    parameter = nn.Parameter(torch.randn(shape, device=device).mul_(0.02))
-    parameter.grad = torch.randn(shape, device=device).mul_(1e-3)
+def _parameter(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    parameter = nn.Parameter(torch.randn(shape, device=device).mul_(0.02).to(dtype))
+    parameter.grad = torch.randn(shape, device=device).mul_(1e-3).to(dtype)
     return parameter

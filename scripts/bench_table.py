@@ -51,7 +51,8 @@ def notes(rows: list[dict[str, Any]], about: dict[str, Any], device: torch.devic
         f"ms: median of {about['rounds']} rounds. A round takes one step of each optimizer of a setting in random order; all "
         "of them share weights, gradients and the memory of the moments.",
         "B/element: bytes per element that the algorithm must move in float32 (AdamW and RAdam 28; Lamb 40, because the "
-        "norms must be known before the first weight is updated; Lars 28). GB/s: these bytes divided by the time, also for "
+        "norms must be known before the first weight is updated; Lars 28). With weights and gradients in bfloat16, our moments "
+        "are float32, and those of others bfloat16. GB/s: these bytes divided by the time, also for "
         "implementations that move more.",
         "of copy: GB/s relative to `tensor.copy_` in the same rounds, at 8 bytes per element, 4 read and 4 written."
         + (
@@ -60,10 +61,10 @@ def notes(rows: list[dict[str, Any]], about: dict[str, Any], device: torch.devic
             if device.type == "cpu"
             else ""
         ),
-        f"extra MB: memory kept between steps plus the peak within a step, beyond AdamW's two moments ({counted}). Lars has "
+        f"extra MB: memory kept between steps plus the peak within a step, beyond AdamW's two moments in float32 ({counted}). Lars has "
         "one moment, so its value is negative.",
-        "timm's Lamb runs without its gradient clipping. timm and pytorch-optimizer are not in the second setting: they would "
-        "treat the flat tensor as one parameter.",
+        "timm's Lamb runs without its gradient clipping. timm and pytorch-optimizer are not in the setting of a flat shard: they "
+        "would treat it as one parameter.",
     ]
     failed: dict[str, dict[str, None]] = {}  # problem -> who has it, in order and once
     for row in rows:

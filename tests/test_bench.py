@@ -29,12 +29,19 @@ def test_the_benchmark_of_optimizers_fills_its_table(tmp_path: Path) -> None:
     assert ended.stdout in files["--markdown"].read_text()
 
     found = json.loads(files["--json"].read_text())
-    ran = {(row["optimizer"], row["version"]): row for row in found["rows"] if "problem" not in row}
+    settings = list(dict.fromkeys(row["setting"] for row in found["rows"]))
+    assert len(settings) == 5
+    all_ran = [row for row in found["rows"] if "problem" not in row]
+    ran = {(row["optimizer"], row["version"]): row for row in all_ran if row["setting"] == settings[1]}
     kernels = [name for name in NAMES if name in ("reference", "cpu")]
     wanted = {("AdamW", f"torch, {form}") for form in ("fused", "foreach", "loop")}
     wanted |= {(name, f"Bellwether, {k}") for name in ("AdamW", "RAdam", "Lamb", "Lars") for k in kernels}
     assert wanted < set(ran)
-    assert all(len(row["all_seconds"]) == 2 for row in ran.values())
+    assert all(len(row["all_seconds"]) == 2 for row in all_ran)
+    assert all(
+        any(row["setting"] == setting and row["version"] == "Bellwether, cpu" for row in all_ran)
+        for setting in settings
+    )
     left_out = {row["version"] for row in found["rows"] if "problem" in row}
     assert left_out == {"timm", "pytorch-optimizer"}
     # AdamW needs its two moments and next to nothing more; Lars has one moment, so 4 bytes an element less.
