@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -49,8 +49,14 @@ class Setting:
 def settings(size: str, device: torch.device) -> Iterator[Setting]:
     """One after the other, so that the first is freed before the second is created."""
     torch.manual_seed(0)
-    bf16 = functools.partial(model_setting, dtype=torch.bfloat16)
-    for make in (model_setting, shard_setting, bf16, *(functools.partial(many_tensors, n) for n in (400, 4000))):
+    makers: list[Callable[[str, torch.device], Setting]] = [
+        model_setting,
+        shard_setting,
+        functools.partial(model_setting, dtype=torch.bfloat16),
+        functools.partial(many_tensors, 400),
+        functools.partial(many_tensors, 4000),
+    ]
+    for make in makers:
         yield make(size, device)
         gc.collect()
 
