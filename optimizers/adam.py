@@ -10,11 +10,39 @@ from torch import Tensor, maximum
 from bellwether.optimizers.base import RuleOptimizer
 from bellwether.optimizers.deprecation import renamed_keywords
 from bellwether.optimizers.kernels.coefficients import Coefficients
-from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.rule import Group, Rule, State
 from bellwether.optimizers.weight_decay import MODES, WeightDecayMode, add_to_direction
 
 
-class Adam(RuleOptimizer):
+class AdamRule(Rule):
+    """The formula of Adam, and with ``weight_decay_mode="decoupled"`` of AdamW."""
+
+    weight_decay_modes = MODES
+
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        return adam_state_names(group)
+
+    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+        beta1, beta2 = group["betas"]
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        if group["amsgrad"]:
+            maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
+
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+        m_hat = state["exp_avg"] * (1 / (1 - group["betas"][0] ** step))
+        u = m_hat.div_(_denominator(state, group, step))
+        return add_to_direction(u, w, group)
+
+    def metric(self, scale: float, state: State, group: Group, step: int) -> Tensor:
+        return _denominator(state, group, step).reciprocal_().mul_(scale)
+
+    def coefficients(self, group: Group, step: int) -> Coefficients:
+        return adam_coefficients(group, step)
+
+
+class Adam(AdamRule, RuleOptimizer):
     r"""Adam, by default with L2 weight decay, most of which the second moment divides away again::
 
         g = g + weight_decay w
@@ -51,8 +79,6 @@ class Adam(RuleOptimizer):
     >>> weight.tolist()  # the first step is lr in each element, whatever the size of the gradient
     [0.8999999761581421, 2.0999999046325684]
     """
-
-    weight_decay_modes = MODES
 
     @renamed_keywords
     def __init__(
@@ -105,28 +131,6 @@ class Adam(RuleOptimizer):
             differentiable=differentiable,
             fused=fused,
         )
-
-    def state_names(self, group: Group) -> tuple[str, ...]:
-        return adam_state_names(group)
-
-    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
-        beta1, beta2 = group["betas"]
-        m, v = state["exp_avg"], state["exp_avg_sq"]
-        m.mul_(beta1).add_(g, alpha=1 - beta1)
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        if group["amsgrad"]:
-            maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
-
-    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
-        m_hat = state["exp_avg"] * (1 / (1 - group["betas"][0] ** step))
-        u = m_hat.div_(_denominator(state, group, step))
-        return add_to_direction(u, w, group)
-
-    def metric(self, scale: float, state: State, group: Group, step: int) -> Tensor:
-        return _denominator(state, group, step).reciprocal_().mul_(scale)
-
-    def coefficients(self, group: Group, step: int) -> Coefficients:
-        return adam_coefficients(group, step)
 
 
 def _denominator(state: State, group: Group, step: int) -> Tensor:

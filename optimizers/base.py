@@ -26,9 +26,10 @@ from bellwether.optimizers.state_dicts import (
     upgraded,
 )
 from bellwether.optimizers.untrained import refuse_replaced
-from bellwether.optimizers.update import Bucket, update
+from bellwether.optimizers.update import Bucket, scale_gradients, update
 from bellwether.optimizers.validation import check_torch_flags, validate
 from bellwether.optimizers.weight_decay import check_peak_lr, infer_peak_lr, with_weight_decay
+from bellwether.optimizers.whole import Exchanges, update_whole
 
 # Most segment tables kept: gradients that come and go, as of experts, make ever new combinations of tensors.
 _MAX_TABLES = 256
@@ -71,6 +72,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         self._shards: dict[Tensor, ShardLayout] | None = None
         self._tables: dict[tuple[bool, tuple[int, ...]], tuple[SegmentTable, dict[str, object]]] = {}
         self._ratios: dict[str, tuple[Tensor, int]] = {}  # all ratios of a bucket are one tensor, on the device
+        self._exchanges = Exchanges()
         self._attachment: Attachment | None = None
         self._steps_seen = 0
 
@@ -156,6 +158,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         self._given += group["params"]
         self._shards = None
         self._tables.clear()  # their keys are ids of shards, which new shards may reuse
+        self._exchanges.clear()
 
     @property
     def shards(self) -> Sequence[ShardLayout]:
@@ -265,9 +268,13 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         if self._attachment is not None:
             self._check_groups()
         buckets = self._buckets(work, rule or self)
-        for bucket, ratios in update(buckets, self._attachment, self.prenormalize, self.max_grad_norm):
+        whole = [bucket for bucket in buckets if bucket.rule.needs_whole]
+        apart = [bucket for bucket in buckets if not bucket.rule.needs_whole]
+        scale_gradients(buckets, self._attachment, self.prenormalize, self.max_grad_norm)
+        for bucket, ratios in update(apart):
             names = [p.name for shard in bucket.shards for p in shard.parameters]
             self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
+        update_whole(whole, self._exchanges)
         for bucket in buckets:
             if bucket.wide:
                 self._round(bucket)
@@ -301,6 +308,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         ]
 
     def _bucket(self, rule: Rule, group: Group, shards: list[ShardLayout], step: int) -> Bucket:
+        rule, group = rule.of_group(group)
         by_parameter = group["trust_ratio"] or self.needs_global_sums
         tensors = self._tensor_list(shards, rule.state_names(group), by_parameter)
         dtype = tensors.weights[0].dtype
@@ -311,6 +319,8 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             rounding.warn_once(self.name, dtype)
         call = reference.RuleCall(rule, group, step, -1.0 if group.get("maximize") else 1.0)
         coefficients = rule.coefficients(group, step)
+        if rule.needs_whole:
+            return Bucket(rule, group, shards, tensors, reference, call, step, wide)
         if coefficients is None:
             if self.kernel not in ("auto", "reference"):
                 raise ValueError(f"kernel={self.kernel!r}: {self.name} has no compiled kernel; write kernel='auto'")

@@ -16,6 +16,7 @@ _MODULES = {
     "lamb": ("Lamb",),
     "lars": ("Lars",),
     "lookahead": ("Lookahead",),
+    "muon": ("Muon",),
     "noise_scale": ("NoiseScale",),
     "param_groups": ("groups",),
     "radam": ("RAdam",),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bellwether.optimizers.norm_layers import is_norm as is_norm
 
@@ -17,6 +19,8 @@ _BIAS = re.compile(r"(?:^|_)bias(?:es)?(?:$|_|\d)", re.IGNORECASE)
 _BIAS_MODULE = re.compile(r"(?:^|_)bias(?:es)?$", re.IGNORECASE)
 # Scales of channels, with any number of dimensions of size 1: LayerScale's gamma [channels, 1, 1], weight_norm's g.
 _SCALE = re.compile(r"(?:^|_)(?:gamma|beta|gain|scale|lambda|g|original0)(?:$|_|\d)", re.IGNORECASE)
+# Embeddings that are parameters of their own, as pos_embed and cls_token of a ViT.
+_EMBEDDING = re.compile(r"embed|token|position", re.IGNORECASE)
 
 
 def groups(
@@ -29,6 +33,8 @@ def groups(
     layer_decay: float | None = None,
     lr_scale: Mapping[str, float] | None = None,
     names: bool = True,
+    muon: bool = False,
+    muon_exclude: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Param groups: weights; and biases, vectors and normalization, which get neither weight decay nor a trust ratio.
 
@@ -47,6 +53,11 @@ def groups(
         lr_scale: pattern of names -> factor of the learning rate; that of the first pattern that matches.
         names: False for engines that want bare parameters: ZeroRedundancyOptimizer, DeepSpeed's MoE. Groups have a
             ``name`` instead.
+        muon: for `bellwether.optimizers.Muon`: matrices in groups of their own, and all that AdamW updates in groups with
+            ``muon=False``: the second kind, embeddings, the output layer, and matrices of one row or column. The output layer is
+            what the model's get_output_embeddings() or get_classifier() returns, else its last Linear, unless that is in a
+            ModuleList.
+        muon_exclude: patterns of names of further parameters for AdamW.
 
     Returns:
         param groups for any optimizer of this package, with names (``param_names``). No group is empty.
@@ -59,12 +70,13 @@ def groups(
     """
     trainable = [(name, p) for name, p in named(model) if p.requires_grad]
     everything = [name for name, _ in named(model)]
-    for pattern in (*include, *exclude, *(lr_scale or ())):
+    for pattern in (*include, *exclude, *muon_exclude, *(lr_scale or ())):
         if not any(fnmatchcase(name, pattern) for name in everything):
             raise ValueError(f"pattern {pattern!r} matches no parameter; the first are {', '.join(everything[:3])}")
     scales = _layer_scales(everything, layer_decay) if layer_decay is not None else {}
     in_norms = {id(p) for module in model.modules() if is_norm(module) for p in module.parameters(recurse=False)}
-    found: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
+    for_adam = not_hidden(model) if muon else set()
+    found: dict[tuple[bool, bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in trainable:
         if matches(name, include):
             excluded = False
@@ -74,12 +86,16 @@ def groups(
         scale *= next((factor for pattern, factor in (lr_scale or {}).items() if fnmatchcase(name, pattern)), 1.0)
         if not 0 <= scale < float("inf"):
             raise ValueError(f"learning rate of {name} times {scale}: must be a finite number, at least 0")
-        found.setdefault((excluded, scale), []).append((name, parameter))
+        is_matrix = muon and not excluded and id(parameter) not in for_adam and not matches(name, muon_exclude)
+        found.setdefault((excluded, is_matrix, scale), []).append((name, parameter))
     result = []
-    for (excluded, scale), params in sorted(found.items(), key=lambda item: (item[0][0], -item[0][1])):
+    for (excluded, is_matrix, scale), params in sorted(found.items(), key=lambda i: (i[0][0], not i[0][1], -i[0][2])):
         group: dict[str, Any] = {"params": params if names else [p for _, p in params]}
         if not names:
-            group["name"] = ("others" if excluded else "weights") + (f"-{scale:g}" if scale != 1 else "")
+            kind = "others" if excluded else "matrices" if is_matrix else "weights"
+            group["name"] = kind + (f"-{scale:g}" if scale != 1 else "")
+        if muon:
+            group["muon"] = is_matrix
         if excluded:
             group.update(weight_decay=0.0, trust_ratio=False)
         elif weight_decay is not None:
@@ -92,12 +108,40 @@ def groups(
     return result
 
 
+def shape_of(parameter: Tensor) -> tuple[int, ...]:
+    """The whole shape of a parameter; `deepspeed.zero.Init` leaves it one of (0,)."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def not_hidden(model: nn.Module) -> set[int]:
+    """The ids of parameters that are no hidden matrices: embeddings, the output layer, a single row or column."""
+    found = {id(parameter) for parameter in _output_layer(model)}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            rows, *others = shape_of(parameter) or (1,)
+            is_embedding = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or _EMBEDDING.search(name) is not None
+            if is_embedding or min(rows, math.prod(others)) == 1:
+                found.add(id(parameter))
+    return found
+
+
+def _output_layer(model: nn.Module) -> list[nn.Parameter]:
+    for getter in ("get_output_embeddings", "get_classifier"):  # of transformers and timm
+        with contextlib.suppress(AttributeError, NotImplementedError, TypeError):
+            layer = getattr(model, getter)()
+            if isinstance(layer, nn.Module) and any(True for _ in layer.parameters()):
+                return list(layer.parameters())
+    lists = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [] if not linear or linear[-1][0].startswith(lists) else list(linear[-1][1].parameters())
+
+
 def _is_vector_or_bias(name: str, parameter: nn.Parameter) -> bool:
-    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # deepspeed.zero.Init leaves a shape of (0,)
+    shape = shape_of(parameter)
     # As under torch.nn.utils.parametrize: ...parametrizations.weight.original0
     path = [part for part in name.split(".") if part != "parametrizations"]
     own = path[-1]

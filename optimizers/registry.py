@@ -22,6 +22,7 @@ class Entry:
         layer_wise: whether it has trust ratios unless they are turned off.
         prox_metric: whether it supports ``weight_decay_mode="prox-metric"``.
         defaults: options where a config has another default than the constructor.
+        grouping: keyword arguments of `bellwether.optimizers.groups` that it needs.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Entry:
     layer_wise: bool = False
     prox_metric: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    grouping: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, params: Any, **options: Any) -> ShardedOptimizer:
         module, _, attribute = self.target.partition(":")
@@ -65,6 +67,12 @@ register(
 )  # fmt: skip
 register("adamw", f"{_PACKAGE}.adamw:AdamW", {*_ADAM, "amsgrad"}, prox_metric=True)
 register("adam", f"{_PACKAGE}.adam:Adam", {*_ADAM, "amsgrad"}, prox_metric=True)
+register(
+    "muon", f"{_PACKAGE}.muon:Muon",
+    {"momentum", "nesterov", "ns_coefficients", "ns_steps", "adjust_lr_fn", "ns_dtype", "betas", "adam_eps", "adam_lr",
+     "weight_decay_mode"},
+    grouping={"muon": True},
+)  # fmt: skip
 register("radam", f"{_PACKAGE}.radam:RAdam", _ADAM, prox_metric=True, defaults={"weight_decay_mode": "decoupled"})
 register(
     "sgd", f"{_PACKAGE}.sgd:SGD", {"momentum", "nesterov", "weight_decay_mode", "trust_ratio", "trust_bounds"},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from bellwether.optimizers import weight_decay
@@ -33,11 +36,17 @@ class Rule:
     scales_gradient: ClassVar[bool] = False
     # Whether `trust_ratio` is ||w|| / ||u||, which the fused step of a compiled kernel computes.
     is_norm_ratio: ClassVar[bool] = True
+    # Whether the update is `whole_direction`, which no rank can compute from its slice. It has no trust ratio then.
+    needs_whole: ClassVar[bool] = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if "trust_ratio" in cls.__dict__ and "is_norm_ratio" not in cls.__dict__:
             cls.is_norm_ratio = False
+
+    def of_group(self, group: Group) -> tuple[Rule, Group]:
+        """The rule that updates a group, and the group's options by the names that this rule has for them."""
+        return self, group
 
     def state_names(self, group: Group) -> tuple[str, ...]:
         """Names of the state tensors of a parameter, which begin as zeros. torch's names where torch has them."""
@@ -66,6 +75,25 @@ class Rule:
     def metric(self, scale: float, state: State, group: Group, step: int) -> Tensor:
         """``scale / D`` in new memory, D being what the direction divides m^ by. For weight_decay_mode="prox-metric"."""
         raise NotImplementedError
+
+    def whole_direction(self, direction: Tensor, group: Group) -> Tensor:
+        """The direction of a whole parameter from what `direction` returned for its slices, of the same shape and dtype.
+
+        With `needs_whole`: called once a parameter in its process group. ``direction`` may be overwritten.
+        """
+        raise NotImplementedError
+
+    def whole_dtype(self, group: Group) -> torch.dtype:
+        """The dtype that `whole_direction` computes in; directions travel in it."""
+        return torch.float32
+
+    def whole_cost(self, shape: Sequence[int]) -> float:
+        """The cost of `whole_direction`, in any unit, by which parameters are distributed over ranks."""
+        return float(math.prod(shape))
+
+    def whole_scale(self, shape: Sequence[int], group: Group) -> float:
+        """A further factor of the whole direction in the update."""
+        return 1.0
 
     def trust_ratio(self, weight_norm: Tensor, other_norm: Tensor, group: Group) -> Tensor:
         """The trust ratios of parameters, float64 [parameters].

@@ -47,7 +47,7 @@ class Swats(Wrapper):
     base: RuleOptimizer
 
     def __init__(self, base: RuleOptimizer, tolerance: float = 1e-9) -> None:
-        if not isinstance(base, RuleOptimizer) or "betas" not in base.defaults:
+        if not isinstance(base, RuleOptimizer) or "betas" not in base.defaults or base.needs_whole:
             raise TypeError(
                 f"Swats around {type(base).__name__}: it starts with Adam; write Swats(AdamW(...)), and other wrappers outside"
             )

@@ -44,16 +44,21 @@ class Bucket:
         return is_whole and computes_ratio and self.kernel.fused_step is not None
 
 
-def update(
-    buckets: list[Bucket], attachment: Attachment | None, prenormalize: bool, max_grad_norm: float | None = None
-) -> list[tuple[Bucket, Tensor]]:
+def scale_gradients(
+    buckets: list[Bucket], attachment: Attachment | None, prenormalize: bool, max_grad_norm: float | None
+) -> None:
+    """Divide the gradients, as they enter the formulas, by their global norm, or by as much as it exceeds the bound."""
+    if not prenormalize and max_grad_norm is None:
+        return
+    norm = global_gradient_norm(buckets, attachment)
+    if not prenormalize:  # clipping: as apex's kernel, gradients are divided only if the norm is above the bound
+        norm = max(1.0, norm / max_grad_norm) if max_grad_norm else 1.0
+    for bucket in buckets:
+        bucket.formula = replace(bucket.formula, grad=bucket.formula.grad / norm)
+
+
+def update(buckets: list[Bucket]) -> list[tuple[Bucket, Tensor]]:
     """Update moments and weights. Returns the trust ratios, float64 [parameters], of each bucket that has them."""
-    if prenormalize or max_grad_norm is not None:
-        norm = global_gradient_norm(buckets, attachment)
-        if not prenormalize:  # clipping: as apex's kernel, gradients are divided only if the norm is above the bound
-            norm = max(1.0, norm / max_grad_norm) if max_grad_norm else 1.0
-        for bucket in buckets:
-            bucket.formula = replace(bucket.formula, grad=bucket.formula.grad / norm)
     ratios, layer_wise = [], []
     for bucket in buckets:
         if not bucket.group["trust_ratio"]:

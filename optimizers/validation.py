@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from bellwether.optimizers.weight_decay import NEED_PEAK
@@ -26,7 +27,7 @@ def validate(group: dict[str, Any], modes: tuple[str, ...], inherited_bounds: An
     bounds = group["trust_bounds"]
     if bounds is not None and bounds != inherited_bounds and not group["trust_ratio"]:
         raise ValueError(f"trust_bounds={bounds!r} with trust_ratio=False: write trust_ratio=True, or omit the bounds")
-    if group.get("nesterov"):
+    if group.get("nesterov") and "muon" not in group:  # as torch's Muon, which accepts it without momentum
         if not group["momentum"]:
             raise ValueError(f"nesterov=True with momentum={group['momentum']!r}: write momentum=0.9")
         if group.get("dampening"):
@@ -110,6 +111,12 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "momentum": (_number(0, 1, open_top=False), "a number from 0 to 1"),
     "dampening": (_number(0, 1, open_top=False), "a number from 0 to 1"),
     "eps": (_number(0), "a finite number, at least 0"),
+    "adam_eps": (_number(0), "a finite number, at least 0"),
+    "adam_lr": (lambda lr: lr is None or _number(0)(lr), "None or a finite number, at least 0"),
+    "muon": (lambda muon: isinstance(muon, bool), "True or False"),
+    "ns_steps": (lambda n: isinstance(n, int) and 0 <= n < 100, "a whole number from 0 to 99"),
+    "ns_coefficients": (lambda c: len(c) == 3 and all(math.isfinite(x) for x in c), "three finite numbers"),
+    "adjust_lr_fn": (lambda fn: fn in (None, "original", "match_rms_adamw"), "None, 'original' or 'match_rms_adamw'"),
     "weight_decay": (_number(0), "a finite number, at least 0"),
     "trust_coefficient": (lambda c: 0 < c < float("inf"), "a finite number above 0"),
     "max_grad_norm": (lambda n: n is None or 0 < n < float("inf"), "None, or a finite number above 0"),

@@ -18,8 +18,11 @@ class Ranks:
     """``run(function, *args)`` calls a module-level function on every rank and returns what each returned."""
 
     def __init__(self, world_size: int) -> None:
-        context = mp.get_context("spawn")
         self.world_size = world_size
+        self._start()
+
+    def _start(self) -> None:
+        context, world_size = mp.get_context("spawn"), self.world_size
         self.inbox = [context.Queue() for _ in range(world_size)]
         self.outbox = context.Queue()
         self.server = store.serve("127.0.0.1")
@@ -33,6 +36,8 @@ class Ranks:
             process.start()
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+        if not self.processes:  # an earlier test has ended them
+            self._start()
         for inbox in self.inbox:
             inbox.put((function, args))
         results: dict[int, Any] = {}
@@ -57,6 +62,7 @@ class Ranks:
             process.kill()
         for process in self.processes:
             process.join()
+        self.processes = []
 
 
 def _serve(rank: int, world_size: int, port: int, inbox: Any, outbox: Any) -> None:

@@ -16,7 +16,11 @@ from bellwether.trainer.phases import Phase
 
 def make_optimizer(task: nn.Module, optimizer_config: Optimizer, lr: float) -> ShardedOptimizer:
     """The optimizer that a config names, with a model's two param groups."""
-    return OPTIMIZERS[optimizer_config.name].make(optimizers.groups(task), **{**optimizer_config.options(), "lr": lr})
+    entry = OPTIMIZERS[optimizer_config.name]
+    options = {**optimizer_config.options(), "lr": lr}
+    if "adam_lr" in options:
+        options["adam_lr"] *= lr / optimizer_config.lr  # scaled with the batch as lr is
+    return entry.make(optimizers.groups(task, **entry.grouping), **options)
 
 
 def with_averaging(optimizer: ShardedOptimizer, phase: Phase) -> ShardedOptimizer:

@@ -42,13 +42,13 @@ class RuleCall:
 
 def gradient_norms(tensors: TensorList, call: RuleCall) -> Tensor:
     # The factor squared, so that its sign does not matter.
-    sums = [(squared_norm(w), squared_norm(g) * call.grad**2) for w, g, _ in _segments(tensors)]
+    sums = [(squared_norm(w), squared_norm(g) * call.grad**2) for w, g, _ in segments(tensors)]
     return _stack(tensors, sums)
 
 
 def update_moments(tensors: TensorList, call: RuleCall) -> Tensor:
     sums = []
-    for w, g, state in _segments(tensors):
+    for w, g, state in segments(tensors):
         g = call.gradient(w, g, 1.0)
         call.rule.update_moments(g, state, call.group, call.step)
         sums.append((squared_norm(w), squared_norm(call.direction(w, g, state))))
@@ -56,13 +56,13 @@ def update_moments(tensors: TensorList, call: RuleCall) -> Tensor:
 
 
 def apply_update(tensors: TensorList, call: RuleCall, rates: Tensor) -> None:
-    for (w, g, state), rate in zip(_segments(tensors), rates, strict=True):
+    for (w, g, state), rate in zip(segments(tensors), rates, strict=True):
         update = call.direction(w, call.gradient(w, g, 1.0), state) * _factor(rate, w)
         call.rule.apply_update(w, update, state, call.group, call.step)
 
 
 def step(tensors: TensorList, call: RuleCall, scales: Tensor | None = None) -> None:
-    for i, (w, g, state) in enumerate(_segments(tensors)):
+    for i, (w, g, state) in enumerate(segments(tensors)):
         g = call.gradient(w, g, float(call.group["lr"]) if scales is None else _factor(scales[i], w))
         call.rule.update_moments(g, state, call.group, call.step)
         update = call.direction(w, g, state).mul_(call.rule.rate(call.group))
@@ -74,8 +74,8 @@ def _factor(value: Tensor, w: Tensor) -> Tensor:
     return value.to(torch.promote_types(w.dtype, torch.float32)).view([1] * w.dim())
 
 
-def _segments(tensors: TensorList) -> Iterator[Segment]:
-    """Views of the tensors. A tensor that is one segment is taken as it is, whatever its strides."""
+def segments(tensors: TensorList) -> Iterator[Segment]:
+    """The segments, as views. A tensor that is one segment is taken as it is, whatever its strides."""
     table = tensors.segments
     rows = zip(table.tensor.tolist(), table.offset.tolist(), table.length.tolist(), strict=True)
     for index, offset, length in rows:

@@ -182,7 +182,7 @@ def sum_over_ranks(sums: list[Tensor], process_group: dist.ProcessGroup) -> list
     """Sum tensors of any shapes over all ranks of a group, in one all-reduce. Each rank passes the same shapes."""
     packed = torch.cat([s.reshape(-1) for s in sums])
     # NCCL cannot reduce the CPU tensors of an offloaded optimizer.
-    on_device = packed.to(_device(process_group, packed.device))
+    on_device = packed.to(communication_device(process_group, packed.device))
     dist.all_reduce(on_device, group=process_group)
     return [
         total.view_as(s)
@@ -200,7 +200,8 @@ def sum_by_process_group(local_sums: list[tuple[dist.ProcessGroup | None, Tensor
     return sums
 
 
-def _device(process_group: dist.ProcessGroup, wanted: torch.device) -> torch.device:
+def communication_device(process_group: dist.ProcessGroup, wanted: torch.device) -> torch.device:
+    """The device of a tensor that a process group can send, where ``wanted`` is the device of the values."""
     if wanted.type == "cpu" and dist.get_backend(process_group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return wanted

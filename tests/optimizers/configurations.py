@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, Swats, WeightAverage, registry
+from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, Muon, RAdam, Swats, WeightAverage, registry
+from tests.optimizers.family import is_matrix
 
 Factory = Callable[..., Any]
 
@@ -21,6 +23,36 @@ def of(kind: type, **options: Any) -> Factory:
 
 def around(wrap: Callable[[Any], Any], kind: type, **options: Any) -> Factory:
     return lambda params, **others: wrap(kind(params, **{**options, **others}))
+
+
+def muon(**options: Any) -> Factory:
+    def make(params: Any, **others: Any) -> Muon:
+        if isinstance(params, Iterator):
+            params = list(params)
+        if (
+            isinstance(params, list)
+            and params
+            and all(isinstance(p, Tensor | tuple) or _has_tensors(p) for p in params)
+        ):
+            groups = params if isinstance(params[0], dict) else [{"params": params}]
+            params = [
+                {**group, "params": list(chosen), "muon": muon}
+                for group in groups
+                for muon, chosen in itertools.groupby(group["params"], is_matrix)  # in their order
+            ]
+        return Muon(params, **{**options, **others})
+
+    return make
+
+
+def _has_tensors(group: Any) -> bool:
+    return isinstance(group, dict) and isinstance(group.get("params"), list)
+
+
+def group_of(name: str, params: Sequence[Tensor], **options: Any) -> dict[str, Any]:
+    """A param group that the optimizer accepts: one with vectors is AdamW's in Muon."""
+    for_adam = name.startswith("muon") and not all(map(is_matrix, params))
+    return {"params": params, **({"muon": False} if for_adam else {}), **options}
 
 
 # Learning rates suit Rosenbrock's function.
@@ -48,6 +80,8 @@ OPTIMIZERS: dict[str, Factory] = {
         SGD, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-3, weight_decay_mode="decoupled"
     ),
     "sgd-trust": of(SGD, lr=0.01, momentum=0.5, trust_ratio=True, weight_decay=1e-4),
+    "muon": muon(lr=0.05, weight_decay=1e-3),
+    "muon-fp32": muon(lr=0.1, ns_dtype="fp32", adjust_lr_fn="match_rms_adamw", nesterov=False, weight_decay=1e-3),
     "lookahead-lamb": around(lambda base: Lookahead(base, k=2), Lamb, lr=0.01, weight_decay=1e-3),
     "swats-adamw": around(Swats, AdamW, lr=0.1, weight_decay=1e-3),
     "ema-adamw": around(lambda base: WeightAverage(base, "ema"), AdamW, lr=0.1, weight_decay=1e-3),

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, ShardedOptimizer, Swats, WeightAverage
+from bellwether.optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    Lamb,
+    Lars,
+    Lookahead,
+    Muon,
+    RAdam,
+    ShardedOptimizer,
+    Swats,
+    WeightAverage,
+)
+from bellwether.optimizers.param_groups import shape_of
 from bellwether.optimizers.registry import OPTIMIZERS
 from tests.optimizers.reference import LAMB, Spec
 
@@ -16,6 +29,8 @@ class Member:
     make: Callable[..., ShardedOptimizer]  # of params, lr
     spec: Spec | None  # None: compared with its own code on whole parameters
     lr: float = 0.02
+    tolerance: Mapping[str, float] = field(default_factory=dict)  # of a parameter, as a multiple of the usual one
+    groups: Callable[[Any], Any] = lambda params: params  # what `make` takes, of params or param groups
 
 
 def _of(kind: type, **options: Any) -> Callable[..., ShardedOptimizer]:
@@ -24,6 +39,27 @@ def _of(kind: type, **options: Any) -> Callable[..., ShardedOptimizer]:
 
 def _around(wrap: Callable[[Any], ShardedOptimizer], kind: type, **options: Any) -> Callable[..., ShardedOptimizer]:
     return lambda params, lr: wrap(kind(params, lr=lr, **options))
+
+
+def muon_groups(params: Any) -> list[dict[str, Any]]:
+    """Param groups for Muon: matrices, and others for AdamW, of each group. Takes all that an optimizer takes."""
+    params = list(params)
+    groups = params if params and isinstance(params[0], dict) else [{"params": params}]
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        for muon in (True, False):
+            if chosen := [p for p in group["params"] if is_matrix(p) == muon]:
+                split.append({**group, "params": chosen, "muon": muon})
+    return split
+
+
+# The gradients of this one, nearly constant [4, 3] and rounded, have a condition number near 100, by which Muon multiplies their
+# rounding; the update is most of a weight that starts at 0.
+ILL_CONDITIONED = {"zero": 32.0}
+
+
+def is_matrix(parameter: Any) -> bool:
+    return len(shape_of(parameter[1] if isinstance(parameter, tuple) else parameter)) > 1
 
 
 FORGETFUL = (0.9, 0.8)  # with this beta2 a second moment decreases, and differs from its maximum
@@ -62,6 +98,12 @@ FAMILY: dict[str, Member] = {
     "lookahead-lamb": Member(
         _around(lambda base: Lookahead(base, k=3, alpha=0.6), Lamb), Spec(eps=1e-6, trust=True, lookahead=(3, 0.6))
     ),
+    "muon": Member(_of(Muon, ns_dtype="fp32"), Spec("muon", momentum=0.95, nesterov=True), tolerance=ILL_CONDITIONED, groups=muon_groups),
+    "muon-match-rms": Member(
+        _of(Muon, ns_dtype="fp32", adjust_lr_fn="match_rms_adamw", nesterov=False, momentum=0.8),
+        Spec("muon", momentum=0.8, match_rms=True),
+        tolerance=ILL_CONDITIONED, groups=muon_groups,
+    ),
     "swats": Member(_around(lambda base: Swats(base, tolerance=2e-4), AdamW), Spec(swats=2e-4)),
     "swa-lamb": Member(
         _around(lambda base: WeightAverage(base, "swa", start=5, every=3), Lamb),
@@ -77,5 +119,5 @@ for _name, _entry in OPTIMIZERS.items():  # a new optimizer is tested under ever
     if not any(name == _name or name.startswith(f"{_name}-") for name in FAMILY):
         FAMILY[_name] = Member(lambda params, lr, entry=_entry: entry.make(params, lr=lr, **entry.defaults), None)
 
-# One rule for each kind of communication: norms by layer, the norm of all gradients, none, and a wrapper's state.
-REPRESENTATIVES = ("lamb", "nvlamb", "adamw", "ema-lookahead-adamw")
+# One rule for each kind of communication: norms by layer, the norm of all gradients, none, whole matrices, a wrapper's state.
+REPRESENTATIVES = ("lamb", "nvlamb", "adamw", "muon", "ema-lookahead-adamw")

@@ -19,7 +19,7 @@ Weights = dict[str, np.ndarray]
 class Spec:
     """The rule and its options, named as in the papers."""
 
-    rule: str = "adam"  # adam, radam, momentum, lars
+    rule: str = "adam"  # adam, radam, momentum, lars, muon (vectors by adam)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.9
@@ -30,6 +30,7 @@ class Spec:
     trust: bool = False
     bounds: tuple[float, float] = (0.0, math.inf)
     coefficient: float = 1e-3
+    match_rms: bool = False
     normalized: bool = False
     lookahead: tuple[int, float] | None = None  # k, alpha
     average: tuple[str, int, int, float] | None = None  # kind, start, every, decay
@@ -123,6 +124,13 @@ def _update(spec: Spec, w: Weights, state: dict, k: str, g: np.ndarray, t: int, 
         s["m"] = spec.momentum * s["m"] + scaled
         w[k] = w[k] - (scaled + spec.momentum * s["m"] if spec.nesterov else s["m"])
         return ratio
+    if spec.rule == "muon" and w[k].ndim > 1:
+        s["m"] = spec.momentum * s["m"] + (1 - spec.momentum) * g
+        u = spec.momentum * s["m"] + (1 - spec.momentum) * g if spec.nesterov else s["m"]
+        rows, columns = w[k].shape[0], w[k].size // w[k].shape[0]
+        scale = 0.2 * math.sqrt(max(rows, columns)) if spec.match_rms else math.sqrt(max(1, rows / columns))
+        w[k] = (1 - alpha * decay) * w[k] - alpha * scale * _newton_schulz(u.reshape(rows, columns)).reshape(w[k].shape)
+        return None
     if spec.decay == "l2":
         g = g + decay * w[k]
     metric = np.ones_like(w[k])  # 1 / D
@@ -137,7 +145,7 @@ def _update(spec: Spec, w: Weights, state: dict, k: str, g: np.ndarray, t: int, 
         mhat = s["m"] / (1 - beta1**t) if spec.corrected else s["m"]
         v = s["top"] if spec.amsgrad else s["v"]
         vhat = v / (1 - beta2**t) if spec.corrected else v
-        if spec.rule == "adam":
+        if spec.rule in ("adam", "muon"):
             metric = 1 / (np.sqrt(vhat) + spec.eps)
         else:
             rho_inf = 2 / (1 - beta2) - 1
@@ -161,6 +169,15 @@ def _update(spec: Spec, w: Weights, state: dict, k: str, g: np.ndarray, t: int, 
     if spec.decay == "prox-metric":
         w[k] = w[k] / (1 + alpha * decay * metric)
     return ratio
+
+
+def _newton_schulz(x: np.ndarray) -> np.ndarray:
+    """Five iterations of Jordan's quintic polynomial, on the singular values."""
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    s = s / max(float(np.sqrt((s**2).sum())), 1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    return u @ np.diag(s) @ vt
 
 
 def _sgd_of_swats(spec: Spec, w: Weights, state: dict, k: str, g: np.ndarray, rate: float, lr: float, decay: float):

@@ -138,7 +138,7 @@ def engine(
     else:
         model = Toy()
     member = FAMILY[rule]
-    optimizer = member.make(param_groups(model), member.lr)
+    optimizer = member.make(member.groups(param_groups(model)), member.lr)
     ds_engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=whole)
     if attach:
         optimizers.attach(ds_engine)
@@ -194,6 +194,8 @@ def train(rule: str, zero: dict[str, Any], **keywords: Any) -> dict[str, Any]:
         "reduces": len(reduces),
         "wrapper": type(ds_engine.optimizer).__name__,
         "shards": len(optimizer.shards),
+        "groups": len(optimizer.param_groups),
+        "matrices": sum(group.get("muon", False) for group in optimizer.param_groups),
         "idle": any(len({p.index for p in s.slices}) < len(s.parameters) for s in optimizer.shards),
     }
     ds_engine.destroy()
@@ -227,6 +229,7 @@ def _count(optimizer: Any) -> tuple[list[int], list[int]]:
         "all_reduce",
         "all_gather",
         "all_gather_into_tensor",
+        "all_to_all_single",
         "broadcast",
         "reduce_scatter_tensor",
         "barrier",

@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler
 from tests.optimizers.configurations import (
     OPTIMIZERS,
     every,
+    group_of,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,7 +61,7 @@ def test_regression(name: str, scheduler: str) -> None:
         [layer.weight], lr={"lars-plain": 5.0}.get(name, 0.5 if name.startswith("lars") else 0.05)
     )
     lr = optimizer.param_groups[0]["lr"]
-    optimizer.add_param_group({"params": [layer.bias], "lr": lr / 2})
+    optimizer.add_param_group(group_of(name, [layer.bias], lr=lr / 2))
     schedule = SCHEDULERS[scheduler](optimizer, lr)
     losses = []
     for _ in range(120):

@@ -61,7 +61,7 @@ def _parallel(engine: str) -> tuple[nn.Module, nn.Module, int, int]:
 def _train(rule: str, engine: str) -> dict[str, Any]:
     model, called, part, parts = _parallel(engine)
     member = FAMILY[rule]
-    groups = sharded.param_groups(model)
+    groups = member.groups(sharded.param_groups(model))
     if engine == "zero-redundancy":
         for group in groups:
             group["params"] = [p for _, p in group["params"]]
@@ -82,6 +82,7 @@ def _train(rule: str, engine: str) -> dict[str, Any]:
         **_weights(optimizer, model, names),
         "calls": len(calls),
         "reduces": len(reduces),
+        "matrices": any(group.get("muon") for group in optimizer.param_groups),
         "ratios": {_name(k, optimizer, names): v for k, v in optimizer.trust_ratios().items()},
     }
     if engine == "zero-redundancy":
@@ -131,6 +132,7 @@ def test_torch_engines(ranks: Ranks, rule: str, engine: str) -> None:
         if split:
             # One for all trust ratios, one more for the global gradient norm, one for Swats until it switches.
             wanted = sharded.STEPS * (adapts + (rule == "nvlamb")) + 2 * (rule == "swats")
+            wanted += result["matrices"] * (2 * sharded.STEPS + 2)  # all-to-alls, and all-gathers before the first
             assert result["reduces"] == wanted
         elif engine == "ddp":
             assert result["reduces"] == 0

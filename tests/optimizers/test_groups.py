@@ -19,6 +19,7 @@ from tests.optimizers.configurations import (
     distance,
     drive,
     every,
+    group_of,
     parameters,
     params_of,
 )
@@ -38,7 +39,7 @@ def test_group_equals_a_separate_optimizer(name: str, kernel: str) -> None:
     alone = [make(p, kernel=kernel, **o) for p, o in zip(other_params, options, strict=True)]
     for steps, groups in ((2, 2), (3, 3)):
         if groups == 3:
-            optimizer.add_param_group({"params": params[2], **options[2]})
+            optimizer.add_param_group(group_of(name, params[2], **options[2]))
         for step in range(steps):
             for i in range(groups):
                 for p, q in zip(params[i], other_params[i], strict=True):
@@ -96,7 +97,8 @@ def test_trust_ratios_are_those_of_the_last_step() -> None:
 def test_named_parameters(name: str) -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = OPTIMIZERS[name](model.named_parameters())
-    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
+    groups = optimizer.state_dict()["param_groups"]
+    assert [name for group in groups for name in group["param_names"]] == ["weight", "bias"]
     drive(optimizer, 1)
     assert set(optimizer.trust_ratios()) in (set(), {"weight", "bias"})
     with pytest.raises(ValueError, match="names"):
@@ -129,12 +131,13 @@ def test_invalid_parameters_are_refused(name: str, case: str) -> None:
 @every
 def test_refused_group_is_not_added(name: str) -> None:
     optimizer = OPTIMIZERS[name](parameters())
+    groups = len(optimizer.param_groups)
     for invalid in ({"lr": -1.0}, {"weight_decay": math.nan}, {"weight_decay_mode": "l3"}):
         with pytest.raises(ValueError, match=next(iter(invalid))):
-            optimizer.add_param_group({"params": parameters(), **invalid})
+            optimizer.add_param_group(group_of(name, parameters(), **invalid))
     with pytest.raises(ValueError, match="complex64"):
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))]})
-    assert len(optimizer.param_groups) == 1
+    assert len(optimizer.param_groups) == groups
     drive(optimizer, 1)
 
 

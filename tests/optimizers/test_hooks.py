@@ -15,6 +15,7 @@ from tests.optimizers.configurations import (
     OPTIMIZERS,
     drive,
     every,
+    group_of,
     parameters,
 )
 
@@ -69,7 +70,7 @@ def test_profiler_records_the_step(name: str) -> None:
 @every
 def test_repr_has_name_groups_and_options(name: str) -> None:
     optimizer = OPTIMIZERS[name](parameters(), lr=0.125)
-    optimizer.add_param_group({"params": parameters(), "lr": 0.375})
+    optimizer.add_param_group(group_of(name, parameters(), lr=0.375))
     text = repr(optimizer)
     for words in (type(optimizer).__name__, "Parameter Group 1", "lr: 0.125", "lr: 0.375", "weight_decay: "):
         assert words in text

@@ -17,7 +17,7 @@ from tests.optimizers.family import FAMILY
 
 
 def create(name: str, **options: object) -> torch.optim.Optimizer:
-    return OPTIMIZERS[name].make([torch.nn.Parameter(torch.ones(2))], lr=0.1, weight_decay=0.1, **options)
+    return OPTIMIZERS[name].make([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1, weight_decay=0.1, **options)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -45,7 +45,7 @@ def test_options_are_keywords_of_the_optimizer_and_keys_of_the_config(name: str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_is_in_the_test_tables(name: str) -> None:
     """A new optimizer belongs in both tables: that of the engines, and that of the contract of a torch optimizer."""
-    wanted, params = type(create(name)), [torch.nn.Parameter(torch.ones(2))]
+    wanted, params = type(create(name)), [torch.nn.Parameter(torch.ones(2, 2))]
     assert wanted in {type(member.make(params, lr=0.1)) for member in FAMILY.values()}
     assert wanted in {type(make(params)) for make in CONFIGURATIONS.values()}
 

@@ -50,7 +50,7 @@ def unsharded(member: Member, weights: Weights, clip: float) -> Result:
     for group, option in zip(groups, options.values(), strict=True):
         if not option["trust_ratio"]:
             group["trust_ratio"] = False
-    optimizer = member.make(groups, member.lr)
+    optimizer = member.make(member.groups(groups), member.lr)
     for step in range(sharded.STEPS):
         g = sharded.gradients(step, {k: p.detach().numpy() for k, p in params.items()})
         norm = np.sqrt(sum(float((g[k] ** 2).sum()) for k in options))
@@ -77,13 +77,13 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def check(results: list[dict], rule: str, clip: float = 0.0) -> None:
-    wanted = expected(rule, clip)
+    wanted, multiple = expected(rule, clip), FAMILY[rule].tolerance
     masters = assembled(results)
     for name in masters:
-        assert error(masters[name], wanted.weights[name]) < BAR, name
+        assert error(masters[name], wanted.weights[name]) < BAR * multiple.get(name, 1), name
     for result in results:
         for name, value in result["model"].items():
-            assert error(value, wanted.weights[name]) < BAR, name
+            assert error(value, wanted.weights[name]) < BAR * multiple.get(name, 1), name
         # If ranks update different whole parameters, each reports its own.
         assert result["ratios"].keys() == (wanted.ratios.keys() & result.get("mine", wanted.ratios.keys()))
         for name, ratio in result["ratios"].items():
@@ -111,8 +111,10 @@ def test_sharded_equals_unsharded(ranks: Ranks, rule: str, stage: int) -> None:
         assert any(r["idle"] for r in results), "every rank owns a slice of every tensor"
     # One step() call for each param group under ZeRO; one all-reduce in those with trust ratios, none in the others.
     # Swats has one all-reduce to compare Adam's step with the gradient, in the two steps before it switches.
-    groups, adapted = (len(sharded.kinds()), groups_with_ratio()) if stage else (1, 0)
+    # Muon has two all-to-alls in those with matrices, and two all-gathers before the first.
+    groups, adapted = (results[0]["groups"], groups_with_ratio()) if stage else (1, 0)
     reduces = adapted * sharded.STEPS if expected(rule).ratios else 2 * groups if rule == "swats" and stage else 0
+    reduces += results[0]["matrices"] * (2 * sharded.STEPS + 2) if stage else 0
     assert all(r["calls"] == groups * sharded.STEPS and r["reduces"] == reduces for r in results)
 
 
@@ -183,7 +185,7 @@ def test_bf16_keeps_fp32_masters(ranks: Ranks, rule: str, stage: int) -> None:
     assert {r["wrapper"] for r in results} == {WRAPPERS[stage]}
     wanted = expected(rule, 0.0, "bf16")
     for name, master in assembled(results).items():
-        assert error(master, wanted.weights[name]) < 2**-9, name
+        assert error(master, wanted.weights[name]) < 2**-9 * FAMILY[rule].tolerance.get(name, 1), name
         assert not (master == torch.tensor(master).bfloat16().double().numpy()).all(), f"{name}: a bf16 master"
     for result in results:
         # With norms over parts of tensors the error would be tens of percent.

@@ -25,7 +25,7 @@ HALF = sharded.STEPS // 2
 
 def _fresh(rule: str) -> tuple[sharded.Toy, Any]:
     model = sharded.Toy()
-    return model, FAMILY[rule].make(sharded.param_groups(model), FAMILY[rule].lr)
+    return model, FAMILY[rule].make(FAMILY[rule].groups(sharded.param_groups(model)), FAMILY[rule].lr)
 
 
 def _train(model: Any, optimizer: Any, steps: range, part: int = 0, parts: int = 1) -> None:
@@ -70,7 +70,7 @@ def test_copies_take_the_same_steps_bitwise(rule: str, copying: str) -> None:
 def _through_dcp(rule: str, folder: str, save: bool) -> dict[str, Any]:
     model = sharded.Toy()
     fully_shard(model)
-    optimizer = FAMILY[rule].make(sharded.param_groups(model), FAMILY[rule].lr)
+    optimizer = FAMILY[rule].make(FAMILY[rule].groups(sharded.param_groups(model)), FAMILY[rule].lr)
     part, parts = dist.get_rank(), dist.get_world_size()
     if save:
         _train(model, optimizer, range(HALF), part, parts)
@@ -91,7 +91,7 @@ def _through_dcp(rule: str, folder: str, save: bool) -> dict[str, Any]:
     return {**found, "ratios": {k.removesuffix(".weight"): v for k, v in optimizer.trust_ratios().items()}}
 
 
-CARRIED = ["lamb", "lars", "adamw-amsgrad"]
+CARRIED = ["lamb", "lars", "adamw-amsgrad", "muon"]
 
 
 @pytest.fixture(scope="module")

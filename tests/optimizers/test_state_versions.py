@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, RAdam, WeightAverage, groups
-from tests.optimizers.configurations import OPTIMIZERS, assert_same, copies, drive, every, parameters
+from tests.optimizers.configurations import OPTIMIZERS, assert_same, copies, drive, every, group_of, parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,9 +179,10 @@ def test_misspelled_key_of_a_group_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"trust_ration=False: .* did you mean 'trust_ratio'"):
         OPTIMIZERS[name]([{"params": parameters(), "trust_ration": False}])
     optimizer = OPTIMIZERS[name](parameters())
+    groups = len(optimizer.param_groups)
     with pytest.raises(ValueError, match="did you mean 'weight_decay'"):
-        optimizer.add_param_group({"params": parameters(), "weigth_decay": 0.0})
-    assert len(optimizer.param_groups) == 1
+        optimizer.add_param_group(group_of(name, parameters(), weigth_decay=0.0))
+    assert len(optimizer.param_groups) == groups
     optimizer.param_groups[0]["trust_ration"] = False
     with pytest.raises(ValueError, match="did you mean 'trust_ratio'"):
         drive(optimizer, 1)

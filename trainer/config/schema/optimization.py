@@ -38,9 +38,11 @@ class Optimizer(Section):
         None, description="form of the weight decay; null: decoupled, or l2 for adam and sgd (lars supports l2 only)"
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="momentum of lars and sgd; null: 0.9"
+        None, description="momentum of lars, sgd and muon; null: 0.9 (muon: 0.95)"
     )
-    nesterov: bool | None = Field(None, description="Nesterov momentum for lars and sgd; null: false")
+    nesterov: bool | None = Field(
+        None, description="Nesterov momentum for lars, sgd and muon; null: false (muon: true)"
+    )
     amsgrad: bool | None = Field(None, description="AMSGrad: divide by the largest second moment so far; null: false")
     bias_correction: bool | None = Field(None, description="bias correction of lamb's moments; null: true")
     trust_ratio: bool | None = Field(
@@ -62,6 +64,26 @@ class Optimizer(Section):
         None,
         description="swats only: switch to SGD when the estimate of its learning rate differs from its running average by less than this; null: 1e-9",
         json_schema_extra=unit("learning rate"),
+    )
+    adam_lr: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="muon only: peak learning rate of the parameters that AdamW updates (embeddings, output layer, normalization, "
+        "biases); follows the same schedule and scaling as lr; null: lr",
+    )
+    adam_eps: Annotated[float, Field(gt=0)] | None = Field(None, description="muon only: eps of AdamW; null: 1e-8")
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = Field(
+        None,
+        description="muon only: size of a matrix's update; original: sqrt(max(1, rows / columns)); match_rms_adamw: 0.2 sqrt(max("
+        "rows, columns)), with which learning rates of AdamW suit; null: original",
+    )
+    ns_steps: Annotated[int, Field(ge=0, lt=100)] | None = Field(
+        None, description="muon only: iterations of Newton-Schulz; null: 5", json_schema_extra=unit("iterations")
+    )
+    ns_coefficients: tuple[float, float, float] | None = Field(
+        None, description="muon only: coefficients of an iteration of Newton-Schulz; null: [3.4445, -4.775, 2.0315]"
+    )
+    ns_dtype: Literal["bf16", "fp16", "fp32", "fp64"] | None = Field(
+        None, description="muon only: dtype of Newton-Schulz, and of the matrices that travel between ranks; null: bf16"
     )
     loss_factor: Annotated[float, Field(gt=0)] = Field(
         1.0,

@@ -42,5 +42,6 @@ class Section(BaseModel):
         chosen = getattr(self, which)
         for key in sorted(set().union(*keys.values()) - keys[chosen]):
             if getattr(self, key) != type(self).model_fields[key].default:
-                having = " or ".join(choice for choice, its in keys.items() if key in its)
+                *others, last = [choice for choice, its in keys.items() if key in its]
+                having = " or ".join([", ".join(others), last] if others else [last])
                 raise ValueError(f"{key}: {chosen} has none; remove it, or write {which}: {having}")

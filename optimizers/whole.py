@@ -1,0 +1,99 @@
+"""The update of rules whose direction is a function of a whole parameter, which no rank may hold (`Rule.needs_whole`)."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bellwether.optimizers.kernels import reference
+from bellwether.optimizers.kernels.reference import RuleCall
+from bellwether.optimizers.rule import Rule
+from bellwether.optimizers.shards.exchange import Exchange, Key
+from bellwether.optimizers.shards.layout import ShardLayout
+from bellwether.optimizers.update import Bucket
+
+_MAX_EXCHANGES = 64  # as gradients that come and go make new combinations of tensors
+
+
+@dataclass
+class Exchanges:
+    """The plans made so far, by shards. All ranks make and forget the same ones."""
+
+    _by_shards: dict[tuple[int, ...], Exchange] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        self._by_shards.clear()
+
+    def of(self, shards: Sequence[ShardLayout], rule: Rule) -> Exchange:
+        key = tuple(id(shard) for shard in shards)
+        if key not in self._by_shards:
+            self._by_shards[key] = Exchange(shards, lambda parameter: rule.whole_cost(parameter.shape))
+        exchange = self._by_shards[key] = self._by_shards.pop(key)  # the most recently used is last
+        if len(self._by_shards) > _MAX_EXCHANGES:
+            del self._by_shards[next(iter(self._by_shards))]
+        return exchange
+
+
+@dataclass
+class _Part:
+    """One shard of a bucket: this rank's elements, and its direction as it travels."""
+
+    bucket: Bucket
+    shard: ShardLayout
+    direction: Tensor  # flat
+
+
+def update_whole(buckets: Sequence[Bucket], exchanges: Exchanges) -> None:
+    """Update moments and weights. Collectives: two all-to-alls for each chunk of each process group."""
+    parts = [part for bucket in buckets for part in _directions(bucket)]
+    together: dict[tuple[object, ...], list[_Part]] = defaultdict(list)
+    for part in parts:
+        together[part.shard.process_group, part.direction.dtype, part.direction.device].append(part)
+    for some in together.values():
+        if some[0].shard.process_group is None:
+            for part in some:
+                part.direction = _whole(part)
+            continue
+        exchange = exchanges.of([part.shard for part in some], some[0].bucket.rule)
+        results = exchange.run([part.direction for part in some], functools.partial(_of_owner, some))
+        for part, result in zip(some, results, strict=True):
+            part.direction = result
+    for bucket in buckets:
+        _apply(bucket, [part for part in parts if part.bucket is bucket])
+
+
+def _directions(bucket: Bucket) -> list[_Part]:
+    """Update the moments. Returns the directions of what this rank holds, in the dtype that the rule computes in."""
+    call, parts = bucket.formula, []
+    assert isinstance(call, RuleCall)
+    for shard, (w, g, state) in zip(bucket.shards, reference.segments(bucket.tensors), strict=True):
+        g = call.gradient(w, g, float(call.group["lr"]))
+        call.rule.update_moments(g, state, call.group, call.step)
+        direction = call.rule.direction(w, g, state, call.group, call.step)
+        parts.append(_Part(bucket, shard, direction.to(call.rule.whole_dtype(call.group)).reshape(-1)))
+    return parts
+
+
+def _whole(part: _Part) -> Tensor:
+    group, parameter = part.bucket.group, part.shard.parameters[0]
+    return part.bucket.rule.whole_direction(part.direction.view(parameter.shape), group).reshape(-1)
+
+
+def _of_owner(parts: Sequence[_Part], direction: Tensor, key: Key) -> Tensor:
+    part, parameter = parts[key[0]], parts[key[0]].shard.parameters[key[1]]
+    return part.bucket.rule.whole_direction(direction.view(parameter.shape), part.bucket.group).reshape(-1)
+
+
+def _apply(bucket: Bucket, parts: Sequence[_Part]) -> None:
+    rule, group = bucket.rule, bucket.group
+    rate = rule.rate(group)
+    for part, (w, _, state) in zip(parts, reference.segments(bucket.tensors), strict=True):
+        update = part.direction.to(torch.promote_types(w.dtype, torch.float32), copy=True)
+        for offset, length, index in part.shard.segments():
+            update[offset : offset + length] *= rate * rule.whole_scale(part.shard.parameters[index].shape, group)
+        rule.apply_update(w, update.view(w.shape), state, group, bucket.step)
