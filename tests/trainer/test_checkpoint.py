@@ -153,7 +153,11 @@ def test_manifest_lists_position_parameters_and_files(one: Path) -> None:
     assert manifest["place"] == {"step": BEFORE, "samples": BEFORE * 8, "phase": 0}
     assert (manifest["world_size"], manifest["states"], manifest["data"]) == (2, ["exp_avg", "exp_avg_sq"], ["d"])
     assert sorted(manifest["files"]) == ["rank-00000.safetensors", "rank-00001.safetensors"]
-    assert manifest["parameters"]["big.weight"] == {"shape": [97, 31], "step": BEFORE}
+    assert manifest["parameters"]["big.weight"] == {
+        "shape": [97, 31],
+        "step": BEFORE,
+        "states": ["exp_avg", "exp_avg_sq"],
+    }
     assert {p.suffix for p in one.iterdir()} == {".json", ".safetensors"}, "no pickle"
 
 

@@ -36,7 +36,7 @@ class Manifest:
     optimizer: str
     data: list[str]  # fingerprint of each phase's data
     states: list[str]  # names of the optimizer's state tensors: exp_avg, ...
-    parameters: dict[str, dict[str, Any]]  # name -> shape, and step: updates of this parameter
+    parameters: dict[str, dict[str, Any]]  # name -> shape; step: updates of it; states: its state tensors
     # name -> bytes, xxh3_128; in format 1 also pieces (slices): parameter -> [[start, length], ...]
     files: dict[str, dict[str, Any]]
     loss_scaler: dict[str, float]  # empty unless the precision is fp16

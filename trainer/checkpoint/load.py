@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from bellwether.optimizers.shards.layout import ShardLayout
 from bellwether.trainer import run_paths
 from bellwether.trainer.checkpoint import slices
 from bellwether.trainer.checkpoint.files import Files
@@ -117,6 +118,19 @@ def load(path: Path, engine: Engine, world: World, verified: bool = False) -> Ma
     return manifest
 
 
+def _states(engine: Engine, shard: ShardLayout, manifest: Manifest, path: str) -> list[str]:
+    """Names of the state tensors of a shard, as saved. Checkpoints of older versions have the same for all parameters."""
+    found = {tuple(manifest.parameters[p.name].get("states", manifest.states)) for p in shard.parameters}
+    names = sorted({name for states in found for name in states})
+    if len(found) > 1:
+        named = f"{shard.parameters[0].name} ({len(shard.parameters)} parameters)"
+        problem = f"{named}: they have different state there ({', '.join(names)}), and the optimizer updates all by one rule here"
+        raise ConfigError(
+            "resume", path, problem, "set the optimizer's options back, or start a new run with another name=..."
+        )
+    return names
+
+
 def _wanted(engine: Engine) -> Iterator[tuple[str, int, int]]:
     """This rank's slices: parameter, offset, length."""
     for shard in engine.optimizer.shards:
@@ -195,7 +209,7 @@ def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
         if step is not None:
             state = engine.optimizer.state[shard.tensor]
             state["step"] = torch.tensor(step, dtype=torch.float32)
-            for kind in manifest.states:
+            for kind in _states(engine, shard, manifest, path):
                 dtype = engine.optimizer.state_dtype(shard.tensor, kind)
                 tensors[kind] = state[kind] = torch.zeros_like(shard.tensor.detach(), dtype=dtype)
         for kind, tensor in tensors.items():

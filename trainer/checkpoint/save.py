@@ -107,9 +107,14 @@ def _manifest(
     kinds: set[str] = set()
     for shard in engine.optimizer.shards:
         step = engine.optimizer.state.get(shard.tensor, {}).get("step")
-        kinds |= set(state_tensors(engine, shard))
+        own = sorted(state_tensors(engine, shard))
+        kinds |= set(own)
         for parameter in shard.parameters:
-            parameters[parameter.name] = {"shape": parameter.shape, "step": None if step is None else float(step)}
+            parameters[parameter.name] = {
+                "shape": parameter.shape,
+                "step": None if step is None else float(step),
+                "states": own,
+            }
     return Manifest(
         position, __version__, world.size, engine.optimizer.name, data, sorted(kinds), parameters, files, engine.loss_scaler_state(),
         scalars, noise, [name for name, _ in engine.frozen()],
