@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bellwether.optimizers.lamb import Lamb as Lamb
     from bellwether.optimizers.lars import Lars as Lars
     from bellwether.optimizers.lookahead import Lookahead as Lookahead
+    from bellwether.optimizers.muon import Muon as Muon
     from bellwether.optimizers.noise_scale import NoiseScale as NoiseScale
     from bellwether.optimizers.param_groups import groups as groups
     from bellwether.optimizers.radam import RAdam as RAdam

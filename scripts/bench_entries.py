@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bellwether.optimizers import AdamW, Lamb, Lars, RAdam, ShardedOptimizer
+from bellwether.optimizers import AdamW, Lamb, Lars, Muon, RAdam, ShardedOptimizer
 from bellwether.optimizers.kernels import NAMES
 from scripts.bench_settings import Setting
 
@@ -57,12 +57,22 @@ class Entry:
             # The norms have to be known before the first weight changes, and a model does not fit into a cache.
             "Lamb": 4 * element + 6 * moment,  # reads w g m v, writes m v; then reads w m v, writes w
             "Lars": 5 * element + 2 * moment,  # reads w g; then reads w g m, writes w m
+            "Muon": 3 * element + 2 * moment,  # reads w g m, writes w m; the time is that of Newton-Schulz
             "copy": 8,
         }[self.optimizer]
 
 
 def entries(setting: Setting, device: torch.device, peers: dict[str, str]) -> list[Entry]:
     """The entries of a setting; ``peers``: the problem with each peer, empty if it is available."""
+    if setting.for_muon:
+        return [
+            Entry("AdamW", "torch, fused", functools.partial(_torch_adamw, form="fused")),
+            Entry("Muon", "torch", _torch_muon),
+            *(
+                Entry("Muon", f"Bellwether, {dtype}", functools.partial(_muon, dtype=dtype))
+                for dtype in ("bf16", "fp32")
+            ),
+        ]
     found = [
         Entry("AdamW", f"torch, {form}", functools.partial(_torch_adamw, form=form))
         for form in (("fused", "foreach", "loop") if setting.all_entries else ("fused", "foreach"))
@@ -96,6 +106,14 @@ def _torch_adamw(setting: Setting, form: str) -> Callable[[], Any]:
         "fused": dict(fused=True), "foreach": dict(foreach=True), "loop": dict(foreach=False, fused=False),
     }  # fmt: skip
     return _prepared(torch.optim.AdamW(setting.groups(), lr=LR, **forms[form]), setting)
+
+
+def _torch_muon(setting: Setting) -> Callable[[], Any]:
+    return _prepared(torch.optim.Muon(setting.groups(), lr=LR), setting)
+
+
+def _muon(setting: Setting, dtype: str) -> Callable[[], Any]:
+    return _prepared(Muon(setting.groups(), lr=LR, ns_dtype=dtype), setting)
 
 
 def _timm_lamb(setting: Setting) -> Callable[[], Any]:

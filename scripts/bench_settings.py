@@ -1,5 +1,5 @@
-"""The settings of the optimizer benchmark: parameters of BERT as tensors of their own, in bfloat16 and in one flat tensor, and
-many small tensors."""
+"""The settings of the optimizer benchmark: parameters of BERT as tensors of their own, in bfloat16 and in one flat tensor, many
+small tensors, and matrices for Muon."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Setting:
     plain: list[nn.Parameter]  # biases and normalisation: no decay, no trust ratio
     shard: ShardLayout | None = None
     all_entries: bool = True  # False: no loops over tensors, and no other packages
+    for_muon: bool = False  # matrices alone, for Muon and AdamW
     pool: dict[tuple[Tensor, int, torch.dtype], Tensor] = field(default_factory=dict)
 
     @property
@@ -55,6 +56,7 @@ def settings(size: str, device: torch.device) -> Iterator[Setting]:
         functools.partial(model_setting, dtype=torch.bfloat16),
         functools.partial(many_tensors, 400),
         functools.partial(many_tensors, 4000),
+        matrices_setting,
     ]
     for make in makers:
         yield make(size, device)
@@ -77,6 +79,14 @@ def many_tensors(count: int, size: str, device: torch.device) -> Setting:
     return Setting(
         f"{count:,} small tensors", [_parameter((16, 16), device) for _ in range(count)], [], all_entries=False
     )
+
+
+def matrices_setting(size: str, device: torch.device) -> Setting:
+    """The hidden matrices of BERT-mini; on a GPU those of BERT-large, 288 of 302 million elements."""
+    layers, hidden = (24, 1024) if device.type == "cuda" else (4, 256)
+    shapes = bert(layers, hidden, 1) if size == "full" else bert(1, 64, 1)
+    weights = [_parameter(shape, device) for name, shape, is_weight in shapes if is_weight and "." in name]
+    return Setting(f"{len(weights)} matrices of BERT with {hidden} channels", weights, [], for_muon=True)
 
 
 def shard_setting(size: str, device: torch.device) -> Setting:
