@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from bellwether.optimizers import Lamb, groups
-from bellwether.optimizers.sharded import Attachment
+from bellwether.optimizers.param_groups import named
+from bellwether.optimizers.sharded import Attachment, ShardedOptimizer
 from bellwether.optimizers.shards import deepspeed as deepspeed_shards
 from bellwether.optimizers.shards import dtensor
 from bellwether.optimizers.shards.layout import ShardLayout, local
@@ -32,7 +33,7 @@ LARGEST_STEP = {"FSDP2": 512}  # a rank has a tensor for each parameter there, a
 def all_ranks(model: nn.Module, engine: str, world: int, truth: Truth) -> dict[str, Any]:
     """Compute every rank's shards as the engine does, check that they tile the model, and run one step of each."""
     as_rank(0, world)
-    layouts = (_fsdp_layouts if engine == "FSDP2" else _zero_layouts)(model, engine, world)
+    layouts = layouts_of(model, engine, world, Lamb(groups(model)))
     found: dict[str, Any] = {
         "slices": sum(len(shard.slices) for shards in layouts for shard in shards),
         "idle": sum(not any(shard.slices for shard in shards) for shards in layouts),
@@ -44,9 +45,15 @@ def all_ranks(model: nn.Module, engine: str, world: int, truth: Truth) -> dict[s
     return found
 
 
-def _zero_layouts(model: nn.Module, engine: str, world: int) -> list[list[ShardLayout]]:
+def layouts_of(model: nn.Module, engine: str, world: int, optimizer: ShardedOptimizer) -> list[list[ShardLayout]]:
+    """The shards of each rank."""
+    if engine == "FSDP2":
+        return _fsdp_layouts(model, world, [name for group in optimizer.param_groups for name in group["param_names"]])
+    return _zero_layouts(model, engine, world, optimizer)
+
+
+def _zero_layouts(model: nn.Module, engine: str, world: int, optimizer: ShardedOptimizer) -> list[list[ShardLayout]]:
     """What `attach` finds on each rank, from the engine of rank 0: only the rank differs."""
-    optimizer = Lamb(groups(model))
     ds_engine = initialize(model, optimizer, engine, world)
     layouts = []
     for rank in range(world):
@@ -70,9 +77,10 @@ class _RemoteDTensor:
         return self.local
 
 
-def _fsdp_layouts(model: nn.Module, engine: str, world: int) -> list[list[ShardLayout]]:
+def _fsdp_layouts(model: nn.Module, world: int, order: list[str]) -> list[list[ShardLayout]]:
     shard_fully(model, world)
-    names = [pair for group in groups(model) for pair in group["params"]]
+    parameters: dict[str, Any] = dict(named(model))
+    names = [(name, parameters[name]) for name in order]
     meshes = {id(p.device_mesh): p.device_mesh for _, p in names}
     layouts = []
     for rank in range(world):

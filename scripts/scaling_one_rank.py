@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from bellwether.optimizers import Lamb, attach, groups
+from bellwether.optimizers import Lamb, ShardedOptimizer, attach, groups
 from bellwether.optimizers.shards import verification
 from bellwether.optimizers.shards.layout import ShardLayout, local
 
@@ -85,7 +85,7 @@ def one_rank(model: nn.Module, engine: str, world: int, rank: int) -> dict[str, 
     }
 
 
-def initialize(model: nn.Module, optimizer: Lamb, engine: str, world: int) -> Any:
+def initialize(model: nn.Module, optimizer: ShardedOptimizer, engine: str, world: int) -> Any:
     zero = dict(ENGINES[engine])
     if engine == "ZeRO-3 in sub-groups":  # about eight; their size is of a rank's part, so that the default makes one
         zero["sub_group_size"] = sum(p.numel() for p in model.parameters()) // (8 * world)

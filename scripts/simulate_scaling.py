@@ -34,6 +34,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.scaling_all_ranks import LAYOUTS, all_ranks
+from scripts.scaling_muon import muon_loads
 from scripts.scaling_one_rank import ENGINES, one_rank
 from scripts.scaling_reference import Truth, bert, some
 
@@ -120,6 +121,24 @@ def step_table(model: nn.Module, worlds: tuple[int, ...], truth: Truth, cuts: Cu
     return _markdown(rows)
 
 
+def muon_table(model: nn.Module, worlds: tuple[int, ...]) -> str:
+    rows = [
+        ["sharded as", "ranks", "matrices", "ranks that own some", "largest share of the cost", "lowest possible", "elements that stay",
+         "busiest rank sends, MB", "positions, MB", "owners found in, ms"],
+    ]  # fmt: skip
+    for engine in LAYOUTS:
+        for world in worlds:
+            started = time.monotonic()
+            found = apart(muon_loads, model, engine, world)
+            print(f"Muon, {engine}, {world} ranks: {time.monotonic() - started:.0f} s, {found}", flush=True)
+            rows.append([
+                engine, f"{world:,}", f"{found['matrices']:,}", f"{found['owners']:,}", f"{found['largest']:.2%}",
+                f"{found['bound']:.2%}", f"{found['stay'] / found['numel']:.0%}", f"{found['sent'] / 1e6:,.1f}",
+                f"{found['positions'] / 1e6:,.2f}", f"{1000 * found['seconds']:,.1f}",
+            ])  # fmt: skip
+    return _markdown(rows)
+
+
 def _span(values: list[Any], form: str) -> str:
     low, high = format(min(values), form), format(max(values), form)
     return low if low == high else f"{low} - {high}"
@@ -147,6 +166,7 @@ def main() -> None:
     numel = sum(w.numel() for w in truth.weights.values())
     engines, cuts = engine_table(model, worlds, 4 * numel)
     steps = step_table(model, worlds, truth, cuts)
+    muon = muon_table(model, worlds)
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     text = "\n\n".join([
         f"{date.today().isoformat()}, commit {commit.stdout.strip() or 'unknown'}, DeepSpeed {deepspeed.__version__}, "
@@ -155,6 +175,7 @@ def main() -> None:
         f"{(time.monotonic() - started) / 60:.0f} minutes on one thread.",
         engines,
         steps,
+        muon,
     ])  # fmt: skip
     print(f"\n{text}")
     if arguments.write:

@@ -80,11 +80,11 @@ class Exchange:
         assert group is not None
         self._group, rank = group, dist.get_rank(group)
         self.parameters = {(i, j): p for i, shard in enumerate(shards) for j, p in enumerate(shard.parameters)}
-        mine = _local_pieces(shards)
+        mine = local_pieces(shards)
         self._offsets = {(piece.key, piece.start): offset for piece, offset in mine}
         pieces = _all_gather([piece for piece, _ in mine], self.parameters, group)
         costs = {key: cost(parameter) for key, parameter in self.parameters.items()}
-        self.owners = assign_owners(costs, _holders(pieces), len(pieces))
+        self.owners = assign_owners(costs, holders_of(pieces), len(pieces))
         to_owner: list[list[Piece]] = [[] for _ in pieces]
         for piece in pieces[rank]:
             to_owner[self.owners[piece.key]].append(piece)
@@ -171,7 +171,7 @@ def assign_owners(costs: Mapping[Key, float], holders: Mapping[Key, int], ranks:
     return owners
 
 
-def _holders(pieces: Sequence[Sequence[Piece]]) -> dict[Key, int]:
+def holders_of(pieces: Sequence[Sequence[Piece]]) -> dict[Key, int]:
     """The rank that holds most of each parameter; of several the first."""
     held: dict[Key, Counter[int]] = defaultdict(Counter)
     for rank, of_rank in enumerate(pieces):
@@ -193,7 +193,7 @@ def _chunks(owners: Mapping[Key, int], costs: Mapping[Key, float], count: int) -
     return [chunk for chunk in chunks if chunk]
 
 
-def _local_pieces(shards: Sequence[ShardLayout]) -> list[tuple[Piece, int]]:
+def local_pieces(shards: Sequence[ShardLayout]) -> list[tuple[Piece, int]]:
     """What this rank holds, each with its first element in the flat tensor."""
     found = []
     for i, shard in enumerate(shards):
