@@ -207,6 +207,11 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         return self.prenormalize or self.max_grad_norm is not None
 
     @property
+    def needs_whole_parameters(self) -> bool:
+        rules = (self.of_group(group) for group in self.param_groups)
+        return any(rule.needs_whole or group["trust_ratio"] for rule, group in rules)
+
+    @property
     def max_grad_norm(self) -> float | None:
         """The upper bound of the global gradient norm, the same in all groups; None: gradients are not clipped."""
         found = {group.get("max_grad_norm") for group in self.param_groups}

@@ -115,6 +115,11 @@ class ShardedOptimizer(Optimizer):
         return False
 
     @property
+    def needs_whole_parameters(self) -> bool:
+        """Whether the update of an element depends on the whole parameter: on its norm, or on the matrix."""
+        return False
+
+    @property
     def max_grad_norm(self) -> float | None:
         """The upper bound of the global gradient norm, if the optimizer clips."""
         return None

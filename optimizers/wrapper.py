@@ -139,6 +139,10 @@ class Wrapper(ShardedOptimizer):
         return self.base.needs_global_sums
 
     @property
+    def needs_whole_parameters(self) -> bool:
+        return self.base.needs_whole_parameters
+
+    @property
     def max_grad_norm(self) -> float | None:
         return self.base.max_grad_norm
 

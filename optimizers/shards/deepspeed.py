@@ -223,11 +223,10 @@ def _refuse_bypassed_optimizer(engine: Any) -> None:
 def _refuse_other_parallelism(engine: Any) -> None:
     """Refuse parallelism that splits or distributes parameters beyond the process group of ZeRO."""
     optimizer = engine.basic_optimizer
-    is_layer_wise = any(group.get("trust_ratio") for group in optimizer.param_groups)
-    if is_layer_wise and _tensor_parallel_size(engine) > 1:
+    if optimizer.needs_whole_parameters and _tensor_parallel_size(engine) > 1:
         raise NotImplementedError(
-            "attach: under tensor parallelism a rank holds a part of a parameter and cannot compute its norm; use an "
-            "optimizer without trust ratios, or FSDP2 with DTensors, which have the layout"
+            f"attach: under tensor parallelism a rank holds a part of a parameter, and {optimizer.name} needs its norm or the "
+            "whole matrix; use an optimizer without trust ratios, or FSDP2 with DTensors, which have the layout"
         )
     distributed = {
         "pipeline parallelism": getattr(engine, "pipeline_parallelism", False),

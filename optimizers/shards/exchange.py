@@ -110,28 +110,28 @@ class Exchange:
             tensors of the same shapes, 0 in the padding.
         """
         results = [torch.zeros_like(tensor) for tensor in tensors]
-        like = tensors[0].new_empty(0, device=communication_device(self._group, tensors[0].device))
         sending = []
         for chunk in self._chunks:
-            outgoing = [self._slot(tensors, piece).to(like.device) for piece in chunk.sent.pieces]
-            sending.append(self._all_to_all([like, *outgoing], chunk.sent, chunk.arriving))
+            outgoing = [self._slot(tensors, piece) for piece in chunk.sent.pieces]
+            sending.append(self._all_to_all(outgoing, tensors[0], chunk.sent, chunk.arriving))
         returning = []
         for chunk, transfer in zip(self._chunks, sending, strict=True):
             whole = _assemble(transfer.wait(), chunk.arriving, self.parameters)
             done = {key: function(parameter, key) for key, parameter in whole.items()}
             outgoing = [_part(done[piece.key], piece) for piece in chunk.returned.pieces]
-            returning.append(self._all_to_all([like, *outgoing], chunk.returned, chunk.back))
+            returning.append(self._all_to_all(outgoing, tensors[0], chunk.returned, chunk.back))
         for chunk, transfer in zip(self._chunks, returning, strict=True):
-            parts = transfer.wait().split(chunk.back.lengths)
-            for piece, part in zip(chunk.back.pieces, parts, strict=True):
-                self._slot(results, piece).copy_(part)
+            parts = transfer.wait().to(results[0].device).split(chunk.back.lengths)
+            if chunk.back.pieces:
+                torch._foreach_copy_([self._slot(results, piece) for piece in chunk.back.pieces], list(parts))
         return results
 
     def _slot(self, tensors: Sequence[Tensor], piece: Piece) -> Tensor:
         return tensors[piece.key[0]].narrow(0, self._offsets[piece.key, piece.start], piece.length)
 
-    def _all_to_all(self, outgoing: list[Tensor], sent: _Side, received: _Side) -> _Transfer:
-        packed = torch.cat(outgoing)
+    def _all_to_all(self, outgoing: list[Tensor], like: Tensor, sent: _Side, received: _Side) -> _Transfer:
+        device = communication_device(self._group, like.device)
+        packed = (torch.cat(outgoing) if outgoing else like.new_empty(0)).to(device)
         buffer = packed.new_empty(sum(received.sizes))
         work = dist.all_to_all_single(buffer, packed, received.sizes, sent.sizes, group=self._group, async_op=True)
         return _Transfer(buffer, packed, work)

@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bellwether.optimizers import AdamW, Lookahead, Muon, Swats, groups
+from bellwether.optimizers import AdamW, Lookahead, Muon, Swats, attach, groups
 from bellwether.optimizers.muon import newton_schulz
 from bellwether.optimizers.shards import exchange
 from bellwether.optimizers.shards.exchange import assign_owners
 from tests.optimizers import sharded
+from tests.optimizers.family import FAMILY
 from tests.optimizers.reference import _newton_schulz as newton_schulz_of_singular_values
 from tests.optimizers.test_sharded import check, expected
 from tests.precision import skip_without
@@ -351,3 +352,60 @@ def test_lookahead_around_muon() -> None:
         weight.grad = torch.eye(3)
         optimizer.step()
     assert 0.04 < -weight[0, 0].item() < 0.13  # half of two steps of 0.7 to 1.2 times lr
+
+
+class _TensorParallel:
+    """Megatron's interface: two ranks, each with a half of the parameters."""
+
+    def __init__(self) -> None:
+        self.alone = [dist.new_group([rank]) for rank in range(2)][dist.get_rank()]
+
+    def get_data_parallel_group(self) -> Any:
+        return self.alone
+
+    def get_model_parallel_group(self) -> Any:
+        return dist.group.WORLD
+
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+    def get_model_parallel_world_size(self) -> int:
+        return 2
+
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+
+    def get_data_parallel_world_size(self) -> int:
+        return 1
+
+    def get_data_parallel_rank(self) -> int:
+        return 0
+
+    def get_model_parallel_rank(self) -> int:
+        return dist.get_rank()
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+
+
+def _refused_under_tensor_parallelism(rule: str) -> str:
+    import deepspeed
+
+    model, member = sharded.Toy(), FAMILY[rule]
+    optimizer = member.make(member.groups(sharded.param_groups(model)), member.lr)
+    config = {
+        "train_batch_size": 8, "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": 1},
+    }  # fmt: skip
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=_TensorParallel())
+    try:
+        attach(engine)
+    except NotImplementedError as error:
+        return str(error)
+    finally:
+        engine.destroy()
+    return ""
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("rule", ["muon", "lamb", "adamw"])
+def test_parts_of_matrices_are_refused(ranks: Ranks, rule: str) -> None:
+    for message in ranks.run(_refused_under_tensor_parallelism, rule):
+        assert ("under tensor parallelism a rank holds a part of a parameter" in message) == (rule != "adamw"), message
