@@ -10,7 +10,10 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
+# Subclasses of these that normalize what they return, as the embeddings of some language models, are matrices all the same.
+_TORCH_MATRICES = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.MultiheadAttention, _ConvNd)
 _TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # Anchored at the end of the name: a fused LayerNormLinear is mostly weights.
 _NORM_NAME = re.compile(r"(Batch|Layer|Group|Instance|RMS|Scale)_?Norm(alization)?([123]d)?$", re.IGNORECASE)
@@ -25,6 +28,8 @@ def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalization layer: of torch, by its class name, or by what its forward pass calls."""
     if isinstance(module, _TORCH_NORMS) or _NORM_NAME.search(type(module).__name__) is not None:
         return True
+    if isinstance(module, _TORCH_MATRICES):
+        return False
     is_leaf = not any(True for child in module.children() for _ in child.parameters())
     return is_leaf and any(True for _ in module.parameters(recurse=False)) and _normalizes(type(module))  # type: ignore[arg-type]  # a class is hashable
 

@@ -81,6 +81,12 @@ def test_similar_names_are_no_norms() -> None:
     class LayerNormLinear(nn.Linear):
         """As in Transformer Engine: a norm and a matrix in one module."""
 
+    class NormedEmbedding(nn.Embedding):  # as in Inkling of transformers
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            found = super().forward(tokens)
+            return found * torch.rsqrt(found.square().mean(-1, keepdim=True))
+
+    assert not is_norm(NormedEmbedding(4, 2))
     assert not is_norm(Normaliser())
     assert not is_norm(LayerNormLinear(2, 2))
     assert not is_norm(nn.Linear(2, 2))
