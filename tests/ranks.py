@@ -1,4 +1,8 @@
-"""Real process groups for tests: N processes with gloo and DeepSpeed that stay up and run one function after another."""
+"""Real process groups for tests: N processes with gloo and DeepSpeed that stay up and run one function after another.
+
+They are forked from a server that has imported what they need (`tests.rank_imports`): 6 s of a core for all ranks of a worker of
+pytest, instead of for each.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.multiprocessing as mp
 
 from bellwether.trainer import store
@@ -22,7 +27,8 @@ class Ranks:
         self._start()
 
     def _start(self) -> None:
-        context, world_size = mp.get_context("spawn"), self.world_size
+        context, world_size = mp.get_context("forkserver"), self.world_size
+        context.set_forkserver_preload(["tests.rank_imports"])
         self.inbox = [context.Queue() for _ in range(world_size)]
         self.outbox = context.Queue()
         self.server = store.serve("127.0.0.1")
@@ -70,13 +76,11 @@ def _serve(rank: int, world_size: int, port: int, inbox: Any, outbox: Any) -> No
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), DS_ACCELERATOR="cpu", **{store.SERVED: "True"},
     )  # fmt: skip
-    import torch
+    import tests.rank_imports  # noqa: F401  (the server may have been started before, for something else)
 
     torch.set_num_threads(1)
-    from bellwether.trainer import libraries
     from bellwether.trainer.distributed import start
 
-    libraries.quicken_transformers()
     start("cpu", timeout=timedelta(seconds=60))
     while True:
         function, args = inbox.get()

@@ -22,8 +22,9 @@ import pytest
 
 TIERS = ("check", "test", "all")
 
-# Tests of a group share expensive fixtures, so pytest-xdist gives all of them to one worker. The longest group comes first.
-GROUPS = ("cluster", "ranks-4", "ranks-2", "ranks-1")
+# Tests of a group share expensive fixtures (a cluster, ranks, a wheel), so pytest-xdist gives all of them to one worker. The
+# longest groups come first.
+GROUPS = ("cluster-2", "cluster-3", "ranks-2", "ranks-4", "ranks-1", "packaging")
 
 
 def covering(predicate: Callable[..., bool]) -> pytest.MarkDecorator:
@@ -41,7 +42,9 @@ def arrange(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(f"ranks-{size}"))
         elif "cluster" in item.path.parts:
             item.add_marker("process")
-            item.add_marker(pytest.mark.xdist_group("cluster"))
+            item.add_marker(pytest.mark.xdist_group(f"cluster-{3 if 'three' in item.fixturenames else 2}"))
+        elif "packaging" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("packaging"))
         for marker in item.iter_markers("covering"):
             if not _holds(marker.args[0], params):
                 item.add_marker("full")
@@ -74,11 +77,15 @@ def _group(item: pytest.Item) -> str:
     return str(marker.args[0])
 
 
-def _order(item: pytest.Item) -> int:
-    """A stable sort key: pytest's own order holds within a group."""
+def _order(item: pytest.Item) -> tuple[int, str]:
+    """A stable sort key: pytest's own order holds within a file of a group, and outside the groups.
+
+    Within a group pytest's order would follow the place of `ranks` among a test's parameters, and so leave and enter a file several
+    times: the fixtures of the file would be set up as often.
+    """
     if item.get_closest_marker("xdist_group") is not None:
-        return GROUPS.index(_group(item))
-    return len(GROUPS) if item.get_closest_marker("process") else len(GROUPS) + 1
+        return GROUPS.index(_group(item)), str(item.path)
+    return len(GROUPS) + (item.get_closest_marker("process") is None), ""
 
 
 def _holds(predicate: Callable[..., bool], params: dict[str, Any]) -> bool:

@@ -22,28 +22,34 @@ TRAIN = str(ROOT / "slurm" / "train.sbatch")
 # One rank per node starts fastest. --gpus-per-node counts device files that are never opened.
 ONE_EACH = ("--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
 
+STEPS = 60
 CONFIG = """
 name: base
-duration: 120 steps
+duration: {steps} steps
 model: {{kind: cifar-resnet, depth: 8}}
 data: {{kind: images, size: 8, mean: [0.3], std: [0.3], workers: 0, cache: {folder}/cache}}
 batch: {{global: 16, micro: 4}}
 optimizer: {{lr: 1e-2}}
 log: {{every: 1 steps, trackers: [], report: false}}
 evaluate: {{limit: 16}}
-engine: {{device: cpu, heartbeat: 12}}
+engine: {{device: cpu, heartbeat: 60}}
 """
 
-# Slows steps down (TEST_STEP seconds each) and fails at a given step (TEST_FAIL), on the last rank or a host (TEST_FAIL_ON).
+# Slows steps down (TEST_STEP seconds each, TEST_FIRST_STEP until the run is resumed), waits after the third step while a file exists
+# (TEST_HOLD), and fails at a given step (TEST_FAIL), on the last rank or a host (TEST_FAIL_ON).
 SITE = """
 import os, sys
 if "-m" in sys.orig_argv and "bellwether.trainer" in sys.orig_argv:
     import time
     from bellwether.trainer.engine import Engine
     original = Engine.train_step
-    def train_step(self, batches):
+    def train_step(self, batches, fresh=[]):
         result = original(self, batches)
-        time.sleep(float(os.environ.get("TEST_STEP", "0")))
+        fresh.append(self.schedule.last_epoch <= 1)
+        first = os.environ.get("TEST_FIRST_STEP", "0") if fresh[0] else "0"
+        time.sleep(float(os.environ.get("TEST_STEP", first)))
+        while self.schedule.last_epoch >= 3 and os.path.exists(os.environ.get("TEST_HOLD", "")):
+            time.sleep(0.05)
         at = os.environ.get("TEST_FAIL", "")
         last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
         if "TEST_FAIL_ON" in os.environ:
@@ -99,7 +105,7 @@ class Space:
 @pytest.fixture(scope="session")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Space:
     folder = tmp_path_factory.mktemp("cluster")
-    (folder / "quick.yaml").write_text(CONFIG.format(folder=folder))
+    (folder / "quick.yaml").write_text(CONFIG.format(folder=folder, steps=STEPS))
     (folder / "sitecustomize.py").write_text(SITE)
     return Space(folder)
 
@@ -127,7 +133,7 @@ def _cluster(size: int) -> Iterator[Cluster]:
 def bellwether(cluster: Cluster, space: Space, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``bellwether`` on the cluster's login node."""
     return subprocess.run(
-        [sys.executable, "-m", "bellwether", *arguments], cwd=space.folder, capture_output=True, text=True, timeout=240,
+        [sys.executable, "-m", "bellwether", *arguments], cwd=space.folder, capture_output=True, text=True, timeout=600,
         env={**cluster.environment, **space.environment(**environment)},
     )  # fmt: skip
 
@@ -174,7 +180,7 @@ def listening(pid: int) -> set[str]:
     return found
 
 
-def wait_for_step(cluster: Cluster, space: Space, name: str, step: int, seconds: float = 240) -> None:
+def wait_for_step(cluster: Cluster, space: Space, name: str, step: int, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while space.step(name) < step:
         assert time.monotonic() < deadline, f"{name} did not reach step {step}\n{cluster.logs()}"

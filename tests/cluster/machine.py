@@ -68,7 +68,7 @@ class Cluster:
             self.start_controller()
             for name in self.names:
                 self.start_node(name)
-            self.wait(lambda: self._idle() == size, 60, "the nodes to be idle")
+            self.wait(lambda: self._idle() == size, 300, "the nodes to be idle")
         except BaseException:
             self.close()
             raise
@@ -85,7 +85,7 @@ class Cluster:
 
     # Use
 
-    def run(self, *command: str, check: bool = True, timeout: float = 60, **environment: str) -> str:
+    def run(self, *command: str, check: bool = True, timeout: float = 240, **environment: str) -> str:
         """Run a SLURM command, as on the login node; returns its standard output."""
         done = subprocess.run(
             command, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout
@@ -230,7 +230,7 @@ class Cluster:
              f"--log-file={d}/munged.log", f"--seed-file={d}/munged.seed"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        self.wait((d / "munge.socket").exists, 10, "munged")
+        self.wait((d / "munge.socket").exists, 120, "munged")
 
     def _idle(self) -> int:
         return len(self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False).split())

@@ -64,7 +64,7 @@ def _slurm_conf(directory: Path, controller: str, port: int) -> dict[str, str]:
         "ReturnToService": "2",
         "SlurmdParameters": "config_overrides",
         "SlurmctldTimeout": "30",
-        "SlurmdTimeout": "10",
+        "SlurmdTimeout": "30",
         "MessageTimeout": "10",
         "KillWait": "30",
         "GresTypes": "gpu",

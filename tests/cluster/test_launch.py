@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import Space, bellwether, command_lines, environment_of, listening, ranks, wait_for_step
+from tests.cluster.conftest import (
+    STEPS,
+    Space,
+    bellwether,
+    command_lines,
+    environment_of,
+    listening,
+    ranks,
+    wait_for_step,
+)
 from tests.cluster.machine import Cluster
 
 
@@ -38,7 +48,9 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith("#!")
     assert two.run("squeue", "--noheader") == ""
-    done = bellwether(two, space, "launch", *arguments, TEST_STEP="0.15")
+    hold = space.folder / "hold"
+    hold.touch()
+    done = bellwether(two, space, "launch", *arguments, TEST_HOLD=str(hold))
     assert done.returncode == 0, done.stderr
     early = bellwether(two, space, "status", "runs/launched")
     assert "not started" in early.stdout or "running" in early.stdout, early.stderr
@@ -51,18 +63,19 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
         [sys.executable, "-m", "bellwether", "logs", "runs/launched", "-f"], cwd=space.folder, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**two.environment, **space.environment()},
     ) as following:  # fmt: skip
-        wait_for_step(two, space, "launched", 10)
+        wait_for_step(two, space, "launched", 3)
         running = bellwether(two, space, "status", "runs/launched")
         assert running.returncode == 0, running.stderr
-        for words in ("running", f"{job}, running", "of 120", "samples/s", "furthest behind: rank", "4 processes"):
+        for words in ("running", f"{job}, running", f"of {STEPS}", "samples/s", "furthest behind: rank", "4 processes"):
             assert words in running.stdout, running.stdout
+        hold.unlink()
         two.wait_for(job, "COMPLETED")
-        out, error = following.communicate(timeout=300)
+        out, error = following.communicate(timeout=600)
     assert "launched: finished" in out, error
     assert not (space.run("launched") / "logs/rank0.log").exists()  # srun keeps the output
     finished = bellwether(two, space, "status", "runs/launched").stdout
     assert re.search(r"^  state +finished$", finished, re.M)
-    assert "120 of 120, 100.0%" in finished
+    assert f"{STEPS} of {STEPS}, 100.0%" in finished
     again = bellwether(two, space, "launch", *arguments)
     assert again.returncode == 2
     assert "is finished" in again.stderr
@@ -106,11 +119,22 @@ def hosts(two: Cluster, space: Space) -> Iterator[dict[str, str]]:
     with ExitStack() as stack:
         for node in two.names:
             stack.enter_context(two.on(node, sshd, "-D", "-f", str(keys / "sshd.conf")))
-        time.sleep(1)
+        for node in two.names:
+            _wait_for_port(two.address(node), 22)
         environment = space.environment(BELLWETHER_SSH=client, OMPI_MCA_plm_rsh_agent=client, OMPI_MCA_plm="rsh")
         # Nodes are connected by the bridge only; MPI must not try their loopback interfaces.
         environment |= {"OMPI_MCA_btl_tcp_if_include": "eth0", "OMPI_MCA_oob_tcp_if_include": "eth0"}
         yield environment
+
+
+def _wait_for_port(address: str, port: int) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return socket.create_connection((address, port), 5).close()
+        except OSError:
+            assert time.monotonic() < deadline, f"nothing listens on {address}:{port}"
+            time.sleep(0.05)
 
 
 def command(space: Space, on: str, name: str) -> str:
@@ -135,7 +159,7 @@ def check_privacy(cluster: Cluster, name: str, *values: str) -> None:
 
 def test_two_hosts_train_over_mpi(two: Cluster, space: Space, hosts: dict[str, str]) -> None:
     with two.on("node1", "bash", "-c", command(space, "mpi", "over-mpi"), **hosts) as process:
-        out, _ = process.communicate(timeout=300)
+        out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
     assert "over-mpi: finished" in out
     assert "over-mpi: finished" in bellwether(two, space, "logs", "runs/over-mpi", "-f").stdout
@@ -147,19 +171,19 @@ def test_two_hosts_train_over_mpi(two: Cluster, space: Space, hosts: dict[str, s
 def test_signal_stops_both_hosts_over_ssh_and_the_same_command_resumes(
     two: Cluster, space: Space, hosts: dict[str, str]
 ) -> None:
-    environment = {**hosts, "TEST_STEP": "0.1", "NCCL_TEST": "a value of mine", "MY_CREDENTIAL": "hunter2"}
+    environment = {**hosts, "TEST_STEP": "0.5", "NCCL_TEST": "a value of mine", "MY_CREDENTIAL": "hunter2"}
     environment |= {"BELLWETHER_FORWARD": "TEST_STEP MY_CREDENTIAL"}
     with two.on("node1", "bash", "-c", command(space, "ssh", "over-ssh"), **environment) as process:
         wait_for_step(two, space, "over-ssh", 3)
         check_privacy(two, "over-ssh", "a value of mine", "hunter2")
         (launcher,) = two.processes("node1", ["-m bellwether launch", "name=over-ssh"])[:1]
         os.kill(launcher, 15)
-        out, _ = process.communicate(timeout=240)
+        out, _ = process.communicate(timeout=600)
     assert process.returncode == 75, out
     assert re.search(r"stopped by SIGTERM at step \d+", out)
     assert [p for node in two.names for p in two.processes(node, ["-m bellwether.trainer", "name=over-ssh"])] == []
     with two.on("node1", "bash", "-c", command(space, "ssh", "over-ssh"), **hosts) as process:
-        out, _ = process.communicate(timeout=300)
+        out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
     assert "over-ssh: finished" in out
     assert out.count("plan of") == 1
@@ -175,7 +199,7 @@ def test_ranks_under_srun_with_pmix_are_detected_through_mpi(two: Cluster, space
         pytest.skip("this SLURM has no pmix")
     out = two.run(
         "srun", "--mpi=pmix", "-N2", "--ntasks-per-node=1", f"--chdir={space.folder}", sys.executable, "-m", "bellwether.trainer",
-        "quick.yaml", "name=pmix", "duration=5 steps", "engine.world_size=2", **space.environment(), timeout=300,
+        "quick.yaml", "name=pmix", "duration=5 steps", "engine.world_size=2", **space.environment(), timeout=600,
     )  # fmt: skip
     assert "pmix: finished" in out
 
@@ -188,7 +212,7 @@ def test_sweep_as_job_arrays_survives_a_requeue(two: Cluster, space: Space) -> N
         "set: {duration: 40 steps, evaluate.every: 20 steps, checkpoint.every: 1 steps}}"
     )
     arguments = ("sweep", "SWEEP.yaml", "--on", "slurm", "--time", "10:00")
-    done = bellwether(two, space, *arguments, TEST_STEP="0.1")
+    done = bellwether(two, space, *arguments, TEST_FIRST_STEP="0.2")
     assert done.returncode == 0, done.stderr
     first, second = (int(job) for job in re.findall(r"submitted job array (\d+)", done.stdout))
     assert "1 trial, after the others" in done.stdout
@@ -197,11 +221,11 @@ def test_sweep_as_job_arrays_survives_a_requeue(two: Cluster, space: Space) -> N
     assert f"job {first} works on runs/swept" in again.stderr
     trials = space.run("swept") / "trials"
     log = trials / "config-16-001-0" / "metrics.jsonl"
-    two.wait(lambda: log.exists() and log.read_text().count('"event": "train"') > 3, 240, "steps of the second run")
+    two.wait(lambda: log.exists() and log.read_text().count('"event": "train"') > 3, 600, "steps of the second run")
     two.run("scontrol", "requeue", f"{first}_2")
-    two.wait(lambda: (trials / "config-16-000-1/finished.json").exists(), 400, "the repetition")
-    two.wait(lambda: "end" in metrics_of(trials / "config-16-000-1"), 60, "its end")
-    two.wait(lambda: not two.run("squeue", "--noheader"), 60, "an empty queue")
+    two.wait(lambda: (trials / "config-16-000-1/finished.json").exists(), 900, "the repetition")
+    two.wait(lambda: "end" in metrics_of(trials / "config-16-000-1"), 600, "its end")
+    two.wait(lambda: not two.run("squeue", "--noheader"), 600, "an empty queue")
 
     shown = bellwether(two, space, "convert", "runs/swept", "swept.csv")
     assert "3 trials, 6 measurements" in shown.stdout, shown.stderr

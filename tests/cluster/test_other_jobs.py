@@ -25,11 +25,21 @@ LEFTOVERS = {
 
 
 def by_sbatch(name: str) -> str:
-    return shlex.join(["sbatch", "-N1", *ONE_EACH, TRAIN, "quick.yaml", f"name={name}"])
+    return shlex.join(["sbatch", "-N1", *ONE_EACH, TRAIN, "quick.yaml", f"name={name}", "checkpoint.every=5 steps"])
 
 
 def by_launch(name: str) -> str:
-    python = [sys.executable, "-m", "bellwether", "launch", "quick.yaml", f"name={name}", "--on", "slurm"]
+    python = [
+        sys.executable,
+        "-m",
+        "bellwether",
+        "launch",
+        "quick.yaml",
+        f"name={name}",
+        "checkpoint.every=5 steps",
+        "--on",
+        "slurm",
+    ]
     return shlex.join([*python, "--nodes=1", "--gpus-per-node=1", "--cpus-per-task=1"])
 
 
@@ -47,15 +57,15 @@ def test_job_submitted_inside_an_array_task_requeues_and_fails_on_its_own(
     try:
         submitted = space.folder / f"{name}.submitted"
         two.wait(
-            lambda: submitted.exists() and bool(re.search(r"job (\d+)", submitted.read_text())), 120, "the inner job"
+            lambda: submitted.exists() and bool(re.search(r"job (\d+)", submitted.read_text())), 600, "the inner job"
         )
         match = re.search(r"job (\d+)", submitted.read_text())
         assert match
         job = match[1]
-        two.wait(lambda: any(ranks(two, name).values()), 120, "a rank of the inner job")
+        two.wait(lambda: any(ranks(two, name).values()), 600, "a rank of the inner job")
         rank = environment_of(next(pid for pids in ranks(two, name).values() for pid in pids))
         assert rank["BELLWETHER_SECRET"] not in command_lines()
-        two.wait_for(job, "FAILED", 300)
+        two.wait_for(job, "FAILED")
         time.sleep(2)
         # Nothing of the outer job has arrived, and what belongs to the inner one has.
         assert {key: rank.get(key) for key in LEFTOVERS if rank.get(key) == LEFTOVERS[key]} in (
@@ -68,7 +78,11 @@ def test_job_submitted_inside_an_array_task_requeues_and_fails_on_its_own(
         attempts = [(a["job"], a["restart"]) for a in space.begins(name)]
         assert attempts == [(job, 0), (job, 0), (job, 1)]
         assert two.show(job)["Restarts"] == "1"
-        assert "failed twice at step" in str(space.attempts(name)[-1]["reason"])
+        # Twice on one node, and then on the other one.
+        ends = [a for a in space.attempts(name) if a["event"] == "end"]
+        assert [(a["saved"], a["failed_on"]) for a in ends] == [(5, ["node1"]), (5, ["node1"]), (5, ["node2"])]
+        assert "failed twice at step" in str(ends[-1]["reason"])
+        assert "the test wants this rank to fail" in (space.folder / f"logs/{job}/rank0.log").read_text()
         for task in (1, 2):
             shown = two.show(f"{outer}_{task}")
             assert (shown["JobState"], shown["Restarts"]) == ("RUNNING", "0")
@@ -93,6 +107,6 @@ def test_array_task_acts_on_itself_alone(two: Cluster, space: Space) -> None:
     script = Path(TRAIN).with_name("sweep.sbatch")
     environment = space.environment(TEST_FAIL="3")
     job = two.submit(space.folder, "--array=1-2%1", "-N1", *ONE_EACH, str(script), "two.txt", **environment)
-    two.wait(lambda: not two.run("squeue", "--noheader", "--jobs", str(job), check=False), 400, "the end of both tasks")
+    two.wait(lambda: not two.run("squeue", "--noheader", "--jobs", str(job), check=False), 900, "the end of both tasks")
     for number in (1, 2):
         assert [begin["restart"] for begin in space.begins(f"own-{number}")] == [0, 0, 1]

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from bellwether.trainer import rendezvous
 from tests.cluster.conftest import ONE_EACH, TRAIN, Space, bellwether, environment_of, ranks, wait_for_step
 from tests.cluster.machine import Cluster
 
@@ -45,8 +46,9 @@ def test_failures_on_one_node_restart_inside_the_allocation_then_exclude_it(
     job = three.submit(space.folder, "-N2", *ONE_EACH, *arguments, **environment)
     three.wait_for(job, "COMPLETED")
     begins = space.begins("bad-node")
-    nodes = [(begin["job"], begin["nodes"]) for begin in begins]
-    assert nodes == [(str(job), "node[1-2]"), (str(job), "node1,node2"), (str(job), "node[1,3]")], space.output(job)
+    assert [(begin["job"], begin["restart"]) for begin in begins] == [(str(job), 0), (str(job), 0), (str(job), 1)]
+    nodes = [rendezvous.expand(str(begin["nodes"])) for begin in begins]
+    assert nodes == [["node1", "node2"], ["node1", "node2"], ["node1", "node3"]], space.output(job)
     ends = [line for line in space.attempts("bad-node") if line["event"] == "end"]
     assert [end["failed_on"] for end in ends] == [["node2"], ["node2"], []]
     assert three.show(job)["ExcNodeList"] == "node2"
@@ -61,7 +63,7 @@ def test_failures_on_one_node_restart_inside_the_allocation_then_exclude_it(
 
 def test_spare_replaces_a_node_with_a_broken_gpu_and_one_that_dies(three: Cluster, space: Space, whole: bytes) -> None:
     arguments = (TRAIN, "quick.yaml", "name=spare", "checkpoint.every=10 steps")
-    environment = space.environment(TEST_STEP="0.1", BELLWETHER_SPARES="1", **with_gpus(space, "node1"))
+    environment = space.environment(TEST_FIRST_STEP="0.2", BELLWETHER_SPARES="1", **with_gpus(space, "node1"))
     job = three.submit(space.folder, "-N3", "--no-kill", *ONE_EACH, *arguments, **environment)
     wait_for_step(three, space, "spare", 15)
     assert {node: len(pids) for node, pids in ranks(three, "spare").items()} == {"node1": 0, "node2": 1, "node3": 1}
@@ -70,7 +72,7 @@ def test_spare_replaces_a_node_with_a_broken_gpu_and_one_that_dies(three: Cluste
     (space.folder / "broken").write_text("node3")  # node1 has been mended
     three.kill_node("node2")
     three.run("scontrol", "update", "nodename=node2", "state=down", "reason=test")
-    three.wait(lambda: len(space.begins("spare")) == 2 or three.state(job) != "RUNNING", 200, "the next attempt")
+    three.wait(lambda: len(space.begins("spare")) == 2 or three.state(job) != "RUNNING", 600, "the next attempt")
     three.bring_back("node2")
     # One node is left: the job is requeued on three nodes, without the bad one where the partition has others.
     (space.folder / "broken").write_text("none")
@@ -92,13 +94,13 @@ def test_spare_takes_over_inside_the_allocation(three: Cluster, space: Space, wh
         "--spares=1",
     )
     each = ("--gpus-per-node=1", "--cpus-per-task=1")
-    done = bellwether(three, space, *arguments, *each, TEST_STEP="0.1")
+    done = bellwether(three, space, *arguments, *each, TEST_FIRST_STEP="0.4")
     assert "2 x 1 processes and 1 spare node" in done.stdout, done.stderr
     job = done.stdout.split()[2].rstrip(":")
     wait_for_step(three, space, "spared", 15)
     three.kill_node("node2")
     three.run("scontrol", "update", "nodename=node2", "state=down", "reason=test")
-    three.wait(lambda: len(space.begins("spared")) == 2, 200, "the next attempt")
+    three.wait(lambda: len(space.begins("spared")) == 2, 600, "the next attempt")
     three.wait_for(job, "COMPLETED")
     assert three.show(job)["Restarts"] == "0"
     assert space.begins("spared")[1]["nodes"] == "node1,node3"
@@ -107,18 +109,18 @@ def test_spare_takes_over_inside_the_allocation(three: Cluster, space: Space, wh
 
 
 def test_job_that_may_not_be_requeued_submits_itself_again(three: Cluster, space: Space, whole: bytes) -> None:
-    environment = space.environment(TEST_STEP="0.05", MY_SETTING="kept")
+    environment = space.environment(TEST_FIRST_STEP="0.4", MY_SETTING="kept")
     options = ("-N2", "--no-requeue", "--time=30", "--comment=a job of mine", *ONE_EACH)
     job = three.submit(space.folder, *options, TRAIN, "quick.yaml", "name=forbidden", **environment)
-    wait_for_step(three, space, "forbidden", 10)
+    wait_for_step(three, space, "forbidden", 3)
     three.run("scancel", "--signal=USR2", str(job))
-    three.wait(lambda: len(space.begins("forbidden")) == 2, 120, "the next job")
+    three.wait(lambda: len(space.begins("forbidden")) == 2, 600, "the next job")
     three.wait_for(job, "COMPLETED")
     assert "is presently disabled" in space.output(job)
     new = int(str(space.begins("forbidden")[1]["job"]))
     assert new > job
     assert space.begins("forbidden")[1]["series"] == str(job)
-    three.wait(lambda: any(ranks(three, "forbidden").values()), 60, "its ranks")
+    three.wait(lambda: any(ranks(three, "forbidden").values()), 600, "its ranks")
     rank = environment_of(next(pid for pids in ranks(three, "forbidden").values() for pid in pids))
     assert (rank["SLURM_JOB_ID"], rank["MY_SETTING"]) == (str(new), "kept")
     assert not [name for name in rank if name in ("BELLWETHER_SERIES", "SLURM_RESTART_COUNT")]
@@ -133,10 +135,10 @@ def test_job_that_may_not_be_requeued_submits_itself_again(three: Cluster, space
 
 def test_chain_of_jobs_goes_on_and_a_second_job_ends_with_0(three: Cluster, space: Space, whole: bytes) -> None:
     arguments = ("launch", "quick.yaml", "name=chained", "--on", "slurm", "--nodes=2", "--chain=3")
-    done = bellwether(three, space, *arguments, "--gpus-per-node=1", "--cpus-per-task=1", TEST_STEP="0.05")
+    done = bellwether(three, space, *arguments, "--gpus-per-node=1", "--cpus-per-task=1", TEST_FIRST_STEP="1")
     assert done.returncode == 0, done.stderr
     first = int(done.stdout.split()[2].rstrip(":"))
-    wait_for_step(three, space, "chained", 10)
+    wait_for_step(three, space, "chained", 3)
     status = bellwether(three, space, "status", "runs/chained").stdout
     assert f"{first}, running" in status
     # Not part of the chain, and on the third node.

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from bellwether.trainer import metrics, rendezvous
-from tests.cluster.conftest import ONE_EACH, ROOT, TRAIN, Space, wait_for_step
+from tests.cluster.conftest import ONE_EACH, ROOT, STEPS, TRAIN, Space, wait_for_step
 from tests.cluster.machine import Cluster
 
 
@@ -37,7 +37,7 @@ def whole(jobs: dict[str, int], space: Space) -> bytes:
 def check_history(space: Space, name: str, restarts: int) -> None:
     """Check that one metrics file has every step once and that the run finished."""
     history = metrics.read(space.run(name))
-    assert [line["step"] for line in history.train] == list(range(1, 121))
+    assert [line["step"] for line in history.train] == list(range(1, STEPS + 1))
     # SLURM may requeue a job a second time, when it repeats a message that a lost node did not receive.
     assert len(history.start) >= restarts + 1
     assert history.state == "finished"
@@ -61,7 +61,7 @@ def test_two_jobs_share_two_nodes_with_different_ports(jobs: dict[str, int], spa
 
 @pytest.mark.full
 def test_time_limit_while_the_controller_is_down_requeues_the_job(two: Cluster, space: Space, whole: bytes) -> None:
-    environment = space.environment(TEST_STEP="0.4")
+    environment = space.environment(TEST_STEP="0.8")
     # SLURM checks limits every 30 s and may send the signal that much early: here 20 to 50 s after the start.
     options = ("-N2", "--time=10", "--signal=USR2@550", *ONE_EACH)
     job = two.submit(space.folder, *options, TRAIN, "quick.yaml", "name=limited", **environment)
@@ -83,7 +83,7 @@ def test_time_limit_while_the_controller_is_down_requeues_the_job(two: Cluster, 
 
 
 def test_preempted_job_resumes(two: Cluster, space: Space, whole: bytes) -> None:
-    environment = space.environment(TEST_STEP="0.03")
+    environment = space.environment(TEST_FIRST_STEP="0.4")
     # Occupy the first port that this job would use.
     last = two.submit(space.folder, "--wrap=true")
     port = next(rendezvous.ports(last + 1))
@@ -92,7 +92,7 @@ def test_preempted_job_resumes(two: Cluster, space: Space, whole: bytes) -> None
         arguments = (TRAIN, "quick.yaml", "name=preempted", "log.trackers=[tensorboard]")
         job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **environment)
         assert job == last + 1
-        wait_for_step(two, space, "preempted", 20)
+        wait_for_step(two, space, "preempted", 5)
         urgent = two.submit(space.folder, "-N2", "--exclusive", "--partition=urgent", "--wrap=sleep 2")
         two.wait_for(urgent, "COMPLETED")
         assert int(two.show(job)["Restarts"]) >= 1
@@ -107,6 +107,8 @@ def test_preempted_job_resumes(two: Cluster, space: Space, whole: bytes) -> None
     assert int(first[1]) != port
 
 
+# A restart inside the allocation is also in test_restarts.py, and a killed rank in tests/launcher/test_failures.py.
+@pytest.mark.full
 def test_killed_rank_restarts_inside_the_allocation_and_ends_in_the_same_weights(
     two: Cluster, space: Space, whole: bytes
 ) -> None:
@@ -126,8 +128,8 @@ def test_killed_rank_restarts_inside_the_allocation_and_ends_in_the_same_weights
 def test_job_survives_a_killed_rank_a_silent_link_and_the_loss_of_each_node(
     two: Cluster, space: Space, whole: bytes
 ) -> None:
-    arguments = (TRAIN, "quick.yaml", "name=unlucky", "checkpoint.every=10 steps")
-    job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment(TEST_STEP="0.1"))
+    arguments = (TRAIN, "quick.yaml", "name=unlucky", "checkpoint.every=10 steps", "engine.heartbeat=12")
+    job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **space.environment(TEST_STEP="0.2"))
 
     def restarted(attempt: int, step: int) -> None:
         two.wait(lambda: len(space.begins("unlucky")) == attempt, 240, f"attempt {attempt}")
@@ -137,7 +139,7 @@ def test_job_survives_a_killed_rank_a_silent_link_and_the_loss_of_each_node(
     (victim,) = two.processes("node2", ["-m bellwether.trainer", "name=unlucky"])[-1:]
     os.kill(victim, signal.SIGKILL)
 
-    restarted(2, 35)
+    restarted(2, 25)
     assert space.begins("unlucky")[1]["step"] == 10
     two.silence("node2")
     two.wait(lambda: "rank 1 on node2 has been silent for" in space.output(job), 120, "the message of the heartbeat")
@@ -148,12 +150,12 @@ def test_job_survives_a_killed_rank_a_silent_link_and_the_loss_of_each_node(
     )
     two.reconnect("node2")
 
-    restarted(3, 55)
+    restarted(3, 35)
     two.kill_node("node2")
     two.wait(lambda: two.state(job) != "RUNNING", 240, "the end of the attempt")
     two.bring_back("node2")
 
-    restarted(4, 75)
+    restarted(4, 45)
     two.kill_node("node1")  # with the batch script
     two.wait(lambda: two.state(job) != "RUNNING", 240, "the end of the attempt")
     two.bring_back("node1")
@@ -165,6 +167,8 @@ def test_job_survives_a_killed_rank_a_silent_link_and_the_loss_of_each_node(
     assert space.attempts("unlucky")[-1]["reason"] == "finished"
 
 
+# In test_other_jobs.py, the job that is submitted inside another one fails in this way.
+@pytest.mark.full
 def test_same_failure_twice_stops_the_job(two: Cluster, space: Space) -> None:
     arguments = (TRAIN, "quick.yaml", "name=failing", "checkpoint.every=10 steps")
     job = two.submit(space.folder, "-N1", *ONE_EACH, *arguments, **space.environment(TEST_FAIL="25"))
@@ -179,7 +183,7 @@ def test_same_failure_twice_stops_the_job(two: Cluster, space: Space) -> None:
 @pytest.mark.full
 def test_cancelled_job_saves_a_checkpoint_and_is_not_requeued(two: Cluster, space: Space, whole: bytes) -> None:
     arguments = (TRAIN, "quick.yaml", "name=cancelled")
-    environment = space.environment(TEST_STEP="0.03", BELLWETHER_RESTARTS="0")
+    environment = space.environment(TEST_FIRST_STEP="0.2", BELLWETHER_RESTARTS="0")
     job = two.submit(space.folder, "-N2", *ONE_EACH, *arguments, **environment)
     wait_for_step(two, space, "cancelled", 20)
     two.run("scancel", str(job))

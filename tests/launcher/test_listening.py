@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import os
 import pickle
+import subprocess
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,28 +34,6 @@ def sockets_of(root: int) -> dict[str, list[tuple[str, int]]]:
     return found
 
 
-@pytest.mark.process
-def test_nothing_listens_beyond_loopback_on_one_machine(space: Path) -> None:
-    # The variables of a cluster, as in a user's .bashrc, do not apply to one machine.
-    interface = next(name for name in psutil.net_if_addrs() if name != "lo")
-    process = start(
-        space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=listening", "data.workers=1",
-        GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface,
-    )  # fmt: skip
-    wait_for_step(process, space, "listening", 2)
-    names = [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True)]
-    found = sockets_of(process.pid)
-    os.killpg(process.pid, 15)
-    finish(process)
-    assert any("forkserver" in name for name in names), names  # the data workers
-    assert len(found["tcp"]) >= 3, "the store, and gloo in each rank"
-    for kind in ("tcp", "udp"):
-        for address, port in found[kind]:
-            assert ipaddress.ip_address(address).is_loopback, f"{kind} {address}:{port}"
-    # Every user of the machine can connect to a socket whose address is not a file.
-    assert found["abstract"] == []
-
-
 NO_PICKLE = """
 import os
 if "RANK" in os.environ:
@@ -74,12 +53,39 @@ class Payload:
 
 
 @pytest.mark.process
-def test_stranger_who_overwrites_the_store_neither_runs_code_nor_ends_the_run(space: Path, tmp_path: Path) -> None:
-    mark = tmp_path / "code was run"
+def test_nothing_listens_beyond_loopback_and_a_stranger_in_the_store_neither_runs_code_nor_ends_the_run(
+    space: Path, tmp_path: Path
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_PICKLE)
-    arguments = ("bellwether", "train", "long.yaml", "--nproc", "2", "name=flooded", "engine.heartbeat=6")
-    process = start(space, *arguments, PYTHONPATH=str(tmp_path))
-    wait_for_step(process, space, "flooded", 2)
+    # The variables of a cluster, as in a user's .bashrc, do not apply to one machine.
+    interface = next(name for name in psutil.net_if_addrs() if name != "lo")
+    process = start(
+        space, "bellwether", "train", "long.yaml", "--nproc", "2", "name=listening", "data.workers=1", "engine.heartbeat=6",
+        GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface, PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    wait_for_step(process, space, "listening", 2)
+    check_sockets(process.pid)
+    flood(process, space, "listening", tmp_path / "code was run")
+    os.killpg(process.pid, 15)
+    status, _, error = finish(process)
+    assert status == 75, error
+    assert not (tmp_path / "code was run").exists()
+
+
+def check_sockets(launcher: int) -> None:
+    names = [" ".join(child.cmdline()) for child in psutil.Process(launcher).children(recursive=True)]
+    found = sockets_of(launcher)
+    assert any("forkserver" in name for name in names), names  # the data workers
+    assert len(found["tcp"]) >= 3, "the store, and gloo in each rank"
+    for kind in ("tcp", "udp"):
+        for address, port in found[kind]:
+            assert ipaddress.ip_address(address).is_loopback, f"{kind} {address}:{port}"
+    # Every user of the machine can connect to a socket whose address is not a file.
+    assert found["abstract"] == []
+
+
+def flood(process: subprocess.Popen[str], space: Path, name: str, mark: Path) -> None:
+    """Overwrite all that the run keeps in its store with a pickle that makes a file, and delete it."""
     (environment,) = {child.environ()["MASTER_PORT"] for child in ranks_of(process).values()}
     stranger = TCPStore(
         "127.0.0.1", int(environment), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)
@@ -90,11 +96,7 @@ def test_stranger_who_overwrites_the_store_neither_runs_code_nor_ends_the_run(sp
     for _ in range(3):
         for key in {*keys, *(key.rpartition("/")[0] + "/failed" for key in keys)}:
             stranger.set(key, payload)
-        wait_for_step(process, space, "flooded", max(steps(space, "flooded")) + 30)
+        wait_for_step(process, space, name, max(steps(space, name)) + 30)
     for key in keys:
         stranger.delete_key(key)
-    wait_for_step(process, space, "flooded", max(steps(space, "flooded")) + 30)
-    os.killpg(process.pid, 15)
-    status, _, error = finish(process)
-    assert status == 75, error
-    assert not mark.exists()
+    wait_for_step(process, space, name, max(steps(space, name)) + 30)

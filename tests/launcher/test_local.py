@@ -18,7 +18,7 @@ from tests.launcher.processes import ROOT, finish, start, steps
 
 @pytest.mark.process
 def test_train_prints_a_summary_and_writes_report_and_export(space: Path) -> None:
-    arguments = ("bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3")
+    arguments = ("bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3", "log.report=true")
     umask = os.umask(0o027)
     try:
         process = start(space, *arguments, SLURM_STEP_NUM_TASKS="1")
@@ -35,13 +35,13 @@ def test_train_prints_a_summary_and_writes_report_and_export(space: Path) -> Non
     assert "2 processes" in error
     # The same command on a finished run changes nothing.
     status, out, error = finish(
-        start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3")
+        start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3", "log.report=true")
     )
     assert status == 0, error
     assert steps(space, "done") == [1, 2, 3, 4]
     # A different config for the same run directory is refused, with one message.
     status, out, error = finish(
-        start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=4")
+        start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=4", "log.report=true")
     )
     assert status == 2, error
     assert error.count("seed: 4") == 1
@@ -125,7 +125,7 @@ def test_limit_of_open_files_is_raised_to_the_hard_limit() -> None:
 @pytest.mark.full
 @pytest.mark.process
 def test_report_is_rebuilt_for_a_run_and_refused_elsewhere(space: Path) -> None:
-    finish(start(space, "bellwether", "train", "quick.yaml", "name=reported"))
+    finish(start(space, "bellwether", "train", "quick.yaml", "name=reported", "log.report=true"))
     (space / "runs/reported/report.html").unlink()
     status, out, _ = finish(start(space, "bellwether", "report", "runs/reported"))
     assert status == 0

@@ -62,6 +62,8 @@ def test_optimizers_work_next_to_a_folder_of_that_name(installed: Environment) -
     installed.run("python", "-c", STEP)
 
 
+# The processes of the train command are the same program in the same folder.
+@pytest.mark.full
 def test_trainer_runs_next_to_a_module_of_that_name(installed: Environment) -> None:
     (installed.folder / "quick.yaml").write_text(QUICK)
     installed.run("python", "-m", "bellwether.trainer", "quick.yaml")
