@@ -5,7 +5,8 @@ ARGS ?=
 BIN := .venv/bin
 # Ranks and clusters wait much: one worker more than cores.
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-PYTEST := $(BIN)/pytest --numprocesses $(WORKERS)
+# Bytecode is written also where the environment forbids it, as in many images: each of some hundred processes would compile the package.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses $(WORKERS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train check check-min test test-all lint format bench-optimizers lock clean

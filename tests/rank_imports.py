@@ -2,17 +2,21 @@
 
 import os
 
-os.environ["DS_ACCELERATOR"] = "cpu"
-
 from tests import precision
 
-precision.report_absent()
 
-from bellwether.trainer import libraries
+def _import() -> None:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    precision.report_absent()
+    from bellwether.trainer import libraries
 
-libraries.quicken_transformers()
-libraries.import_deepspeed()
+    libraries.quicken_transformers()
+    libraries.import_deepspeed()
+    import torch.distributed.fsdp  # noqa: F401
 
-import bellwether.trainer.models.bert
-import bellwether.trainer.models.residual
-import bellwether.trainer.run  # noqa: F401
+    import bellwether.trainer.models.bert
+    import bellwether.trainer.models.residual
+    import bellwether.trainer.run  # noqa: F401
+
+
+_import()

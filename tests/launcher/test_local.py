@@ -14,6 +14,7 @@ import pytest
 
 from bellwether.launcher import local
 from tests.launcher.processes import ROOT, finish, start, steps
+from tests.tiers import covering
 
 
 @pytest.mark.process
@@ -72,20 +73,25 @@ def test_torchrun_by_hand_inside_a_step_of_srun(space: Path) -> None:
     assert steps(space, "torchrun") == [1, 2, 3, 4]
 
 
+# The others come to the same check, which test_process_info.py calls with each.
+@covering(lambda who: who == "srun")
 @pytest.mark.process
-def test_unexpected_world_size_is_refused(space: Path) -> None:
-    for arguments, environment, who in (
+@pytest.mark.parametrize(
+    ("arguments", "environment", "who"),
+    [
         (["engine.world_size=2"], {}, "engine.world_size asked for 2"),
         ([], {"BELLWETHER_WORLD_SIZE": "2"}, "bellwether --nproc"),
         ([], {"SLURM_STEP_NUM_TASKS": "4"}, "srun"),
         ([], {"RANK": "one"}, "RANK: 'one'"),
-    ):
-        status, _, error = finish(
-            start(space, "bellwether.trainer", "quick.yaml", "name=alone", *arguments, **environment)
-        )
-        assert status == 2
-        assert error.count(who) == 1, error
-        assert "Traceback" not in error
+    ],
+)
+def test_unexpected_world_size_is_refused(
+    space: Path, arguments: list[str], environment: dict[str, str], who: str
+) -> None:
+    status, _, error = finish(start(space, "bellwether.trainer", "quick.yaml", "name=alone", *arguments, **environment))
+    assert status == 2
+    assert error.count(who) == 1, error
+    assert "Traceback" not in error
     assert not (space / "runs/alone").exists()
 
 

@@ -20,6 +20,7 @@ from bellwether.trainer.report.curves import SCALE, smoothed
 from bellwether.trainer.report.facts import SMOOTHED, SMOOTHED_SHORT, Facts, Noise
 from bellwether.trainer.report.html import columns
 from bellwether.trainer.report.names import shorten
+from tests.tiers import covering
 
 PLOTS = (
     "loss",
@@ -393,6 +394,7 @@ def test_outdated_plots_are_removed(tmp_path: Path) -> None:
     assert not list((run.path / "plots").iterdir())
 
 
+@covering(lambda layers: layers in (1, 400))
 @pytest.mark.parametrize("layers", [1, 20, 400])
 def test_any_number_of_layers(tmp_path: Path, layers: int) -> None:
     text = Page(write(Run(tmp_path / "run", layers=layers).launch(0, 12).path).read_text(encoding="utf-8")).text

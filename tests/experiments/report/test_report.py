@@ -23,6 +23,7 @@ from bellwether.experiments.report.lr_scaling import law
 from bellwether.experiments.report.panels import shown
 from bellwether.experiments.sweep.measurements import Target, Trial, write
 from bellwether.trainer.config import ConfigErrors, Duration
+from tests.tiers import covering
 from tests.trainer.test_report import Page, Run
 
 TARGET = Target("val/accuracy", 0.9, True)
@@ -388,6 +389,7 @@ TABLES = [
 ]  # fmt: skip
 
 
+@covering(lambda kind, target: bool(target) or kind == "seven optimizers")
 @pytest.mark.parametrize(("kind", "trials", "expected"), TABLES, ids=[kind for kind, _, _ in TABLES])
 @pytest.mark.parametrize("target", ["target: accuracy >= 0.9\n", ""])
 def test_any_table_gets_a_page(tmp_path: Path, kind: str, trials: list[Trial], expected: str, target: str) -> None:

@@ -297,6 +297,8 @@ def test_peek_prepares_nothing_and_finds_prepared_data(text_config: Callable[...
     assert peek(text_config(source=str(tmp_path / "none.txt"))) is None
 
 
+# The recipe bert-tiny trains on it in tests/packaging/test_wheel.py.
+@pytest.mark.full
 def test_builtin_python_docs(tmp_path: Path) -> None:
     config = TextData(kind="text", vocabulary_size=4096, cache=str(tmp_path))
     data = load(config)
