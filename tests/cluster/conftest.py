@@ -35,7 +35,7 @@ evaluate: {{limit: 16}}
 engine: {{device: cpu, heartbeat: 60}}
 """
 
-# Slows steps down (TEST_STEP seconds each, TEST_FIRST_STEP until the run is resumed), waits after the third step while a file exists
+# Slows steps down (TEST_STEP seconds each, TEST_FIRST_STEP until the run is resumed), waits in the fourth step while a file exists
 # (TEST_HOLD), and fails at a given step (TEST_FAIL), on the last rank or a host (TEST_FAIL_ON).
 SITE = """
 import os, sys
@@ -48,7 +48,7 @@ if "-m" in sys.orig_argv and "bellwether.trainer" in sys.orig_argv:
         fresh.append(self.schedule.last_epoch <= 1)
         first = os.environ.get("TEST_FIRST_STEP", "0") if fresh[0] else "0"
         time.sleep(float(os.environ.get("TEST_STEP", first)))
-        while self.schedule.last_epoch >= 3 and os.path.exists(os.environ.get("TEST_HOLD", "")):
+        while self.schedule.last_epoch > 3 and os.path.exists(os.environ.get("TEST_HOLD", "")):
             time.sleep(0.05)
         at = os.environ.get("TEST_FAIL", "")
         last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1

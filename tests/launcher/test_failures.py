@@ -30,7 +30,7 @@ def test_ranks_exit_when_the_launcher_is_killed_and_a_running_run_is_locked(spac
     children = ranks_of(process)
     process.kill()
     process.communicate()
-    ended, alive = psutil.wait_procs(children.values(), timeout=20)
+    ended, alive = psutil.wait_procs(children.values(), timeout=90)
     assert len(ended) == 2, alive
 
 

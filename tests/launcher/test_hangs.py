@@ -49,7 +49,7 @@ def test_rank_that_does_not_move_on_ends_the_run_and_is_named(space: Path, case:
         PYTHONPATH=str(HANGING), TEST_HANG=hang,
     )  # fmt: skip
     try:
-        status, _, error = finish(process, 120)
+        status, _, error = finish(process)
     finally:
         process.kill()  # its ranks exit with it
     assert status == 76, error

@@ -107,7 +107,7 @@ def test_unexpected_world_size_is_refused(
 def test_invalid_config_is_refused_once_before_any_process_starts(
     space: Path, overrides: list[str], words: list[str]
 ) -> None:
-    status, out, error = finish(start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", *overrides), 30)
+    status, out, error = finish(start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", *overrides), 240)
     assert status == 2
     assert out == ""
     assert len(error.splitlines()) == 1, error

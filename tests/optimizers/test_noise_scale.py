@@ -184,7 +184,8 @@ def check(results: list[dict[str, float]], rounding: float = 0.0) -> None:
     assert error < 0.05 * TRUTH
 
 
-@covering(lambda stage, clip, ranks: stage in (1, 3) if ranks == 2 else (stage, clip) == (0, 1.0))
+# Stage 3 is among the cases in 16 bit.
+@covering(lambda stage, clip, ranks: stage == 1 if ranks == 2 else (stage, clip) == (0, 1.0))
 @pytest.mark.parametrize("ranks", [1, 2], indirect=True)
 @pytest.mark.parametrize("stage, clip", [(0, 0.0), (0, 1.0), (1, 1.0), (2, 0.0), (3, 1.0)])
 def test_noise_scale_is_exact_under_zero(ranks: Ranks, stage: int, clip: float) -> None:
