@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,9 +157,11 @@ def waiting(run: Path) -> dict[str, Any] | None:
 def read(run: Path) -> list[Attempt]:
     """All attempts at a run, the oldest first."""
     attempts: list[Attempt] = []
+    known = {field.name for field in fields(Attempt)}
     for line in _lines(run):
         with contextlib.suppress(TypeError, ValueError):
             event = line.pop("event", None)
+            line = {key: value for key, value in line.items() if key in known}  # a newer version may write more
             line.update({key: tuple(line[key]) for key in ("failed_on", "failed_ranks") if key in line})
             if event == "begin":
                 attempts.append(Attempt(**line))

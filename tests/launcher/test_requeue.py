@@ -431,6 +431,15 @@ def test_truncated_record_is_read_as_far_as_possible(tmp_path: Path, job: Callab
     assert [a.job for a in attempts.read(tmp_path)] == ["7"]
 
 
+def test_attempts_of_a_newer_version_are_read_without_its_new_fields(tmp_path: Path, job: Callable[..., Job]) -> None:
+    requeue.begin(tmp_path, None, job(), None)
+    requeue.end(tmp_path, 75, "", job())
+    before = attempts.read(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / attempts.FILE).read_text().splitlines()]
+    (tmp_path / attempts.FILE).write_text("".join(json.dumps({**line, "colour": "blue"}) + "\n" for line in lines))
+    assert attempts.read(tmp_path) == before != []
+
+
 def test_submission_is_waiting_until_its_attempt_begins(tmp_path: Path, job: Callable[..., Job]) -> None:
     assert attempts.waiting(tmp_path) is None
     attempts.submitted(tmp_path, "7", "x.log")
