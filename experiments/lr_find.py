@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bellwether.trainer.config import ConfigError, dump, load, phases, to_yaml, validate
+from bellwether.trainer.checked_config import load_checked
+from bellwether.trainer.config import ConfigError, dump, phases, to_yaml, validate
 from bellwether.trainer.divergence import smoothed
-from bellwether.trainer.metrics import read
+from bellwether.trainer.metrics import History, read
 
 DIVERGENCE_FACTOR = 4.0  # the test stops at this multiple of the lowest smoothed loss
 _BARS = "▁▂▃▄▅▆▇█"
@@ -109,7 +110,7 @@ def find(config: str, overrides: Sequence[str], nproc: int | None, low: float, h
     result = analyze([line["lr"] for line in history.train], [line["loss"] for line in history.train])
     (run / "lr-find.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
     draw(result, run / "lr-find.png")
-    print(summary(result, run))
+    print(summary(result, run, _trained(history)))
     return 0
 
 
@@ -117,7 +118,7 @@ def range_test_config(
     config: str, overrides: Sequence[str], low: float, high: float, steps: int
 ) -> tuple[dict[str, Any], Path]:
     """(config of the test, its new run directory), based on the first phase of a run's config."""
-    raw = dump(phases(load(config, overrides))[0])
+    raw = dump(phases(load_checked(config, overrides))[0])
     name, number = f"{raw['name']}-lr-find", 1
     while (run := Path(raw["runs"]).expanduser() / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
@@ -178,8 +179,15 @@ def draw(result: RangeTest, path: Path) -> None:
         png(figure, path)
 
 
-def summary(result: RangeTest, run: Path) -> str:
-    """Text for the terminal: the smoothed loss as a row of bars, and the three rates."""
+def _trained(history: History) -> str:
+    """What the rates apply to, by param group: they are those of parameters without a factor of their own."""
+    from bellwether.trainer.param_groups import GroupCount, describe
+
+    return describe([GroupCount(**group) for line in history.groups[-1:] for group in line["groups"]])
+
+
+def summary(result: RangeTest, run: Path, trained: str = "") -> str:
+    """Text for the terminal: the smoothed loss as a row of bars, the three rates, and what they apply to."""
     picked = [result.smooth[round(i * (len(result.smooth) - 1) / (_WIDTH - 1))] for i in range(_WIDTH)]
     low, high = min(picked), max(picked[0], min(picked) + 1e-12)
     bars = "".join(_BARS[min(7, max(0, int(8 * (x - low) / (high - low))))] for x in picked)
@@ -188,6 +196,7 @@ def summary(result: RangeTest, run: Path) -> str:
         ("steepest", f"{result.steepest:.2g}   where the loss falls fastest"),
         ("lowest", f"{result.lowest:.2g}   where it is lowest, at {min(result.smooth):.4f}"),
         *([("note", result.note)] if result.note else []),
+        *([("trained", trained)] if trained else []),
         ("plot", str(run / "lr-find.png")),
         ("numbers", str(run / "lr-find.json")),
     ]

@@ -19,7 +19,8 @@ from bellwether.launcher.doctor.result import GREEN
 from bellwether.launcher.forwarded_env import forwarded_env
 from bellwether.launcher.squeue import is_queued
 from bellwether.trainer import run_paths
-from bellwether.trainer.config import Config, ConfigError, load, phases
+from bellwether.trainer.checked_config import load_checked
+from bellwether.trainer.config import Config, ConfigError, phases
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def launch(request: LaunchRequest) -> int:
         ConfigError: if an option, the config, the host file or the site's file is wrong.
     """
     console.setup()
-    config = load(request.config, request.overrides)
+    config = load_checked(request.config, request.overrides)
     _check_options(request)
     if not request.dry_run:
         rows = doctor.quick_checks(request.on, config.runs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,7 +74,7 @@ def groups(
     everything = [name for name, _ in named(model)]
     for pattern in (*include, *exclude, *muon_exclude, *(lr_scale or ())):
         if not any(fnmatchcase(name, pattern) for name in everything):
-            raise ValueError(f"pattern {pattern!r} matches no parameter; the first are {', '.join(everything[:3])}")
+            raise ValueError(f"pattern {pattern!r} matches no parameter; {nearest(pattern, everything)}")
     scales = _layer_scales(everything, layer_decay) if layer_decay is not None else {}
     in_norms = {id(p) for module in model.modules() if is_norm(module) for p in module.parameters(recurse=False)}
     for_adam = not_hidden(model) if muon else set()
@@ -111,6 +113,21 @@ def groups(
 def shape_of(parameter: Tensor) -> tuple[int, ...]:
     """The whole shape of a parameter; `deepspeed.zero.Init` leaves it one of (0,)."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def nearest(pattern: str, names: Sequence[str]) -> str:
+    """What to write instead of a pattern that matches none of these names: those whose parts are like those of the pattern."""
+    wanted = [part for part in re.split(r"[.*?\[\]]+", pattern) if part]
+
+    @functools.cache
+    def ratio(part: str, other: str) -> float:
+        return difflib.SequenceMatcher(None, part, other).ratio()
+
+    def similarity(name: str) -> float:
+        return sum(max(ratio(part, other) for other in name.split(".")) for part in wanted)
+
+    near = sorted(names, key=similarity, reverse=True)[:3]
+    return f"the nearest of {len(names):,} names: {', '.join(near)}"
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

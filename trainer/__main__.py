@@ -43,11 +43,12 @@ def main(argv: list[str] | None = None) -> int:
 def _run(path: str, overrides: list[str]) -> int:
     if "BELLWETHER_WORLD_SIZE" in os.environ:
         threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
-    from bellwether.trainer.config import ConfigError, ConfigErrors, load
+    from bellwether.trainer.checked_config import load_checked
+    from bellwether.trainer.config import ConfigError, ConfigErrors
 
     try:
-        config = load(path, overrides)
         libraries.quicken_transformers()
+        config = load_checked(path, overrides)
         from bellwether.trainer.run import run
 
         stopped = run(config)

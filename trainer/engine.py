@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from bellwether import optimizers
 from bellwether.optimizers import ShardedOptimizer, WarmupConstant
 from bellwether.optimizers.param_groups import named
+from bellwether.optimizers.rounding import SIXTEEN_BITS
 from bellwether.optimizers.shards import deepspeed as zero_shards
 from bellwether.trainer import buffers
 from bellwether.trainer.config import Config, ConfigError
 from bellwether.trainer.distributed import World, run_on_all_ranks
 from bellwether.trainer.libraries import import_deepspeed
 from bellwether.trainer.optimization import make_optimizer, make_schedule, with_averaging
+from bellwether.trainer.param_groups import GroupCount, count_groups, param_groups
 from bellwether.trainer.phases import Phase
 
 Batch = dict[str, Tensor]
@@ -37,7 +39,7 @@ class StepResult:
 
     Attributes:
         loss: scalar, float64: mean over this rank's samples of the global batch, without ``optimizer.loss_factor``.
-        lr: learning rate of the first param group in this step.
+        lr: learning rate of this step, of parameters without a factor of their own (``lr_scale``, ``layer_decay``).
         grad_norm: norm of the global batch's gradient before clipping, of the scaled loss's where fp16 skipped the step.
         loss_scale: the factor of the loss in fp16; 1 in other precisions.
     """
@@ -56,6 +58,8 @@ class Engine:
         optimizer: ours, as opposed to DeepSpeed's wrapper around it.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         loss_factor: factor of the loss before the backward pass.
+        peak_lr: of parameters without a factor of their own; None: of the first param group.
+        groups: what the optimizer's param groups contain.
     """
 
     def __init__(
@@ -65,10 +69,14 @@ class Engine:
         schedule: WarmupConstant,
         precision: str = "fp32",
         loss_factor: float = 1.0,
+        peak_lr: float | None = None,
+        groups: Sequence[GroupCount] = (),
     ) -> None:
         self._deepspeed = deepspeed
         self.optimizer, self.schedule = optimizer, schedule
         self.precision, self.loss_factor = precision, loss_factor
+        self.groups = groups
+        self._peak_lr = schedule.base_lrs[0] if peak_lr is None else peak_lr
         self.grad_norm: float | Tensor | None = None  # of the last update, before clipping
 
     @property
@@ -76,12 +84,20 @@ class Engine:
         """The model with its loss. Under ZeRO-3 its parameters are whole inside `gathered` alone."""
         return self._deepspeed.module
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step, of parameters without a factor of their own."""
+        pairs = list(zip(self.schedule.get_last_lr(), self.schedule.base_lrs, strict=True))
+        # Without a group of factor 1, that of the highest factor: that of others may be 0.
+        rate, peak = next((pair for pair in pairs if pair[1] == self._peak_lr), max(pairs, key=lambda pair: pair[1]))
+        return float(rate if peak in (0, self._peak_lr) else rate / peak * self._peak_lr)
+
     def train_step(self, micro_batches: Iterable[Batch]) -> StepResult:
         """Forward, backward and update on all of this rank's micro-batches of a global batch, then the schedule. Collective.
 
         Nothing here waits for the device.
         """
-        lr, loss_scale = float(self.schedule.get_last_lr()[0]), self.loss_scale
+        lr, loss_scale = self.lr, self.loss_scale
         accumulation = self._deepspeed.gradient_accumulation_steps()
         mean_loss = torch.zeros((), dtype=torch.float64, device=self._deepspeed.device)
         for batch in micro_batches:
@@ -207,7 +223,10 @@ def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     """
     check_precision(phase.config, world)
     task.to(world.device)
-    optimizer = with_averaging(make_optimizer(task, phase.config.optimizer, phase.lr), phase)
+    groups = param_groups(task, phase.config.optimizer)
+    optimizer = make_optimizer(groups, phase.config, phase.lr)
+    counts = count_groups(optimizer.param_groups, phase.lr)
+    optimizer = with_averaging(optimizer, phase)
     schedule = make_schedule(optimizer, phase)
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     try:
@@ -226,7 +245,26 @@ def build(task: nn.Module, phase: Phase, world: World) -> Engine:
         advice = "remove the key, or see DeepSpeed's documentation"
         raise ConfigError("engine.deepspeed", keys, problem, advice) from error
     config = phase.config
-    return Engine(engine, optimizer, schedule, config.engine.precision, config.optimizer.loss_factor)
+    _check_rounding(config, optimizer)
+    return Engine(engine, optimizer, schedule, config.engine.precision, config.optimizer.loss_factor, phase.lr, counts)
+
+
+def _check_rounding(config: Config, optimizer: ShardedOptimizer) -> None:
+    """Refuse options of 16-bit weights where DeepSpeed has given the optimizer fp32 weights after all.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    key = next((key for key in ("stochastic_rounding", "kahan_sum") if getattr(config.optimizer, key)), None)
+    dtypes = {shard.tensor.dtype for shard in optimizer.shards}
+    if key is not None and dtypes and dtypes.isdisjoint(SIXTEEN_BITS):
+        problem = (
+            f"DeepSpeed has given the optimizer {', '.join(map(str, dtypes))} weights, which lose no small updates"
+        )
+        advice = (
+            "remove it, or the keys of engine.deepspeed that keep fp32 weights, as data_types and offload_optimizer"
+        )
+        raise ConfigError(f"optimizer.{key}", True, problem, advice)
 
 
 def check_precision(config: Config, world: World) -> None:
@@ -278,8 +316,13 @@ def deepspeed_config(phase: Phase, elements: int) -> dict[str, Any]:
         "steps_per_print": 2**62,
     }
     if engine.precision != "fp32" and engine.stage:
-        # Without ZeRO, DeepSpeed can only accumulate in the model's own precision.
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        # Without ZeRO, DeepSpeed can only accumulate in the model's own precision. Stage 1 with fp32 is BF16_Optimizer, which
+        # keeps fp32 weights in any case.
+        in_fp32 = not (engine.has_bf16_masters and engine.stage == 1)
+        config["data_types"] = {"grad_accum_dtype": "fp32" if in_fp32 else "bf16"}
+    if engine.has_bf16_masters:
+        # DeepSpeed 0.19.8 refuses bf16 weights with fp32 moments. These it does not touch: ours stay fp32 in any case.
+        config["bf16"]["bf16_optimizer_states"] = True
     for key, value in engine.deepspeed.items():
         ours = config.get(key)
         config[key] = {**ours, **value} if isinstance(ours, dict) and isinstance(value, dict) else value

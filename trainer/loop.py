@@ -7,11 +7,12 @@ import math
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from bellwether.trainer import arrival, checkpoint, messages, models, signals
+from bellwether.trainer import arrival, checkpoint, messages, models, param_groups, signals
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.data.loader import train_batches
@@ -47,6 +48,11 @@ class PhaseLoop:
         torch.manual_seed(run.config.seed)
         task = models.build(config.model, self.dataset, activation_checkpointing=config.engine.activation_checkpointing)
         self.engine = build(task, phase, run.world)
+        run.note(f"trains {param_groups.describe(self.engine.groups)}")
+        run.metrics.write(
+            "groups", step=run.position.step, samples=run.position.samples, phase=phase.index,
+            groups=[asdict(count) for count in self.engine.groups],
+        )  # fmt: skip
         self.probe = TrajectoryProbe(
             self.engine, phase, run.world
         )  # before other weights than the initial ones are loaded

@@ -6,6 +6,8 @@ Every line has ``event`` and ``time`` (unix seconds); ``samples`` and ``step`` c
 start      version, world_size, device, step, samples, resumed_from (path or null); one per launch; nodes; startup: seconds since the start
            of the process
 plan       phases: for each phase a list of {"label", "value"} rows
+groups     step, samples, phase, groups: for each param group {weight_decay, trust_ratio (bool), lr_factor, parameters, elements}; one per
+           launch and phase
 train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, tokens_per_s (text only),
            step_time (s), data_time (s of it that rank 0 waited for data), memory_gib,
            trust_ratio {min, median, max} (absent without trust ratios),
@@ -163,12 +165,13 @@ class History:
     """The lines of a run that lead to its present state, in order, a list for each event.
 
     A resumed run repeats steps: at a ``start`` from step k every earlier line beyond k belongs to an abandoned branch and
-    is left out. Of two lines for one step the later one counts. `start`, `plan` and `end` are all kept: they belong to
-    launches, not to steps.
+    is left out. Of two lines for one step the later one counts. `start`, `plan`, `groups` and `end` are all kept: they belong
+    to launches, not to steps.
     """
 
     start: list[Line] = field(default_factory=list)
     plan: list[Line] = field(default_factory=list)
+    groups: list[Line] = field(default_factory=list)
     train: list[Line] = field(default_factory=list)
     layers: list[Line] = field(default_factory=list)
     walk: list[Line] = field(default_factory=list)
@@ -225,7 +228,7 @@ def _rewind(history: History, step: int) -> None:
 
 
 def _supersede(lines: list[Line], new: Line) -> None:
-    if new["event"] in ("start", "plan", "end"):
+    if new["event"] in ("start", "plan", "groups", "end"):
         return
     # The last step of a phase and the first evaluation of the next share a step; their phases differ.
     while lines and lines[-1]["step"] == new["step"] and lines[-1].get("phase") == new.get("phase"):

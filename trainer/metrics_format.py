@@ -15,7 +15,7 @@ HELD = ("loss", "accuracy", *(f"{key}_{kind}" for kind in KINDS for key in ("los
 
 #: Events that belong to steps, not to launches.
 OF_STEPS = ("train", "layers", "walk", "norms", "between", "eval", "checkpoint")
-EVENTS = ("start", "plan", *OF_STEPS, "end")
+EVENTS = ("start", "plan", "groups", *OF_STEPS, "end")
 # These hold only numbers, so a string "nan" in them is a number; elsewhere it is text.
 _NUMERIC = ("train", "layers", "walk", "norms", "between", "eval")
 BY_NAME = ("trust_ratio", "update_norms", "weight_norms")
@@ -24,6 +24,7 @@ _NUMBER = (int, float, type(None))
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "phases": list,
     "losses": list,
+    "groups": list,
     **dict.fromkeys(BY_NAME, dict),
     **dict.fromkeys(("distance", "update_norm", "weight_norm", "cosine"), _NUMBER),
     **dict.fromkeys(("step", "samples", "examples"), int),

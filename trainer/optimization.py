@@ -5,22 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from bellwether import optimizers
 from bellwether.optimizers import ShardedOptimizer, WarmupConstant
 from bellwether.optimizers.registry import OPTIMIZERS
-from bellwether.trainer.config.schema import Optimizer
+from bellwether.trainer.config import Config, ConfigError
+from bellwether.trainer.data.sampling import fold_in
+from bellwether.trainer.distributed import raised_by_all_ranks
 from bellwether.trainer.phases import Phase
 
 
-def make_optimizer(task: nn.Module, optimizer_config: Optimizer, lr: float) -> ShardedOptimizer:
-    """The optimizer that a config names, with a model's two param groups."""
-    entry = OPTIMIZERS[optimizer_config.name]
-    options = {**optimizer_config.options(), "lr": lr}
+def make_optimizer(groups: list[dict[str, Any]], config: Config, lr: float) -> ShardedOptimizer:
+    """The optimizer that a config names, for the groups of `bellwether.trainer.param_groups`.
+
+    Raises:
+        ConfigError: if its constructor refuses the options of a group, as a learning rate of 0 with `independent` decay.
+    """
+    options = {**config.optimizer.options(), "lr": lr}
     if "adam_lr" in options:
-        options["adam_lr"] *= lr / optimizer_config.lr  # scaled with the batch as lr is
-    return entry.make(optimizers.groups(task, **entry.grouping), **options)
+        options["adam_lr"] *= lr / config.optimizer.lr  # scaled with the batch as lr is
+    try:
+        return OPTIMIZERS[config.optimizer.name].make([{**group, **_rounding(config)} for group in groups], **options)
+    except ValueError as error:
+        advice = "change the keys of optimizer that this names"
+        raise raised_by_all_ranks(ConfigError("optimizer", None, str(error), advice)) from error
+
+
+def _rounding(config: Config) -> dict[str, Any]:
+    """The options of 16-bit weights. Other seeds of a run give other random numbers."""
+    if config.optimizer.stochastic_rounding:
+        return {"stochastic_rounding": True, "rounding_seed": fold_in(config.seed, 0)}
+    return {"kahan_sum": True} if config.optimizer.kahan_sum else {}
 
 
 def with_averaging(optimizer: ShardedOptimizer, phase: Phase) -> ShardedOptimizer:

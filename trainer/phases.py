@@ -232,12 +232,15 @@ def _averaging(phase: Phase) -> str:
     return f"{averaging.kind} from step {phase.average_from:,} on, {often}"
 
 
+_SHOWN = ("nesterov", "amsgrad", "trust_ratio", "trust_bounds", "prenormalize", "stochastic_rounding", "kahan_sum")
+
+
 def _optimizer(optimizer: Optimizer) -> str:
     form = f" ({optimizer.weight_decay_mode})" if optimizer.weight_decay_mode else ""
-    extras = [
-        key.replace("_", " ")
-        for key in ("nesterov", "amsgrad", "trust_ratio", "trust_bounds", "prenormalize")
-        if getattr(optimizer, key)
-    ]
+    extras = [key.replace("_", " ") for key in _SHOWN if getattr(optimizer, key)]
+    extras += [f"{key} {', '.join(names)}" for key in ("include", "exclude") if (names := getattr(optimizer, key))]
+    if optimizer.layer_decay is not None:
+        extras.append(f"layer decay {optimizer.layer_decay:g}")
+    extras += [f"lr x {factor:g} for {pattern}" for pattern, factor in optimizer.lr_scale.items()]
     parts = [optimizer.name, f"weight decay {optimizer.weight_decay:g}{form}", f"clip {optimizer.clip:g}", *extras]
     return ", ".join(parts)

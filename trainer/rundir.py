@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -192,7 +193,11 @@ def _upgrade(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     """Leaves by key path, without those that may change (in phases too)."""
-    key = path.split("].", 1)[-1]
+    key = re.sub(r"^phases\[\d+\]\.", "", path)
+    if key == "optimizer.lr_scale" and isinstance(
+        value, dict
+    ):  # the first pattern that matches holds: the order counts
+        return {path: [f"{pattern}: {factor:g}" for pattern, factor in value.items()]}
     if any(key == changeable or key.startswith(f"{changeable}.") for changeable in CHANGEABLE):
         return {}
     if isinstance(value, dict) and (value or not path):

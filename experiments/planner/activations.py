@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bellwether import optimizers
 from bellwether.experiments.planner.live_bytes import LiveBytes
 from bellwether.trainer import models
 from bellwether.trainer.config.schema import DataConfig
 from bellwether.trainer.data import Dataset
+from bellwether.trainer.param_groups import param_groups
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,7 @@ def measure(config: Config, data: Dataset, *, on_gpu: bool = True) -> Profile:
         task = models.build(config.model, data, activation_checkpointing=config.engine.activation_checkpointing)
         _cast(task, DTYPES[config.engine.precision])
         task.train()
-        groups = [[p.numel() for _, p in group["params"]] for group in optimizers.groups(task)]
+        groups = [[p.numel() for _, p in group["params"]] for group in param_groups(task, config.optimizer)]
         small, large = (_run_passes(task, config, size) for size in (micro, 2 * micro))
         flops = _flops(task, config, micro)
 

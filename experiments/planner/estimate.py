@@ -16,6 +16,7 @@ from bellwether.experiments.planner.sharding import Sharding
 from bellwether.experiments.planner.step_time import Machines, StepTime, step_time
 from bellwether.trainer.config import Config, ConfigError
 from bellwether.trainer.optimization import make_optimizer
+from bellwether.trainer.param_groups import param_groups
 from bellwether.trainer.phases import Phase, Split, split
 
 
@@ -107,7 +108,8 @@ def _stage_plan(profile: Profile, sharding: Sharding, machines: Machines, phase:
 
 def state_tensors(config: Config) -> int:
     """Number of tensors as large as the weights that the optimizer, averaging and trajectory measurement keep."""
-    optimizer = make_optimizer(nn.Linear(1, 1), config.optimizer, config.optimizer.lr)
+    without_patterns = config.optimizer.model_copy(update={"include": [], "exclude": [], "lr_scale": {}})
+    optimizer = make_optimizer(param_groups(nn.Linear(1, 1), without_patterns), config, config.optimizer.lr)
     state_count = optimizer.state_tensors(optimizer.param_groups[0])
     trajectory = 3 if config.trajectory.every is not None else 0
     return state_count + (config.averaging.kind != "none") + trajectory

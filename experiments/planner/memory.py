@@ -112,12 +112,12 @@ def _stage_1_and_2(rank_bytes: Bytes, rank: RankLayout, segment: Segment, accumu
     # Stage 1 keeps the bucket from one micro-batch to the next.
     buffers = rank.bucket_bytes if segment.before or (accumulated and sharding.stage == 1) else 0.0
     if sharding.stage == 1:
-        size = sharding.weight_bytes if sharding.precision == "fp32" else 4
+        size = sharding.accumulation_bytes
         elements = rank.elements if accumulated else segment.before
         return replace(rank_bytes, gradients=float(size * elements), buffers=buffers)
     earlier = rank.kept_gradient_bytes if accumulated else 0.0
     has_reduced = segment.before > min(sharding.reduce_bucket, rank.elements - 1)
-    allocates = has_reduced and (sharding.precision == "fp32" or not accumulated)
+    allocates = has_reduced and (sharding.same_type or not accumulated)
     now = rank.kept_gradient_bytes if allocates else 0.0
     return replace(rank_bytes, gradients=earlier + now, buffers=buffers + rank.send_bytes(segment))
 
@@ -163,14 +163,15 @@ def _after_passes_stage_0(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes
 def _after_passes_stage_1_and_2(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
     sharding = rank.sharding
     if sharding.stage == 1:
-        size = sharding.weight_bytes if sharding.precision == "fp32" else 4
+        size = sharding.accumulation_bytes
         gradients = size * float(rank.elements) + rank.kept_gradient_bytes
         largest = max(sharding.reduce_bucket, rank.largest_parameter)
         copy = sharding.weight_bytes * float(min(rank.elements, largest))
         buffers = rank.bucket_bytes + copy
         yield replace(rank_bytes, gradients=gradients, buffers=buffers, moment="reduction of gradients")
-    # In fp32 the gradients of a param group are concatenated once more; norms are computed on a float64 copy of a slice.
-    copy = 4.0 * rank.largest_part if sharding.precision == "fp32" else 0.0
+    # In one type the gradients of a param group are concatenated once more; norms are computed on a float64 copy of a slice.
+    copy = sharding.accumulation_bytes * float(rank.largest_part) if sharding.same_type else 0.0
+    copy += rank.update_bytes
     norm = 8.0 * rank.largest_slice
     yield replace(rank_bytes, gradients=rank.kept_gradient_bytes, buffers=max(copy, norm), moment="update")
 
@@ -178,5 +179,6 @@ def _after_passes_stage_1_and_2(rank_bytes: Bytes, rank: RankLayout) -> Iterator
 def _after_passes_stage_3(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
     # Parameters that are kept whole otherwise are released.
     parameters = float(rank.sharding.weight_bytes * rank.part)
-    buffers = rank.bucket_bytes + 4.0 * rank.largest_part
+    copy = 0.0 if rank.sharding.bf16_masters else 4.0 * rank.largest_part
+    buffers = rank.bucket_bytes + copy + rank.update_bytes
     yield replace(rank_bytes, parameters=parameters, gradients=4.0 * rank.part, buffers=buffers, moment="update")

@@ -24,6 +24,8 @@ class Sharding:
     persistence: int
     contiguous: bool
     overlap: bool
+    bf16_masters: bool = False  # the optimizer updates bf16 weights, and there are no fp32 ones
+    rounding: str = ""  # stochastic_rounding or kahan_sum, of bf16 weights
 
     @classmethod
     def from_config(cls, config: Config, states: int, elements: int, stage: int | None = None) -> Sharding:
@@ -52,9 +54,11 @@ class Sharding:
                 )
         zero_config.setdefault("reduce_bucket_size", reduce_bucket(elements))
         zero = DeepSpeedZeroConfig(**{**zero_config, "stage": config.engine.stage if stage is None else stage})
+        rounding = next((key for key in ("stochastic_rounding", "kahan_sum") if getattr(config.optimizer, key)), "")
         return cls(
             zero.stage, config.engine.precision, states, zero.reduce_bucket_size, zero.allgather_bucket_size,
             zero.prefetch_bucket_size, zero.param_persistence_threshold, bool(zero.contiguous_gradients), bool(zero.overlap_comm),
+            config.engine.has_bf16_masters and zero.stage > 0, rounding,
         )  # fmt: skip
 
     @property
@@ -64,14 +68,26 @@ class Sharding:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Bytes of master weights and optimizer state for each element that a rank updates."""
+        """Bytes of master weights and optimizer state, which is fp32 also beside bf16 weights, for each element of a rank."""
+        if self.bf16_masters:  # DeepSpeed copies the rank's part also where it has the same type
+            return 4 * self.states + (4 if self.rounding == "kahan_sum" else 2)
         updates_model_weights = self.stage == 0 and self.precision == "fp32"
         return 4 * self.states + (0 if updates_model_weights else 4)
 
     @property
+    def accumulation_bytes(self) -> int:
+        """Bytes of an element of the gradients that a rank keeps. Stage 1 accumulates in the type of the master weights."""
+        return 2 if self.bf16_masters and self.stage == 1 else 4
+
+    @property
+    def same_type(self) -> bool:
+        """Whether weights, gradients and master weights have one type, so that DeepSpeed accumulates in place."""
+        return self.precision == "fp32" or (self.bf16_masters and self.stage == 1)
+
+    @property
     def is_bf16_optimizer(self) -> bool:
         """Whether DeepSpeed uses its BF16_Optimizer."""
-        return self.stage == 1 and self.precision == "bf16"
+        return self.stage == 1 and self.precision == "bf16" and not self.bf16_masters
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,7 @@ class RankLayout:
     def bucket_bytes(self) -> float:
         """Bytes of the buffers into which gradients are copied before they are sent."""
         sharding = self.sharding
-        in_fp32 = sharding.stage == 1 and sharding.precision != "fp32"
+        in_fp32 = sharding.stage == 1 and not sharding.same_type
         size = 4 if in_fp32 else sharding.weight_bytes
         copies = 2 if sharding.overlap and sharding.stage != 3 else 1
         return float(size * sharding.reduce_bucket * copies) if sharding.contiguous else 0.0
@@ -131,8 +147,21 @@ class RankLayout:
     @property
     def kept_gradient_bytes(self) -> float:
         """Bytes of the gradients that a rank keeps for its update under stages 1 and 2."""
-        # In fp32, the whole of each parameter of which it has a slice; else its part, in a separate buffer.
-        return 4.0 * (self.touched if self.sharding.precision == "fp32" else self.part)
+        # In one type, the whole of each parameter of which it has a slice; else its part, in a separate buffer.
+        return float(self.sharding.accumulation_bytes * (self.touched if self.sharding.same_type else self.part))
+
+    @property
+    def update_bytes(self) -> float:
+        """Bytes that the update of a param group of bf16 weights adds. It is computed in fp32."""
+        if not self.sharding.bf16_masters:
+            return 0.0
+        # Its gradients were accumulated in fp32, but at stage 1: a copy in bf16, in whose place stage 2 frees them.
+        gradients = {1: 0.0, 2: -2.0, 3: 2.0}[self.sharding.stage]
+        if self.sharding.rounding == "kahan_sum":  # weights and gradients in fp32
+            return (gradients + 8.0) * self.largest_part
+        if self.sharding.rounding == "stochastic_rounding":  # also the result, and random numbers of 64 bits
+            return (gradients + 8.0 + 2.0) * self.largest_part + 40.0 * self.largest_slice
+        return gradients * self.largest_part
 
     def send_bytes(self, segment: Segment) -> float:
         """Bytes of the copy that is sent during a segment, if its gradient fills a bucket."""

@@ -15,7 +15,8 @@ from bellwether.experiments.planner.estimate import PhasePlan, phase_plan
 from bellwether.experiments.planner.model_info import model_info
 from bellwether.experiments.planner.step_time import Machines
 from bellwether.trainer import phases as run_phases
-from bellwether.trainer.config import load, phases
+from bellwether.trainer.checked_config import load_checked
+from bellwether.trainer.config import phases
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def show(request: PlanRequest) -> int:
     machines = Machines(
         gpu, request.nodes, request.gpus_per_node, request.headroom, request.mfu, request.throughput
     )  # fmt: skip
-    configs = phases(load(request.config, request.overrides))
+    configs = phases(load_checked(request.config, request.overrides))
     critical = None if request.critical_batch is None else critical_batch.read(request.critical_batch)
     keys = [f"phases[{i}]." if len(configs) > 1 else "" for i in range(len(configs))]
     infos = [model_info(c, request.dataset_size, key) for c, key in zip(configs, keys, strict=True)]

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from bellwether.experiments.sweep.measurements import Target, Value
 from bellwether.experiments.sweep.renamed_keys import with_new_names
+from bellwether.trainer.checked_config import load_checked
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, load, shipped
 from bellwether.trainer.config.error_messages import explain
 from bellwether.trainer.config.renamed import Renaming, report
@@ -247,9 +248,14 @@ def base(sweep: Sweep) -> Config:
     return config(sweep, {**sweep.set, "batch.global": sweep.batches[0]})
 
 
-def config(sweep: Sweep, overrides: Mapping[str, Any]) -> Config:
-    """The config of the sweep with overrides by key path."""
-    return load(sweep.config, [f"{key}={_flow(value)}" for key, value in overrides.items()])
+def config(sweep: Sweep, overrides: Mapping[str, Any], *, checked: bool = False) -> Config:
+    """The config of the sweep with overrides by key path.
+
+    Args:
+        checked: use `load_checked`, which may build the model.
+    """
+    read = load_checked if checked else load
+    return read(sweep.config, [f"{key}={_flow(value)}" for key, value in overrides.items()])
 
 
 def _flow(value: Any) -> str:

@@ -79,7 +79,7 @@ def check(sweep: Sweep, path: str, processes: int | None) -> None:
                     "batch.global": batch,
                     **search.setting(sweep, optimizer, batch, 0),
                 }
-                config = spec.config(sweep, first)
+                config = spec.config(sweep, first, checked=batch == sweep.batches[0])
                 if processes is not None:
                     splits(phases(config), processes)
                 for key, values in sweep.space_of(optimizer).items():

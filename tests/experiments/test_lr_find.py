@@ -68,7 +68,7 @@ def test_range_test_runs_in_a_new_directory(tmp_path: Path, capsys: pytest.Captu
     config.write_text(
         f"name: small\nruns: {tmp_path}/runs\nduration: 1 epochs\nmodel: {{kind: cifar-resnet, depth: 8}}\n"
         f"data: {{kind: images, source: digits, size: 8, mean: [0.3], std: [0.3], workers: 0, cache: {tmp_path}/cache}}\n"
-        "batch: {global: 16}\noptimizer: {name: sgd, lr: 0.1, clip: 0}\nlog: {trackers: []}\n"
+        f"batch: {{global: 16}}\noptimizer: {{name: sgd, lr: 0.1, clip: 0, lr_scale: {{'*.classifier.*': 2}}}}\nlog: {{trackers: []}}\n"
         "engine: {device: cpu, heartbeat: 0}\nphases: [{duration: 1 epochs}, {batch: {global: 32}}]\n"
     )
     (tmp_path / "runs" / "small-lr-find").mkdir(parents=True)  # existing directories are not changed
@@ -80,7 +80,9 @@ def test_range_test_runs_in_a_new_directory(tmp_path: Path, capsys: pytest.Captu
     assert len(found["rates"]) < 60  # the run diverged
     assert (run / "lr-find.png").stat().st_size > 10_000
     assert not (run / "checkpoints").exists()
-    assert "suggestion" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "suggestion" in out
+    assert "; lr x 2: " in out  # and the rates above are those of factor 1
     assert not list((tmp_path / "runs" / "small-lr-find").iterdir())
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from bellwether.trainer.checkpoint import Manifest
 from bellwether.trainer.metrics import read
+from tests.precision import skip_without
 from tests.ranks import Ranks
 from tests.tiers import covering
 from tests.trainer.runs import images, last, losses, run_config, tensors, text, train_lines, weights
@@ -63,6 +64,53 @@ def test_loss_factor_changes_only_rules_that_depend_on_it(
     assert found[0][0][0] == found[1][0][0]
     assert found[1][1] == pytest.approx(1024 * found[0][1])
     assert (found[0][0] != pytest.approx(found[1][0], rel=1e-5)) == depends
+
+
+SIXTEEN_BITS = {
+    1: {"name": "lamb", "lr": 1e-2, "kahan_sum": True},
+    2: {"name": "adamw", "lr": 1e-3, "stochastic_rounding": True},
+    3: {"name": "lamb", "lr": 1e-2, "kahan_sum": True},
+}
+
+
+@covering(lambda stage: stage == 1)
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("stage", SIXTEEN_BITS)
+def test_bf16_weights_and_other_groups_resume(ranks: Ranks, workspace: Path, stage: int) -> None:
+    """bf16 weights without fp32 masters, groups by layer; then a run with other groups continues from their checkpoint."""
+    skip_without("bf16", ranks)
+    engine = {"stage": stage, "precision": "bf16", "deepspeed": {"bf16": {"bf16_master_weights_and_grads": True}}}
+    scaled = {"layer_decay": 0.5, "lr_scale": {"*.cls.*": 2.0}, "exclude": ["*.position_embeddings.*"]}
+    raw = text(
+        workspace, f"bf16-{stage}", duration="6 steps", engine=engine, optimizer={**SIXTEEN_BITS[stage], **scaled}
+    )
+    ranks.run(run_config, raw)
+    halves = {**raw, "name": f"{raw['name']}-halves"}
+    ranks.run(run_config, {**halves, "stop_after": "3 steps"})
+    middle = last(halves)
+    ranks.run(run_config, halves)
+    assert losses(halves) == losses(raw)
+    assert losses(raw)[-1] < losses(raw)[0]
+    wanted, found = tensors(last(raw)), tensors(last(halves))
+    assert all(torch.equal(value, found[key]) for key, value in wanted.items())
+    weights_in_file = {value.dtype for key, value in wanted.items() if ":weight|" in key}
+    assert weights_in_file == {torch.bfloat16}
+    kept = [value for key, value in wanted.items() if ":kahan_comp|" in key]
+    assert bool(kept) == ("kahan_sum" in SIXTEEN_BITS[stage]) == any(value.abs().sum() > 0 for value in kept)
+    assert {group["lr_factor"] for group in read(last(raw).parent.parent).groups[-1]["groups"]} == {
+        2.0,
+        0.5,
+        0.25,
+        0.125,
+    }
+    peak = SIXTEEN_BITS[stage]["lr"]
+    assert max(line["lr"] for line in train_lines(raw)) <= peak, "that of parameters without a factor is logged"
+    # Other groups, with fp32 master weights, at another stage.
+    plain = {key: SIXTEEN_BITS[stage][key] for key in ("name", "lr")}
+    other = text(workspace, f"bf16-{stage}-other", duration="6 steps", optimizer=plain, resume=str(middle))
+    ranks.run(run_config, other)
+    assert [line["step"] for line in train_lines(other)] == [4, 5, 6]
+    assert losses(other)[-1] < losses(raw)[0]
 
 
 AVERAGES = {

@@ -455,6 +455,24 @@ def test_recent_noise_scale_and_spikes_are_reported(tmp_path: Path) -> None:
     assert expected in summary(run.path)
 
 
+def test_parameter_groups_are_those_of_the_newest_launch(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    at: dict[str, Any] = {"step": 0, "samples": 0}
+    decayed = {"weight_decay": 0.01, "trust_ratio": True, "lr_factor": 1, "parameters": 40, "elements": 4_386_178}
+    others = {"weight_decay": 0.0, "trust_ratio": False, "lr_factor": 0.5, "parameters": 2, "elements": 96}
+    run.line("groups", **at, phase=0, groups=[{**decayed, "elements": 5}])
+    run.line("groups", **at, phase=0, groups=[decayed, others])
+    run.line("groups", **at, phase="x", groups=[decayed])  # hostile, as the next ones
+    run.line("groups", **at, phase=0)
+    page = Page(write(run.path).read_text(encoding="utf-8")).text
+    columns = ["weight decay", "trust ratio", "learning rate", "parameters", "elements"]
+    cells = ["0.01", "yes", "× 1", "40", "4,386,178", "0", "no", "× 0.5", "2", "96"]
+    assert "\n".join([*columns, *cells]) in page
+    run.line("groups", **at, phase=1, groups=["hostile", others])
+    page = Page(write(run.path).read_text(encoding="utf-8")).text
+    assert "\n".join(["phase", *columns, "1", *cells[:5], "1", *cells[5:], "2", *cells[5:]]) in page
+
+
 def test_evaluation_table_has_a_column_for_each_kind(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     values = {

@@ -87,6 +87,25 @@ def test_run_of_a_version_whose_recipe_decayed_from_the_peak_resumes_only_as_suc
     rundir.prepare(changed(config, schedule={"recipe": "lamb-bert", "decay_from": "warmup"}))
 
 
+def test_other_order_of_patterns_is_another_config(config: Config) -> None:
+    """The first pattern that matches holds. A pattern with brackets is no phase, and one named as a free key is not free."""
+    scales = {"layer[12].log": 2.0, "*": 3.0}
+    prepared(changed(config, optimizer={"lr": 1e-3, "lr_scale": scales}))
+    rundir.prepare(changed(config, optimizer={"lr": 1e-3, "lr_scale": scales}))[1].close()
+    for other in (dict(reversed(scales.items())), {"layer[12].log": 5.0, "*": 3.0}):
+        with pytest.raises(ConfigErrors, match=r"optimizer\.lr_scale: \["):
+            rundir.prepare(changed(config, optimizer={"lr": 1e-3, "lr_scale": other}))
+
+
+def test_run_of_a_version_without_the_keys_of_groups_resumes(config: Config) -> None:
+    file = prepared(config) / "config.yaml"
+    raw = yaml.safe_load(file.read_text())
+    for key in ("include", "exclude", "layer_decay", "lr_scale", "stochastic_rounding", "kahan_sum"):
+        del raw["optimizer"][key]
+    file.write_text(f"{file.read_text().splitlines()[0]}\n{yaml.safe_dump(raw)}")
+    rundir.prepare(config)
+
+
 def test_config_of_a_run_without_steps_may_be_changed(config: Config) -> None:
     rundir.prepare(config)
     other = changed(config, seed=7)
@@ -99,6 +118,9 @@ def test_config_of_a_run_without_steps_may_be_changed(config: Config) -> None:
         ({"seed": 2}, "seed: 2"),
         ({"batch": {"global": 1024}}, "batch.global: 1024"),
         ({"optimizer": {"lr": 2e-3}}, "optimizer.lr: 0.002"),
+        ({"optimizer": {"lr": 1e-3, "exclude": ["a.*"]}}, "optimizer.exclude: ['a.*']"),
+        ({"optimizer": {"lr": 1e-3, "layer_decay": 0.5}}, "optimizer.layer_decay: 0.5"),
+        ({"optimizer": {"lr": 1e-3, "lr_scale": {"log.*": 2}}}, "optimizer.lr_scale: ['log.*: 2']"),
         ({"phases": []}, "phases[0].batch.global: "),
         ({"phases": [{"batch": {"global": 128, "micro": 4}}]}, "phases[0].batch.global: 128"),
     ],

@@ -1,7 +1,7 @@
 """The config of a run: YAML validated by pydantic models, with errors that say what to change."""
 
 from bellwether.trainer.config.errors import ConfigError, ConfigErrors
-from bellwether.trainer.config.load import load
+from bellwether.trainer.config.load import load, load_with_origins
 from bellwether.trainer.config.schema import Config
 from bellwether.trainer.config.shipped import shipped_recipes
 from bellwether.trainer.config.units import Duration, Span, Target
@@ -16,6 +16,7 @@ __all__ = [
     "Target",
     "dump",
     "load",
+    "load_with_origins",
     "phases",
     "shipped_recipes",
     "to_yaml",

@@ -119,7 +119,7 @@ def meaning(path: KeyPath, raw: Any, top: type[BaseModel] = Config) -> str:
     field = _field(path, raw, top)
     if field is None:
         return ""
-    example = f", as in {list(field.default)}" if isinstance(field.default, list | tuple) else ""
+    example = f", as in {list(field.default)}" if field.default and isinstance(field.default, list | tuple) else ""
     return f"{field.description or ''}{example}"
 
 

@@ -31,6 +31,13 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False
     Raises:
         ConfigErrors: with one `ConfigError` for each thing that is wrong.
     """
+    return load_with_origins(path, overrides, quiet=quiet)[0]
+
+
+def load_with_origins(
+    path: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False
+) -> tuple[Config, Origins]:
+    """As `load`, with the file, or ``command line``, that has set each key."""
     renamings: list[Renaming] = []
     raw, origins = _read(Path(path), (), renamings)
     for override in overrides:
@@ -39,7 +46,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False
         report(renamings)
     if errors := overridden_by_phases(raw, origins):
         raise ConfigErrors(errors)
-    return validate(raw, origins, str(path))
+    return validate(raw, origins, str(path)), origins
 
 
 def _read(path: Path, children: tuple[Path, ...], renamings: list[Renaming]) -> tuple[dict[str, Any], Origins]:

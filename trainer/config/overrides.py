@@ -28,7 +28,7 @@ def apply_override(raw: dict[str, Any], origins: Origins, text: str, renamings: 
     """
     where = COMMAND_LINE
     name, equals, value = text.partition("=")
-    parts = re.sub(r"\[(\d+)\]", r".\1", name.strip()).split(".")
+    parts = _parts(name.strip())
     if not equals or not all(parts) or parts[0].isdecimal():
         raise ConfigErrors(
             [ConfigError(text, "", "not an override", "write key.path=value, as in optimizer.lr=2e-3", where)]
@@ -61,6 +61,13 @@ def apply_override(raw: dict[str, Any], origins: Origins, text: str, renamings: 
         node = node[key]
     for leaf in leaves(parsed):
         origins[keys + leaf] = where
+
+
+def _parts(name: str) -> list[str]:
+    """The keys of a key path. What follows `optimizer.lr_scale` is one key: a pattern of names, which have dots."""
+    found = re.fullmatch(r"(.*\boptimizer\.lr_scale)\.(.+)", name)
+    path, pattern = (found[1], [found[2]]) if found else (name, [])
+    return [*re.sub(r"\[(\d+)\]", r".\1", path).split("."), *pattern]
 
 
 def overridden_by_phases(raw: dict[str, Any], origins: Origins) -> list[ConfigError]:

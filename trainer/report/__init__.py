@@ -36,7 +36,10 @@ def write(run: Path) -> Path:
         "run.html", title=facts.name, kind="report of a run", state=facts.history.state, about=_about(facts),
         facts=facts, headlines=tables.headlines(facts), sections=draw(_sections(), facts, run / "plots"),
         layers=tables.layers(facts), goodput=tables.goodput(facts), interval=suggest(facts.history, facts.goodput),
-        tables={"Evaluations": tables.evaluations(facts), "Checkpoints": tables.checkpoints(facts)},
+        tables={
+            "Evaluations": tables.evaluations(facts), "Parameter groups": tables.groups(facts),
+            "Checkpoints": tables.checkpoints(facts),
+        },
     )  # fmt: skip
     run_paths.publish(run / FILE, page)
     return run / FILE

@@ -89,6 +89,14 @@ class Facts:
         return {label: [phase.get(label, ABSENT) for phase in phases] for label in labels}
 
     @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """The param groups of each phase as of its newest launch, in order, with the number of the phase."""
+        lines = [line for line in self.history.groups if isinstance(line.get("phase"), int) and "groups" in line]
+        newest = {line["phase"]: line["groups"] for line in lines}
+        pairs = [(phase, group) for phase, groups in sorted(newest.items()) for group in groups]
+        return [{**group, "phase": phase + 1} for phase, group in pairs if isinstance(group, dict)]
+
+    @cached_property
     def expectation(self) -> tuple[int, float] | None:
         """(entries, ln(entries)), the loss of uniform guessing; None if the plan has no such row."""
         for label, value in ((label, value) for label, values in self.plan.items() for value in values):

@@ -70,6 +70,17 @@ def evaluations(facts: Facts) -> Table:
     return Table([_column("step"), _column("samples"), *held, _column("examples")], lines)
 
 
+def groups(facts: Facts) -> Table:
+    """What is trained with which weight decay, trust ratio and learning rate."""
+    phase = [_column("phase")] if len({group["phase"] for group in facts.groups}) > 1 else []
+    return Table([
+        *phase, _column("weight_decay", lambda value: number(value, "g"), "weight decay"),
+        ("trust ratio", "", lambda group: "yes" if group.get("trust_ratio") else "no"),
+        ("learning rate", "n", lambda group: f"× {number(group.get('lr_factor'), 'g')}"),
+        _column("parameters"), _column("elements"),
+    ], facts.groups)  # fmt: skip
+
+
 def checkpoints(facts: Facts) -> Table:
     def kept(line: Line) -> bool:
         return (facts.run / line["path"]).exists() or Path(line["path"]).exists()

@@ -13,6 +13,7 @@ from bellwether.experiments.planner.network import collectives
 from bellwether.experiments.planner.sharding import Sharding
 from bellwether.trainer import models
 from bellwether.trainer.config import ConfigError, validate
+from bellwether.trainer.param_groups import parameter_names
 from tests.experiments.planner.truth import data_of, train
 from tests.precision import skip_without
 from tests.ranks import Ranks
@@ -22,6 +23,13 @@ BERT = {
     "model": {"kind": "bert", "size": "mini", "dropout": 0.1},
     "data": {"kind": "text", "vocabulary_size": 2048, "sequence_length": 64},
 }
+# bf16 weights without fp32 masters, and more param groups than the usual two.
+KAHAN = {**BERT, "optimizer": {"kahan_sum": True, "layer_decay": 0.9}}
+STOCHASTIC = {**BERT, "optimizer": {"stochastic_rounding": True}}
+MASTERS = {
+    "bf16": {"bf16_master_weights_and_grads": True},
+    "zero_optimization": {"reduce_bucket_size": 500_000},
+}
 RESNET = {"model": {"kind": "cifar-resnet", "depth": 20}, "data": {"kind": "images", "size": 32}}
 
 
@@ -30,7 +38,7 @@ def config_of(model: dict[str, Any], **engine: Any) -> dict[str, Any]:
     given = {"zero_optimization": {"reduce_bucket_size": 500_000}, "fp16": {"initial_scale_power": 4}}
     return {
         **model, "name": "x", "duration": "10 steps", "batch": {"global": 8, "micro": 8},
-        "optimizer": {"name": "lamb", "lr": 1e-3}, "engine": {"deepspeed": given, **engine},
+        "optimizer": {"name": "lamb", "lr": 1e-3, **model.get("optimizer", {})}, "engine": {"deepspeed": given, **engine},
     }  # fmt: skip
 
 
@@ -39,6 +47,8 @@ KINDS = {"all-reduce": "allreduce", "all-gather": "allgather_base", "reduce-scat
 CASES = [
     *((BERT, {"stage": stage, "precision": precision}, 2) for stage in range(4) for precision in ("fp32", "bf16")),
     (BERT, {"stage": 1, "precision": "fp16"}, 2),
+    *((KAHAN, {"stage": stage, "precision": "bf16", "deepspeed": MASTERS}, 2) for stage in (1, 2, 3)),
+    (STOCHASTIC, {"stage": 2, "precision": "bf16", "deepspeed": MASTERS}, 1),
     (BERT, {"stage": 2, "precision": "bf16", "activation_checkpointing": True}, 1),
     (RESNET, {"stage": 2, "precision": "fp32"}, 1),
     *((RESNET, {"stage": stage, "precision": "fp32", "deepspeed": {}}, 2) for stage in (1, 2, 3)),  # our own bucket
@@ -136,6 +146,23 @@ def test_gpu_saves_less_than_a_cpu_and_computes_six_flops_per_parameter_and_toke
 )
 def test_number_of_state_tensors_follows_the_optimizer(optimizer: dict[str, Any], states: int) -> None:
     assert estimate.state_tensors(validate({**config_of(BERT), "optimizer": {"lr": 0.1, **optimizer}})) == states
+
+
+@pytest.mark.parametrize(
+    "optimizer, stage, size",
+    [({}, 1, 2 + 8), ({"kahan_sum": True}, 2, 2 + 8 + 2), ({"stochastic_rounding": True}, 3, 2 + 8), ({}, 0, 4 + 8)],
+)
+def test_bytes_of_bf16_weights_have_fp32_moments(optimizer: dict[str, Any], stage: int, size: int) -> None:
+    """Without fp32 masters DeepSpeed copies the weights of a rank's part in bf16; stage 0 has fp32 masters in any case."""
+    config = validate(config_of({**BERT, "optimizer": optimizer}, stage=1, precision="bf16", deepspeed=MASTERS))
+    assert Sharding.from_config(config, estimate.state_tensors(config), 1000, stage).optimizer_bytes == size
+
+
+def test_param_groups_of_a_config_are_measured() -> None:
+    config = validate(config_of({**BERT, "optimizer": {"layer_decay": 0.5, "exclude": ["*.word_embeddings.*"]}}))
+    groups = activations.measure(config, data_of(config)).groups
+    assert len(groups) == 2 * (4 + 2)  # the embeddings, four layers and the head, each with and without weight decay
+    assert sum(map(len, groups)) == len(parameter_names(config))
 
 
 def test_offloading_is_refused() -> None:

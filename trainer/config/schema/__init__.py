@@ -76,6 +76,13 @@ class Config(Section):
             raise ValueError(
                 f"evaluate.augment: {self.evaluate.augment} views need images with data.crop or data.flip; remove it"
             )
+        rounding = next((key for key in ("stochastic_rounding", "kahan_sum") if getattr(self.optimizer, key)), None)
+        if rounding is not None and not self.engine.has_bf16_masters:
+            raise ValueError(
+                f"optimizer.{rounding}: the optimizer updates fp32 weights, which lose no small updates; remove it, or keep no fp32 "
+                "weights: engine.precision: bf16, engine.stage: 1, 2 or 3, and "
+                "engine.deepspeed: {bf16: {bf16_master_weights_and_grads: true}}"
+            )
         if self.schedule.scale_decay and self.optimizer.weight_decay_mode in ("independent", "prox"):
             raise ValueError(
                 f"schedule.scale_decay: optimizer.weight_decay_mode: {self.optimizer.weight_decay_mode} already follows the learning rate; remove it"

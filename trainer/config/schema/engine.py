@@ -104,6 +104,13 @@ class Engine(Section):
         default_factory=dict, description="additional keys of DeepSpeed's config, passed on unchanged"
     )
 
+    @property
+    def has_bf16_masters(self) -> bool:
+        """Whether the optimizer updates bf16 weights: DeepSpeed keeps fp32 ones unless it is told not to."""
+        bf16 = self.deepspeed.get("bf16")
+        asked = isinstance(bf16, dict) and bf16.get("bf16_master_weights_and_grads") is True
+        return asked and self.precision == "bf16" and self.stage > 0
+
     @model_validator(mode="after")
     def _ours(self) -> Engine:
         for key, own in _OURS.items():

@@ -85,6 +85,37 @@ class Optimizer(Section):
     ns_dtype: Literal["bf16", "fp16", "fp32", "fp64"] | None = Field(
         None, description="muon only: dtype of Newton-Schulz, and of the matrices that travel between ranks; null: bf16"
     )
+    include: list[str] = Field(
+        [],
+        description='patterns of parameter names, as in ["*.position_embeddings.weight"], that get weight decay and a trust ratio in any '
+        "case; where `exclude` matches too, `include` holds",
+    )
+    exclude: list[str] = Field(
+        [],
+        description="patterns of parameter names that get neither weight decay nor a trust ratio, in addition to biases, vectors and "
+        "normalization layers",
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="factor of the learning rate from each layer to the one below it, 1 for the head and least for the embeddings "
+        "(ELECTRA, BEiT); null: none",
+        json_schema_extra=unit("factor"),
+    )
+    lr_scale: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description='factors of the learning rate by pattern of parameter names, as in {"*.classifier.*": 10}; the first pattern '
+        "that matches holds, those of an extended file come first",
+    )
+    stochastic_rounding: bool = Field(
+        False,
+        description="round the updates of 16-bit weights up or down at random, right on average; for "
+        "`engine.deepspeed: {bf16: {bf16_master_weights_and_grads: true}}`, which keeps no fp32 weights",
+    )
+    kahan_sum: bool = Field(
+        False,
+        description="keep what rounding cuts off from 16-bit weights in a second 16-bit tensor; for the same engines as "
+        "`stochastic_rounding`",
+    )
     loss_factor: Annotated[float, Field(gt=0)] = Field(
         1.0,
         description="the loss is multiplied by this factor before the backward pass, to test an optimizer's scale invariance; "
@@ -119,6 +150,10 @@ class Optimizer(Section):
                 raise ValueError("trust_bounds: the lowest first, then the highest")
             if not is_layer_wise(self.name, self.trust_ratio):
                 raise ValueError("trust_bounds: there is no trust ratio; write trust_ratio: true, or remove it")
+        if self.stochastic_rounding and self.kahan_sum:
+            raise ValueError(
+                "kahan_sum: either option alone makes small updates count; remove stochastic_rounding or it"
+            )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs momentum above 0, as in momentum: 0.9")
         return self

@@ -1,0 +1,160 @@
+"""The param groups that a config asks for, checked against the names of the model's parameters, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from bellwether import optimizers
+from bellwether.optimizers.param_groups import named, nearest
+from bellwether.optimizers.registry import OPTIMIZERS
+from bellwether.trainer import models
+from bellwether.trainer.config import Config, ConfigError, ConfigErrors, phases
+from bellwether.trainer.config.key_paths import KeyPath, Origins, dotted, origin_of
+from bellwether.trainer.config.schema import Optimizer
+from bellwether.trainer.distributed import raised_by_all_ranks
+
+
+def param_groups(task: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """`bellwether.optimizers.groups` of a model, as the section `optimizer` of a config says.
+
+    Raises:
+        ConfigErrors: with one `ConfigError` for each pattern that matches no parameter.
+    """
+    if errors := list(_unmatched(optimizer, [name for name, _ in named(task)], {}, "")):
+        raise raised_by_all_ranks(ConfigErrors(errors))
+    return optimizers.groups(
+        task, include=optimizer.include, exclude=optimizer.exclude, layer_decay=optimizer.layer_decay, lr_scale=optimizer.lr_scale,
+        **OPTIMIZERS[optimizer.name].grouping,
+    )  # fmt: skip
+
+
+def check_patterns(config: Config, origins: Origins, source: str) -> None:
+    """Check the patterns of all phases before anything is started. Builds the model, without its data and memory.
+
+    Args:
+        origins: the file that has set each key.
+        source: the file to name for keys without an origin.
+
+    Raises:
+        ConfigErrors: with one `ConfigError` for each pattern that matches no parameter.
+    """
+    each = [phase.optimizer for phase in phases(config)]
+    names = parameter_names(config)
+    errors: dict[str, ConfigError] = {}
+    for index, optimizer in enumerate(each):
+        prefix: KeyPath = ("phases", index) if config.phases else ()
+        for error in _unmatched(optimizer, names, origins, source, prefix):
+            errors.setdefault(str(error), error)
+    if errors:
+        raise ConfigErrors(list(errors.values()))
+
+
+def parameter_names(config: Config) -> list[str]:
+    """The names of a model's parameters, which do not depend on its data. Takes no memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        dataset, _ = config.data.assumed(_NoSamples(), config.model.assumed_classes)
+        return [name for name, _ in named(models.build(config.model, dataset))]
+
+
+class _NoSamples:
+    def __len__(self) -> int:
+        return 0
+
+    def batch(self, indices: Any, keys: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+def _unmatched(
+    optimizer: Optimizer, names: list[str], origins: Origins, source: str, prefix: KeyPath = ()
+) -> Iterator[ConfigError]:
+    """An error for each pattern that matches no parameter. A phase's key is named where the phase has set it."""
+    for key in ("include", "exclude", "lr_scale"):
+        for index, pattern in enumerate(getattr(optimizer, key)):
+            if any(fnmatchcase(name, pattern) for name in names):
+                continue
+            path: KeyPath = ("optimizer", key)
+            if prefix and any(origin[: len(prefix) + 2] == (*prefix, *path) for origin in origins):
+                path = (*prefix, *path)
+            leaf = (*path, pattern if key == "lr_scale" else index)
+            problem = "this pattern matches no parameter"
+            yield ConfigError(dotted(path), pattern, problem, nearest(pattern, names), origin_of(leaf, origins, source))
+
+
+@dataclass(frozen=True)
+class GroupCount:
+    """What some parameters have in common.
+
+    Attributes:
+        weight_decay: of these parameters.
+        trust_ratio: whether they have one.
+        lr_factor: their learning rate, as a multiple of ``optimizer.lr`` and its schedule.
+        parameters, elements: the number of tensors, and of their elements.
+    """
+
+    weight_decay: float
+    trust_ratio: bool
+    lr_factor: float
+    parameters: int
+    elements: int
+
+
+def count_groups(groups: Iterable[dict[str, Any]], lr: float) -> list[GroupCount]:
+    """The param groups of an optimizer in numbers.
+
+    Args:
+        lr: the learning rate of parameters without a factor of their own.
+    """
+    return [
+        GroupCount(
+            float(group["weight_decay"]), bool(group["trust_ratio"]), float(f"{float(group['lr']) / lr:.6g}"),
+            len(group["params"]), sum(p.numel() for p in group["params"]),
+        )
+        for group in groups
+    ]  # fmt: skip
+
+
+_MOST_FACTORS = 8  # in the line that `describe` makes: layer_decay has one for each layer
+
+
+def describe(counts: Sequence[GroupCount]) -> str:
+    """One line: how much is trained with and without weight decay and trust ratio, and by factor of the learning rate.
+
+    >>> describe([GroupCount(0.01, True, 1.0, 2, 4096), GroupCount(0.0, False, 1.0, 3, 96)])
+    '2 parameters (4,096 elements) with weight decay 0.01 and trust ratio, 3 (96) with neither'
+    """
+    if not counts:
+        return ""
+    kinds = [
+        f"{parameters:,} ({elements:,}) with {_kind(*kind)}"
+        for kind, (parameters, elements) in _sums(((c.weight_decay, c.trust_ratio), c) for c in counts).items()
+    ]
+    kinds[0] = kinds[0].replace(" (", " parameters (", 1).replace(")", " elements)", 1)
+    by_factor = sorted(_sums((c.lr_factor, c) for c in counts).items(), reverse=True)
+    if [factor for factor, _ in by_factor] == [1.0]:
+        return ", ".join(kinds)
+    rates = [f"lr x {factor:g}: {parameters:,} ({elements:,})" for factor, (parameters, elements) in by_factor]
+    if len(rates) > _MOST_FACTORS:
+        rates[3:-1] = [f"{len(rates) - 4} more"]
+    return f"{', '.join(kinds)}; {', '.join(rates)}"
+
+
+def _kind(weight_decay: float, trust_ratio: bool) -> str:
+    if not weight_decay and not trust_ratio:
+        return "neither"
+    decay = f"weight decay {weight_decay:g}" if weight_decay else ""
+    return " and ".join(part for part in (decay, "trust ratio" if trust_ratio else "") if part)
+
+
+def _sums(counts: Iterable[tuple[Any, GroupCount]]) -> dict[Any, tuple[int, int]]:
+    sums: dict[Any, tuple[int, int]] = {}
+    for key, count in counts:
+        parameters, elements = sums.get(key, (0, 0))
+        sums[key] = parameters + count.parameters, elements + count.elements
+    return sums
