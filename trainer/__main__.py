@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from bellwether.trainer import error_file, libraries, log, signals
+from bellwether.trainer import error_file, file_errors, libraries, log, signals
 from bellwether.trainer.environment_rank import environment_rank, is_local_rank_0
 
 _log = logging.getLogger("bellwether.trainer")  # __name__ is __main__ here
@@ -96,11 +96,19 @@ def _report_config_error(error: Exception) -> None:
 
 
 def _record_failure(error: Exception) -> int:
-    """Write the traceback to torchrun's error file, from which bellwether shows that of the rank that failed first."""
+    """Write the traceback to torchrun's error file, from which bellwether shows that of the rank that failed first.
+
+    What a disk reports is written in one line instead, which rank 0 logs where all ranks raise it.
+    """
     import traceback
 
-    if not error_file.write(error) or "BELLWETHER_WORLD_SIZE" not in os.environ:
+    text = file_errors.explain(error)
+    if error_file.write(error, text) and "BELLWETHER_WORLD_SIZE" in os.environ:
+        return 1
+    if text is None:
         traceback.print_exception(error)
+    elif environment_rank() == 0 or not getattr(error, "raised_by_all_ranks", False):
+        _log.error("%s", text, extra=log.EVERY_RANK)
     return 1
 
 

@@ -43,7 +43,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bellwether.trainer import abandoned
+from bellwether.trainer import abandoned, file_errors
 from bellwether.trainer.metrics_format import BY_NAME, EVENTS, FILE, HELD, KINDS, OF_STEPS, Line, number, parse
 
 if TYPE_CHECKING:
@@ -121,8 +121,9 @@ class Metrics:
     def _append(self, data: bytes) -> None:
         """Append one line, or raise: on a disk that becomes full the system writes a part of it, without an error."""
         assert self._file is not None
-        while data:
-            data = data[self._file.write(data) :]
+        with file_errors.naming(self._run / FILE):
+            while data:
+                data = data[self._file.write(data) :]
 
     def sync(self) -> None:
         """Bring all lines to the disk, so that no checkpoint is newer than the lines of its steps after a power failure."""

@@ -64,16 +64,16 @@ def test_failed_rank_ends_the_run_and_its_error_comes_first(space: Path, tmp_pat
 FULL = """
 import os, sys
 if os.environ.get("RANK") == "1":
-    from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+    from bellwether.trainer import error_file
     from bellwether.trainer.engine import Engine
     def train_step(self, batches):
         raise OSError(28, "No space left on device")
-    def record_exception(self, error):
+    def dump(data, file):
         open(os.environ["TORCHELASTIC_ERROR_FILE"], "w").close()
         if os.environ["TEST_LEAVES"] == "empty":
             os._exit(1)  # as a process that is killed here
         raise OSError(28, "No space left on device")
-    Engine.train_step, ErrorHandler.record_exception = train_step, record_exception
+    Engine.train_step, error_file.json.dump = train_step, dump
 """
 
 

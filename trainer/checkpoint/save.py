@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bellwether import __version__
 from bellwether.optimizers.shards.layout import ShardLayout
-from bellwether.trainer import run_paths
+from bellwether.trainer import file_errors, run_paths
 from bellwether.trainer.checkpoint.format import Manifest, Position, checksum
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.engine import Engine
@@ -39,7 +39,7 @@ def save(
         noise: state of the gradient noise estimate.
 
     Raises:
-        OSError: on every rank, if any rank could not write. Nothing is published then.
+        OSError: on every rank, naming the file, if any rank could not write. Nothing is published then.
     """
     final = root / f"step-{position.step:08d}"
     partial = root / f"{final.name}.partial"
@@ -92,10 +92,11 @@ def _prepare(partial: Path, final: Path) -> None:
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    # safetensors cannot write a file without tensors.
-    save_file(tensors or {"nothing": torch.zeros(1)}, file)
-    run_paths.apply_umask(file)
-    _flush(file)
+    with file_errors.naming(file):
+        # safetensors cannot write a file without tensors.
+        save_file(tensors or {"nothing": torch.zeros(1)}, file)
+        run_paths.apply_umask(file)
+        _flush(file)
     return file.name, {"bytes": file.stat().st_size, "xxh3_128": checksum(file)}
 
 
@@ -122,9 +123,10 @@ def _manifest(
 
 
 def _publish(partial: Path, final: Path, manifest: Manifest) -> None:
-    manifest.write(partial)
-    _flush(partial / "manifest.json")
-    _flush(partial)
+    with file_errors.naming(partial / "manifest.json"):
+        manifest.write(partial)
+        _flush(partial / "manifest.json")
+        _flush(partial)
     partial.rename(final)
     _flush(final.parent)
 
