@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bellwether.optimizers import deprecation, kernels, rounding
 from bellwether.optimizers.kernels import reference
+from bellwether.optimizers.kernels.interface import Kernel
 from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
 from bellwether.optimizers.rule import Rule
 from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
@@ -281,20 +282,8 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
         update_whole(whole, self._exchanges)
         for bucket in buckets:
-            if bucket.wide:
-                self._round(bucket)
-
-    def _round(self, bucket: Bucket) -> None:
-        """Round the fp32 result of an update back to 16-bit weights."""
-        for shard, wide in zip(bucket.shards, bucket.tensors.weights, strict=True):
-            weights = local(shard.tensor.detach())
-            if bucket.group.get("kahan_sum"):
-                weights.copy_(wide)
-                local(self.state[shard.tensor][rounding.COMPENSATION]).copy_(wide.sub_(weights))
-            else:
-                seed = bucket.group["rounding_seed"]
-                flat = rounding.round_stochastically(wide.reshape(-1), shard, seed, bucket.step, weights.dtype)
-                weights.copy_(flat.view(weights.shape))
+            if bucket.wide is not None:
+                rounding.round_back(bucket.kernel, bucket.wide, bucket.group.get("rounding_seed", 0), bucket.step)
 
     def _buckets(self, work: Work, rule: Rule) -> list[Bucket]:
         found: dict[Any, Work] = {}
@@ -316,33 +305,26 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         rule, group = rule.of_group(group)
         by_parameter = group["trust_ratio"] or self.needs_global_sums
         tensors = self._tensor_list(shards, rule.state_names(group), by_parameter)
-        dtype = tensors.weights[0].dtype
-        wide = dtype in rounding.SIXTEEN_BITS and bool(group.get("stochastic_rounding") or group.get("kahan_sum"))
-        if wide:
-            tensors = self._widened(tensors, shards, bool(group.get("kahan_sum")))
-        elif dtype in rounding.SIXTEEN_BITS:
-            rounding.warn_once(self.name, dtype)
         call = reference.RuleCall(rule, group, step, -1.0 if group.get("maximize") else 1.0)
         coefficients = rule.coefficients(group, step)
-        if rule.needs_whole:
-            return Bucket(rule, group, shards, tensors, reference, call, step, wide)
-        if coefficients is None:
-            if self.kernel not in ("auto", "reference"):
-                raise ValueError(f"kernel={self.kernel!r}: {self.name} has no compiled kernel; write kernel='auto'")
-            return Bucket(rule, group, shards, tensors, reference, call, step, wide)
-        kernel = kernels.choose(self.kernel, tensors)
-        if kernel is reference:
+        kernel: Kernel = reference
+        if coefficients is not None:
+            kernel = kernels.choose(self.kernel, tensors)
+        elif not rule.needs_whole and self.kernel not in ("auto", "reference"):
+            raise ValueError(f"kernel={self.kernel!r}: {self.name} has no compiled kernel; write kernel='auto'")
+        wide = None
+        if tensors.weights[0].dtype in rounding.SIXTEEN_BITS:
+            if group.get("stochastic_rounding") or group.get("kahan_sum"):
+                kept = None
+                if group.get("kahan_sum"):
+                    kept = [local(self._state(shard.tensor, rounding.COMPENSATION)) for shard in shards]
+                tensors, wide = rounding.widened(kernel, tensors, shards, kept)
+            else:
+                rounding.warn_once(self.name, tensors.weights[0].dtype)
+        if kernel is reference or coefficients is None:
             return Bucket(rule, group, shards, tensors, kernel, call, step, wide)
         formula = replace(with_weight_decay(coefficients, group, step), grad=call.grad)
         return Bucket(rule, group, shards, tensors, kernel, formula, step, wide)
-
-    def _widened(self, tensors: TensorList, shards: list[ShardLayout], kahan: bool) -> TensorList:
-        """The same list with fp32 copies of weights and gradients, which every kernel supports."""
-        weights = [w.to(torch.float32, copy=True) for w in tensors.weights]
-        if kahan:
-            for shard, w in zip(shards, weights, strict=True):
-                w.add_(local(self._state(shard.tensor, rounding.COMPENSATION)))
-        return replace(tensors, weights=weights, grads=[g.float() for g in tensors.grads])
 
     def _check_groups(self) -> None:
         first = [group["param_names"][0] for group in self.param_groups if group.get("param_names")]

@@ -14,18 +14,24 @@ from __future__ import annotations
 import functools
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bellwether.optimizers.kernels.interface import Kernel
+from bellwether.optimizers.kernels.tensor_list import TensorList
+from bellwether.optimizers.kernels.wide_weights import WideWeights
 from bellwether.optimizers.shards.layout import Box, ShardLayout, local
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 COMPENSATION = "kahan_comp"
 
 _log = logging.getLogger(__name__)
+_ALIGN = 16  # elements between which the fp32 copies begin, for vectors
 _M32 = 0xFFFFFFFF
 _SMALLEST_NORMAL, _SUBNORMAL_STEP = 2.0**-14, 2.0**-24  # of fp16
 
@@ -39,6 +45,59 @@ def warn_once(name: str, dtype: torch.dtype) -> None:
             "stochastic_rounding=True or kahan_sum=True, or keep the weights in float32",
             name, str(dtype).removeprefix("torch."),
         )  # fmt: skip
+
+
+def widened(
+    kernel: Kernel, tensors: TensorList, shards: Sequence[ShardLayout], kept: list[Tensor] | None
+) -> tuple[TensorList, WideWeights]:
+    """The same list with fp32 copies of 16-bit weights, and of gradients where the kernel does not convert them.
+
+    Args:
+        kept: what Kahan summation has kept; None with stochastic rounding.
+    """
+    grads = tensors.grads
+    converts = _converts(kernel, tensors.weights, kept)
+    if converts:
+        numels = [w.numel() for w in tensors.weights]
+        flat = torch.empty(sum(-(-n // _ALIGN) * _ALIGN for n in numels), dtype=torch.float32, device=tensors.device)
+        offsets = accumulate((-(-n // _ALIGN) * _ALIGN for n in numels), initial=0)
+        wide = [flat[o : o + n].view(w.shape) for o, n, w in zip(offsets, numels, tensors.weights, strict=False)]
+    else:
+        wide = [w.to(torch.float32, copy=True) for w in tensors.weights]
+        grads = [g.float() for g in grads]
+    weights = WideWeights(wide, tensors.weights, kept, shards, tensors.cache)
+    if converts:
+        assert kernel.convert is not None
+        kernel.convert("widen", weights, None)
+    elif kept is not None:
+        for w, c in zip(wide, kept, strict=True):
+            w.add_(c)
+    return replace(tensors, weights=wide, grads=grads), weights
+
+
+def round_back(kernel: Kernel, weights: WideWeights, seed: int, step: int) -> None:
+    """Round the fp32 result of an update to the 16-bit weights, in the way that ``weights`` were widened for."""
+    if _converts(kernel, weights.narrow, weights.kept):
+        assert kernel.convert is not None
+        if weights.kept is not None:
+            kernel.convert("kahan", weights, None)
+        else:
+            kernel.convert("stochastic", weights, keys(weights.names, seed, step))
+        return
+    kept: Sequence[Tensor | None] = weights.kept or [None] * len(weights.wide)
+    for shard, wide, narrow, compensation in zip(weights.shards, weights.wide, weights.narrow, kept, strict=True):
+        if compensation is not None:
+            narrow.copy_(wide)
+            compensation.copy_(wide.sub_(narrow))
+        else:
+            narrow.copy_(round_stochastically(wide.reshape(-1), shard, seed, step, narrow.dtype).view(narrow.shape))
+
+
+def _converts(kernel: Kernel, narrow: list[Tensor], kept: list[Tensor] | None) -> bool:
+    """Whether the kernel converts these weights: if the order of memory is that of the elements."""
+    columns = [narrow] if kept is None else [narrow, kept]
+    is_plain = all(all(map(Tensor.is_contiguous, column)) for column in columns)
+    return kernel.convert is not None and is_plain and len({t.dtype for column in columns for t in column}) == 1
 
 
 def positions(shard: ShardLayout) -> Iterator[tuple[int, int, str, Tensor]]:
@@ -60,10 +119,15 @@ def round_stochastically(wide: Tensor, shard: ShardLayout, seed: int, step: int,
     """fp32 [numel] rounded to a 16-bit dtype, up or down at random. Padding is rounded to nearest."""
     rounded = wide.to(dtype)
     for offset, length, name, index in positions(shard):
-        key = _mix_integer(_mix_integer(_mix_integer(zlib.crc32(name.encode()) ^ seed) + step) + (step >> 32))
-        random = _random_bits(index, key)
+        random = _random_bits(index, int(keys([name], seed, step)))
         rounded[offset : offset + length] = _round(wide[offset : offset + length], random, dtype)
     return rounded
+
+
+def keys(names: Sequence[str], seed: int, step: int) -> Tensor:
+    """32 bits for each parameter and step, as int64 [names] on the CPU."""
+    hashes = torch.tensor([zlib.crc32(name.encode()) for name in names], dtype=torch.int64, device="cpu")
+    return _mix((_mix((_mix(hashes ^ (seed & _M32)) + step) & _M32) + (step >> 32)) & _M32)
 
 
 def _round(wide: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,13 +150,6 @@ def _random_bits(index: Tensor, key: int) -> Tensor:
 
 
 def _mix(h: Tensor) -> Tensor:
-    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _M32
-    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _M32
-    return h ^ (h >> 16)
-
-
-def _mix_integer(h: int) -> int:
-    h &= _M32
     h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _M32
     h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _M32
     return h ^ (h >> 16)

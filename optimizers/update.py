@@ -14,6 +14,7 @@ from bellwether.optimizers.kernels.coefficients import Coefficients
 from bellwether.optimizers.kernels.interface import Kernel
 from bellwether.optimizers.kernels.reference import RuleCall
 from bellwether.optimizers.kernels.tensor_list import TensorList
+from bellwether.optimizers.kernels.wide_weights import WideWeights
 from bellwether.optimizers.rule import Group, Rule
 from bellwether.optimizers.sharded import Attachment
 from bellwether.optimizers.shards.layout import ShardLayout, sqrt, sum_by_process_group, sum_over_ranks
@@ -30,7 +31,7 @@ class Bucket:
     kernel: Kernel
     formula: Coefficients | RuleCall  # the latter for the reference kernel
     step: int = 0
-    wide: bool = False  # whether `tensors` has fp32 copies of 16-bit weights, to be rounded back
+    wide: WideWeights | None = None  # the fp32 copies in `tensors` of 16-bit weights, to be rounded back
 
     @property
     def process_group(self) -> dist.ProcessGroup | None:

@@ -31,7 +31,7 @@ _TIMEOUT = 60.0  # seconds to wait for another process that compiles the same so
 
 
 def load(source: Path, definitions: Mapping[str, str] | None = None) -> ctypes.CDLL:
-    """Load the library of a C++ file. Compiles it unless the cache has it.
+    """Load the library of a C++ file, which may include .hpp files beside it. Compiles it unless the cache has it.
 
     The cache is ``$XDG_CACHE_HOME/bellwether/kernels`` or ``~/.cache/bellwether/kernels``; if that is not writable, a
     temporary folder of this user, or else of this process.
@@ -65,7 +65,13 @@ def _compiler() -> str:
 def _key(source: Path, compiler: str, flags: list[str]) -> str:
     """Hash of what the library depends on. Machines with different processors may share a home directory."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=30).stdout
-    parts = [source.read_bytes(), version, repr((flags, _VARIANTS, platform.machine(), _processor())).encode()]
+    included = [path.read_bytes() for path in sorted(source.parent.glob("*.hpp"))]
+    parts = [
+        source.read_bytes(),
+        *included,
+        version,
+        repr((flags, _VARIANTS, platform.machine(), _processor())).encode(),
+    ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from bellwether.optimizers.kernels import build
 from bellwether.optimizers.kernels.coefficients import FORMULAS, Coefficients, Scalars
 from bellwether.optimizers.kernels.tensor_list import COLUMNS, DTYPES, BlockTable, TensorList
+from bellwether.optimizers.kernels.wide_weights import CONVERSIONS, Conversion, WideWeights
 
 DEVICE = "cpu"
 
@@ -21,6 +22,7 @@ _PASSES = ("gradient_norms", "update_moments", "apply_update", "step")
 _DEFINITIONS = {
     "FORMULAS": ", ".join(FORMULAS).upper(),
     "PASSES": ", ".join(_PASSES).upper(),
+    "CONVERSIONS": ", ".join(CONVERSIONS).upper(),
     "DTYPES": ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES).upper(),
     "SCALARS": ", ".join(Scalars._fields),
     "COLUMNS": str(COLUMNS),
@@ -42,6 +44,10 @@ def library() -> ctypes.CDLL:
     compiled.bellwether_fused_step.argtypes = [
         ctypes.c_int, pointer, pointer, pointer, pointer, pointer, integer, number, number, number, integer, pointer,
         pointer, pointer, ctypes.c_int,
+    ]  # fmt: skip
+    compiled.bellwether_convert.restype = None
+    compiled.bellwether_convert.argtypes = [
+        ctypes.c_int, ctypes.c_int, pointer, pointer, integer, pointer, ctypes.c_int,
     ]  # fmt: skip
     return compiled
 
@@ -84,6 +90,15 @@ def fused_step(tensors: TensorList, c: Coefficients, lr: float, bounds: tuple[fl
         _BLOCKS_IN_CACHE * call.threads, call.partial.data_ptr(), ratios.data_ptr(), rates.data_ptr(), call.threads,
     )  # fmt: skip
     return ratios
+
+
+def convert(conversion: Conversion, weights: WideWeights, keys: Tensor | None = None) -> None:
+    addresses, table = weights.addresses(), weights.blocks(_BLOCK)
+    library().bellwether_convert(
+        CONVERSIONS.index(conversion), DTYPES.index(weights.narrow[0].dtype),
+        (ctypes.c_void_p * len(addresses))(*addresses), table.data_ptr(), len(table),
+        None if keys is None else keys.data_ptr(), max(1, min(torch.get_num_threads(), len(table))),
+    )  # fmt: skip
 
 
 def _run(tensors: TensorList, c: Coefficients, which: str, factors: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from bellwether.optimizers.kernels.tensor_list import TensorList
+from bellwether.optimizers.kernels.wide_weights import Convert
 
 FusedStep = Callable[[TensorList, Any, float, tuple[float, float]], Tensor]
 
@@ -35,4 +36,12 @@ class Kernel(Protocol):
         """`update_moments`, trust ratios ||w|| / ||u|| and `apply_update` at once, of (tensors, formula, lr, bounds).
 
         Returns the ratios [segments]. None if the kernel does not have it.
+        """
+
+    @property
+    def convert(self) -> Convert | None:
+        """Convert contiguous 16-bit weights to float32 copies, or back, of (conversion, weights, keys).
+
+        ``keys`` are those of `bellwether.optimizers.rounding.keys`, for the conversion "stochastic". None if the kernel
+        does not have it.
         """

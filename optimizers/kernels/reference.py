@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bellwether.optimizers.kernels.interface import FusedStep
 from bellwether.optimizers.kernels.tensor_list import TensorList
+from bellwether.optimizers.kernels.wide_weights import Convert
 from bellwether.optimizers.shards.layout import squared_norm
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Segment = tuple[Tensor, Tensor, "State"]  # weights, gradient, state
 
 fused_step: FusedStep | None = None
+convert: Convert | None = None
 
 
 @dataclass(frozen=True)

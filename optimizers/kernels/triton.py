@@ -26,6 +26,7 @@ from bellwether.optimizers.kernels import build
 from bellwether.optimizers.kernels.coefficients import Coefficients
 from bellwether.optimizers.kernels.interface import FusedStep
 from bellwether.optimizers.kernels.tensor_list import COLUMNS, BlockTable, TensorList
+from bellwether.optimizers.kernels.wide_weights import Conversion, WideWeights
 
 fused_step: FusedStep | None = None
 _BLOCK = 2048  # elements
@@ -114,22 +115,81 @@ def _column(columns, index, DTYPE: tl.constexpr, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def _load(at, mask, DTYPE: tl.constexpr):
-    x = tl.load(at, mask, 0.0)
+def _widen(x, DTYPE: tl.constexpr):
     if tl.bfloat16 == DTYPE:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(tl.float32)
 
 
 @triton.jit
-def _store(at, x, mask, DTYPE: tl.constexpr):
+def _narrow(x, DTYPE: tl.constexpr):
     """Round to nearest, ties to even."""
     if tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
-        tl.store(at, (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), mask)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(DTYPE)
+
+
+@triton.jit
+def _load(at, mask, DTYPE: tl.constexpr):
+    return _widen(tl.load(at, mask, 0.0), DTYPE)
+
+
+@triton.jit
+def _store(at, x, mask, DTYPE: tl.constexpr):
+    tl.store(at, _narrow(x, DTYPE), mask)
+
+
+@triton.jit
+def _convert(
+    blocks, addresses, keys, CONVERSION: tl.constexpr, KEPT: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One block of `WideWeights`: to float32, or back to 16 bits."""
+    row = blocks + 5 * tl.program_id(0)
+    columns = addresses + 3 * tl.load(row)
+    offset = tl.load(row + 1) + tl.arange(0, BLOCK)
+    mask = tl.arange(0, BLOCK) < tl.load(row + 2)
+    wide_at = _column(columns, 0, tl.float32, 1) + offset
+    narrow_at = _column(columns, 1, DTYPE, 1) + offset
+    kept_at = _column(columns, 2, DTYPE, 1) + offset
+    if CONVERSION == "widen":
+        x = _load(narrow_at, mask, DTYPE)
+        if KEPT:
+            x = x + _load(kept_at, mask, DTYPE)
+        tl.store(wide_at, x, mask)
+    if CONVERSION == "kahan":
+        x = tl.load(wide_at, mask, 0.0)
+        rounded = _narrow(x, DTYPE)
+        tl.store(narrow_at, rounded, mask)
+        _store(kept_at, x - _widen(rounded, DTYPE), mask, DTYPE)
+    if CONVERSION == "stochastic":
+        x = tl.load(wide_at, mask, 0.0)
+        index = tl.load(row + 4) + tl.arange(0, BLOCK)
+        key = tl.load(keys + tl.load(row + 3)).to(tl.uint32)
+        random = _mix(_mix(index.to(tl.uint32) ^ key) ^ (index >> 32).to(tl.uint32) ^ 0x9E3779B9)
+        _store(narrow_at, _round_up_or_down(x, random, DTYPE), mask, DTYPE)
+
+
+@triton.jit
+def _mix(h):
+    """murmur3's finalizer."""
+    h = (h ^ (h >> 16)) * 0x85EBCA6B
+    h = (h ^ (h >> 13)) * 0xC2B2AE35
+    return h ^ (h >> 16)
+
+
+@triton.jit
+def _round_up_or_down(x, random, DTYPE: tl.constexpr):
+    """See `bellwether.optimizers.rounding`."""
+    bits = x.to(tl.uint32, bitcast=True)
+    if tl.bfloat16 == DTYPE:
+        rounded = ((bits + (random & 0xFFFF)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     else:
-        tl.store(at, x.to(DTYPE), mask)
+        rounded = ((bits + (random & 0x1FFF)) & 0xFFFFE000).to(tl.float32, bitcast=True)
+        subnormal = tl.floor(x * 16777216.0 + (random & 0xFFFF).to(tl.float32) / 65536.0) / 16777216.0
+        rounded = tl.where(tl.abs(x) < 0.00006103515625, subnormal, rounded)
+    return tl.where((bits & 0x7F800000) != 0x7F800000, rounded, x)
 
 
 @triton.jit
@@ -184,6 +244,26 @@ def apply_update(tensors: TensorList, c: Coefficients, rates: Tensor) -> None:
 
 def step(tensors: TensorList, c: Coefficients, scales: Tensor | None = None) -> None:
     _launch(_Tables.of(tensors), tensors, c, "step", factors=scales)
+
+
+def convert(conversion: Conversion, weights: WideWeights, keys: Tensor | None = None) -> None:
+    device, key = weights.wide[0].device, "slices in blocks, on the device"
+    if key not in weights.cache:
+        weights.cache[key] = _upload(weights.blocks(_BLOCK), device)
+    blocks = weights.cache[key]
+    assert isinstance(blocks, Tensor)
+    if not len(blocks):
+        return
+    addresses = torch.tensor(weights.addresses(), dtype=torch.int64, device="cpu")
+    constants = {
+        "CONVERSION": conversion, "KEPT": weights.kept is not None, "BLOCK": _BLOCK,
+        "DTYPE": _TRITON_DTYPES[weights.narrow[0].dtype],
+    }  # fmt: skip
+    with _on(device), _compiled_once_a_node(("_convert", *constants.values())):
+        _convert[(len(blocks),)](
+            blocks, _upload(addresses, device), None if keys is None else _upload(keys, device), **constants,
+            enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 @dataclass

@@ -121,6 +121,8 @@ class ShardLayout:
 
 
 def is_dtensor(tensor: Tensor) -> bool:
+    if type(tensor) in (torch.nn.Parameter, Tensor):
+        return False
     # Not imported here, which takes a second: who has a DTensor has imported it.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)

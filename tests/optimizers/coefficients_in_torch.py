@@ -14,11 +14,13 @@ from torch import Tensor
 from bellwether.optimizers.kernels.coefficients import Coefficients
 from bellwether.optimizers.kernels.interface import FusedStep
 from bellwether.optimizers.kernels.tensor_list import TensorList
+from bellwether.optimizers.kernels.wide_weights import Convert
 from bellwether.optimizers.shards.layout import squared_norm
 
 Segment = tuple[Tensor, Tensor, list[Tensor]]  # weights, gradient, moments
 
 fused_step: FusedStep | None = None
+convert: Convert | None = None
 
 
 def gradient_norms(tensors: TensorList, c: Coefficients) -> Tensor:

@@ -12,7 +12,9 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, RAdam, rounding
-from bellwether.optimizers.shards.layout import Box, ParameterInfo, ShardLayout
+from bellwether.optimizers.kernels import reference
+from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
+from bellwether.optimizers.shards.layout import Box, ParameterInfo, ParameterSlice, ShardLayout
 from tests.optimizers import sharded
 from tests.optimizers.test_sharded import assembled
 from tests.ranks import Ranks
@@ -100,6 +102,49 @@ def test_a_part_is_rounded_as_in_the_whole() -> None:
     shard = ShardLayout(part, (ParameterInfo("a", (3, 4, 5)),), box, None)
     found = rounding.round_stochastically(part.reshape(-1), shard, 7, 3, torch.bfloat16)
     assert torch.equal(found.view(2, 4, 2), wanted.view(3, 4, 5)[1:, :, 2:4])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from NumPy, in which Triton's interpreter computes
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kahan", [False, True])
+def test_kernels_convert_to_the_bit_as_torch_does(name: str, dtype: torch.dtype, kahan: bool) -> None:
+    """Of numbers of every size, in a box, in slices beyond 2^32 and in a whole parameter; the padding keeps its value."""
+    kernel: Any = pytest.importorskip(f"bellwether.optimizers.kernels.{name}")
+    if kernel.DEVICE != "cpu":
+        pytest.skip("this machine has a GPU")
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (5000,), dtype=torch.int32, generator=generator)
+    values = torch.cat(
+        [bits.view(torch.float32), torch.randn(5000, generator=generator), torch.tensor([0.0, torch.inf])]
+    )
+    many, part, flat = values[:9000], values[-1000:-856].view(12, 3, 4), values[5000:5100]
+    far = (ParameterSlice(0, 3, 2**32 - 5, 20), ParameterSlice(1, 23, 7, 30), ParameterSlice(0, 60, 2**33 + 1, 9))
+    shards = [
+        ShardLayout.whole(many, "many"),
+        ShardLayout(part, (ParameterInfo("box", (12, 8, 9)),), Box((12, 8, 9), (0, 2, 4), (12, 3, 4)), None),
+        ShardLayout(flat, (ParameterInfo("a", (2**34,)), ParameterInfo("b", (50,))), far, None),
+    ]
+    found = []
+    for chosen in (kernel, reference):
+        narrow = [t.to(dtype) for t in (many, part, flat)]
+        kept = [(t / 512).to(dtype) for t in (many, part, flat)] if kahan else None
+        weights = [t.clone() for t in narrow]
+        tensors = TensorList(weights, narrow, {}, SegmentTable.of(shards, by_parameter=True))
+        widened, wide = rounding.widened(chosen, tensors, shards, kept)
+        copies = [t.clone() for t in widened.weights]
+        for t, new in zip(widened.weights, (many, part, flat), strict=True):
+            t.copy_(new)
+        rounding.round_back(chosen, wide, 3, 2**32 + 1)
+        found.append(
+            [(*columns, shard) for *columns, shard in zip(copies, weights, kept or weights, shards, strict=True)]
+        )
+    for ours, theirs in zip(*found, strict=True):
+        for value, expected in zip(ours[:3], theirs[:3], strict=True):
+            pairs = zip(ours[3].views(value), ours[3].views(expected), strict=True)
+            for (_, x), (_, y) in pairs:
+                assert x.nan_to_num(7.0).equal(y.nan_to_num(7.0))
+    assert found[0][2][1][:3].equal(flat[:3].to(dtype))
 
 
 def test_warns_once_without_a_remedy(caplog: pytest.LogCaptureFixture) -> None:

@@ -44,6 +44,7 @@ def test_data_files_are_in_the_wheel(wheel: Path) -> None:
         "bellwether/configs/bert-tiny.yaml",
         "bellwether/configs/experiments/4-batch-bert.yaml",
         "bellwether/optimizers/kernels/cpu.cpp",
+        "bellwether/optimizers/kernels/rounding.hpp",
         "bellwether/slurm/train.sbatch",
         "bellwether/trainer/report/templates/style.css",
         "bellwether/experiments/report/templates/sweep.html",
