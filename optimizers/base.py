@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
 from bellwether.optimizers.rule import Rule
 from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
 from bellwether.optimizers.shards import dtensor, zero_redundancy
-from bellwether.optimizers.shards.layout import ShardLayout, local, local_gradient
+from bellwether.optimizers.shards.layout import ShardLayout, all_local, local, local_gradients
 from bellwether.optimizers.state_dicts import (
     ADDED_OPTIONS,
     check_state,
@@ -76,6 +77,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         self._exchanges = Exchanges()
         self._attachment: Attachment | None = None
         self._steps_seen = 0
+        self._own_steps: dict[int, Tensor] = {}  # by id, the step tensors that this object made, each for one tensor
+        # The tensors of the last step, their shards, and the table that these are from.
+        self._known: tuple[list[Tensor], list[ShardLayout], object] = ([], [], None)
 
     # --- pickling, and state dicts of torch and of older versions ---
 
@@ -104,6 +108,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def _upgrade_torch_state(self) -> None:
         """Complete groups and state of torch's optimizer of the same name, or of an older version of this one."""
+        self._own_steps = {}
         deprecation.upgrade(self.defaults, warn=False)
         for key, value in ADDED_OPTIONS.items():
             self.defaults.setdefault(key, value)
@@ -232,13 +237,13 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def is_dry_run(self, tensors: list[Tensor]) -> bool:
         if self._attachment is not None:
-            if not all(tensor in self._shard_by_tensor for tensor in tensors):
+            if not self._is_known(tensors) and not all(tensor in self._shard_by_tensor for tensor in tensors):
                 raise RuntimeError(
                     f"{type(self).__name__}.step() on tensors that came after attach: the engine has another layout now. Build it again "
                     "with all param groups, and call optimizers.attach(engine)"
                 )
             return False
-        if all(tensor in self._names for tensor in tensors):
+        if self._is_known(tensors) or all(tensor in self._names for tensor in tensors):
             return False
         # DeepSpeed's 16-bit stage-0 wrapper calls step() with zero gradients during its construction.
         if not any(tensor.grad.any() for tensor in tensors):  # type: ignore[union-attr]
@@ -286,25 +291,40 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 rounding.round_back(bucket.kernel, bucket.wide, bucket.group.get("rounding_seed", 0), bucket.step)
 
     def _buckets(self, work: Work, rule: Rule) -> list[Bucket]:
-        found: dict[Any, Work] = {}
-        steps: dict[Any, int] = {}
-        for group, tensor in work:
-            # A step count for each tensor: engines call step() for one sub-group at a time.
-            step = self._count(tensor)
-            weights = local(tensor)
-            dtypes = (weights.dtype, tensor.grad.dtype)  # type: ignore[union-attr]
-            key = (id(group), step, self.shard_of(tensor).process_group, weights.device, *dtypes)
-            found.setdefault(key, []).append((group, tensor))
-            steps[key] = step
+        tensors = [tensor for _, tensor in work]
+        shards, states = self._shards_of(tensors), [self.state[tensor] for tensor in tensors]
+        steps = self._count(tensors, states)
+        keys = [
+            (id(group), step, shard.process_group, weights.device, weights.dtype, tensor.grad.dtype)  # type: ignore[union-attr]
+            for (group, tensor), step, shard, weights in zip(work, steps, shards, all_local(tensors), strict=True)
+        ]
+        found: dict[Any, list[int]] = {}
+        for i, key in enumerate(keys):
+            found.setdefault(key, []).append(i)
         return [
-            self._bucket(rule, pairs[0][0], [self.shard_of(tensor) for _, tensor in pairs], steps[key])
-            for key, pairs in found.items()
+            self._bucket(
+                rule, work[group[0]][0], [shards[i] for i in group], [states[i] for i in group], steps[group[0]]
+            )
+            for group in found.values()
         ]
 
-    def _bucket(self, rule: Rule, group: Group, shards: list[ShardLayout], step: int) -> Bucket:
+    def _shards_of(self, tensors: list[Tensor]) -> list[ShardLayout]:
+        """The shard of each tensor, found once for the same tensors: to look up a tensor takes as long as its update."""
+        shard_by_tensor = self._shard_by_tensor
+        if not self._is_known(tensors) or self._known[2] is not shard_by_tensor:
+            self._known = (tensors, [shard_by_tensor[tensor] for tensor in tensors], shard_by_tensor)
+        return self._known[1]
+
+    def _is_known(self, tensors: list[Tensor]) -> bool:
+        """Whether these are the tensors of the last step, one by one."""
+        return len(tensors) == len(self._known[0]) and all(map(operator.is_, tensors, self._known[0]))
+
+    def _bucket(
+        self, rule: Rule, group: Group, shards: list[ShardLayout], states: list[dict[str, Any]], step: int
+    ) -> Bucket:
         rule, group = rule.of_group(group)
         by_parameter = group["trust_ratio"] or self.needs_global_sums
-        tensors = self._tensor_list(shards, rule.state_names(group), by_parameter)
+        tensors = self._tensor_list(shards, states, rule.state_names(group), by_parameter)
         call = reference.RuleCall(rule, group, step, -1.0 if group.get("maximize") else 1.0)
         coefficients = rule.coefficients(group, step)
         kernel: Kernel = reference
@@ -335,27 +355,44 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 "before load_checkpoint() and update() each group with its own after it"
             )
 
-    def _count(self, tensor: Tensor) -> int:
-        if tensor.grad.is_sparse:  # type: ignore[union-attr]
+    def _count(self, tensors: list[Tensor], states: list[dict[str, Any]]) -> list[int]:
+        """Count a step of each tensor: engines call step() for one sub-group at a time."""
+        if any(tensor.grad.is_sparse for tensor in tensors):  # type: ignore[union-attr]
             raise RuntimeError(f"{type(self).__name__} needs dense gradients: build the embedding with sparse=False")
-        state = self.state[tensor]
-        if "step" not in state:
-            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-        # Not in place: DeepSpeed's universal checkpoint gives all tensors the same step tensor.
-        state["step"] = state["step"] + 1
-        return int(state["step"].item())
+        for state in states:
+            if "step" not in state:
+                state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
+        steps = [state["step"] for state in states]
+        # In place only what was made here: DeepSpeed's universal checkpoint gives all tensors the same step tensor, also
+        # those of sub-groups whose step() comes later.
+        own = self._own_steps
+        if steps and all(own.get(id(step)) is step for step in steps):
+            torch._foreach_add_(steps, 1)
+        else:
+            steps = [step + 1 for step in steps]
+            for state, step in zip(states, steps, strict=True):
+                state["step"] = own[id(step)] = step
+        return list(map(int, map(Tensor.item, steps)))
 
-    def _tensor_list(self, shards: list[ShardLayout], names: tuple[str, ...], by_parameter: bool) -> TensorList:
-        key = (by_parameter, tuple(id(shard) for shard in shards))
+    def _tensor_list(
+        self, shards: list[ShardLayout], states: list[dict[str, Any]], names: tuple[str, ...], by_parameter: bool
+    ) -> TensorList:
+        key = (by_parameter, tuple(map(id, shards)))
         if key not in self._tables:
             self._tables[key] = (SegmentTable.of(shards, by_parameter), {})
         segments, cache = self._tables[key] = self._tables.pop(key)  # the most recently used is last
         if len(self._tables) > _MAX_TABLES:
             del self._tables[next(iter(self._tables))]
-        states = {name: [local(self._state(shard.tensor, name)) for shard in shards] for name in names}
-        weights = [local(shard.tensor) for shard in shards]
-        grads = [_like(local_gradient(shard.tensor), w) for shard, w in zip(shards, weights, strict=True)]
-        return TensorList(weights, grads, states, segments, cache)
+        for shard, state in zip(shards, states, strict=True):
+            for name in names:
+                if name not in state or state[name].dtype in rounding.SIXTEEN_BITS:
+                    self._state(shard.tensor, name)
+        columns = {name: all_local([state[name] for state in states]) for name in names}
+        tensors = [shard.tensor for shard in shards]
+        weights, grads = all_local(tensors), local_gradients(tensors)
+        if not all(map(Tensor.is_contiguous, grads)) or not all(map(Tensor.is_contiguous, weights)):
+            grads = list(map(_like, grads, weights))
+        return TensorList(weights, grads, columns, segments, cache)
 
     def _state(self, tensor: Tensor, name: str) -> Tensor:
         state = self.state[tensor]
@@ -383,6 +420,6 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
 def _like(grad: Tensor, weights: Tensor) -> Tensor:
     """A gradient with the memory layout of its weights."""
-    if grad.stride() == weights.stride() or (grad.is_contiguous() and weights.is_contiguous()):
+    if (grad.is_contiguous() and weights.is_contiguous()) or grad.stride() == weights.stride():
         return grad
     return torch.empty_like(weights, dtype=grad.dtype).copy_(grad)

@@ -44,6 +44,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=21, help="steps of each entry, at least 2 (default 21)")
     parser.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny is to see that it runs")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="settings whose name contains this, as bfloat16 or small"
+    )
     parser.add_argument("--no-peers", action="store_true", help="leave timm and pytorch-optimizer out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here")
@@ -61,6 +64,8 @@ def main() -> None:
     about = describe(device, arguments.rounds, peers)
     rows: list[dict[str, Any]] = []
     for setting in settings(arguments.size, device):
+        if arguments.only not in setting.name:
+            continue
         rows += measure(setting, device, arguments.rounds, peers)
     text = f"{table(rows)}\n\n{notes(rows, about, device)}\n"
     print(text, end="")

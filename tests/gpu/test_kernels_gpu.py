@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bellwether.optimizers import Lamb, kernels
+from bellwether.optimizers import AdamW, Lamb, kernels
 from bellwether.optimizers.kernels import cpu
 from bellwether.optimizers.kernels.coefficients import Formula
 from bellwether.optimizers.kernels.interface import Kernel
-from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
+from bellwether.optimizers.kernels.tensor_list import DTYPES, SegmentTable, TensorList
 from bellwether.optimizers.shards.layout import ParameterInfo, ParameterSlice, ShardLayout
 from tests.optimizers import coefficients_in_torch
 from tests.optimizers.kernel_cases import CASES, PASSES, coefficients, compare, make_tensors, run, same_bits
@@ -28,6 +28,32 @@ def triton() -> Kernel:
 def test_equals_the_reference(triton: Kernel, layout: str, formula: Formula, options: str) -> None:
     for which, outcome in compare(triton, layout, formula, options, "cuda").items():
         assert same_bits(outcome, run(cpu, which, make_tensors(layout, formula), coefficients(formula, options)))
+
+
+@pytest.mark.parametrize("weights", DTYPES)
+@pytest.mark.parametrize("moments", DTYPES)
+@pytest.mark.parametrize("layout", ["flat", "tensors"])
+def test_16_bit_tensors_equal_the_cpu_kernel_to_the_bit(
+    triton: Kernel, layout: str, weights: torch.dtype, moments: torch.dtype
+) -> None:
+    dtypes = (weights, torch.bfloat16, moments, moments, moments)
+    for which, outcome in compare(triton, layout, "amsgrad", "all", "cuda", dtypes).items():
+        tensors = make_tensors(layout, "amsgrad", None, rounded=dtypes)
+        assert same_bits(outcome, run(cpu, which, tensors, coefficients("amsgrad", "all")))
+
+
+@pytest.mark.parametrize("options", [{"stochastic_rounding": True}, {"kahan_sum": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_equals_that_of_the_cpu_to_the_bit(dtype: torch.dtype, options: dict[str, bool]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, g = (torch.randn(129, 65, generator=generator).to(dtype) for _ in range(2))
+    params = [torch.nn.Parameter(start.to(device, copy=True)) for device in ("cpu", "cuda")]
+    for p in params:
+        optimizer = AdamW([("w", p)], lr=1e-3, **options)
+        for _ in range(5):
+            p.grad = g.to(p.device)
+            optimizer.step()
+    assert params[0].equal(params[1].cpu())
 
 
 @pytest.mark.parametrize("which", PASSES)

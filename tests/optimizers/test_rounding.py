@@ -114,11 +114,11 @@ def test_kernels_convert_to_the_bit_as_torch_does(name: str, dtype: torch.dtype,
     if kernel.DEVICE != "cpu":
         pytest.skip("this machine has a GPU")
     generator = torch.Generator().manual_seed(0)
-    bits = torch.randint(-(2**31), 2**31, (5000,), dtype=torch.int32, generator=generator)
+    bits = torch.randint(-(2**31), 2**31, (12000,), dtype=torch.int32, generator=generator)
     values = torch.cat(
-        [bits.view(torch.float32), torch.randn(5000, generator=generator), torch.tensor([0.0, torch.inf])]
+        [bits.view(torch.float32), torch.randn(12000, generator=generator), torch.tensor([0.0, torch.inf])]
     )
-    many, part, flat = values[:9000], values[-1000:-856].view(12, 3, 4), values[5000:5100]
+    many, part, flat = values[:20000], values[-1000:-856].view(12, 3, 4), values[5000:5100]
     far = (ParameterSlice(0, 3, 2**32 - 5, 20), ParameterSlice(1, 23, 7, 30), ParameterSlice(0, 60, 2**33 + 1, 9))
     shards = [
         ShardLayout.whole(many, "many"),

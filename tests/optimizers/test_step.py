@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-from bellwether.optimizers import Lamb
+from bellwether.optimizers import AdamW, Lamb
 from tests.optimizers.configurations import (
     OPTIMIZERS,
     assert_same,
@@ -159,3 +159,59 @@ def test_sparse_gradients_are_refused(name: str) -> None:
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse=False"):
         optimizer.step()
+
+
+def test_step_tensor_that_parameters_share_counts_each_step_once() -> None:
+    """DeepSpeed's universal checkpoint gives all tensors the same one."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+    optimizer = AdamW(params, lr=0.1)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    shared = torch.tensor(5.0)
+    for p in params[:2]:
+        optimizer.state[p]["step"] = shared
+    for p in params:
+        p.grad = None
+    for _ in range(2):
+        for p in params:  # one at a time, as ZeRO-3 steps its sub-groups
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+            p.grad = None
+    assert [optimizer.state[p]["step"].item() for p in params] == [7, 7, 3]
+    assert shared == 5
+    for p in params:
+        p.grad = torch.ones_like(p)
+        optimizer.state[p]["step"] = shared
+    optimizer.step()
+    assert [optimizer.state[p]["step"].item() for p in params] == [6, 6, 6]
+
+
+def test_step_tensors_are_not_shared_with_an_optimizer_that_loaded_them() -> None:
+    p, q = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer, other = AdamW([p], lr=0.1), AdamW([q], lr=0.1)
+    p.grad, q.grad = torch.ones(3), torch.ones(3)
+    optimizer.step()
+    other.load_state_dict(optimizer.state_dict())
+    for _ in range(3):
+        other.step()
+    assert (optimizer.state[p]["step"].item(), other.state[q]["step"].item()) == (1, 4)
+
+
+def test_state_and_dtype_that_change_between_steps_are_seen() -> None:
+    """What is kept from step to step is what a tensor's identity decides, and no more."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = AdamW(params, lr=0.1, weight_decay=0.0)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    del optimizer.state[params[0]]
+    params[1].data = params[1].data.bfloat16()
+    for p in params:
+        p.grad = torch.ones(3, dtype=p.dtype)
+    optimizer.step()
+    assert [optimizer.state[p]["step"].item() for p in params] == [1, 3]
+    assert params[1].dtype == torch.bfloat16
+    for p in params:
+        torch.testing.assert_close(p.float(), torch.full((3,), 0.7), rtol=0.01, atol=0.0)

@@ -87,7 +87,7 @@ def test_compiled_code(tmp_path: Path, capability: int, formula: str, dtypes: st
         count += 1
         code, title = variant.pop("code"), str(variant)
         assert sum(variant["spills"]) == 0, title
-        assert variant["registers"] <= (96 if variant["vector"] == 1 else 88), title
+        assert variant["registers"] <= (128 if passes == "all" or variant["vector"] == 1 else 80), title
         for wrong in ("fma.", ".ftz", ".approx", "div.full", " atom.", " red."):
             assert wrong not in code, title
         if formula in ("adam", "amsgrad") and variant["pass"] != "gradient_norms":
