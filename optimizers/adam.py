@@ -11,6 +11,7 @@ from bellwether.optimizers.base import RuleOptimizer
 from bellwether.optimizers.deprecation import renamed_keywords
 from bellwether.optimizers.kernels.coefficients import Coefficients
 from bellwether.optimizers.rule import Group, Rule, State
+from bellwether.optimizers.scalars import Number, sqrt
 from bellwether.optimizers.weight_decay import MODES, WeightDecayMode, add_to_direction
 
 
@@ -22,7 +23,7 @@ class AdamRule(Rule):
     def state_names(self, group: Group) -> tuple[str, ...]:
         return adam_state_names(group)
 
-    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+    def update_moments(self, g: Tensor, state: State, group: Group, step: Number) -> None:
         beta1, beta2 = group["betas"]
         m, v = state["exp_avg"], state["exp_avg_sq"]
         m.mul_(beta1).add_(g, alpha=1 - beta1)
@@ -30,12 +31,12 @@ class AdamRule(Rule):
         if group["amsgrad"]:
             maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
 
-    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: Number) -> Tensor:
         m_hat = state["exp_avg"] * (1 / (1 - group["betas"][0] ** step))
         u = m_hat.div_(_denominator(state, group, step))
         return add_to_direction(u, w, group)
 
-    def metric(self, scale: float, state: State, group: Group, step: int) -> Tensor:
+    def metric(self, scale: Number, state: State, group: Group, step: Number) -> Tensor:
         return _denominator(state, group, step).reciprocal_().mul_(scale)
 
     def coefficients(self, group: Group, step: int) -> Coefficients:
@@ -133,10 +134,10 @@ class Adam(AdamRule, RuleOptimizer):
         )
 
 
-def _denominator(state: State, group: Group, step: int) -> Tensor:
+def _denominator(state: State, group: Group, step: Number) -> Tensor:
     """sqrt(v^) + eps. With AMSGrad v is the largest so far, corrected as in torch."""
     v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    root_of_v_hat = v.sqrt().mul_(1 / math.sqrt(1 - group["betas"][1] ** step))
+    root_of_v_hat = v.sqrt().mul_(1 / sqrt(1 - group["betas"][1] ** step))
     return root_of_v_hat.add_(group["eps"])
 
 

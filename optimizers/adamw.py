@@ -9,6 +9,7 @@ from torch import Tensor
 from bellwether.optimizers.adam import Adam
 from bellwether.optimizers.deprecation import renamed_keywords
 from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.scalars import Number, learning_rate
 from bellwether.optimizers.weight_decay import WeightDecayMode
 
 
@@ -92,8 +93,8 @@ class AdamW(Adam):
 
     # update_moments and direction are Adam's: m, v, and m^ / (sqrt(v^) + eps).
 
-    def apply_update(self, w: Tensor, update: Tensor, state: State, group: Group, step: int) -> None:
+    def apply_update(self, w: Tensor, update: Tensor, state: State, group: Group, step: Number) -> None:
         if group["weight_decay_mode"] == "decoupled" and not group["trust_ratio"]:
-            w.mul_(1 - float(group["lr"]) * group["weight_decay"]).sub_(update)  # update: lr m^ / (sqrt(v^) + eps)
+            w.mul_(1 - learning_rate(group) * group["weight_decay"]).sub_(update)  # update: lr m^ / (sqrt(v^) + eps)
         else:
             super().apply_update(w, update, state, group, step)

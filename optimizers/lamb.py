@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from bellwether.optimizers.base import RuleOptimizer
 from bellwether.optimizers.deprecation import renamed_keywords
 from bellwether.optimizers.kernels.coefficients import Coefficients
 from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.scalars import Number, sqrt
 from bellwether.optimizers.weight_decay import MODES, WeightDecayMode, add_to_direction
 
 
@@ -126,7 +126,7 @@ class Lamb(RuleOptimizer):
     def state_names(self, group: Group) -> tuple[str, ...]:
         return adam_state_names(group)
 
-    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+    def update_moments(self, g: Tensor, state: State, group: Group, step: Number) -> None:
         beta1, beta2 = group["betas"]
         m, v = state["exp_avg"], state["exp_avg_sq"]
         m.mul_(beta1).add_(g, alpha=1 - beta1 if group.get("grad_averaging", True) else 1.0)
@@ -134,7 +134,7 @@ class Lamb(RuleOptimizer):
         if group["amsgrad"]:
             maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
 
-    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: Number) -> Tensor:
         m_hat = state["exp_avg"] * (1 / self._correction(0, group, step))
         u = m_hat.div_(self._denominator(state, group, step))
         return add_to_direction(u, w, group)  # u + weight_decay w
@@ -144,16 +144,16 @@ class Lamb(RuleOptimizer):
 
     is_norm_ratio = True
 
-    def metric(self, scale: float, state: State, group: Group, step: int) -> Tensor:
+    def metric(self, scale: Number, state: State, group: Group, step: Number) -> Tensor:
         return self._denominator(state, group, step).reciprocal_().mul_(scale)
 
-    def _denominator(self, state: State, group: Group, step: int) -> Tensor:
+    def _denominator(self, state: State, group: Group, step: Number) -> Tensor:
         """sqrt(v^) + eps."""
         v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-        root_of_v_hat = v.sqrt().mul_(1 / math.sqrt(self._correction(1, group, step)))
+        root_of_v_hat = v.sqrt().mul_(1 / sqrt(self._correction(1, group, step)))
         return root_of_v_hat.add_(group["eps"])
 
-    def _correction(self, moment: int, group: Group, step: int) -> float:
+    def _correction(self, moment: int, group: Group, step: Number) -> Number:
         """The divisor that makes a moment, which begins at 0, unbiased."""
         return 1 - group["betas"][moment] ** step if group["bias_correction"] else 1.0
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from bellwether.optimizers.base import RuleOptimizer
 from bellwether.optimizers.kernels.coefficients import Coefficients
 from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.scalars import Number
 from bellwether.optimizers.sgd import momentum_coefficients, momentum_state_names
 
 
@@ -108,20 +109,20 @@ class Lars(RuleOptimizer):
         denominator = other_norm + group["weight_decay"] * weight_norm + group["eps"]
         return group["trust_coefficient"] * weight_norm / denominator
 
-    def gradient(self, w: Tensor, g: Tensor, rate: float | Tensor, group: Group) -> Tensor:
+    def gradient(self, w: Tensor, g: Tensor, rate: Number, group: Group) -> Tensor:
         return super().gradient(w, g, rate, group) * rate  # lr ratio (g + weight_decay w)
 
-    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+    def update_moments(self, g: Tensor, state: State, group: Group, step: Number) -> None:
         if group["momentum"]:
             state["momentum_buffer"].mul_(group["momentum"]).add_(g)
 
-    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: Number) -> Tensor:
         if not group["momentum"]:
             return g
         m = state["momentum_buffer"]
         return g.add(m, alpha=group["momentum"]) if group["nesterov"] else m
 
-    def rate(self, group: Group) -> float:
+    def rate(self, group: Group) -> Number:
         return 1.0  # lr is in the gradient
 
     def coefficients(self, group: Group, step: int) -> Coefficients:

@@ -13,6 +13,7 @@ from bellwether.optimizers.adam import AdamRule
 from bellwether.optimizers.base import RuleOptimizer
 from bellwether.optimizers.param_groups import shape_of
 from bellwether.optimizers.rule import Group, Rule, State
+from bellwether.optimizers.scalars import Number, add_scaled
 from bellwether.optimizers.weight_decay import WeightDecayMode
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -156,11 +157,11 @@ class Muon(RuleOptimizer):
     def state_names(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["muon"] else _ADAM.state_names({})
 
-    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+    def update_moments(self, g: Tensor, state: State, group: Group, step: Number) -> None:
         m = state["momentum_buffer"]
         m.lerp_(g.to(m.dtype), 1 - group["momentum"])  # momentum m + (1 - momentum) g
 
-    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: Number) -> Tensor:
         m = state["momentum_buffer"]
         return g.to(m.dtype).lerp(m, group["momentum"]) if group["nesterov"] else m
 
@@ -184,11 +185,12 @@ class Muon(RuleOptimizer):
             return 0.2 * math.sqrt(max(rows, columns))
         return math.sqrt(max(1, rows / columns))
 
-    def apply_update(self, w: Tensor, update: Tensor, state: State, group: Group, step: int) -> None:
+    def apply_update(self, w: Tensor, update: Tensor, state: State, group: Group, step: Number) -> None:
         if (
             group["weight_decay_mode"] == "decoupled"
         ):  # w - (lr weight_decay w + update): rounds once, torch's form twice
-            w.sub_(update.add_(w, alpha=self.rate(group) * group["weight_decay"]))
+            add_scaled(update, w, self.rate(group) * group["weight_decay"])
+            w.sub_(update)
         else:
             super().apply_update(w, update, state, group, step)
 

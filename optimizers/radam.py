@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bellwether.optimizers.adam import adam_coefficients, adam_state_names
@@ -13,6 +14,7 @@ from bellwether.optimizers.base import RuleOptimizer
 from bellwether.optimizers.deprecation import renamed_keywords
 from bellwether.optimizers.kernels.coefficients import Coefficients
 from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.scalars import Number, choose, sqrt
 from bellwether.optimizers.weight_decay import MODES, WeightDecayMode, add_to_direction
 
 
@@ -104,39 +106,38 @@ class RAdam(RuleOptimizer):
     def state_names(self, group: Group) -> tuple[str, ...]:
         return adam_state_names(group)
 
-    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+    def update_moments(self, g: Tensor, state: State, group: Group, step: Number) -> None:
         beta1, beta2 = group["betas"]
         state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
 
-    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
-        r = _rectification(group["betas"][1], step)
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: Number) -> Tensor:
         m_hat_factor = 1 / (1 - group["betas"][0] ** step)
-        if r is None:
-            u = state["exp_avg"] * m_hat_factor
-        else:  # as in torch, eps is added before v is bias-corrected
-            factor = m_hat_factor * r * math.sqrt(1 - group["betas"][1] ** step)
-            u = (state["exp_avg"] * factor).div_(state["exp_avg_sq"].sqrt().add_(group["eps"]))
-        return add_to_direction(u, w, group)
+        return add_to_direction(self._rectified(state["exp_avg"], m_hat_factor, state, group, step), w, group)
 
-    def metric(self, scale: float, state: State, group: Group, step: int) -> Tensor:
-        r = _rectification(group["betas"][1], step)
-        if r is None:
-            return state["exp_avg_sq"].new_full(state["exp_avg_sq"].shape, scale)
-        root = math.sqrt(1 - group["betas"][1] ** step)
-        return state["exp_avg_sq"].sqrt().add_(group["eps"]).reciprocal_().mul_(scale * r * root)
+    def metric(self, scale: Number, state: State, group: Group, step: Number) -> Tensor:
+        return self._rectified(torch.ones_like(state["exp_avg_sq"]), scale, state, group, step)
+
+    def _rectified(self, m: Tensor, factor: Number, state: State, group: Group, step: Number) -> Tensor:
+        """factor r m / sqrt(v^), where r is defined, else factor m. As in torch, eps is added before v is bias-corrected."""
+        is_defined, r = _rectification(group["betas"][1], step)
+        if not isinstance(is_defined, Tensor) and not is_defined:
+            return m * factor
+        root = sqrt(1 - group["betas"][1] ** step)
+        rectified = (m * (factor * r * root)).div_(state["exp_avg_sq"].sqrt().add_(group["eps"]))
+        return torch.where(is_defined, rectified, m * factor) if isinstance(is_defined, Tensor) else rectified
 
     def coefficients(self, group: Group, step: int) -> Coefficients:
-        c, r = adam_coefficients(group, step), _rectification(group["betas"][1], step)
-        if r is None:
+        c, (is_defined, r) = adam_coefficients(group, step), _rectification(group["betas"][1], step)
+        if not is_defined:
             return replace(c, v_scale=0.0, eps=1.0)  # the denominator is 1
-        return replace(c, v_scale=1.0, numerator=c.numerator * r * math.sqrt(1 - group["betas"][1] ** step))
+        return replace(c, v_scale=1.0, numerator=c.numerator * float(r) * math.sqrt(1 - group["betas"][1] ** step))
 
 
-def _rectification(beta2: float, step: int) -> float | None:
-    """r_t of algorithm 2, or None while it is not defined. As in torch, from rho_t > 5 on; the paper has 4."""
+def _rectification(beta2: float, step: Number) -> tuple[bool | Tensor, Number]:
+    """Whether r_t of algorithm 2 is defined, and r_t. As in torch, from rho_t > 5 on; the paper has 4."""
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * step * beta2**step / (1 - beta2**step)
-    if rho <= 5:
-        return None
-    return math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    is_defined = rho > 5
+    rho = choose(is_defined, rho, rho_inf)  # the root is real
+    return is_defined, sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))

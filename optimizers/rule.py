@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bellwether.optimizers import weight_decay
 from bellwether.optimizers.kernels.coefficients import Coefficients
+from bellwether.optimizers.scalars import Number, learning_rate
 
 Group = dict[str, Any]  # of torch's param_groups
 State = dict[str, Tensor]  # of one parameter, by the names of `state_names`
@@ -52,11 +53,11 @@ class Rule:
         """Names of the state tensors of a parameter, which begin as zeros. torch's names where torch has them."""
         raise NotImplementedError
 
-    def rate(self, group: Group) -> float:
+    def rate(self, group: Group) -> Number:
         """The factor of the direction in the update."""
-        return float(group["lr"])
+        return learning_rate(group)
 
-    def gradient(self, w: Tensor, g: Tensor, rate: float | Tensor, group: Group) -> Tensor:
+    def gradient(self, w: Tensor, g: Tensor, rate: Number, group: Group) -> Tensor:
         """The gradient that the rule works on. Leaves ``g`` as it is.
 
         Args:
@@ -64,15 +65,15 @@ class Rule:
         """
         return weight_decay.add_to_gradient(g, w, group)
 
-    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
-        """Update the state in place. ``step`` counts from 1."""
+    def update_moments(self, g: Tensor, state: State, group: Group, step: Number) -> None:
+        """Update the state in place. ``step`` counts from 1. With ``capturable`` it is a tensor: see `scalars`."""
         raise NotImplementedError
 
-    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: Number) -> Tensor:
         """The direction of the update, after `update_moments`. Changes nothing; may be one of the tensors given."""
         raise NotImplementedError
 
-    def metric(self, scale: float, state: State, group: Group, step: int) -> Tensor:
+    def metric(self, scale: Number, state: State, group: Group, step: Number) -> Tensor:
         """``scale / D`` in new memory, D being what the direction divides m^ by. For weight_decay_mode="prox-metric"."""
         raise NotImplementedError
 
@@ -105,7 +106,7 @@ class Rule:
         """
         return weight_norm / other_norm
 
-    def apply_update(self, w: Tensor, update: Tensor, state: State, group: Group, step: int) -> None:
+    def apply_update(self, w: Tensor, update: Tensor, state: State, group: Group, step: Number) -> None:
         """Subtract the update from the weights in place, with the weight decay before or after it.
 
         Args:
@@ -115,9 +116,8 @@ class Rule:
         weight_decay.shrink(w, group, rate)  # decoupled: (1 - lr weight_decay) w
         w.sub_(update)
         weight_decay.prox(w, group)
-        metric = weight_decay.metric_scale(group, rate)
-        if metric:
-            w.div_(self.metric(metric, state, group, step).add_(1))
+        if weight_decay.has_metric(group):
+            w.div_(self.metric(rate * group["weight_decay"], state, group, step).add_(1))
 
     def coefficients(self, group: Group, step: int) -> Coefficients | None:
         """The same formula in the numbers of the compiled kernels, without weight decay; None where they lack it."""

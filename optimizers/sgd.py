@@ -10,6 +10,7 @@ from bellwether.optimizers.base import RuleOptimizer
 from bellwether.optimizers.deprecation import renamed_keywords
 from bellwether.optimizers.kernels.coefficients import Coefficients
 from bellwether.optimizers.rule import Group, State
+from bellwether.optimizers.scalars import Number, add_scaled, choose
 from bellwether.optimizers.weight_decay import WeightDecayMode, add_to_direction
 
 
@@ -98,13 +99,13 @@ class SGD(RuleOptimizer):
     def state_names(self, group: Group) -> tuple[str, ...]:
         return momentum_state_names(group)
 
-    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+    def update_moments(self, g: Tensor, state: State, group: Group, step: Number) -> None:
         if group["momentum"]:
             # The first gradient counts in full, as in torch: m would be biased towards 0 otherwise.
-            grad_weight = 1.0 if step == 1 else 1 - group["dampening"]
-            state["momentum_buffer"].mul_(group["momentum"]).add_(g, alpha=grad_weight)
+            grad_weight = choose(step == 1, 1.0, 1 - group["dampening"])
+            add_scaled(state["momentum_buffer"].mul_(group["momentum"]), g, grad_weight)
 
-    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: Number) -> Tensor:
         if not group["momentum"]:
             u = g.clone()
         elif group["nesterov"]:

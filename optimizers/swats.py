@@ -12,6 +12,7 @@ from bellwether.optimizers.adamw import AdamW
 from bellwether.optimizers.base import RuleOptimizer
 from bellwether.optimizers.kernels.coefficients import Coefficients
 from bellwether.optimizers.rule import Rule, State
+from bellwether.optimizers.scalars import Number
 from bellwether.optimizers.sharded import Attachment, Group, Work
 from bellwether.optimizers.shards.layout import dot, local, local_gradient, sum_by_process_group, sum_over_ranks
 from bellwether.optimizers.wrapper import Wrapper
@@ -210,10 +211,10 @@ class _SgdRule(Rule):
     def rate(self, group: Group) -> float:
         return float(group[_RATE] * float(group["lr"]))
 
-    def update_moments(self, g: Tensor, state: State, group: Group, step: int) -> None:
+    def update_moments(self, g: Tensor, state: State, group: Group, step: Number) -> None:
         state["exp_avg"].mul_(group["betas"][0]).add_(g)
 
-    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: int) -> Tensor:
+    def direction(self, w: Tensor, g: Tensor, state: State, group: Group, step: Number) -> Tensor:
         return state["exp_avg"] * (1 - group["betas"][0])
 
     def coefficients(self, group: Group, step: int) -> Coefficients:

@@ -16,6 +16,7 @@ from bellwether.optimizers.kernels.reference import RuleCall
 from bellwether.optimizers.kernels.tensor_list import TensorList
 from bellwether.optimizers.kernels.wide_weights import WideWeights
 from bellwether.optimizers.rule import Group, Rule
+from bellwether.optimizers.scalars import learning_rate
 from bellwether.optimizers.sharded import Attachment
 from bellwether.optimizers.shards.layout import ShardLayout, sqrt, sum_by_process_group, sum_over_ranks
 
@@ -99,7 +100,7 @@ def trust_ratios(bucket: Bucket, weight_norm: Tensor, other_norm: Tensor) -> Ten
 
 def apply_update(bucket: Bucket, ratio: Tensor) -> None:
     """w - lr ratio u, with the weight decay."""
-    rates = ratio * float(bucket.group["lr"])
+    rates = ratio * learning_rate(bucket.group)
     rates = rates[bucket.tensors.segments.parameter_on(ratio.device)]
     if bucket.rule.scales_gradient:
         bucket.kernel.step(bucket.tensors, bucket.formula, rates)

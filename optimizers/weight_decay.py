@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from bellwether.optimizers.kernels.coefficients import Coefficients
+from bellwether.optimizers.scalars import Number, is_one, learning_rate
 
 WeightDecayMode = Literal["l2", "decoupled", "independent", "prox", "prox-metric"]
 MODES: tuple[str, ...] = get_args(WeightDecayMode)
@@ -40,23 +41,23 @@ def add_to_direction(u: Tensor, w: Tensor, group: Group) -> Tensor:
     return u.add_(w, alpha=group["weight_decay"]) if _is_coupled(group) else u
 
 
-def shrink(w: Tensor, group: Group, rate: float) -> None:
+def shrink(w: Tensor, group: Group, rate: Number) -> None:
     """decoupled: (1 - lr weight_decay) w; independent: (1 - eta weight_decay) w. In place, before the update."""
     factor = _shrink_factor(group, rate)
-    if factor != 1:
+    if not is_one(factor):
         w.mul_(factor)
 
 
 def prox(w: Tensor, group: Group) -> None:
     """prox: w / (1 + eta weight_decay), in place, after the update."""
     factor = _prox_factor(group)
-    if factor != 1:
+    if not is_one(factor):
         w.mul_(factor)
 
 
-def metric_scale(group: Group, rate: float) -> float:
-    """prox-metric: lr weight_decay; 0 in the other modes."""
-    return rate * group["weight_decay"] if group["weight_decay_mode"] == "prox-metric" else 0.0
+def has_metric(group: Group) -> bool:
+    """Whether weights are divided by 1 + lr weight_decay / D."""
+    return bool(group["weight_decay"] and group["weight_decay_mode"] == "prox-metric")
 
 
 def with_weight_decay(c: Coefficients, group: Group, step: int) -> Coefficients:
@@ -72,7 +73,7 @@ def with_weight_decay(c: Coefficients, group: Group, step: int) -> Coefficients:
         # 1 / D is what the direction multiplies m^ by: all of its numerator but the bias correction.
         correction = 1 - c.beta1**step if group.get("bias_correction", True) else 1.0
         return replace(c, metric=strength * c.numerator * correction)
-    return replace(c, shrink=_shrink_factor(group, c.rate), prox=_prox_factor(group))
+    return replace(c, shrink=float(_shrink_factor(group, c.rate)), prox=float(_prox_factor(group)))
 
 
 def _is_coupled(group: Group) -> bool:
@@ -80,14 +81,14 @@ def _is_coupled(group: Group) -> bool:
     return bool(group["weight_decay"] and group["weight_decay_mode"] == "decoupled" and group["trust_ratio"])
 
 
-def _shrink_factor(group: Group, rate: float) -> float:
+def _shrink_factor(group: Group, rate: Number) -> Number:
     strength, mode = group["weight_decay"], group["weight_decay_mode"]
     if strength and mode == "decoupled" and not group["trust_ratio"]:
-        return float(1 - rate * strength)
+        return 1 - rate * strength
     return 1 - _multiplier(group) * strength if strength and mode == "independent" else 1.0
 
 
-def _prox_factor(group: Group) -> float:
+def _prox_factor(group: Group) -> Number:
     strength = group["weight_decay"]
     return 1 / (1 + _multiplier(group) * strength) if strength and group["weight_decay_mode"] == "prox" else 1.0
 
@@ -142,6 +143,6 @@ def check_peak_lr(group: Group, index: int) -> None:
         )
 
 
-def _multiplier(group: Group) -> float:
+def _multiplier(group: Group) -> Number:
     """The schedule's multiplier eta."""
-    return float(group["lr"]) / peak_lr(group)
+    return learning_rate(group) / peak_lr(group)

@@ -13,6 +13,7 @@ from torch import Tensor
 from bellwether.optimizers.kernels import reference
 from bellwether.optimizers.kernels.reference import RuleCall
 from bellwether.optimizers.rule import Rule
+from bellwether.optimizers.scalars import learning_rate
 from bellwether.optimizers.shards.exchange import Exchange, Key
 from bellwether.optimizers.shards.layout import ShardLayout
 from bellwether.optimizers.update import Bucket
@@ -72,7 +73,7 @@ def _directions(bucket: Bucket) -> list[_Part]:
     call, parts = bucket.formula, []
     assert isinstance(call, RuleCall)
     for shard, (w, g, state) in zip(bucket.shards, reference.segments(bucket.tensors), strict=True):
-        g = call.gradient(w, g, float(call.group["lr"]))
+        g = call.gradient(w, g, learning_rate(call.group))
         call.rule.update_moments(g, state, call.group, call.step)
         direction = call.rule.direction(w, g, state, call.group, call.step)
         parts.append(_Part(bucket, shard, direction.to(call.rule.whole_dtype(call.group)).reshape(-1)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from bellwether.optimizers.kernels.interface import FusedStep
 from bellwether.optimizers.kernels.tensor_list import TensorList
 from bellwether.optimizers.kernels.wide_weights import Convert
+from bellwether.optimizers.scalars import Number, learning_rate
 from bellwether.optimizers.shards.layout import squared_norm
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ class RuleCall:
 
     rule: Rule
     group: Group
-    step: int
+    step: Number
     grad: float = 1.0  # factor of the gradient: -1 to maximize, 1 / norm to normalize
 
-    def gradient(self, w: Tensor, g: Tensor, rate: float | Tensor) -> Tensor:
+    def gradient(self, w: Tensor, g: Tensor, rate: Number) -> Tensor:
         return self.rule.gradient(w, g if self.grad == 1 else g * self.grad, rate, self.group)
 
     def direction(self, w: Tensor, g: Tensor, state: State) -> Tensor:
@@ -65,7 +66,7 @@ def apply_update(tensors: TensorList, call: RuleCall, rates: Tensor) -> None:
 
 def step(tensors: TensorList, call: RuleCall, scales: Tensor | None = None) -> None:
     for i, (w, g, state) in enumerate(segments(tensors)):
-        g = call.gradient(w, g, float(call.group["lr"]) if scales is None else _factor(scales[i], w))
+        g = call.gradient(w, g, learning_rate(call.group) if scales is None else _factor(scales[i], w))
         call.rule.update_moments(g, state, call.group, call.step)
         update = call.direction(w, g, state).mul_(call.rule.rate(call.group))
         call.rule.apply_update(w, update, state, call.group, call.step)

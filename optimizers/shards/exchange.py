@@ -25,7 +25,7 @@ Cost = Callable[[ParameterInfo], float]
 
 _CHUNKS = 4  # at most
 _CHUNK_NUMEL = 1 << 20  # elements a rank at least: smaller chunks are not worth a collective
-_LOCALITY = 1.1  # of the mean load: up to this a parameter stays with the rank that holds most of it
+_LOCALITY = 1.05  # of the mean load: up to this a parameter stays with the rank that holds most of it
 
 
 class Piece(NamedTuple):
@@ -153,14 +153,14 @@ def assign_owners(costs: Mapping[Key, float], holders: Mapping[Key, int], ranks:
 
     Args:
         costs: of each parameter, in any unit.
-        holders: the rank that holds most of it.
+        holders: the rank that holds most of it, if any does.
     """
     loads, owners = [0.0] * ranks, {}
     target = _LOCALITY * sum(costs.values()) / ranks
     heap = [(0.0, rank) for rank in range(ranks)]
     for key in sorted(costs, key=lambda key: (-costs[key], key)):
-        holder = holders[key]
-        if loads[holder] + costs[key] <= target:
+        holder = holders.get(key)
+        if holder is not None and loads[holder] + costs[key] <= target:
             owner = holder
         else:
             while heap[0][0] != loads[heap[0][1]]:  # the load of a holder has grown
@@ -172,13 +172,14 @@ def assign_owners(costs: Mapping[Key, float], holders: Mapping[Key, int], ranks:
 
 
 def holders_of(pieces: Sequence[Sequence[Piece]]) -> dict[Key, int]:
-    """The rank that holds most of each parameter; of several the first."""
+    """The rank that holds most of each parameter: more than half, or nothing would be gained by its staying there."""
     held: dict[Key, Counter[int]] = defaultdict(Counter)
     for rank, of_rank in enumerate(pieces):
         for piece in of_rank:
             if piece.is_counted:
                 held[piece.key][rank] += piece.length
-    return {key: counter.most_common(1)[0][0] for key, counter in held.items()}
+    found = {key: counter.most_common(1)[0] for key, counter in held.items()}
+    return {key: rank for key, (rank, length) in found.items() if 2 * length > held[key].total()}
 
 
 def _chunks(owners: Mapping[Key, int], costs: Mapping[Key, float], count: int) -> list[set[Key]]:
