@@ -56,9 +56,8 @@ def groups(
         names: False for engines that want bare parameters: ZeroRedundancyOptimizer, DeepSpeed's MoE. Groups have a
             ``name`` instead.
         muon: for `bellwether.optimizers.Muon`: matrices in groups of their own, and all that AdamW updates in groups with
-            ``muon=False``: the second kind, embeddings, the output layer, and matrices of one row or column. The output layer is
-            what the model's get_output_embeddings() or get_classifier() returns, else its last Linear, unless that is in a
-            ModuleList.
+            ``muon=False``: the second kind, embeddings, output layers, and matrices of one row or column. Output layers are what
+            the model's get_output_embeddings() or get_classifier() returns, and its last Linear, unless that is in a ModuleList.
         muon_exclude: patterns of names of further parameters for AdamW.
 
     Returns:
@@ -136,7 +135,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 def not_hidden(model: nn.Module) -> set[int]:
     """The ids of parameters that are no hidden matrices: embeddings, the output layer, a single row or column."""
-    found = {id(parameter) for parameter in _output_layer(model)}
+    found = {id(parameter) for parameter in _output_layers(model)}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             rows, *others = shape_of(parameter) or (1,)
@@ -146,15 +145,18 @@ def not_hidden(model: nn.Module) -> set[int]:
     return found
 
 
-def _output_layer(model: nn.Module) -> list[nn.Parameter]:
+def _output_layers(model: nn.Module) -> list[nn.Parameter]:
+    found: list[nn.Parameter] = []
     for getter in ("get_output_embeddings", "get_classifier"):  # of transformers and timm
         with contextlib.suppress(AttributeError, NotImplementedError, TypeError):
             layer = getattr(model, getter)()
             if isinstance(layer, nn.Module) and any(True for _ in layer.parameters()):
-                return list(layer.parameters())
+                found += layer.parameters()
     lists = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return [] if not linear or linear[-1][0].startswith(lists) else list(linear[-1][1].parameters())
+    if linear and not linear[-1][0].startswith(lists):
+        found += linear[-1][1].parameters()
+    return found
 
 
 def _is_vector_or_bias(name: str, parameter: nn.Parameter) -> bool:

@@ -46,7 +46,7 @@ class _Part:
 
     bucket: Bucket
     shard: ShardLayout
-    direction: Tensor  # flat
+    direction: Tensor  # flat; `update_whole` puts the whole parameter's in its place
 
 
 def update_whole(buckets: Sequence[Bucket], exchanges: Exchanges) -> None:
@@ -61,9 +61,7 @@ def update_whole(buckets: Sequence[Bucket], exchanges: Exchanges) -> None:
                 part.direction = _whole(part)
             continue
         exchange = exchanges.of([part.shard for part in some], some[0].bucket.rule)
-        results = exchange.run([part.direction for part in some], functools.partial(_of_owner, some))
-        for part, result in zip(some, results, strict=True):
-            part.direction = result
+        exchange.run([part.direction for part in some], functools.partial(_of_owner, some))
     for bucket in buckets:
         _apply(bucket, [part for part in parts if part.bucket is bucket])
 
@@ -75,7 +73,7 @@ def _directions(bucket: Bucket) -> list[_Part]:
     for shard, (w, g, state) in zip(bucket.shards, reference.segments(bucket.tensors), strict=True):
         g = call.gradient(w, g, learning_rate(call.group))
         call.rule.update_moments(g, state, call.group, call.step)
-        direction = call.rule.direction(w, g, state, call.group, call.step)
+        direction = call.direction(w, g, state)
         parts.append(_Part(bucket, shard, direction.to(call.rule.whole_dtype(call.group)).reshape(-1)))
     return parts
 

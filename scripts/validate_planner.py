@@ -68,7 +68,7 @@ def rows() -> Iterator[tuple[list[str], float]]:
         for name, world_size, raw, accumulation in cases():
             config, micro = validate(raw), raw["batch"]["micro"]
             profile = activations.measure(config, data_of(config), on_gpu=False)
-            sharding = Sharding.from_config(config, state_tensors(config), profile.elements)
+            sharding = Sharding.from_config(config, state_tensors(config, profile), profile.elements)
             estimated = memory.peak(profile, sharding, world_size, micro, accumulation)
             between = memory.resident(profile, sharding, world_size)
             if "large" in name:  # in a new process, to measure its resident size

@@ -45,12 +45,14 @@ class Profile:
 
     Attributes:
         groups: elements of each parameter, for each param group.
+        matrices: of each param group, whether it is one of matrices for Muon, which need less state.
         segments: of the forward and backward pass, in order.
         saved_fixed, saved_per_sample: bytes alive between the two passes, saved for the backward pass.
         flops: of both passes per sample; multiplications and additions of matrix products and convolutions.
     """
 
     groups: list[list[int]]
+    matrices: list[bool]
     segments: list[Segment]
     saved_fixed: float
     saved_per_sample: float
@@ -102,7 +104,9 @@ def measure(config: Config, data: Dataset, *, on_gpu: bool = True) -> Profile:
         task = models.build(config.model, data, activation_checkpointing=config.engine.activation_checkpointing)
         _cast(task, DTYPES[config.engine.precision])
         task.train()
-        groups = [[p.numel() for _, p in group["params"]] for group in param_groups(task, config.optimizer)]
+        groups = param_groups(task, config.optimizer)
+        numels = [[p.numel() for _, p in group["params"]] for group in groups]
+        matrices = [bool(group.get("muon")) for group in groups]
         small, large = (_run_passes(task, config, size) for size in (micro, 2 * micro))
         flops = _flops(task, config, micro)
 
@@ -115,7 +119,7 @@ def measure(config: Config, data: Dataset, *, on_gpu: bool = True) -> Profile:
     for gradient, low, high in zip((*small.gradients, 0), small.peaks, large.peaks, strict=True):
         segments.append(Segment(before, gradient, *line(low, high)))
         before += gradient
-    return Profile(groups, segments, *line(small.saved, large.saved), flops)
+    return Profile(numels, matrices, segments, *line(small.saved, large.saved), flops)
 
 
 @dataclass

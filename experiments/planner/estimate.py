@@ -79,7 +79,7 @@ def phase_plan(phase: Phase, info: ModelInfo, machines: Machines, critical: Crit
             "engine.precision", precision, f"{machines.gpu.name} does not support it", "write fp16 or fp32"
         )
     profile = measure(config, info.data)
-    states = state_tensors(config)
+    states = state_tensors(config, profile)
     stages = [
         _stage_plan(profile, Sharding.from_config(config, states, profile.elements, stage), machines, phase)
         for stage in range(4)
@@ -106,10 +106,11 @@ def _stage_plan(profile: Profile, sharding: Sharding, machines: Machines, phase:
     )
 
 
-def state_tensors(config: Config) -> int:
-    """Number of tensors as large as the weights that the optimizer, averaging and trajectory measurement keep."""
+def state_tensors(config: Config, profile: Profile) -> float:
+    """Elements that the optimizer, averaging and trajectory measurement keep for each element of the weights."""
     without_patterns = config.optimizer.model_copy(update={"include": [], "exclude": [], "lr_scale": {}})
     optimizer = make_optimizer(param_groups(nn.Linear(1, 1), without_patterns), config, config.optimizer.lr)
-    state_count = optimizer.state_tensors(optimizer.param_groups[0])
+    counts = [optimizer.state_tensors({**optimizer.param_groups[0], "muon": muon}) for muon in profile.matrices]
+    elements = sum(count * sum(group) for count, group in zip(counts, profile.groups, strict=True))
     trajectory = 3 if config.trajectory.every is not None else 0
-    return state_count + (config.averaging.kind != "none") + trajectory
+    return elements / profile.elements + (config.averaging.kind != "none") + trajectory

@@ -17,7 +17,7 @@ class Sharding:
 
     stage: int
     precision: str
-    states: int  # optimizer state tensors per parameter: 2 for Adam's moments
+    states: float  # elements of optimizer state for each of the weights: 2 for Adam's moments
     reduce_bucket: int
     allgather_bucket: int
     prefetch: int
@@ -28,11 +28,11 @@ class Sharding:
     rounding: str = ""  # stochastic_rounding or kahan_sum, of bf16 weights
 
     @classmethod
-    def from_config(cls, config: Config, states: int, elements: int, stage: int | None = None) -> Sharding:
+    def from_config(cls, config: Config, states: float, elements: int, stage: int | None = None) -> Sharding:
         """What DeepSpeed makes of a config, including its own defaults.
 
         Args:
-            states: number of optimizer state tensors as large as the weights.
+            states: elements of optimizer state for each element of the weights.
             elements: of all trained parameters.
             stage: of ZeRO; None: the config's.
 
@@ -67,7 +67,7 @@ class Sharding:
         return 4 if self.precision == "fp32" else 2
 
     @property
-    def optimizer_bytes(self) -> int:
+    def optimizer_bytes(self) -> float:
         """Bytes of master weights and optimizer state, which is fp32 also beside bf16 weights, for each element of a rank."""
         if self.bf16_masters:  # DeepSpeed copies the rank's part also where it has the same type
             return 4 * self.states + (4 if self.rounding == "kahan_sum" else 2)

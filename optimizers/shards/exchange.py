@@ -1,7 +1,7 @@
 """Brings whole parameters to one owner each, and what it computes of them back to the ranks that hold the slices.
 
 A norm is a sum over slices; a function of a whole matrix, as in Muon, is not. The owners are balanced by cost. A step takes two
-all-to-alls for each chunk of the parameters, a constant number; those of the next chunk travel while this one is computed.
+all-to-alls for each chunk of the parameters, a constant number; the next chunk travels while one is computed.
 """
 
 from __future__ import annotations
@@ -99,32 +99,35 @@ class Exchange:
             for keys in _chunks(self.owners, costs, count)
         ]  # fmt: skip
 
-    def run(self, tensors: Sequence[Tensor], function: Function) -> list[Tensor]:
-        """Apply a function to whole parameters. Collective.
+    def run(self, tensors: Sequence[Tensor], function: Function) -> None:
+        """Apply a function to whole parameters, in place. Collective.
 
         Args:
-            tensors: this rank's part of each shard, flat; all of one dtype and device.
+            tensors: this rank's part of each shard, flat; all of one dtype and device. Padding stays as it is.
             function: called once for each parameter in the whole process group, on its owner.
-
-        Returns:
-            tensors of the same shapes, 0 in the padding.
         """
-        results = [torch.zeros_like(tensor) for tensor in tensors]
-        sending = []
-        for chunk in self._chunks:
-            outgoing = [self._slot(tensors, piece) for piece in chunk.sent.pieces]
-            sending.append(self._all_to_all(outgoing, tensors[0], chunk.sent, chunk.arriving))
-        returning = []
-        for chunk, transfer in zip(self._chunks, sending, strict=True):
-            whole = _assemble(transfer.wait(), chunk.arriving, self.parameters)
-            done = {key: function(parameter, key) for key, parameter in whole.items()}
+        coming = self._send(self._chunks[0], tensors)
+        going: list[_Transfer] = []
+        for chunk, following in zip(self._chunks, [*self._chunks[1:], None], strict=True):
+            whole = _assemble(coming.wait(), chunk.arriving, self.parameters)
+            if following is not None:  # travels while this chunk is computed
+                coming = self._send(following, tensors)
+            done = {key: function(whole.pop(key), key) for key in list(whole)}
             outgoing = [_part(done[piece.key], piece) for piece in chunk.returned.pieces]
-            returning.append(self._all_to_all(outgoing, tensors[0], chunk.returned, chunk.back))
-        for chunk, transfer in zip(self._chunks, returning, strict=True):
-            parts = transfer.wait().to(results[0].device).split(chunk.back.lengths)
-            if chunk.back.pieces:
-                torch._foreach_copy_([self._slot(results, piece) for piece in chunk.back.pieces], list(parts))
-        return results
+            going.append(self._all_to_all(outgoing, tensors[0], chunk.returned, chunk.back))
+            if len(going) > 1:
+                self._receive(going.pop(0), tensors)
+        self._receive(going.pop(), tensors)
+
+    def _send(self, chunk: _Chunk, tensors: Sequence[Tensor]) -> _Transfer:
+        outgoing = [self._slot(tensors, piece) for piece in chunk.sent.pieces]
+        return self._all_to_all(outgoing, tensors[0], chunk.sent, chunk.arriving)
+
+    def _receive(self, transfer: _Transfer, tensors: Sequence[Tensor]) -> None:
+        pieces = transfer.received.pieces
+        parts = transfer.wait().to(tensors[0].device).split(transfer.received.lengths)
+        if pieces:
+            torch._foreach_copy_([self._slot(tensors, piece) for piece in pieces], list(parts))
 
     def _slot(self, tensors: Sequence[Tensor], piece: Piece) -> Tensor:
         return tensors[piece.key[0]].narrow(0, self._offsets[piece.key, piece.start], piece.length)
@@ -134,13 +137,14 @@ class Exchange:
         packed = (torch.cat(outgoing) if outgoing else like.new_empty(0)).to(device)
         buffer = packed.new_empty(sum(received.sizes))
         work = dist.all_to_all_single(buffer, packed, received.sizes, sent.sizes, group=self._group, async_op=True)
-        return _Transfer(buffer, packed, work)
+        return _Transfer(buffer, packed, work, received)
 
 
 class _Transfer(NamedTuple):
     buffer: Tensor
     packed: Tensor  # kept until it has been sent
     work: dist.Work | None
+    received: _Side
 
     def wait(self) -> Tensor:
         if self.work is not None:

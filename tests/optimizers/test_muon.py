@@ -127,6 +127,7 @@ def test_groups_of_transformers_models() -> None:
     from transformers import (
         BertConfig,
         BertForMaskedLM,
+        BertForPreTraining,
         BertForSequenceClassification,
         ResNetConfig,
         ResNetForImageClassification,
@@ -139,6 +140,9 @@ def test_groups_of_transformers_models() -> None:
     assert found["bert.encoder.layer.0.attention.self.query.weight"] == (True, True)
     assert found["cls.predictions.bias"] == (False, False)
     assert kinds(groups(BertForSequenceClassification(size), muon=True))["classifier.weight"] == (False, True)
+    pretraining = kinds(groups(BertForPreTraining(size), muon=True))
+    assert pretraining["cls.seq_relationship.weight"] == (False, True)
+    assert pretraining["cls.predictions.transform.dense.weight"] == (True, True)
     net = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1], layer_type="basic")
     found = kinds(groups(ResNetForImageClassification(net), muon=True))
     assert not found["classifier.1.weight"][0]
@@ -342,7 +346,8 @@ def _in_chunks(chunk: int) -> dict[str, Any]:
 def test_chunks_do_not_change_a_bit(ranks: Ranks) -> None:
     whole, cut = ranks.run(_in_chunks, 1 << 20), ranks.run(_in_chunks, 64)
     assert [result["digest"] for result in cut] == [result["digest"] for result in whole]
-    assert cut[0]["reduces"] > whole[0]["reduces"]
+    if ranks.world_size == 2:  # four ranks have one matrix of a group each
+        assert cut[0]["reduces"] > whole[0]["reduces"]
 
 
 def test_lookahead_around_muon() -> None:

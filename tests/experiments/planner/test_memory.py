@@ -30,6 +30,8 @@ MASTERS = {
     "bf16": {"bf16_master_weights_and_grads": True},
     "zero_optimization": {"reduce_bucket_size": 500_000},
 }
+MUON = {**BERT, "optimizer": {"name": "muon"}}
+ONE = activations.Profile([[3], [1]], [True, False], [], 0.0, 0.0, 0.0)  # one matrix of 3 elements
 RESNET = {"model": {"kind": "cifar-resnet", "depth": 20}, "data": {"kind": "images", "size": 32}}
 
 
@@ -50,6 +52,7 @@ CASES = [
     *((KAHAN, {"stage": stage, "precision": "bf16", "deepspeed": MASTERS}, 2) for stage in (1, 2, 3)),
     (STOCHASTIC, {"stage": 2, "precision": "bf16", "deepspeed": MASTERS}, 1),
     (BERT, {"stage": 2, "precision": "bf16", "activation_checkpointing": True}, 1),
+    *((MUON, {"stage": stage, "precision": "bf16"}, 1) for stage in (0, 2, 3)),
     (RESNET, {"stage": 2, "precision": "fp32"}, 1),
     *((RESNET, {"stage": stage, "precision": "fp32", "deepspeed": {}}, 2) for stage in (1, 2, 3)),  # our own bucket
 ]
@@ -71,7 +74,7 @@ def test_estimated_memory_and_traffic_match_a_real_run(
     raw = config_of(model, **engine)
     config = validate(raw)
     profile = activations.measure(config, data_of(config), on_gpu=False)
-    sharding = Sharding.from_config(config, estimate.state_tensors(config), profile.elements)
+    sharding = Sharding.from_config(config, estimate.state_tensors(config, profile), profile.elements)
     estimated = memory.peak(profile, sharding, ranks.world_size, 8, accumulation)
     between = memory.resident(profile, sharding, ranks.world_size)
     measured = max(ranks.run(train, raw, accumulation), key=lambda s: s.peak)
@@ -142,10 +145,12 @@ def test_gpu_saves_less_than_a_cpu_and_computes_six_flops_per_parameter_and_toke
         ({"name": "lars"}, 1),
         ({"name": "sgd"}, 1),
         ({"name": "sgd", "momentum": 0.0}, 0),
+        ({"name": "muon"}, 1.25),
     ],
 )
-def test_number_of_state_tensors_follows_the_optimizer(optimizer: dict[str, Any], states: int) -> None:
-    assert estimate.state_tensors(validate({**config_of(BERT), "optimizer": {"lr": 0.1, **optimizer}})) == states
+def test_number_of_state_tensors_follows_the_optimizer(optimizer: dict[str, Any], states: float) -> None:
+    config = validate({**config_of(BERT), "optimizer": {"lr": 0.1, **optimizer}})
+    assert estimate.state_tensors(config, ONE) == states
 
 
 @pytest.mark.parametrize(
@@ -155,7 +160,7 @@ def test_number_of_state_tensors_follows_the_optimizer(optimizer: dict[str, Any]
 def test_bytes_of_bf16_weights_have_fp32_moments(optimizer: dict[str, Any], stage: int, size: int) -> None:
     """Without fp32 masters DeepSpeed copies the weights of a rank's part in bf16; stage 0 has fp32 masters in any case."""
     config = validate(config_of({**BERT, "optimizer": optimizer}, stage=1, precision="bf16", deepspeed=MASTERS))
-    assert Sharding.from_config(config, estimate.state_tensors(config), 1000, stage).optimizer_bytes == size
+    assert Sharding.from_config(config, estimate.state_tensors(config, ONE), 1000, stage).optimizer_bytes == size
 
 
 def test_param_groups_of_a_config_are_measured() -> None:
