@@ -11,11 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bellwether.optimizers import deprecation, kernels, rounding
+from bellwether.optimizers import deprecation, kernels, rounding, step_counts
 from bellwether.optimizers.kernels import reference
 from bellwether.optimizers.kernels.interface import Kernel
 from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
 from bellwether.optimizers.rule import Rule
+from bellwether.optimizers.scalars import StepCount, place_lr
 from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
 from bellwether.optimizers.shards import dtensor, zero_redundancy
 from bellwether.optimizers.shards.layout import ShardLayout, all_local, local, local_gradients
@@ -27,6 +28,7 @@ from bellwether.optimizers.state_dicts import (
     refuse_unknown_keys,
     upgraded,
 )
+from bellwether.optimizers.step_counts import StepCounts
 from bellwether.optimizers.untrained import refuse_replaced
 from bellwether.optimizers.update import Bucket, scale_gradients, update
 from bellwether.optimizers.validation import check_torch_flags, validate
@@ -40,7 +42,7 @@ _MAX_TABLES = 256
 class RuleOptimizer(Rule, ShardedOptimizer):
     """w <- w - lr trust_ratio (direction(g) + weight decay). Subclasses are the rules: see `Rule`.
 
-    State of each tensor: ``step`` (float32 scalar, on the CPU), and the moments under torch's names, with its shape.
+    State of each tensor: ``step`` (float32 scalar, on the CPU unless ``capturable``), and the moments under torch's names, with its shape.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         if prenormalize and defaults.get("max_grad_norm") is not None:
             raise ValueError("prenormalize=True with max_grad_norm: the norm is 1 already; write one of them")
         self.kernel = kernel
-        defaults = {**ADDED_OPTIONS, **defaults, "prenormalize": prenormalize}
+        defaults = {**ADDED_OPTIONS, **defaults, "prenormalize": prenormalize, "capturable": capturable}
         self._is_part = False
         self._given: list[Tensor] = []
         if dist.is_available() and dist.is_initialized():
@@ -77,7 +79,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         self._exchanges = Exchanges()
         self._attachment: Attachment | None = None
         self._steps_seen = 0
-        self._own_steps: dict[int, Tensor] = {}  # by id, the step tensors that this object made, each for one tensor
+        self._step_counts = StepCounts()
         # The tensors of the last step, their shards, and the table that these are from.
         self._known: tuple[list[Tensor], list[ShardLayout], object] = ([], [], None)
 
@@ -108,7 +110,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def _upgrade_torch_state(self) -> None:
         """Complete groups and state of torch's optimizer of the same name, or of an older version of this one."""
-        self._own_steps = {}
+        self._step_counts = StepCounts()
         deprecation.upgrade(self.defaults, warn=False)
         for key, value in ADDED_OPTIONS.items():
             self.defaults.setdefault(key, value)
@@ -116,16 +118,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             deprecation.upgrade(group, warn=False)
             complete(group, self.defaults)
             infer_peak_lr(group)
-        for state in self.state.values():
-            step = state.get(
-                "step", 1 if "momentum_buffer" in state else 0
-            )  # torch's SGD does not count: not the first
-            if isinstance(
-                step, Tensor
-            ):  # torch.load(map_location="cuda") puts it on a GPU: a synchronization each step
-                state["step"] = step.to("cpu", torch.float32)
-            elif step:
-                state["step"] = torch.tensor(float(step), dtype=torch.float32, device="cpu")
+        for group in self.param_groups:
+            place_lr(group)
+        step_counts.place(self.state, self.param_groups)
 
     # --- parameters and their shards ---
 
@@ -149,6 +144,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             self.param_groups.pop()  # a caller that catches the error must not train it
             raise
         infer_peak_lr(group)
+        place_lr(group)
         if group.get("always_adapt") is False and not group["weight_decay"]:  # apex's and timm's rule
             group["trust_ratio"] = False
         self._register(group, len(self.param_groups) - 1)
@@ -185,6 +181,10 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         return list(self._given)
 
     def use(self, attachment: Attachment) -> None:
+        if any(group["capturable"] for group in self.param_groups):
+            raise ValueError(
+                "attach: capturable=True, and an engine calls step() outside of a graph: write capturable=False"
+            )
         self._reset()
         self._shards = {shard.tensor: shard for shard in attachment.shards}
         self._attachment = attachment
@@ -275,7 +275,8 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             deprecation.upgrade(group, warn=False)  # an engine's load may put keys of older versions there
             complete(group, self.defaults)
             refuse_misspelled_keys(group, frozenset(self.defaults), type(self).__name__)
-            check_peak_lr(group, index)
+            if not group["capturable"]:  # it would read the rate on the host
+                check_peak_lr(group, index)
         if self._attachment is not None:
             self._check_groups()
         buckets = self._buckets(work, rule or self)
@@ -288,15 +289,20 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         update_whole(whole, self._exchanges)
         for bucket in buckets:
             if bucket.wide is not None:
+                assert isinstance(bucket.step, int)  # `validate` refuses the options with capturable
                 rounding.round_back(bucket.kernel, bucket.wide, bucket.group.get("rounding_seed", 0), bucket.step)
 
     def _buckets(self, work: Work, rule: Rule) -> list[Bucket]:
         tensors = [tensor for _, tensor in work]
         shards, states = self._shards_of(tensors), [self.state[tensor] for tensor in tensors]
-        steps = self._count(tensors, states)
+        if any(tensor.grad.is_sparse for tensor in tensors):  # type: ignore[union-attr]
+            raise RuntimeError(f"{type(self).__name__} needs dense gradients: build the embedding with sparse=False")
+        steps = self._step_counts.advance(tensors, states, [group["capturable"] for group, _ in work])
+        # A count on the device is not read: each tensor is a bucket of its own then.
+        counts = [id(step) if isinstance(step, Tensor) else step for step in steps]
         keys = [
-            (id(group), step, shard.process_group, weights.device, weights.dtype, tensor.grad.dtype)  # type: ignore[union-attr]
-            for (group, tensor), step, shard, weights in zip(work, steps, shards, all_local(tensors), strict=True)
+            (id(group), count, shard.process_group, weights.device, weights.dtype, tensor.grad.dtype)  # type: ignore[union-attr]
+            for (group, tensor), count, shard, weights in zip(work, counts, shards, all_local(tensors), strict=True)
         ]
         found: dict[Any, list[int]] = {}
         for i, key in enumerate(keys):
@@ -320,17 +326,19 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         return len(tensors) == len(self._known[0]) and all(map(operator.is_, tensors, self._known[0]))
 
     def _bucket(
-        self, rule: Rule, group: Group, shards: list[ShardLayout], states: list[dict[str, Any]], step: int
+        self, rule: Rule, group: Group, shards: list[ShardLayout], states: list[dict[str, Any]], step: StepCount
     ) -> Bucket:
         rule, group = rule.of_group(group)
         by_parameter = group["trust_ratio"] or self.needs_global_sums
         tensors = self._tensor_list(shards, states, rule.state_names(group), by_parameter)
         call = reference.RuleCall(rule, group, step, -1.0 if group.get("maximize") else 1.0)
-        coefficients = rule.coefficients(group, step)
+        coefficients = None if isinstance(step, Tensor) else rule.coefficients(group, step)
+        if isinstance(step, Tensor) and shards[0].process_group is not None:
+            raise NotImplementedError(f"{self.name} with capturable=True on sharded parameters: write capturable=False")
         kernel: Kernel = reference
         if coefficients is not None:
             kernel = kernels.choose(self.kernel, tensors)
-        elif not rule.needs_whole and self.kernel not in ("auto", "reference"):
+        elif not rule.needs_whole and not isinstance(step, Tensor) and self.kernel not in ("auto", "reference"):
             raise ValueError(f"kernel={self.kernel!r}: {self.name} has no compiled kernel; write kernel='auto'")
         wide = None
         if tensors.weights[0].dtype in rounding.SIXTEEN_BITS:
@@ -341,7 +349,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 tensors, wide = rounding.widened(kernel, tensors, shards, kept)
             else:
                 rounding.warn_once(self.name, tensors.weights[0].dtype)
-        if kernel is reference or coefficients is None:
+        if kernel is reference or coefficients is None or isinstance(step, Tensor):
             return Bucket(rule, group, shards, tensors, kernel, call, step, wide)
         formula = replace(with_weight_decay(coefficients, group, step), grad=call.grad)
         return Bucket(rule, group, shards, tensors, kernel, formula, step, wide)
@@ -354,25 +362,6 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 "given all groups the options of the first one, its weight decay and trust ratio too. Keep the options "
                 "before load_checkpoint() and update() each group with its own after it"
             )
-
-    def _count(self, tensors: list[Tensor], states: list[dict[str, Any]]) -> list[int]:
-        """Count a step of each tensor: engines call step() for one sub-group at a time."""
-        if any(tensor.grad.is_sparse for tensor in tensors):  # type: ignore[union-attr]
-            raise RuntimeError(f"{type(self).__name__} needs dense gradients: build the embedding with sparse=False")
-        for state in states:
-            if "step" not in state:
-                state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-        steps = [state["step"] for state in states]
-        # In place only what was made here: DeepSpeed's universal checkpoint gives all tensors the same step tensor, also
-        # those of sub-groups whose step() comes later.
-        own = self._own_steps
-        if steps and all(own.get(id(step)) is step for step in steps):
-            torch._foreach_add_(steps, 1)
-        else:
-            steps = [step + 1 for step in steps]
-            for state, step in zip(states, steps, strict=True):
-                state["step"] = own[id(step)] = step
-        return list(map(int, map(Tensor.item, steps)))
 
     def _tensor_list(
         self, shards: list[ShardLayout], states: list[dict[str, Any]], names: tuple[str, ...], by_parameter: bool

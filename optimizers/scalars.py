@@ -13,12 +13,27 @@ import torch
 from torch import Tensor
 
 Number = float | Tensor  # float64 of shape (), if a tensor
+StepCount = int | Tensor
 
 
 def learning_rate(group: dict[str, Any]) -> Number:
     """The learning rate of a group; as a tensor it is read on the device."""
     lr = group["lr"]
-    return lr.double() if group.get("capturable") and isinstance(lr, Tensor) else float(lr)
+    return lr if group.get("capturable") and isinstance(lr, Tensor) else float(lr)
+
+
+def place_lr(group: dict[str, Any]) -> None:
+    """With ``capturable``: make the rate a tensor on the device, which schedules change in place."""
+    if group.get("capturable") and group["params"]:
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float64, device=group["params"][0].device)
+
+
+def set_lr(group: dict[str, Any], lr: Number) -> None:
+    """Change the rate of a group, in the memory that a graph has captured if it is a tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
 
 
 def sqrt(value: Number) -> Number:

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bellwether.optimizers.scalars import set_lr
+
 
 class WarmupConstant(LRScheduler):
     """Linear rise from 0 to each group's lr, then constant; the base of the schedules here.
@@ -115,7 +117,7 @@ class WarmupConstant(LRScheduler):
         self.last_epoch = samples // self.batch
         rates = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = lr
+            set_lr(group, lr)
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def get_lr(self) -> list[float | Tensor]:

@@ -195,10 +195,11 @@ class ShardedOptimizer(Optimizer):
             RuntimeError: if an engine has put its own tensors into the param groups and `bellwether.optimizers.attach`
                 was not called: trust ratios would be silently wrong. Also for sparse gradients.
         """
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        is_captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if is_captured and not all(group.get("capturable") for group in self.param_groups):
             raise RuntimeError(
                 f"{self.name}.step() in a CUDA graph capture: step counts and rates are computed on the host, and the graph would "
-                "replay this step's for ever; capture forward and backward alone, and call step() outside of the graph"
+                "replay this step's for ever; write capturable=True, or call step() outside of the graph"
             )
         loss = None
         if closure is not None:

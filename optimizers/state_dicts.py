@@ -22,14 +22,14 @@ VERSION_KEY = "state_version"
 # Options that older versions did not have, with the value that they behaved as.
 ADDED_OPTIONS: dict[str, Any] = {
     "prenormalize": False, "peak_lr": None, "max_grad_norm": None, "grad_averaging": True, "always_adapt": None,
-    "stochastic_rounding": False, "kahan_sum": False, "rounding_seed": 0,
+    "stochastic_rounding": False, "kahan_sum": False, "rounding_seed": 0, "capturable": False,
 }  # fmt: skip
 
 # Keys without effect on the update: of torch, its schedulers, DeepSpeed, and notes of the user.
 _NOTES = frozenset({
     "params", "param_names", "name", "group_name", "moe", "step", "initial_lr", "max_lr", "min_lr", "swa_lr", "lr_scale",
     "base_momentum", "max_momentum", "inferred_peak_lr", "peak_weight_decay", "swats_gamma", "swats_steps", "swats_rate",
-    "fused", "foreach", "capturable", "differentiable", "decoupled_weight_decay", VERSION_KEY, *deprecation.RENAMED,
+    "fused", "foreach", "differentiable", "decoupled_weight_decay", VERSION_KEY, *deprecation.RENAMED,
 })  # fmt: skip
 
 
@@ -95,6 +95,9 @@ def upgraded(saved: dict[str, Any], groups: list[Group], defaults: Group, optimi
         for key in defaults.keys() - group.keys() - _NOTES:
             group[key] = None if key == "peak_lr" and is_inferred else own.get(key, defaults[key])
         infer_peak_lr(group)
+        group["capturable"] = own["capturable"]  # of the implementation, not of the state
+        if not own["capturable"] and isinstance(group["lr"], Tensor) and not isinstance(own["lr"], Tensor):
+            group["lr"] = float(group["lr"])
         step = group.pop("step", None)  # apex's and timm's, of the whole group
         for key in group["params"]:
             if step is not None and state.get(key):

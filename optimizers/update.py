@@ -16,7 +16,7 @@ from bellwether.optimizers.kernels.reference import RuleCall
 from bellwether.optimizers.kernels.tensor_list import TensorList
 from bellwether.optimizers.kernels.wide_weights import WideWeights
 from bellwether.optimizers.rule import Group, Rule
-from bellwether.optimizers.scalars import learning_rate
+from bellwether.optimizers.scalars import StepCount, learning_rate
 from bellwether.optimizers.sharded import Attachment
 from bellwether.optimizers.shards.layout import ShardLayout, sqrt, sum_by_process_group, sum_over_ranks
 
@@ -31,7 +31,7 @@ class Bucket:
     tensors: TensorList
     kernel: Kernel
     formula: Coefficients | RuleCall  # the latter for the reference kernel
-    step: int = 0
+    step: StepCount = 0
     wide: WideWeights | None = None  # the fp32 copies in `tensors` of 16-bit weights, to be rounded back
 
     @property

@@ -24,6 +24,8 @@ def validate(group: dict[str, Any], modes: tuple[str, ...], inherited_bounds: An
     _check_weight_decay(group, modes)
     if group.get("stochastic_rounding") and group.get("kahan_sum"):
         raise ValueError("stochastic_rounding=True with kahan_sum=True: write one of them")
+    if group.get("capturable"):
+        _check_capturable(group)
     bounds = group["trust_bounds"]
     if bounds is not None and bounds != inherited_bounds and not group["trust_ratio"]:
         raise ValueError(f"trust_bounds={bounds!r} with trust_ratio=False: write trust_ratio=True, or omit the bounds")
@@ -61,6 +63,19 @@ def _check_weight_decay(group: dict[str, Any], modes: tuple[str, ...]) -> None:
         )
 
 
+def _check_capturable(group: dict[str, Any]) -> None:
+    for key in ("max_grad_norm", "prenormalize"):
+        if group.get(key):
+            raise ValueError(
+                f"capturable=True with {key}={group[key]!r}: the global norm is read on the host; clip inside the graph instead"
+            )
+    for key in ("stochastic_rounding", "kahan_sum"):
+        if group.get(key):
+            raise ValueError(
+                f"capturable=True with {key}={group[key]!r}: 16-bit weights take a path that a graph cannot capture; omit it"
+            )
+
+
 def check_torch_flags(
     kernel: str, *, foreach: bool | None, capturable: bool, differentiable: bool, fused: bool | None
 ) -> None:
@@ -77,10 +92,9 @@ def check_torch_flags(
         raise ValueError("fused=True with kernel='reference', which is not fused: write kernel='auto'")
     if differentiable:
         raise ValueError("differentiable=True: step() updates in place without autograd; write differentiable=False")
-    if capturable:
+    if capturable and kernel not in ("auto", "reference"):
         raise ValueError(
-            "capturable=True: step counts, learning rates and bias corrections are computed on the host, and a CUDA graph "
-            "would replay those of the captured step; write capturable=False and leave step() out of the graph"
+            f"capturable=True with kernel={kernel!r}: its numbers are computed on the host; write kernel='auto'"
         )
 
 

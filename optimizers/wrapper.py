@@ -30,6 +30,11 @@ class Wrapper(ShardedOptimizer):
             raise TypeError(
                 f"{type(self).__name__} around {type(base).__name__}: pass one of the optimizers of this package"
             )
+        if any(group.get("capturable") for group in base.param_groups):
+            raise TypeError(
+                f"{type(self).__name__} around {base.name} with capturable=True: wrappers decide by step counts on the host; write "
+                "capturable=False"
+            )
         self.base = base
         super().__setstate__({})  # torch's hooks; its constructor would create groups and state
 
