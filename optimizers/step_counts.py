@@ -31,7 +31,8 @@ class StepCounts:
             if "step" not in state:
                 device = tensor.device if on_device else torch.device("cpu")
                 state["step"] = torch.tensor(0.0, dtype=torch.float32, device=device)
-        if any(capturable):
+        is_repeated = len(set(map(id, states))) < len(states)  # a parameter given twice is updated twice
+        if any(capturable) or is_repeated:
             return [self._advance(state, on_device) for state, on_device in zip(states, capturable, strict=True)]
         steps = [state["step"] for state in states]
         # In place only what was made here: DeepSpeed's universal checkpoint gives all tensors the same step tensor, also

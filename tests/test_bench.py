@@ -30,7 +30,7 @@ def test_the_benchmark_of_optimizers_fills_its_table(tmp_path: Path) -> None:
 
     found = json.loads(files["--json"].read_text())
     settings = list(dict.fromkeys(row["setting"] for row in found["rows"]))
-    assert len(settings) == 5
+    assert len(settings) == 6
     all_ran = [row for row in found["rows"] if "problem" not in row]
     ran = {(row["optimizer"], row["version"]): row for row in all_ran if row["setting"] == settings[1]}
     kernels = [name for name in NAMES if name in ("reference", "cpu")]
