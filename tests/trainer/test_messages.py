@@ -7,6 +7,7 @@ import pickle
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -67,7 +68,6 @@ def _on_ranks() -> list[Any]:
     import torch.distributed as dist
 
     unpickled: list[int] = []
-    dist.distributed_c10d._tensor_to_object = lambda *_: unpickled.append(1)
     world = World(dist.get_rank(), dist.get_world_size(), 0, torch.device("cpu"))
 
     def fail() -> None:
@@ -81,14 +81,15 @@ def _on_ranks() -> list[Any]:
             return f"{type(error).__name__}: {error}"
         return "nothing"
 
-    return [
-        run_on_rank0(world, lambda: (world.rank, Path("a"))),
-        run_on_all_ranks(world, lambda: ["x" * world.rank]),
-        tell(fail, run_on_all_ranks),
-        tell(lambda: Unsendable(), run_on_rank0),
-        tell(lambda: Unsendable(), run_on_all_ranks),
-        unpickled,
-    ]
+    with mock.patch.object(dist.distributed_c10d, "_tensor_to_object", side_effect=lambda *_: unpickled.append(1)):
+        return [
+            run_on_rank0(world, lambda: (world.rank, Path("a"))),
+            run_on_all_ranks(world, lambda: ["x" * world.rank]),
+            tell(fail, run_on_all_ranks),
+            tell(lambda: Unsendable(), run_on_rank0),
+            tell(lambda: Unsendable(), run_on_all_ranks),
+            unpickled,
+        ]
 
 
 def test_ranks_agree_on_values_and_errors_without_pickle(ranks: Ranks) -> None:
