@@ -19,13 +19,17 @@ StepCount = int | Tensor
 def learning_rate(group: dict[str, Any]) -> Number:
     """The learning rate of a group; as a tensor it is read on the device."""
     lr = group["lr"]
-    return lr if group.get("capturable") and isinstance(lr, Tensor) else float(lr)
+    return lr.double() if group.get("capturable") and isinstance(lr, Tensor) else float(lr)
 
 
 def place_lr(group: dict[str, Any]) -> None:
-    """With ``capturable``: make the rate a tensor on the device, which schedules change in place."""
+    """With ``capturable``: make the rate a tensor on the device, which schedules change in place.
+
+    A tensor that is there already stays the user's own, as in torch: who gave it may change it.
+    """
     if group.get("capturable") and group["params"]:
-        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float64, device=group["params"][0].device)
+        dtype = None if isinstance(group["lr"], Tensor) else torch.float64
+        group["lr"] = torch.as_tensor(group["lr"], dtype=dtype, device=group["params"][0].device)
 
 
 def set_lr(group: dict[str, Any], lr: Number) -> None:

@@ -63,6 +63,16 @@ def test_rate_is_changed_in_place() -> None:
     assert distance(params, others) < CLOSE[torch.float32]
 
 
+def test_rate_that_was_given_as_a_tensor_stays_the_user_s_own() -> None:
+    params, others = parameters(), parameters()
+    lr = torch.tensor(0.5)
+    optimizer = AdamW(params, lr=lr, capturable=True)
+    lr.fill_(0.1)
+    drive(optimizer)
+    drive(AdamW(others, lr=0.1, kernel="reference"))
+    assert distance(params, others) < CLOSE[torch.float32]
+
+
 @pytest.mark.parametrize("kind", [AdamW, Lamb, Muon])
 def test_state_continues_with_and_without(kind: type) -> None:
     """The flag is the implementation's, not the state's: torch's state loads too."""
