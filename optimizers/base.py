@@ -15,10 +15,12 @@ from bellwether.optimizers import deprecation, kernels, rounding, step_counts
 from bellwether.optimizers.kernels import reference
 from bellwether.optimizers.kernels.interface import Kernel
 from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
+from bellwether.optimizers.recent import Recent
 from bellwether.optimizers.rule import Rule
 from bellwether.optimizers.scalars import StepCount, place_lr
 from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
 from bellwether.optimizers.shards import dtensor, zero_redundancy
+from bellwether.optimizers.shards.exchange import Exchange
 from bellwether.optimizers.shards.layout import ShardLayout, all_local, local, local_gradients
 from bellwether.optimizers.state_dicts import (
     ADDED_OPTIONS,
@@ -33,10 +35,11 @@ from bellwether.optimizers.untrained import refuse_replaced
 from bellwether.optimizers.update import Bucket, scale_gradients, update
 from bellwether.optimizers.validation import check_torch_flags, validate
 from bellwether.optimizers.weight_decay import check_peak_lr, infer_peak_lr, with_weight_decay
-from bellwether.optimizers.whole import Exchanges, update_whole
+from bellwether.optimizers.whole import update_whole
 
 # Most segment tables kept: gradients that come and go, as of experts, make ever new combinations of tensors.
 _MAX_TABLES = 256
+_MAX_EXCHANGES = 64  # as these know the slices of all ranks
 
 
 class RuleOptimizer(Rule, ShardedOptimizer):
@@ -74,9 +77,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
     def _reset(self) -> None:
         self._names: dict[Tensor, str] = {}  # of the parameters as given, until an engine replaces them
         self._shards: dict[Tensor, ShardLayout] | None = None
-        self._tables: dict[tuple[bool, tuple[int, ...]], tuple[SegmentTable, dict[str, object]]] = {}
+        self._tables: Recent[tuple[bool, tuple[int, ...]], tuple[SegmentTable, dict[str, object]]] = Recent(_MAX_TABLES)
         self._ratios: dict[str, tuple[Tensor, int]] = {}  # all ratios of a bucket are one tensor, on the device
-        self._exchanges = Exchanges()
+        self._exchanges: Recent[tuple[int, ...], Exchange] = Recent(_MAX_EXCHANGES)
         self._attachment: Attachment | None = None
         self._steps_seen = 0
         self._step_counts = StepCounts()
@@ -367,11 +370,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         self, shards: list[ShardLayout], states: list[dict[str, Any]], names: tuple[str, ...], by_parameter: bool
     ) -> TensorList:
         key = (by_parameter, tuple(map(id, shards)))
-        if key not in self._tables:
-            self._tables[key] = (SegmentTable.of(shards, by_parameter), {})
-        segments, cache = self._tables[key] = self._tables.pop(key)  # the most recently used is last
-        if len(self._tables) > _MAX_TABLES:
-            del self._tables[next(iter(self._tables))]
+        segments, cache = self._tables.get(key, lambda: (SegmentTable.of(shards, by_parameter), {}))
         for shard, state in zip(shards, states, strict=True):
             for name in names:
                 if name not in state or state[name].dtype in rounding.SIXTEEN_BITS:

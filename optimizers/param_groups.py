@@ -76,7 +76,7 @@ def groups(
             raise ValueError(f"pattern {pattern!r} matches no parameter; {nearest(pattern, everything)}")
     scales = _layer_scales(everything, layer_decay) if layer_decay is not None else {}
     in_norms = {id(p) for module in model.modules() if is_norm(module) for p in module.parameters(recurse=False)}
-    for_adam = not_hidden(model) if muon else set()
+    for_adam = _not_hidden(model) if muon else set()
     found: dict[tuple[bool, bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in trainable:
         if matches(name, include):
@@ -133,7 +133,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def not_hidden(model: nn.Module) -> set[int]:
+def _not_hidden(model: nn.Module) -> set[int]:
     """The ids of parameters that are no hidden matrices: embeddings, the output layer, a single row or column."""
     found = {id(parameter) for parameter in _output_layers(model)}
     for module in model.modules():

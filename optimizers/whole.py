@@ -5,39 +5,19 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bellwether.optimizers.kernels import reference
 from bellwether.optimizers.kernels.reference import RuleCall
+from bellwether.optimizers.recent import Recent
 from bellwether.optimizers.rule import Rule
 from bellwether.optimizers.scalars import learning_rate
 from bellwether.optimizers.shards.exchange import Exchange, Key
 from bellwether.optimizers.shards.layout import ShardLayout
 from bellwether.optimizers.update import Bucket
-
-_MAX_EXCHANGES = 64  # as gradients that come and go make new combinations of tensors
-
-
-@dataclass
-class Exchanges:
-    """The plans made so far, by shards. All ranks make and forget the same ones."""
-
-    _by_shards: dict[tuple[int, ...], Exchange] = field(default_factory=dict)
-
-    def clear(self) -> None:
-        self._by_shards.clear()
-
-    def of(self, shards: Sequence[ShardLayout], rule: Rule) -> Exchange:
-        key = tuple(id(shard) for shard in shards)
-        if key not in self._by_shards:
-            self._by_shards[key] = Exchange(shards, lambda parameter: rule.whole_cost(parameter.shape))
-        exchange = self._by_shards[key] = self._by_shards.pop(key)  # the most recently used is last
-        if len(self._by_shards) > _MAX_EXCHANGES:
-            del self._by_shards[next(iter(self._by_shards))]
-        return exchange
 
 
 @dataclass
@@ -49,7 +29,7 @@ class _Part:
     direction: Tensor  # flat; `update_whole` puts the whole parameter's in its place
 
 
-def update_whole(buckets: Sequence[Bucket], exchanges: Exchanges) -> None:
+def update_whole(buckets: Sequence[Bucket], exchanges: Recent[tuple[int, ...], Exchange]) -> None:
     """Update moments and weights. Collectives: two all-to-alls for each chunk of each process group."""
     parts = [part for bucket in buckets for part in _directions(bucket)]
     together: dict[tuple[object, ...], list[_Part]] = defaultdict(list)
@@ -60,10 +40,15 @@ def update_whole(buckets: Sequence[Bucket], exchanges: Exchanges) -> None:
             for part in some:
                 part.direction = _whole(part)
             continue
-        exchange = exchanges.of([part.shard for part in some], some[0].bucket.rule)
+        shards, rule = [part.shard for part in some], some[0].bucket.rule
+        exchange = exchanges.get(tuple(map(id, shards)), functools.partial(_exchange, shards, rule))
         exchange.run([part.direction for part in some], functools.partial(_of_owner, some))
     for bucket in buckets:
         _apply(bucket, [part for part in parts if part.bucket is bucket])
+
+
+def _exchange(shards: Sequence[ShardLayout], rule: Rule) -> Exchange:
+    return Exchange(shards, lambda parameter: rule.whole_cost(parameter.shape))
 
 
 def _directions(bucket: Bucket) -> list[_Part]:
