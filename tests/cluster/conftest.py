@@ -93,6 +93,14 @@ class Space:
     def begins(self, name: str) -> list[dict[str, object]]:
         return [line for line in self.attempts(name) if line["event"] == "begin"]
 
+    def starts(self, name: str) -> list[tuple[str, bool]]:
+        """Job of each attempt, and whether the job had been requeued before it.
+
+        Not how often: `scontrol update` may come after SLURM has given the job the excluded node once more, and the script then
+        requeues it again, without an attempt. A real cluster waits two minutes before it starts a requeued job, this one 5 s.
+        """
+        return [(str(begin["job"]), bool(begin["restart"])) for begin in self.begins(name)]
+
     def output(self, job: int) -> str:
         """The output of a job: its own log, and those of ranks 0 and 1."""
         files = [*self.folder.glob(f"*-{job}.log"), *(self.folder / "logs").glob(f"{job}/rank[01].log")]

@@ -75,9 +75,7 @@ def test_job_submitted_inside_an_array_task_requeues_and_fails_on_its_own(
         assert (rank["SLURM_JOB_ID"], rank["SLURM_NTASKS"], rank["SLURM_CPUS_PER_TASK"]) == (job, "1", "1")
         assert "SLURM_ARRAY_JOB_ID" not in rank
         assert rank["SLURM_STEP_GPUS"], "GPUs of the job are those of its step"
-        attempts = [(a["job"], a["restart"]) for a in space.begins(name)]
-        assert attempts == [(job, 0), (job, 0), (job, 1)]
-        assert two.show(job)["Restarts"] == "1"
+        assert space.starts(name) == [(job, False), (job, False), (job, True)]
         # Twice on one node, and then on the other one.
         ends = [a for a in space.attempts(name) if a["event"] == "end"]
         assert [(a["saved"], a["failed_on"]) for a in ends] == [(5, ["node1"]), (5, ["node1"]), (5, ["node2"])]
@@ -109,4 +107,4 @@ def test_array_task_acts_on_itself_alone(two: Cluster, space: Space) -> None:
     job = two.submit(space.folder, "--array=1-2%1", "-N1", *ONE_EACH, str(script), "two.txt", **environment)
     two.wait(lambda: not two.run("squeue", "--noheader", "--jobs", str(job), check=False), 900, "the end of both tasks")
     for number in (1, 2):
-        assert [begin["restart"] for begin in space.begins(f"own-{number}")] == [0, 0, 1]
+        assert [requeued for _, requeued in space.starts(f"own-{number}")] == [False, False, True]
