@@ -10,6 +10,7 @@ from typing import Any
 
 from bellwether.commands import (
     convert,
+    data,
     doctor,
     env,
     fit,
@@ -26,7 +27,7 @@ from bellwether.commands import (
 )
 
 # The subcommands, in the order in which --help lists them.
-COMMANDS = (train, launch, status, logs, doctor, env, lr_find, sweep, report, fit, convert, recipe, plan, keys)
+COMMANDS = (train, launch, status, logs, doctor, env, data, lr_find, sweep, report, fit, convert, recipe, plan, keys)
 
 _COMPLETION = """\
 Shell completion of commands, options, config keys and recipes:

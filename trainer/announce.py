@@ -1,14 +1,16 @@
-"""Announces a run before its first step: the plan of each phase on the terminal and in the metrics."""
+"""Announces a run before its first step: its data and the plan of each phase, on the terminal and in the run directory."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from pathlib import Path
 
-from bellwether.trainer import rundir
+from bellwether.trainer import run_paths, rundir
 from bellwether.trainer.config import dump
+from bellwether.trainer.data.summary import lines
 from bellwether.trainer.phases import notes, rows
 from bellwether.trainer.run_state import Run
 
@@ -24,6 +26,7 @@ def announce(run: Run) -> None:
         ConfigError: if an experiment tracker cannot start.
     """
     tables = _plan_tables(run)
+    _show_data(run)
     _log_plan(run, tables)
     position, source = run.position, run.newest_checkpoint
     if source is not None:
@@ -70,6 +73,16 @@ def _plan_tables(run: Run) -> list[list[tuple[str, str]]]:
         if count is not None
     ]
     return [[*rows(phase), *of_data] for phase in run.phases]
+
+
+def _show_data(run: Run) -> None:
+    """Log what was read, and store it in the run directory: one object for each phase with data of its own."""
+    found = [dataset.summary for dataset in run.datasets if dataset.summary is not None]
+    distinct = [each for index, each in enumerate(found) if each not in found[:index]]
+    for each in distinct:
+        log.info("%s", "\n".join(lines(each)))
+    text = json.dumps([each.to_json() for each in distinct], indent=1)
+    run_paths.publish(run.directory / run_paths.DATA, text + "\n")
 
 
 def _log_plan(run: Run, tables: list[list[tuple[str, str]]]) -> None:

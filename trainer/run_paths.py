@@ -14,6 +14,7 @@ from bellwether.trainer.config import Config
 
 FINISHED = "finished.json"
 HEARTBEAT = Path("logs", "heartbeat.json")
+DATA = "data.json"
 RANK0_LOG = Path("logs", "rank0.log")
 _CHECKPOINT = re.compile(r"^step-\d{8}$")
 

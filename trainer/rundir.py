@@ -38,6 +38,9 @@ CHANGEABLE = (
     "batch.micro",
     "data.workers",
     "data.cache",
+    "data.max_unknown",
+    "data.max_overlap",
+    "data.allow_empty_classes",
 )
 
 

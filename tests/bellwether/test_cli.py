@@ -24,6 +24,7 @@ SHORTEST = {
     "logs": ["RUN"],
     "doctor": [],
     "env": ["pack"],
+    "data": ["CONFIG"],
     "lr-find": ["CONFIG"],
     "sweep": ["SWEEP"],
     "report": ["PATH"],

@@ -306,6 +306,20 @@ def test_png_files_are_not_blank(full: Path) -> None:
         assert drawn > 0.005, key
 
 
+def test_data_are_shown_with_a_histogram(tmp_path: Path) -> None:
+    from bellwether.trainer.data.summary import DataSummary, SourceSummary
+
+    run = Run(tmp_path / "run", name="run", steps=100).launch(0, 100, reason="finished")
+    source = SourceSummary(files_read=3, rows=9, histogram_of="images by class", histogram={"cat": 4, "<dog>": 5})
+    source.note("hidden folders", "left out", "cats/.git")
+    (run.path / "data.json").write_text(json.dumps([DataSummary("images", "cats", source).to_json()]))
+    write(run.path)
+    page = Page((run.path / "report.html").read_text(encoding="utf-8"))
+    for part in ("3 files, 9 rows", "1 hidden folders: left out (cats/.git)", "images by class", "<dog>"):
+        assert part in page.text, part
+    assert (run.path / "plots" / "data.png").exists()
+
+
 def test_same_run_gives_the_same_bytes(full: Path) -> None:
     files = [full / "report.html", *(full / "plots").iterdir()]
     before = [path.read_bytes() for path in files]

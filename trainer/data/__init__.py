@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bellwether.trainer.config.schema.data import DataConfig
+from bellwether.trainer.data.summary import DataSummary, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +57,7 @@ class Dataset:
         classes, channels, labels: number and names of the classes, and channels of the images, for images.
         tokenizer: a fast tokenizer of transformers, for text.
         fingerprint: identifies the prepared content. Datasets with different samples have different fingerprints.
+        summary: what was read; None if the data were not read.
     """
 
     train: Samples
@@ -66,6 +68,7 @@ class Dataset:
     labels: list[str] | None = None
     tokenizer: Any = None
     fingerprint: str = ""
+    summary: DataSummary | None = None
 
 
 def load(config: DataConfig) -> Dataset:
@@ -79,8 +82,12 @@ def load(config: DataConfig) -> Dataset:
 
     Raises:
         ConfigError: if the source cannot be read as the config says, or is too small to hold out a part of it.
+        ConfigErrors: if what was read exceeds a limit of the config, see `bellwether.trainer.data.summary`.
     """
-    return config.load()
+    dataset = config.load()
+    if dataset.summary is not None:
+        check(dataset.summary, config)
+    return dataset
 
 
 def peek(config: DataConfig) -> Dataset | None:
@@ -92,7 +99,7 @@ def peek(config: DataConfig) -> Dataset | None:
         return None
     try:
         with cache.found_only():
-            return load(config)
+            return config.load()
     except (cache.NotPrepared, ConfigError):
         return None
 

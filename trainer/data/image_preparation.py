@@ -22,8 +22,10 @@ import numpy.typing as npt
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import augment
+from bellwether.trainer.data.image_facts import duplicate_counts, summarize
 from bellwether.trainer.data.sampling import Integers
 from bellwether.trainer.data.sources import Source, split
+from bellwether.trainer.data.summary import DataSummary
 from bellwether.trainer.log import EVERY_RANK
 
 if TYPE_CHECKING:
@@ -44,15 +46,21 @@ def prepare(folder: Path, config: ImageData, source: Source, validation: Source 
     images = image_rows(source.open(), config, "data.source")
     labels, names = _labels(images, config, None, "data.source")
     (folder / "classes.json").write_text(json.dumps(names), encoding="utf-8")
+    summary = DataSummary("images", config.source, summarize(labels, names))
+    held_images, held_labels = images, labels
     if validation is None:
         train, held_out = split(len(images), config)
-        _write(folder / "train", images, train, labels, config)
-        _write(folder / "validation", images, held_out, labels, config)
     else:
-        _write(folder / "train", images, np.arange(len(images)), labels, config)
-        images = image_rows(validation.open(), config, "data.validation")
-        labels, _ = _labels(images, config, names, "data.validation")
-        _write(folder / "validation", images, np.arange(len(images)), labels, config)
+        held_images = image_rows(validation.open(), config, "data.validation")
+        held_labels, _ = _labels(held_images, config, names, "data.validation")
+        train, held_out = np.arange(len(images)), np.arange(len(held_images))
+        summary.held_out["validation"] = summarize(held_labels, names)
+    _write(folder / "train", images, train, labels, config)
+    _write(folder / "validation", held_images, held_out, held_labels, config)
+    summary.rows_train, summary.rows_held_out = len(train), {"validation": len(held_out)}
+    summary.duplicates_train, overlap = duplicate_counts(images, train, held_images, held_out, config.image_column)
+    summary.overlap = {"validation": overlap}
+    summary.write(folder)
 
 
 def image_rows(rows: Any, config: ImageData, key: str) -> Any:

@@ -17,11 +17,12 @@ from bellwether.trainer.data import Dataset, augment, image_preparation
 from bellwether.trainer.data.cache import prepared
 from bellwether.trainer.data.sampling import Integers, fold_in, random_bits
 from bellwether.trainer.data.sources import locate
+from bellwether.trainer.data.summary import DataSummary
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.images import ImageData
 
-_REVISION = 2
+_REVISION = 3
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
@@ -132,7 +133,11 @@ def load(config: ImageData) -> Dataset:
                 encoded = image_preparation.image_rows(validation.open(), config, "data.validation")
         return ImageSamples(entry / part, config, part == "train", encoded)
 
+    summary = DataSummary.read(entry)
+    summary.source.add(source.listing)
+    if validation is not None:
+        summary.held_out["validation"].add(validation.listing)
     return Dataset(
         samples("train"), samples("validation"),
-        classes=len(names), channels=config.channels, labels=names, fingerprint=entry.name,
+        classes=len(names), channels=config.channels, labels=names, fingerprint=entry.name, summary=summary,
     )  # fmt: skip

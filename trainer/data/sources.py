@@ -6,16 +6,17 @@ import difflib
 import glob
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import builtin
+from bellwether.trainer.data import builtin, listing
 from bellwether.trainer.data.cache import files_fingerprint, local_path
 from bellwether.trainer.data.sampling import Integers, permutation
+from bellwether.trainer.data.summary import SourceSummary
 
 if TYPE_CHECKING:
     from bellwether.trainer.config.schema.data import DataConfig
@@ -36,10 +37,12 @@ class Source:
     Attributes:
         fingerprint: identifies the content; part of the cache keys of everything prepared from it.
         open: reads the rows into a `datasets.Dataset`.
+        listing: the files that are read, and those that are not. Not stored with prepared data: an ignored file may come or go.
     """
 
     fingerprint: dict[str, Any]
     open: Callable[[], Any]
+    listing: SourceSummary = field(default_factory=SourceSummary)
 
 
 def locate(config: DataConfig, key: str = "data.source") -> Source:
@@ -61,18 +64,26 @@ def locate(config: DataConfig, key: str = "data.source") -> Source:
     if form == "hub" or (form == "auto" and built_in is None and not _is_path(config.source)):
         # For a hub dataset, `validation` is the name of one of its splits.
         return _hub(config, config.validation if held_out else config.split, key)
-    files = _files(name, form, key)
+    found = SourceSummary()
+    files = _files(name, form, key, found)
     form = _format(files, name, key) if form == "auto" else form
-    matching_files = [f for f in files if f.suffix.lower() in _SUFFIXES[form]] or files
+    # Files of other names are read if nothing else is there: the user named them.
+    chosen = any(f.suffix.lower() in _SUFFIXES[form] for f in files)
+    matching_files = listing.select(files, _SUFFIXES[form], found) if chosen else files
+    found.files_read = len(matching_files)
     if form == "imagefolder":
         _check_kind(config, "images", form, name, key)
         _in_class_folders(matching_files, Path(name).expanduser(), key)
         return Source(
-            {"imagefolder": files_fingerprint(matching_files)}, lambda: _image_folder(matching_files, name, key)
+            {"imagefolder": files_fingerprint(matching_files)},
+            lambda: _image_folder(matching_files, name, key),
+            found,
         )
     if form == "text":
         _check_kind(config, "text", form, name, key)
-    return Source({form: files_fingerprint(matching_files)}, lambda: _read(form, matching_files, config, name, key))
+    return Source(
+        {form: files_fingerprint(matching_files)}, lambda: _read(form, matching_files, config, name, key), found
+    )
 
 
 def is_local(config: DataConfig) -> bool:
@@ -108,13 +119,13 @@ def _is_path(name: str) -> bool:
     return known or not looks_like_hub or Path(name).expanduser().exists()
 
 
-def _files(name: str, form: str, key: str) -> list[Path]:
+def _files(name: str, form: str, key: str, found: SourceSummary) -> list[Path]:
     path = local_path(key, name)
     if path.is_file():
         return [path]
     if path.is_dir():
         known = _SUFFIXES[form] if form in _SUFFIXES else sum(_SUFFIXES.values(), ())
-        files = [f for f in path.rglob("[!.]*") if f.suffix.lower() in known and f.is_file()]
+        files = listing.select(list(listing.walk(key, path, found)), known, found)
         problem, advice = "no file in this folder is one of " + " ".join(known), "name another folder, or a glob"
     else:
         files = [f for f in map(Path, glob.glob(str(path), recursive=True)) if f.is_file()]

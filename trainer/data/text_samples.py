@@ -23,6 +23,8 @@ from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import Dataset, sampling, tokenizer
 from bellwether.trainer.data.cache import digest, prepared
 from bellwether.trainer.data.sources import Source, locate, split
+from bellwether.trainer.data.summary import DataSummary
+from bellwether.trainer.data.text_facts import TextFacts
 from bellwether.trainer.log import EVERY_RANK
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_REVISION = 2
+_REVISION = 3
 _PIECE = 100_000  # characters; a longer document is split at white space, so that the tokenizer's threads share it
 _CHUNK = 4_000_000  # characters tokenized at a time
 # Runs of letters and digits that are longer than any word, such as base64. BERT's tokenizer replaces a word of more than
@@ -132,7 +134,11 @@ def load(config: TextData) -> Dataset:
             raise ConfigError(
                 "data.sequence_length", config.sequence_length, problem, f"use shorter sequences, or {advice}"
             )
-    return Dataset(train, held_out, vocabulary_size=size, tokenizer=words, fingerprint=entry.name)
+    summary = DataSummary.read(entry)
+    summary.source.add(source.listing)
+    if validation is not None:
+        summary.held_out["validation"].add(validation.listing)
+    return Dataset(train, held_out, vocabulary_size=size, tokenizer=words, fingerprint=entry.name, summary=summary)
 
 
 class _Corpus:
@@ -192,22 +198,34 @@ def _tokenize(corpus: _Corpus, words: Any, dtype: str, folder: Path) -> None:
     encoder.no_padding()
     encoder.no_truncation()
     encoder.encode_special_tokens = True
-    counts = {}
+    facts = {}
     for part, texts in (("train", corpus.train()), ("validation", corpus.validation())):
-        counts[part] = 0
+        facts[part] = found = TextFacts(words.unk_token_id)
         reported = began
         with (folder / f"{part}.bin").open("wb") as file:
-            for chunk in _chunks(texts):
+            for chunk in _chunks(found.reading(texts)):
                 for encoding in encoder.encode_batch_fast(chunk, add_special_tokens=False):
                     ids = np.array(encoding.ids, dtype=dtype)
                     file.write(ids.tobytes())
-                    counts[part] += len(ids)
+                    found.count(ids)
                 if time.monotonic() - reported > 10:
                     reported = time.monotonic()
-                    log.info("tokenized %s tokens of the %s split", f"{counts[part]:,}", part, extra=EVERY_RANK)
+                    log.info("tokenized %s tokens of the %s split", f"{found.tokens:,}", part, extra=EVERY_RANK)
+    _summarize(corpus, facts["train"], facts["validation"]).write(folder)
     seconds = time.monotonic() - began
-    sizes = f"{counts['train']:,} tokens to train on and {counts['validation']:,} held out"
+    sizes = f"{facts['train'].tokens:,} tokens to train on and {facts['validation'].tokens:,} held out"
     log.info("%s, tokenized in %.1f s: %s", sizes, seconds, folder.parent, extra=EVERY_RANK)
+
+
+def _summarize(corpus: _Corpus, train: TextFacts, validation: TextFacts) -> DataSummary:
+    summary = DataSummary("text", corpus.config.source, train.summary())
+    if corpus.validation_source is not None:
+        summary.held_out["validation"] = validation.summary()
+    else:
+        summary.source.add(validation.summary())
+    summary.rows_train, summary.rows_held_out = train.rows, {"validation": validation.rows}
+    summary.duplicates_train, summary.overlap = train.duplicates(), {"validation": validation.also_in(train)}
+    return summary
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

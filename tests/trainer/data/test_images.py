@@ -221,6 +221,8 @@ def test_parquet_labels(
             label_column="fine",
             crop="none",
             flip=False,
+            max_overlap=1.0,
+            allow_empty_classes=True,
         )
     )
     assert data.labels == classes

@@ -128,7 +128,7 @@ def test_text_is_prepared_once(text_config: Config, tmp_path: Path, cache_misses
         {"vocabulary_size": 300},
         {"lowercase": False},
         {"validation_share": 0.1},
-        {"validation": str(source)},
+        {"validation": str(source), "max_overlap": 1.0},
     ):
         cache_misses.clear()
         load(text_config(**keys, **keys_))
@@ -150,7 +150,7 @@ def test_trained_vocabulary_is_reproducible(text_config: Config, tmp_path: Path)
 
 def test_names_of_special_tokens_in_the_text_are_tokenized_as_text(tmp_path: Path, text_config: Config) -> None:
     (tmp_path / "a.txt").write_text("\n".join("the [MASK] and [CLS] of [SEP] are [PAD] words" for _ in range(200)))
-    data = load(text_config(source=str(tmp_path / "a.txt"), cache=str(tmp_path)))
+    data = load(text_config(source=str(tmp_path / "a.txt"), cache=str(tmp_path), max_overlap=1.0))
     stream = np.fromfile(data.train.path, dtype="uint16")
     assert len(stream) > 1000
     assert not set(stream.tolist()) & set(data.tokenizer.all_special_ids)
@@ -181,7 +181,15 @@ def test_overlong_words_do_not_slow_down_training_a_vocabulary(tmp_path: Path, t
     lines = [letters * 10, "a" * 10**6, letters[:20] * 50_000, "x=[1];" * 150_000]
     (tmp_path / "lines.txt").write_text("\n".join([*lines, *["some words more"] * 200]))
     began = time.monotonic()
-    load(text_config(source=str(tmp_path / "lines.txt"), cache=str(tmp_path), validation_share=0.5))
+    load(
+        text_config(
+            source=str(tmp_path / "lines.txt"),
+            cache=str(tmp_path),
+            validation_share=0.5,
+            max_overlap=1.0,
+            max_unknown=1.0,
+        )
+    )
     assert time.monotonic() - began < 60, "takes 2 s; hours without the cut"
 
 
@@ -214,7 +222,12 @@ def test_parquet_files_and_a_local_folder_read_as_a_hub_dataset(
     for part, count in (("train", 300), ("validation", 30)):
         rows = {"words": [f"{part} number {i} of some rows and more words" for i in range(count)], "other": [1] * count}
         datasets.Dataset.from_dict(rows).to_parquet(folder / f"{part}.parquet")
-    shared: dict[str, Any] = {"column": "words", "cache": str(tmp_path / "cache"), "sequence_length": 16}
+    shared: dict[str, Any] = {
+        "column": "words",
+        "cache": str(tmp_path / "cache"),
+        "sequence_length": 16,
+        "max_unknown": 1.0,
+    }
     parquet = load(
         text_config(source=str(folder / "train.parquet"), validation=str(folder / "valid*.parquet"), **shared)
     )

@@ -39,6 +39,17 @@ class DataConfig(Kind):
     validation_share: Share = Field(
         0.05, description="fraction of the rows to hold out when `validation` is null", json_schema_extra=FRACTION
     )
+    max_unknown: Share = Field(
+        0.05,
+        description="largest share of [UNK] among the tokens; a text with more is refused",
+        json_schema_extra=FRACTION,
+    )
+    max_overlap: Share = Field(
+        0.01,
+        description="largest share of the held-out rows whose content is a training row's too; more are refused",
+        json_schema_extra=FRACTION,
+    )
+    allow_empty_classes: bool = Field(False, description="accept classes of the label column that have no images")
     cache: str = Field("~/.cache/bellwether", description="directory of the prepared data, shared by all runs")
     workers: Annotated[int, Field(ge=0)] = Field(
         2,

@@ -1,0 +1,61 @@
+"""Lists the files of a source: hidden ones are left out, links to folders are followed, and what is not read is counted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data.summary import SourceSummary
+
+
+def walk(key: str, folder: Path, summary: SourceSummary) -> Iterator[Path]:
+    """All files below a folder, sorted by name within each folder. Hidden files and folders are left out and counted.
+
+    Args:
+        key: the config key that names the folder, for errors.
+
+    Raises:
+        ConfigError: if a link leads to a folder around it.
+    """
+    yield from _walk(key, folder, summary, (_identity(folder),))
+
+
+def _walk(key: str, folder: Path, summary: SourceSummary, around: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.is_dir():
+            if entry.name.startswith("."):
+                summary.note("hidden folders", "left out", entry.path)
+                continue
+            identity = _identity(path)
+            if identity in around:
+                problem = f"{path} is a link to a folder around it ({path.resolve()})"
+                raise ConfigError(key, str(folder), problem, "remove the link")
+            yield from _walk(key, path, summary, (*around, identity))
+        elif entry.name.startswith("."):
+            summary.ignore(path)
+        elif entry.is_file():
+            yield path
+        else:
+            what = "broken links" if entry.is_symlink() else "special files"
+            summary.note(what, "left out", entry.path)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def select(files: Collection[Path], suffixes: Collection[str], summary: SourceSummary) -> list[Path]:
+    """The files that have one of the suffixes; the others are counted as ignored."""
+    chosen = []
+    for file in files:
+        if file.suffix.lower() in suffixes:
+            chosen.append(file)
+        else:
+            summary.ignore(file)
+    return chosen

@@ -1,0 +1,275 @@
+"""What was read: counts and findings about the training and the held-out data, made when they are prepared.
+
+A summary is stored with the prepared data as ``summary.json``, so that each run that finds them prepared can show it before
+its first step. Whatever is skipped, converted, merged, defaulted or suspicious is a `Finding`. Code that prepares data never
+refuses because of a count: it records it, and `refusals` compares the counts with the limits of the config, so that runs with
+other limits share the prepared data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bellwether.trainer.config.errors import ConfigError, ConfigErrors
+
+if TYPE_CHECKING:
+    from bellwether.trainer.config.schema.data import DataConfig
+
+FILE = "summary.json"
+_EXAMPLES = 3  # of each finding
+_SHOWN_CLASSES = 12  # names in a line
+
+
+@dataclass
+class Finding:
+    """One kind of thing that was found, and what was done about it.
+
+    Attributes:
+        what: such as ``empty rows``.
+        done: such as ``left out``.
+        count: how many.
+        examples: the first few, such as ``a.jsonl, line 17``.
+    """
+
+    what: str
+    done: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        shown = "; ".join(self.examples) + ("; ..." if self.count > len(self.examples) else "")
+        return f"{self.count:,} {self.what}: {self.done}" + (f" ({shown})" if self.examples else "")
+
+
+@dataclass
+class SourceSummary:
+    """What ``data.source``, or one set of held-out data, holds. Counts are of all of it, before rows are held out.
+
+    Attributes:
+        files_read, files_ignored: number of files; of those ignored by suffix, with one example of each in `ignored_examples`.
+        rows: as stored; `documents`: rows with text.
+        tokens, unknown_tokens: of the text; unknown ones are ``[UNK]``.
+        longest, shortest: document, in characters.
+        histogram: of `histogram_of`, such as documents by length: label -> count.
+        classes: number of images by the name of their class; `classes_empty`: classes without images.
+        modes, sizes: number of images by Pillow's mode, and by ``width x height``.
+        rotated: images that their EXIF orientation turns; `transparent`: with an alpha channel; `undecodable`: that cannot be read.
+        findings: everything else that was noticed.
+    """
+
+    files_read: int = 0
+    files_ignored: dict[str, int] = field(default_factory=dict)
+    ignored_examples: dict[str, str] = field(default_factory=dict)
+    rows: int = 0
+    documents: int = 0
+    tokens: int = 0
+    unknown_tokens: int = 0
+    longest: int = 0
+    shortest: int = 0
+    histogram_of: str = ""
+    histogram: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
+    classes_empty: list[str] = field(default_factory=list)
+    modes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    rotated: int = 0
+    transparent: int = 0
+    undecodable: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def unknown_share(self) -> float:
+        return self.unknown_tokens / self.tokens if self.tokens else 0.0
+
+    def note(self, what: str, done: str, example: str = "", count: int = 1) -> None:
+        """Count something that was found, with an example of it if there are few so far."""
+        found = next((f for f in self.findings if (f.what, f.done) == (what, done)), None)
+        if found is None:
+            found = Finding(what, done)
+            self.findings.append(found)
+        found.count += count
+        if example and len(found.examples) < _EXAMPLES:
+            found.examples.append(example)
+
+    def ignore(self, file: Path) -> None:
+        """Count a file that is not read."""
+        suffix = file.suffix.lower() or file.name
+        self.files_ignored[suffix] = self.files_ignored.get(suffix, 0) + 1
+        self.ignored_examples.setdefault(suffix, str(file))
+
+    def add(self, other: SourceSummary) -> None:
+        """Add the counts and findings of another part of the same source."""
+        for name, value in vars(other).items():
+            own = getattr(self, name)
+            if name == "findings":
+                for f in value:
+                    self.note(f.what, f.done, count=f.count)
+                    mine = next(m for m in self.findings if (m.what, m.done) == (f.what, f.done))
+                    mine.examples = [*mine.examples, *f.examples][:_EXAMPLES]
+            elif name == "ignored_examples":
+                self.ignored_examples = {**value, **own}
+            elif name == "longest":
+                self.longest = max(own, value)
+            elif name == "shortest":
+                self.shortest = min(filter(None, (own, value)), default=0)
+            elif isinstance(own, dict):
+                setattr(self, name, {key: own.get(key, 0) + value.get(key, 0) for key in {**own, **value}})
+            elif isinstance(own, list):
+                setattr(self, name, [*own, *value])
+            else:
+                setattr(self, name, own or value if isinstance(own, str) else own + value)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "unknown_share": round(self.unknown_share, 6)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SourceSummary:
+        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+        return cls(**{**known, "findings": [Finding(**each) for each in known.get("findings", [])]})
+
+
+@dataclass
+class DataSummary:
+    """What a run trains and evaluates on.
+
+    Attributes:
+        kind, name: ``data.kind`` and ``data.source``.
+        source: what ``data.source`` holds.
+        held_out: what each set of held-out data holds that ``data.validation`` names.
+        rows_train: rows to train on; `rows_held_out`: by the name of the set.
+        duplicates_train: training rows whose content an earlier one has.
+        duplicates_held_out: held-out rows whose content a training row has; `overlap`: by the name of the set.
+    """
+
+    kind: str
+    name: str
+    source: SourceSummary = field(default_factory=SourceSummary)
+    held_out: dict[str, SourceSummary] = field(default_factory=dict)
+    rows_train: int = 0
+    rows_held_out: dict[str, int] = field(default_factory=dict)
+    duplicates_train: int = 0
+    overlap: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def duplicates_held_out(self) -> int:
+        return sum(self.overlap.values())
+
+    def parts(self) -> Iterator[tuple[str, SourceSummary]]:
+        """``data.source`` and the sets of held-out data, each with the key that names it."""
+        yield "data.source", self.source
+        for name, part in self.held_out.items():
+            yield "data.validation" if name == "validation" else f"data.validation.{name}", part
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``bellwether data --json`` prints: the counts of ``data.source``, and everything else by name."""
+        return {
+            "kind": self.kind, "name": self.name, **self.source.to_json(),
+            "rows_train": self.rows_train, "rows_held_out": self.rows_held_out,
+            "duplicates_train": self.duplicates_train, "duplicates_held_out": self.duplicates_held_out,
+            "overlap": self.overlap, "held_out": {name: part.to_json() for name, part in self.held_out.items()},
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> DataSummary:
+        return cls(
+            value["kind"], value["name"], SourceSummary.from_json(value),
+            {name: SourceSummary.from_json(part) for name, part in value["held_out"].items()},
+            value["rows_train"], value["rows_held_out"], value["duplicates_train"], value["overlap"],
+        )  # fmt: skip
+
+    def write(self, folder: Path) -> None:
+        """Store the summary with the prepared data in ``folder``."""
+        (folder / FILE).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> DataSummary:
+        return cls.from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
+
+
+def refusals(summary: DataSummary, config: DataConfig) -> list[ConfigError]:
+    """The counts that exceed a limit of the config, each with the key that sets the limit."""
+    errors = []
+    for key, part in summary.parts():
+        if part.unknown_share > config.max_unknown:
+            problem = f"{part.unknown_share:.1%} of the tokens are [UNK]: the tokenizer does not know this text"
+            advice = f"choose another data.tokenizer, or allow it by data.max_unknown; it is {config.max_unknown:g}"
+            errors.append(ConfigError(key, summary.name, problem, advice))
+    if (empty := summary.source.classes_empty) and not config.allow_empty_classes:
+        problem = f"{len(empty)} of {len(summary.source.classes)} classes have no images: {_names(empty)}"
+        advice = "add images, or write data.allow_empty_classes: true"
+        errors.append(ConfigError("data.source", summary.name, problem, advice))
+    for name, count in summary.overlap.items():
+        rows = summary.rows_held_out.get(name, 0)
+        if rows and count / rows > config.max_overlap:
+            problem = (
+                f"{count:,} of {rows:,} held-out rows ({count / rows:.1%}) are training rows too, by their content"
+            )
+            advice = f"hold out other data, or allow it by data.max_overlap; it is {config.max_overlap:g}"
+            key = "data.validation" if name == "validation" else f"data.validation.{name}"
+            errors.append(ConfigError(key, None, problem, advice))
+    return errors
+
+
+def check(summary: DataSummary, config: DataConfig) -> None:
+    """Refuse data that exceed a limit of the config.
+
+    Raises:
+        ConfigErrors: with the key of each limit.
+    """
+    if errors := refusals(summary, config):
+        raise ConfigErrors(errors)
+
+
+def lines(summary: DataSummary) -> list[str]:
+    """The summary as text, for the log and the terminal."""
+    return [f"  {label:<13} {value}" for label, value in rows(summary)]
+
+
+def rows(summary: DataSummary) -> Iterator[tuple[str, str]]:
+    """Label and value of each line of the summary."""
+    yield "data", f"{summary.name} ({summary.kind})"
+    for key, part in summary.parts():
+        yield from _rows(key.removeprefix("data."), part)
+    held_out = ", ".join(f"{count:,} ({name})" for name, count in summary.rows_held_out.items())
+    yield "rows", f"{summary.rows_train:,} to train on; held out: {held_out or 'none'}"
+    if summary.duplicates_train or summary.duplicates_held_out:
+        of_held_out = f"{summary.duplicates_held_out:,} held-out rows are training rows"
+        yield "duplicates", f"{summary.duplicates_train:,} training rows repeat another; {of_held_out}"
+    for _, part in summary.parts():
+        for found in part.findings:
+            yield "note", str(found)
+
+
+def _rows(label: str, part: SourceSummary) -> Iterator[tuple[str, str]]:
+    """Label and value of each line about one source, without its findings."""
+    files = f"{part.files_read:,} files, " if part.files_read else ""
+    yield label, f"{files}{part.rows:,} rows" + (f", {part.documents:,} documents" if part.documents else "")
+    if part.files_ignored:
+        found = [
+            f"{n:,} {suffix} (such as {part.ignored_examples[suffix]})" for suffix, n in part.files_ignored.items()
+        ]
+        yield "ignored", "; ".join(found)
+    if part.tokens:
+        lengths = f"documents of {part.shortest:,} to {part.longest:,} characters"
+        yield "tokens", f"{part.tokens:,}, {part.unknown_share:.2%} of them [UNK]; {lengths}"
+    if part.classes:
+        shown = ", ".join(f"{name} {n:,}" for name, n in list(part.classes.items())[:_SHOWN_CLASSES])
+        more = len(part.classes) - _SHOWN_CLASSES
+        yield "classes", f"{len(part.classes):,}: {shown}" + (f" and {more:,} more" if more > 0 else "")
+        if part.classes_empty:
+            yield "empty classes", f"{len(part.classes_empty):,}: {_names(part.classes_empty)}"
+    for name, counts in (("modes", part.modes), ("sizes", part.sizes)):
+        if counts:
+            most = sorted(counts.items(), key=lambda item: -item[1])
+            others = f" and {len(most) - 5:,} more" if len(most) > 5 else ""
+            yield name, ", ".join(f"{value} {n:,}" for value, n in most[:5]) + others
+    if part.rotated or part.transparent or part.undecodable:
+        yield "images", f"{part.rotated:,} rotated, {part.transparent:,} transparent, {part.undecodable:,} undecodable"
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
