@@ -1,0 +1,269 @@
+"""Models of transformers, from an `Architecture`: the config that fits the data, and fresh or pretrained weights.
+
+Weights are read from safetensors alone: nothing is unpickled, and no code of a folder or a hub is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data import Dataset
+from bellwether.trainer.models import auto_classes  # noqa: F401  (registers our own architectures)
+from bellwether.trainer.models.architecture import Architecture, local_folder
+
+log = logging.getLogger(__name__)
+
+_NAMED = 4  # names of tensors in a message
+
+
+def make_config(section: Architecture, **changes: Any) -> Any:
+    """The `PretrainedConfig` of an architecture.
+
+    Args:
+        changes: keys that the data determine; they take precedence.
+
+    Raises:
+        ConfigError: if transformers does not know the model type or a key that the user wrote, or rejects a value.
+    """
+    keys = {**section.keys(), **changes}
+    key, value = ("model.init", section.init) if section.init is not None else ("model.config", section.config)
+    kind = keys.pop("model_type", None)
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if kind is None:  # of the hub
+        kind = _from_hub(section).model_type
+    if kind not in known:
+        near = difflib.get_close_matches(str(kind), list(known), 1, 0.5)
+        advice = f"did you mean {near[0]}?" if near else "see transformers' documentation"
+        raise ConfigError(key, value, f"transformers {transformers.__version__} has no model_type {kind!r}", advice)
+    try:
+        _check_keys(section, known[kind])
+        if section.init is not None and local_folder(section.init) is None:
+            config = _from_hub(section)
+            for name, new in keys.items():
+                setattr(config, name, new)
+            return config
+        return known[kind](**keys)
+    except ConfigError:
+        raise
+    except Exception as error:
+        problem = f"transformers rejects it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ConfigError(key, value, problem, "correct the key that the message names") from error
+
+
+def _from_hub(section: Architecture) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(section.init, trust_remote_code=False)
+    except Exception as error:
+        raise _unloadable(section, error) from error
+
+
+def _unloadable(section: Architecture, error: Exception) -> ConfigError:
+    problem = f"transformers cannot load it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    advice = "name a folder with config.json and model.safetensors, or a model of the hub that has safetensors"
+    return ConfigError("model.init", section.init, problem, advice)
+
+
+def _check_keys(section: Architecture, config_class: Any) -> None:
+    """Refuse keys that the user wrote and the config does not have: transformers would accept and ignore them."""
+    has = {*vars(config_class()), *config_class.attribute_map} - {"_name_or_path"}
+    for name in section.given_keys:
+        if name not in has and name != "model_type":
+            near = difflib.get_close_matches(name, sorted(has), 1, 0.5)
+            advice = f"did you mean {near[0]}?" if near else "remove it"
+            problem = f"the config of {config_class.model_type} has no such key"
+            raise ConfigError(f"model.config.{name}", section.given_keys[name], problem, advice)
+
+
+def text_keys(section: Architecture, dataset: Dataset) -> dict[str, Any]:
+    """The keys of a config that the tokenizer determines: size of the vocabulary and special tokens.
+
+    Pretrained weights keep theirs. A vocabulary larger than the tokenizer's is kept, and said.
+
+    Raises:
+        ConfigError: if the vocabulary of the config, or of the weights, is smaller than the tokenizer's.
+    """
+    keys, tokens = section.keys(), dataset.vocabulary_size
+    if section.init is not None and "model_type" not in keys:
+        keys = {**vars(_from_hub(section)), **keys}
+    size = keys.get("vocab_size")
+    if size is not None and tokens is not None:
+        if size < tokens:
+            problem = f"the tokenizer has {tokens:,} tokens, and the model a vocabulary of {size:,}"
+            advice = "leave data.tokenizer out, which takes the model's" if section.init else "remove vocab_size"
+            key = "data.tokenizer" if section.init else "model.config.vocab_size"
+            raise ConfigError(key, None if section.init else size, problem, advice)
+        if size > tokens:
+            log.info(
+                "%s of %s rows of the word embeddings belong to no token of the tokenizer",
+                f"{size - tokens:,}",
+                f"{size:,}",
+            )
+    if section.init is not None:
+        return {}
+    tokenizer = dataset.tokenizer
+    special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "cls", "sep")}
+    of_config = {"pad": ("pad",), "cls": ("cls", "bos"), "sep": ("sep", "eos")}
+    fallback = 0 if tokenizer is None else None
+    return {
+        "vocab_size": tokens if size is None else size,
+        **{
+            f"{name}_token_id": fallback if special[token] is None else special[token]
+            for token, names in of_config.items()
+            for name in names
+        },
+    }  # fmt: skip
+
+
+def build(section: Architecture, config: Any) -> Any:
+    """The model of ``section.auto_class`` in float32: with pretrained weights if ``section.init`` is set.
+
+    What ``init`` does not have is drawn from torch's global generator, as fresh weights are. On fake tensors and on the meta
+    device nothing is read.
+
+    Raises:
+        ConfigError: if the auto class has no model of this type, or the weights are missing, pickled, or do not fit.
+    """
+    auto = getattr(transformers, section.auto_class)
+    key, value = ("model.init", section.init) if section.init is not None else ("model.config", section.config)
+    if type(config) not in auto._model_mapping:
+        has = sorted({c.model_type for c in auto._model_mapping})
+        near = difflib.get_close_matches(config.model_type, has, 1, 0.5)
+        advice = f"name another architecture, such as {near[0] if near else has[0]}"
+        raise ConfigError(key, value, f"transformers has no {section.auto_class} of {config.model_type}", advice)
+    config._attn_implementation = attention(auto, config)
+    if not _has_storage():
+        return _without_values(auto, config)
+    if section.init is not None:
+        return _load(auto, section, config)
+    return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def _has_storage() -> bool:
+    probe = torch.empty(0)
+    return type(probe) is Tensor and probe.device.type != "meta"
+
+
+def _without_values(auto: Any, config: Any) -> Any:
+    """The model on the kind of tensors that torch makes now: fake ones, or those of the meta device.
+
+    Some constructors read values, which fake tensors refuse. All are written for the meta device.
+    """
+    with unset_fake_temporarily(), torch.device("meta"):
+        model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    made: dict[Tensor, Tensor] = {}  # tied weights stay tied
+    for module in model.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is None:
+                    continue
+                if tensor not in made:
+                    new = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    made[tensor] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+                store[name] = made[tensor]
+    return model
+
+
+def attention(auto: Any, config: Any) -> str:
+    """sdpa where the architecture has it, and else eager, which is said."""
+    model_class = auto._model_mapping[type(config)]
+    model_class = model_class[0] if isinstance(model_class, tuple) else model_class
+    if getattr(model_class, "_supports_sdpa", False):
+        return "sdpa"
+    if getattr(config, "num_attention_heads", None):
+        log.info("transformers' %s has no scaled_dot_product_attention: attention is eager", config.model_type)
+    return "eager"
+
+
+def _load(auto: Any, section: Architecture, config: Any) -> Any:
+    assert section.init is not None
+    folder = local_folder(section.init)
+    if folder is not None:
+        _check_files(section.init, folder)
+    try:
+        with _quiet():
+            model, info = auto.from_pretrained(
+                section.init if folder is None else folder, config=config, dtype=torch.float32, use_safetensors=True,
+                ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False,
+            )  # fmt: skip
+    except Exception as error:
+        raise _unloadable(section, error) from error
+    _check_weights(section.init, model, info)
+    return model.train()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report on every rank: `_check_weights` says it once."""
+    logging_ = transformers.utils.logging
+    before = logging_.get_verbosity()
+    logging_.set_verbosity_error()
+    logging_.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging_.set_verbosity(before)
+
+
+def _check_files(init: str, folder: Path) -> None:
+    if any((folder / f"model.safetensors{suffix}").exists() for suffix in ("", ".index.json")):
+        return
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    problem = "has no model.safetensors"
+    advice = "name an export, as in runs/NAME/export, or a folder that save_pretrained wrote"
+    if pickled:
+        problem = f"its weights are pickled ({', '.join(pickled[:_NAMED])}), and unpickling runs code"
+        advice = "convert them to safetensors where you trust them: load and save_pretrained with transformers"
+    raise ConfigError("model.init", init, problem, advice)
+
+
+def _check_weights(init: str, model: nn.Module, info: dict[str, Any]) -> None:
+    """Say what was newly initialized and what was left out; refuse weights that do not fit the body of the model."""
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    mismatched = sorted((name, tuple(there), tuple(here)) for name, there, here in info["mismatched_keys"])
+    body = [name for name, _ in model.named_parameters() if _in_body(model, name)]
+    for name, there, here in mismatched:
+        if _in_body(model, name):
+            problem = f"{name} is {list(there)} there and {list(here)} here"
+            raise ConfigError(
+                "model.init", init, problem, "remove the keys of model.config that change the architecture"
+            )
+    lost = [name for name in missing if _in_body(model, name) and "pooler" not in name]
+    if lost:
+        problem = (
+            f"it lacks {len(lost):,} of the {len(body):,} tensors of the {type(model).__name__}'s body: {_names(lost)}"
+        )
+        raise ConfigError("model.init", init, problem, "name the weights of this architecture")
+    fresh = sorted({*missing, *(name for name, _, _ in mismatched)})
+    loaded = len({name for name, _ in model.named_parameters()} - set(fresh))
+    text = f"{loaded:,} tensors of {init} loaded into {type(model).__name__}"
+    if fresh:
+        text += f"; newly initialized: {len(fresh):,} ({_names(fresh)})"
+    if mismatched:
+        text += f", {len(mismatched):,} of them for their shape ({mismatched[0][1]} there, {mismatched[0][2]} here)"
+    if unexpected:
+        text += f"; left out: {len(unexpected):,} ({_names(unexpected)})"
+    log.info(text)
+
+
+def _in_body(model: nn.Module, name: str) -> bool:
+    """Whether a tensor belongs to the pretrained body, as opposed to the head of a task."""
+    prefix = getattr(model, "base_model_prefix", "")
+    if prefix and hasattr(model, prefix):
+        return name.startswith(f"{prefix}.")
+    return not name.startswith(("classifier.", "head."))
+
+
+def _names(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
