@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -25,21 +19,10 @@ def summarize(labels: Integers, names: list[str]) -> SourceSummary:
     )  # fmt: skip
 
 
-def duplicate_counts(
-    images: Any, train: Integers, held_images: Any, held_out: Integers, column: str
-) -> tuple[int, int]:
-    """The training rows whose image an earlier row has, and the held-out rows whose image a training row has."""
-    hashes = _hashes(images, train, column)
-    return len(hashes) - len(np.unique(hashes)), int(np.isin(_hashes(held_images, held_out, column), hashes).sum())
+def duplicate_counts(train: npt.NDArray[np.uint64], held_out: npt.NDArray[np.uint64]) -> tuple[int, int]:
+    """The training rows whose image an earlier one has, and the held-out rows whose image a training row has.
 
-
-def _hashes(images: Any, rows: Integers, column: str) -> npt.NDArray[np.uint64]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        batches = images.select(rows).iter(batch_size=1000)
-        found = [value for batch in batches for value in pool.map(_content_hash, batch[column])]
-    return np.array(found, dtype=np.uint64)
-
-
-def _content_hash(value: Any) -> int:
-    content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+    Args:
+        train, held_out: hashes of the encoded images.
+    """
+    return len(train) - len(np.unique(train)), int(np.isin(held_out, train).sum())

@@ -13,11 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bellwether.trainer.data import Dataset, augment, image_preparation
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data import Dataset, augment, image_decoding, image_preparation
 from bellwether.trainer.data.cache import prepared
+from bellwether.trainer.data.image_decoding import Undecodable
+from bellwether.trainer.data.image_inspection import LIST
+from bellwether.trainer.data.image_rows import ImageRows, mapped
+from bellwether.trainer.data.image_sources import locate
 from bellwether.trainer.data.sampling import Integers, fold_in, random_bits
-from bellwether.trainer.data.sources import locate
-from bellwether.trainer.data.summary import DataSummary
+from bellwether.trainer.data.summary import UNDECODABLE, DataSummary
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.images import ImageData
@@ -32,52 +36,64 @@ class ImageSamples:
     """The images of one split. See `bellwether.trainer.data.Samples`.
 
     Attributes:
-        folder: the prepared split: ``labels.npy`` [N], and ``pixels.npy`` [N, S, S, C] uint8 or ``rows.npy`` [N].
+        folder: the prepared split.
+        source: the prepared part that its rows are of.
         train: whether to crop and flip at random.
-        encoded: if there is no ``pixels.npy``, the `datasets.Dataset` with the encoded images of ``rows``.
+        encoded: the encoded images of `source`; None if it has the decoded ones.
+        key: the config key that names the images, for errors.
     """
 
     folder: Path
+    source: Path
     config: ImageData
     train: bool
-    encoded: Any = None
+    encoded: ImageRows | None = None
+    key: str = "data.source"
     _pixels: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.labels = np.load(self.folder / "labels.npy")
-        self.rows = None if self.encoded is None else np.load(self.folder / "rows.npy")
+        self.labels, self.rows = mapped(self.folder / "labels.npy"), mapped(self.folder / "rows.npy")
+        if self.encoded is None:
+            self._pixels = mapped(self.source / "pixels.npy")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": None}  # each worker maps the file itself
+        # Each worker maps the files itself.
+        return {name: value for name, value in vars(self).items() if name not in ("_pixels", "labels", "rows")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
 
     def batch(self, indices: Rows, keys: Rows) -> dict[str, Tensor]:
         rows, own_keys = np.asarray(indices, dtype=np.int64), np.asarray(keys, dtype=np.int64)
         config = self.config
-        images = augment.normalise(self._images(rows, own_keys), config.mean, config.std)
+        images = augment.normalise(self._images(self.rows[rows], own_keys), config.mean, config.std)
         if self.train and config.crop == "pad":
             images = augment.pad_crop(images, own_keys, config.flip)
         elif self.train and config.flip:
             images = augment.flip_half(images, own_keys)
         return {
             "pixel_values": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
-            "labels": torch.from_numpy(self.labels[rows]),
+            "labels": torch.from_numpy(np.array(self.labels[rows])),
         }
 
     def _images(self, rows: Integers, keys: Integers) -> npt.NDArray[np.uint8]:
         """[B, S, S, C], before normalization."""
         if self.encoded is not None:
             return np.stack([self._decoded(int(row), int(key)) for row, key in zip(rows, keys, strict=True)])
-        if self._pixels is None:
-            self._pixels = np.load(self.folder / "pixels.npy", mmap_mode="r")
-        return self._pixels[rows]
+        assert self._pixels is not None
+        return np.asarray(self._pixels[rows])
 
     def _decoded(self, row: int, key: int) -> npt.NDArray[np.uint8]:
-        assert self.rows is not None
-        value = self.encoded[int(self.rows[row])][self.config.image_column]
-        image = image_preparation.decode(value, self.config.channels)
+        assert self.encoded is not None
+        try:
+            image, _ = image_decoding.decode(self.encoded.read(row), self.config.channels)
+        except Undecodable as error:  # every image could be decoded when it was prepared
+            problem = f"cannot be decoded any more: {error}"
+            raise ConfigError(self.key, self.encoded.name(row), problem, "restore the file") from error
         if self.config.crop != "resized":
             return augment.resized(image, self.config.size)
         width, height = image.size
@@ -123,20 +139,25 @@ def load(config: ImageData) -> Dataset:
         config.cache, "images", key, lambda folder: image_preparation.prepare(folder, config, source, validation)
     )
     names = json.loads((entry / "classes.json").read_text(encoding="utf-8"))
-
-    def samples(part: str) -> ImageSamples:
-        encoded = None
-        if not (entry / part / "pixels.npy").exists():
-            if part == "train" or validation is None:
-                encoded = image_preparation.image_rows(source.open(), config, "data.source")
-            else:
-                encoded = image_preparation.image_rows(validation.open(), config, "data.validation")
-        return ImageSamples(entry / part, config, part == "train", encoded)
-
     summary = DataSummary.read(entry)
     summary.source.add(source.listing)
     if validation is not None:
         summary.held_out["validation"].add(validation.listing)
+    for part, (_, found) in zip(("source", "held_out"), summary.parts(), strict=False):
+        for finding in found.findings:
+            if finding.what == UNDECODABLE:
+                finding.done = f"left out and listed in {entry / part / LIST}"
+
+    def samples(split: str) -> ImageSamples:
+        is_source = split == "train" or validation is None
+        part, place = (entry / "source", source) if is_source else (entry / "held_out", validation)
+        where = "data.source" if is_source else "data.validation"
+        assert place is not None
+        encoded = (
+            None if image_preparation.is_decoded(part) else image_preparation.open_rows(part, config, place, where)
+        )
+        return ImageSamples(entry / split, part, config, split == "train", encoded, where)
+
     return Dataset(
         samples("train"), samples("validation"),
         classes=len(names), channels=config.channels, labels=names, fingerprint=entry.name, summary=summary,

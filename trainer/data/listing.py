@@ -9,36 +9,50 @@ from pathlib import Path
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data.summary import SourceSummary
 
+# Beside names that begin with a dot: what archives, file managers and network storage leave in folders.
+_HIDDEN = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "thumbs.db", "desktop.ini")
 
-def walk(key: str, folder: Path, summary: SourceSummary) -> Iterator[Path]:
+
+def is_hidden(name: str) -> bool:
+    """Whether a program left a file or folder of this name there, so that it is none of the data."""
+    return name.startswith(".") or name.lower() in _HIDDEN
+
+
+def walk(key: str, folder: Path, summary: SourceSummary, broken_links: bool = False) -> Iterator[Path]:
     """All files below a folder, sorted by name within each folder. Hidden files and folders are left out and counted.
 
     Args:
         key: the config key that names the folder, for errors.
+        broken_links: yield links that lead nowhere; else they are left out and counted.
 
     Raises:
-        ConfigError: if a link leads to a folder around it.
+        ConfigError: if a link leads to a folder around it, or a folder cannot be read.
     """
-    yield from _walk(key, folder, summary, (_identity(folder),))
+    yield from _walk(key, folder, summary, (_identity(folder),), broken_links)
 
 
-def _walk(key: str, folder: Path, summary: SourceSummary, around: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
+def _walk(
+    key: str, folder: Path, summary: SourceSummary, around: tuple[tuple[int, int], ...], broken_links: bool
+) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise ConfigError(key, str(folder), "this folder may not be read", "correct its permissions") from error
     for entry in entries:
         path = Path(entry.path)
         if entry.is_dir():
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 summary.note("hidden folders", "left out", entry.path)
                 continue
             identity = _identity(path)
             if identity in around:
                 problem = f"{path} is a link to a folder around it ({path.resolve()})"
                 raise ConfigError(key, str(folder), problem, "remove the link")
-            yield from _walk(key, path, summary, (*around, identity))
-        elif entry.name.startswith("."):
+            yield from _walk(key, path, summary, (*around, identity), broken_links)
+        elif is_hidden(entry.name):
             summary.ignore(path)
-        elif entry.is_file():
+        elif entry.is_file() or (broken_links and entry.is_symlink()):
             yield path
         else:
             what = "broken links" if entry.is_symlink() else "special files"

@@ -15,6 +15,7 @@ import numpy as np
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import builtin, listing
 from bellwether.trainer.data.cache import files_fingerprint, local_path
+from bellwether.trainer.data.image_folders import SUFFIXES as IMAGE_SUFFIXES
 from bellwether.trainer.data.sampling import Integers, permutation
 from bellwether.trainer.data.summary import SourceSummary
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 _SUFFIXES = {
     "text": (".txt", ".text"),
     "parquet": (".parquet",),
-    "imagefolder": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    "imagefolder": IMAGE_SUFFIXES,
+    "webdataset": (".tar",),
 }
 # The seed of the split. It does not depend on the run: see `bellwether.trainer.data.load`.
 _HOLD_OUT = 0x686F6C64
@@ -43,6 +45,7 @@ class Source:
     fingerprint: dict[str, Any]
     open: Callable[[], Any]
     listing: SourceSummary = field(default_factory=SourceSummary)
+    files: tuple[Path, ...] = ()
 
 
 def locate(config: DataConfig, key: str = "data.source") -> Source:
@@ -65,25 +68,18 @@ def locate(config: DataConfig, key: str = "data.source") -> Source:
         # For a hub dataset, `validation` is the name of one of its splits.
         return _hub(config, config.validation if held_out else config.split, key)
     found = SourceSummary()
-    files = _files(name, form, key, found)
+    files = files_of(name, form, key, found)
     form = _format(files, name, key) if form == "auto" else form
     # Files of other names are read if nothing else is there: the user named them.
     chosen = any(f.suffix.lower() in _SUFFIXES[form] for f in files)
     matching_files = listing.select(files, _SUFFIXES[form], found) if chosen else files
     found.files_read = len(matching_files)
-    if form == "imagefolder":
-        _check_kind(config, "images", form, name, key)
-        _in_class_folders(matching_files, Path(name).expanduser(), key)
-        return Source(
-            {"imagefolder": files_fingerprint(matching_files)},
-            lambda: _image_folder(matching_files, name, key),
-            found,
-        )
-    if form == "text":
-        _check_kind(config, "text", form, name, key)
+    if form in ("text", "imagefolder", "webdataset"):
+        _check_kind(config, "text" if form == "text" else "images", form, name, key)
     return Source(
-        {form: files_fingerprint(matching_files)}, lambda: _read(form, matching_files, config, name, key), found
-    )
+        {form: files_fingerprint(matching_files)}, lambda: _read(form, matching_files, config, name, key), found,
+        tuple(matching_files),
+    )  # fmt: skip
 
 
 def is_local(config: DataConfig) -> bool:
@@ -119,7 +115,12 @@ def _is_path(name: str) -> bool:
     return known or not looks_like_hub or Path(name).expanduser().exists()
 
 
-def _files(name: str, form: str, key: str, found: SourceSummary) -> list[Path]:
+def files_of(name: str, form: str, key: str, found: SourceSummary) -> list[Path]:
+    """The files that ``data.source`` or ``data.validation`` names.
+
+    Raises:
+        ConfigError: if there are none.
+    """
     path = local_path(key, name)
     if path.is_file():
         return [path]
@@ -231,30 +232,3 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-
-
-def _in_class_folders(files: list[Path], folder: Path, key: str) -> None:
-    """Refuses layouts in which a folder that is not a class, such as ``train`` or ``val``, would become one."""
-    if not folder.is_dir():
-        return
-    for file in files:
-        if file.parent.parent != folder:
-            problem = f"{file.relative_to(folder)} is not in a folder/class/image layout"
-            raise ConfigError(key, str(folder), problem, "name the folder that holds one sub-folder a class, or a glob")
-
-
-def _image_folder(files: list[Path], name: str, key: str) -> Any:
-    """Reads images of which each folder is a class; classes are sorted by name."""
-    from datasets import ClassLabel, Dataset, Features, Image
-
-    classes = sorted({f.parent.name for f in files})
-    if len(classes) < 2:
-        advice = "put the images of each class in a sub-folder of its own"
-        raise ConfigError(key, name, f"all images are of one class, {classes[0]!r}", advice)
-    number = {c: i for i, c in enumerate(classes)}
-    features = Features({"image": Image(decode=False), "label": ClassLabel(names=classes)})
-    rows = {
-        "image": [{"bytes": None, "path": str(f.absolute())} for f in files],
-        "label": [number[f.parent.name] for f in files],
-    }
-    return Dataset.from_dict(rows, features)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bellwether.trainer.config.schema.data import DataConfig
 
 FILE = "summary.json"
+UNDECODABLE = "undecodable images"  # a kind of `Finding`
 _EXAMPLES = 3  # of each finding
 _SHOWN_CLASSES = 12  # names in a line
 
@@ -194,6 +195,8 @@ def refusals(summary: DataSummary, config: DataConfig) -> list[ConfigError]:
     """The counts that exceed a limit of the config, each with the key that sets the limit."""
     errors = []
     for key, part in summary.parts():
+        if part.undecodable and config.on_error == "refuse":
+            errors.append(undecodable_error(part, key))
         if part.unknown_share > config.max_unknown:
             problem = f"{part.unknown_share:.1%} of the tokens are [UNK]: the tokenizer does not know this text"
             advice = f"choose another data.tokenizer, or allow it by data.max_unknown; it is {config.max_unknown:g}"
@@ -212,6 +215,15 @@ def refusals(summary: DataSummary, config: DataConfig) -> list[ConfigError]:
             key = "data.validation" if name == "validation" else f"data.validation.{name}"
             errors.append(ConfigError(key, None, problem, advice))
     return errors
+
+
+def undecodable_error(part: SourceSummary, key: str) -> ConfigError:
+    """Refuses images that cannot be decoded: names the first, and where all are listed."""
+    found = next(finding for finding in part.findings if finding.what == UNDECODABLE)
+    name, _, reason = found.examples[0].partition(": ")
+    others = f" (the first of {found.count:,}, which are {found.done})" if found.count > 1 else ""
+    advice = "repair or remove it, or leave such images out by data.on_error: skip"
+    return ConfigError(key, name, f"cannot be decoded: {reason}{others}", advice)
 
 
 def check(summary: DataSummary, config: DataConfig) -> None:

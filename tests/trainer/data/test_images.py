@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 from collections.abc import Callable
@@ -11,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import image_preparation, image_samples, load
+from bellwether.trainer.config.errors import ConfigError, ConfigErrors
+from bellwether.trainer.data import image_decoding, image_inspection, image_preparation, image_samples, load
+from bellwether.trainer.data.image_decoding import Undecodable
 from bellwether.trainer.data.images import ImageData
 from bellwether.trainer.data.loader import evaluation_batches, train_batches
 
@@ -110,8 +112,8 @@ def test_augmented_views_are_a_function_of_seed_and_row(config: Callable[..., Im
 
 def test_small_images_are_decoded_once(config: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    real = image_preparation.decode
-    monkeypatch.setattr(image_preparation, "decode", lambda *args: (decoded.append(1), real(*args))[1])
+    real = image_decoding.decode
+    monkeypatch.setattr(image_inspection, "decode", lambda *a, **k: (decoded.append(1), real(*a, **k))[1])
     samples = load(config()).train
     first = samples.batch([1, 2], [3, 4])
     assert len(pickle.dumps(samples)) < 20_000, "the pickle for the workers contains labels but no pixels"
@@ -183,7 +185,7 @@ def test_digits(config: Callable[..., ImageData]) -> None:
         assert rows[(image[0] * 255).round().to(torch.int64).numpy().tobytes()] == label
 
 
-def parquet(path: Path, labels: list[Any], names: list[str] | None = None) -> Path:
+def parquet(path: Path, labels: list[Any], names: list[str] | None = None, shade: int = 0) -> Path:
     import datasets
 
     label: Any = (
@@ -192,7 +194,7 @@ def parquet(path: Path, labels: list[Any], names: list[str] | None = None) -> Pa
         else datasets.Value("string" if isinstance(labels[0], str) else "int64")
     )
     features = datasets.Features({"img": datasets.Image(), "fine": label})
-    rows = {"img": [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(len(labels))], "fine": labels}
+    rows = {"img": [Image.new("RGB", (8, 8), (i, shade, 0)) for i in range(len(labels))], "fine": labels}
     datasets.Dataset.from_dict(rows, features).to_parquet(path)
     return path
 
@@ -211,7 +213,8 @@ def test_parquet_labels(
     classes: list[str],
 ) -> None:
     train, validation = (
-        parquet(tmp_path / f"{part}.parquet", values, names) for part, values in (("t", labels), ("v", held_out))
+        parquet(tmp_path / f"{part}.parquet", values, names, shade)
+        for part, values, shade in (("t", labels, 0), ("v", held_out, 1))
     )
     data = load(
         config(
@@ -221,7 +224,6 @@ def test_parquet_labels(
             label_column="fine",
             crop="none",
             flip=False,
-            max_overlap=1.0,
             allow_empty_classes=True,
         )
     )
@@ -263,7 +265,7 @@ def test_errors_name_the_key_to_change(tmp_path: Path, pictures: Path, config: C
         with pytest.raises(ConfigError, match=message):
             load(config(**keys))
     (pictures / "red" / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match=r"broken.png': cannot be decoded"):
+    with pytest.raises(ConfigErrors, match=r"broken.png': cannot be decoded"):
         load(config(source=str(pictures)))
 
 
@@ -271,23 +273,20 @@ def test_errors_name_the_key_to_change(tmp_path: Path, pictures: Path, config: C
     (np.array([[0, 257, 32896, 65535]], dtype=np.uint16), "png", [0, 1, 128, 255]),
     (np.array([[0, 257, 32896, 65535]], dtype=np.uint16), "tiff", [0, 1, 128, 255]),
     (np.array([[0, 257, 32896, 65535]], dtype=np.int32), "tiff", [0, 1, 128, 255]),
-    (np.array([[0, 65536]], dtype=np.int32), "tiff", "grey.tiff': cannot be decoded: values of mode I that"),
-    (np.array([[0, -1]], dtype=np.int32), "tiff", "grey.tiff': cannot be decoded: values of mode I that"),
-    (np.array([[0, 0.5]], dtype=np.float32), "tiff", "grey.tiff': cannot be decoded: values of mode F that"),
-    (None, "", "'an image': cannot be decoded: its row holds neither bytes nor a path"),
+    (np.array([[0, 65536]], dtype=np.int32), "tiff", "values of mode I that"),
+    (np.array([[0, -1]], dtype=np.int32), "tiff", "values of mode I that"),
+    (np.array([[0, 0.5]], dtype=np.float32), "tiff", "values of mode F that"),
 ])  # fmt: skip
-def test_grey_of_more_than_8_bits(tmp_path: Path, values: Any, suffix: str, expected: list[int] | str) -> None:
-    path = None
-    if values is not None:
-        path = str(tmp_path / f"grey.{suffix}")
-        Image.fromarray(values).save(path)
+def test_grey_of_more_than_8_bits(values: Any, suffix: str, expected: list[int] | str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, suffix)
     for channels in (1, 3):
         if isinstance(expected, str):
-            with pytest.raises(ConfigError, match=expected):
-                image_preparation.decode({"bytes": None, "path": path}, channels)
+            with pytest.raises(Undecodable, match=expected):
+                image_decoding.decode(file.getvalue(), channels)
         else:
-            found = np.asarray(image_preparation.decode({"bytes": None, "path": path}, channels)).reshape(4, channels)
-            assert found.tolist() == [[grey] * channels for grey in expected]
+            image, _ = image_decoding.decode(file.getvalue(), channels)
+            assert np.asarray(image).reshape(4, channels).tolist() == [[grey] * channels for grey in expected]
 
 
 def test_tiff_of_12_bits(tmp_path: Path) -> None:
@@ -297,8 +296,7 @@ def test_tiff_of_12_bits(tmp_path: Path) -> None:
     changed = packed.replace(tag + b"\x10", tag + b"\x0c")
     assert changed != packed
     content = bytes.fromhex("000 010 800 fff".replace(" ", ""))  # 4 values of 12 bits
-    (tmp_path / "a.tiff").write_bytes(changed[:-8] + content + b"\0\0")
-    found = image_preparation.decode({"bytes": None, "path": str(tmp_path / "a.tiff")}, 1)
+    found, _ = image_decoding.decode(changed[:-8] + content + b"\0\0", 1)
     assert np.asarray(found).tolist() == [[0, 1, 128, 255]]
 
 

@@ -26,7 +26,7 @@ class DataConfig(Kind):
     metric: ClassVar[tuple[str, bool]] = ("val/loss", False)
 
     source: str = Field(description="a built-in dataset, a file, folder or glob, or the name of a hub dataset")
-    format: Literal["auto", "text", "parquet", "imagefolder", "hub"] = Field(
+    format: Literal["auto", "text", "parquet", "imagefolder", "webdataset", "hub"] = Field(
         "auto", description="how to read `source`; auto: decided by the file names"
     )
     subset: str | None = Field(None, description="configuration name of a hub dataset")
@@ -50,6 +50,9 @@ class DataConfig(Kind):
         json_schema_extra=FRACTION,
     )
     allow_empty_classes: bool = Field(False, description="accept classes of the label column that have no images")
+    on_error: Literal["refuse", "skip"] = Field(
+        "refuse", description="images that cannot be decoded. refuse: do not start; skip: leave them out, and list them"
+    )
     cache: str = Field("~/.cache/bellwether", description="directory of the prepared data, shared by all runs")
     workers: Annotated[int, Field(ge=0)] = Field(
         2,
