@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from bellwether.trainer import run_paths, rundir
-from bellwether.trainer.config import dump
+from bellwether.trainer.config import Config, dump
 from bellwether.trainer.data.summary import lines
 from bellwether.trainer.phases import notes, rows
 from bellwether.trainer.run_state import Run
@@ -72,7 +72,14 @@ def _plan_tables(run: Run) -> list[list[tuple[str, str]]]:
         for label, count in (("vocabulary", first.vocabulary_size), ("classes", first.classes))
         if count is not None
     ]
-    return [[*rows(phase), *of_data] for phase in run.phases]
+    return [[*rows(phase), *of_data, *_pretrained(phase.config)] for phase in run.phases]
+
+
+def _pretrained(config: Config) -> list[tuple[str, str]]:
+    init, tokenizer = getattr(config.model, "init", None), getattr(config.data, "tokenizer", None)
+    if init is None:
+        return []
+    return [("weights", f"pretrained, {init}"), *([("tokenizer", str(tokenizer))] if tokenizer else [])]
 
 
 def _show_data(run: Run) -> None:

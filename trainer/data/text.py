@@ -29,7 +29,7 @@ class TextData(DataConfig):
     tokenizer: str = Field(
         "train",
         description="train (WordPiece, trained on this corpus), a vocabulary file, a tokenizer folder, or the name of one "
-        "on the hub",
+        "on the hub; left out beside model.init: the tokenizer of that folder",
     )
     vocabulary_size: Annotated[int, Field(ge=64, le=2**24)] = Field(
         30522,

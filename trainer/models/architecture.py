@@ -94,6 +94,36 @@ class Architecture(ModelConfig):
         return {**PRESETS.get(self.config.get("preset", ""), {}), **self.given_keys}
 
 
+# Model types whose positions are numbered from the padding token's number + 1 on, as fairseq's were.
+_POSITIONS_AFTER_PADDING = frozenset(
+    {
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "roberta-prelayernorm",
+        "camembert",
+        "mpnet",
+        "longformer",
+        "data2vec-text",
+        "ibert",
+        "xmod",
+    }
+)
+
+
+def longest_sequence(keys: dict[str, Any]) -> int | None:
+    """The number of tokens for which an encoder has positions, from the keys of its config; None if these do not say.
+
+    >>> longest_sequence({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1})
+    512
+    """
+    positions = keys.get("max_position_embeddings")
+    if positions is None:
+        return None
+    offset = (keys.get("pad_token_id") or 0) + 1 if keys.get("model_type") in _POSITIONS_AFTER_PADDING else 0
+    return int(positions) - offset
+
+
 def local_folder(init: str) -> Path | None:
     """The folder that ``model.init`` names, or None for the name of a hub model.
 

@@ -59,6 +59,7 @@ class BertModel(ModelConfig):
         """`BertForMaskedLM` with the tokenizer's vocabulary. The output weights are tied to the word embeddings."""
         from transformers import BertConfig, BertForMaskedLM
 
+        from bellwether.trainer.models.pretrained import checkpoint_activations
         from bellwether.trainer.models.tasks import MaskedLanguageModelling
 
         layers, hidden = SIZES[self.size]
@@ -79,7 +80,5 @@ class BertModel(ModelConfig):
             )
         )
         if activation_checkpointing:
-            # transformers renamed this method in 5.2x; both names are within the supported versions.
-            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+            checkpoint_activations(model)
         return MaskedLanguageModelling(model)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.models import auto_classes  # noqa: F401  (registers our own architectures)
-from bellwether.trainer.models.architecture import Architecture, local_folder
+from bellwether.trainer.models.architecture import Architecture, local_folder, longest_sequence
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +77,20 @@ def _unloadable(section: Architecture, error: Exception) -> ConfigError:
 
 
 def _check_keys(section: Architecture, config_class: Any) -> None:
-    """Refuse keys that the user wrote and the config does not have: transformers would accept and ignore them."""
+    """Refuse keys that the user wrote and the architecture does not have: transformers would accept and ignore them."""
     has = {*vars(config_class()), *config_class.attribute_map} - {"_name_or_path"}
     for name in section.given_keys:
-        if name not in has and name != "model_type":
+        if name not in {"model_type", *has} and not _is_read(name, config_class):
             near = difflib.get_close_matches(name, sorted(has), 1, 0.5)
             advice = f"did you mean {near[0]}?" if near else "remove it"
             problem = f"the config of {config_class.model_type} has no such key"
             raise ConfigError(f"model.config.{name}", section.given_keys[name], problem, advice)
+
+
+def _is_read(name: str, config_class: Any) -> bool:
+    """Whether an architecture's code has a key that its config does not list, such as DeBERTa's ``position_buckets``."""
+    folder = Path(inspect.getfile(config_class)).parent
+    return any(re.search(rf"\b{re.escape(name)}\b", file.read_text(encoding="utf-8")) for file in folder.glob("*.py"))
 
 
 def text_keys(section: Architecture, dataset: Dataset) -> dict[str, Any]:
@@ -97,7 +105,7 @@ def text_keys(section: Architecture, dataset: Dataset) -> dict[str, Any]:
     if section.init is not None and "model_type" not in keys:
         keys = {**vars(_from_hub(section)), **keys}
     size = keys.get("vocab_size")
-    if size is not None and tokens is not None:
+    if size is not None and tokens is not None and dataset.tokenizer is not None:
         if size < tokens:
             problem = f"the tokenizer has {tokens:,} tokens, and the model a vocabulary of {size:,}"
             advice = "leave data.tokenizer out, which takes the model's" if section.init else "remove vocab_size"
@@ -125,6 +133,61 @@ def text_keys(section: Architecture, dataset: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def check_tokenizer(section: Architecture, tokenizer: Any) -> None:
+    """Refuse a tokenizer that numbers tokens otherwise than that of ``init``.
+
+    Raises:
+        ConfigError: with the number of tokens that differ.
+    """
+    if section.init is None or tokenizer is None or tokenizer.name_or_path == section.init:
+        return
+    folder = local_folder(section.init)
+    try:
+        own = transformers.AutoTokenizer.from_pretrained(folder or section.init, trust_remote_code=False).get_vocab()
+    except Exception:
+        log.warning("%s has no tokenizer to compare data.tokenizer with", section.init)
+        return
+    given = tokenizer.get_vocab()
+    different = sum(own.get(token) != number for token, number in given.items())
+    if different:
+        problem = f"{different:,} of its {len(given):,} tokens have another number in the tokenizer of model.init"
+        raise ConfigError(
+            "data.tokenizer", tokenizer.name_or_path, problem, f"leave it out, which takes that of {section.init}"
+        )
+
+
+def check_length(config: Any, dataset: Dataset) -> None:
+    """Refuse sequences longer than the positions of the model.
+
+    Raises:
+        ConfigError: with the longest sequence that fits.
+    """
+    samples: Any = dataset.train
+    length = getattr(samples, "sequence_length", None) or getattr(
+        getattr(samples, "config", None), "tokens_per_sample", None
+    )
+    longest = longest_sequence(vars(config))
+    if length is not None and longest is not None and length > longest:
+        problem = f"the model has positions for {longest:,} tokens (max_position_embeddings: {config.max_position_embeddings:,})"
+        raise ConfigError(
+            "data.sequence_length", length, problem, "shorten it, or raise max_position_embeddings in model.config"
+        )
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Store only the input of each layer, and recompute its activations in the backward pass.
+
+    Raises:
+        ConfigError: if the architecture does not support it.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        problem = f"transformers' {type(model).__name__} does not support it"
+        raise ConfigError("engine.activation_checkpointing", True, problem, "write false")
+    # transformers renamed this method in 5.2x; both names are within the supported versions.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+
+
 def build(section: Architecture, config: Any) -> Any:
     """The model of ``section.auto_class`` in float32: with pretrained weights if ``section.init`` is set.
 
@@ -147,6 +210,12 @@ def build(section: Architecture, config: Any) -> Any:
     if section.init is not None:
         return _load(auto, section, config)
     return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def say(text: str) -> None:
+    """Log, unless the model is built without values: for a check or a plan, which a run follows that says it."""
+    if _has_storage():
+        log.info(text)
 
 
 def _has_storage() -> bool:
@@ -181,7 +250,7 @@ def attention(auto: Any, config: Any) -> str:
     if getattr(model_class, "_supports_sdpa", False):
         return "sdpa"
     if getattr(config, "num_attention_heads", None):
-        log.info("transformers' %s has no scaled_dot_product_attention: attention is eager", config.model_type)
+        say(f"transformers' {config.model_type} has no scaled_dot_product_attention: attention is eager")
     return "eager"
 
 

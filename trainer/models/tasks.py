@@ -28,23 +28,62 @@ class Task(nn.Module):
         raise NotImplementedError
 
 
+# Model types whose head of masked language modelling treats each position alone, and gets what the body returns as
+# ``last_hidden_state``: tests/trainer/models/test_masked_lm.py compares each with its logits of the whole sequence.
+GATHERED_HEADS = frozenset(
+    {
+        "albert", "bert", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert", "gte",
+        "megatron-bert", "modernbert", "mpnet", "nomic_bert", "roberta", "roformer", "xlm-roberta",
+    }
+)  # fmt: skip
+
+
 class MaskedLanguageModelling(Task):
     """Predict the masked tokens. Correctness is the fraction of them that is predicted correctly.
 
     Every sample has the same number of masked tokens k. The logits over the vocabulary are computed at these positions
-    only, about one in seven, which saves most of the head's time and memory.
+    only, about one in seven, which saves most of the head's time and memory: the hidden states [B, L, H] that the body returns
+    are replaced by those at the masked positions, [B, k, H], before the architecture's own head sees them. Other types than
+    `GATHERED_HEADS` compute all logits.
     """
 
-    def forward(self, *, input_ids: Tensor, masked_positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        logits = self.logits(input_ids, masked_positions).float()
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._positions: Tensor | None = None
+        self.gathers = model.config.model_type in GATHERED_HEADS
+        if self.gathers:
+            model.base_model.register_forward_hook(self._gather)
+
+    def forward(  # type: ignore[override]
+        self, *, input_ids: Tensor, masked_positions: Tensor, labels: Tensor, **inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = self.logits(input_ids, masked_positions, **inputs).float()
         losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         return losses.mean(dim=1), (logits.argmax(dim=2) == labels).float().mean(dim=1)
 
-    def logits(self, input_ids: Tensor, masked_positions: Tensor) -> Tensor:
-        """The logits at the masked positions: [B, L] tokens and [B, k] positions to [B, k, V]."""
-        hidden = self.model.bert(input_ids).last_hidden_state
-        positions = masked_positions.unsqueeze(2).expand(-1, -1, hidden.shape[2])
-        return self.model.cls(hidden.gather(1, positions))
+    def logits(self, input_ids: Tensor, masked_positions: Tensor, **inputs: Tensor) -> Tensor:
+        """The logits at the masked positions: [B, L] tokens and [B, k] positions to [B, k, V].
+
+        Args:
+            inputs: further inputs of the architecture.
+        """
+        if not self.gathers:
+            return _at(self.model(input_ids, **inputs).logits, masked_positions)
+        self._positions = masked_positions
+        try:
+            return self.model(input_ids, **inputs).logits
+        finally:
+            self._positions = None
+
+    def _gather(self, body: nn.Module, args: Any, output: Any) -> Any:
+        if self._positions is not None:
+            output.last_hidden_state = _at(output.last_hidden_state, self._positions)
+        return output
+
+
+def _at(states: Tensor, positions: Tensor) -> Tensor:
+    """[B, L, H] and [B, k] to [B, k, H]."""
+    return states.gather(1, positions.unsqueeze(2).expand(-1, -1, states.shape[2]))
 
 
 class Classification(Task):

@@ -18,6 +18,7 @@ from tests.experiments.planner.truth import data_of, train
 from tests.precision import skip_without
 from tests.ranks import Ranks
 from tests.tiers import covering
+from tests.trainer.models import families
 
 BERT = {
     "model": {"kind": "bert", "size": "mini", "dropout": 0.1},
@@ -90,8 +91,19 @@ def test_estimated_memory_and_traffic_match_a_real_run(
         assert sent == {kind: pytest.approx(measured.sent.get(name, 0), abs=1000) for kind, name in KINDS.items()}
 
 
-@covering(lambda model, checkpointing: checkpointing == (model is BERT))
-@pytest.mark.parametrize("model", [BERT, RESNET], ids=["bert", "resnet"])
+ENCODERS = {
+    family: {
+        "model": {"kind": "masked-lm", "config": families.keys(family)},
+        "data": {"kind": "text", "vocabulary_size": 128, "sequence_length": 32},
+    }
+    for family in families.ENCODERS
+}
+
+
+@covering(
+    lambda model, checkpointing: model in (BERT, RESNET, ENCODERS["modernbert"]) and checkpointing == (model is BERT)
+)
+@pytest.mark.parametrize("model", [BERT, RESNET, *ENCODERS.values()], ids=["bert", "resnet", *ENCODERS])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_match_a_real_pass_at_another_batch_size(model: dict[str, Any], checkpointing: bool) -> None:
     config = validate(config_of(model, activation_checkpointing=checkpointing))

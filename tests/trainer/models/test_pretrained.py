@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -42,7 +43,8 @@ class Classifier(Architecture):
 
 def build(section: Architecture, vocabulary: int = 100, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
-    data = Dataset(NO_SAMPLES, NO_SAMPLES, vocabulary_size=vocabulary)
+    tokenizer = SimpleNamespace(pad_token_id=0, cls_token_id=2, sep_token_id=3)
+    data = Dataset(NO_SAMPLES, NO_SAMPLES, vocabulary_size=vocabulary, tokenizer=tokenizer)
     return pretrained.build(section, pretrained.make_config(section, **pretrained.text_keys(section, data), **changes))
 
 

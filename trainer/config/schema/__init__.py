@@ -66,6 +66,18 @@ class Config(Section):
         "duration, batch, data, optimizer, scaling and schedule",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_tokenizer_of_pretrained_weights(cls, raw: Any) -> Any:
+        """``data.tokenizer`` left out is that of ``model.init``."""
+        model, data = (raw.get(key) if isinstance(raw, dict) else None for key in ("model", "data"))
+        if not (isinstance(model, dict) and isinstance(data, dict) and isinstance(model.get("init"), str)):
+            return raw
+        kind = DataConfig.kinds().get(str(data.get("kind")))
+        if kind is None or "tokenizer" not in kind.model_fields or "tokenizer" in data:
+            return raw
+        return {**raw, "data": {**data, "tokenizer": model["init"]}}
+
     @model_validator(mode="after")
     def _check_sections(self) -> Config:
         data_kind = self.model.data_kind

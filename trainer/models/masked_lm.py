@@ -1,0 +1,56 @@
+"""Any encoder of transformers for masked language modelling: ``model: {kind: masked-lm, config: ..., init: ...}``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.config.schema.data import DataConfig
+from bellwether.trainer.models.architecture import Architecture, longest_sequence
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data import Dataset
+    from bellwether.trainer.models.tasks import Task
+
+
+class MaskedLMModel(Architecture):
+    """Any AutoModelForMaskedLM of transformers, such as RoBERTa and ModernBERT, with fresh or pretrained weights."""
+
+    data_kind: ClassVar[str] = "text"
+    assumed_mfu: ClassVar[float] = 0.35
+    auto_class: ClassVar[str] = "AutoModelForMaskedLM"
+
+    kind: Literal["masked-lm"]
+
+    def check_data(self, data: DataConfig) -> None:
+        tokenizer = getattr(data, "tokenizer", None)
+        if self.init is not None and tokenizer == "train":
+            raise ValueError(
+                "data.tokenizer: a new vocabulary does not fit pretrained weights; leave it out, which takes that of model.init"
+            )
+        try:
+            keys = self.keys()
+        except ConfigError:
+            return  # a file that is not on this machine: `build` says so where the run needs it
+        if tokenizer == "train":
+            keys = {**keys, "pad_token_id": 0}
+        longest, length = longest_sequence(keys), data.tokens_per_sample or 0
+        if longest is not None and length > longest:
+            raise ValueError(f"data.sequence_length: {length} tokens do not fit the {longest} positions of the model")
+
+    def build(self, dataset: Dataset, activation_checkpointing: bool) -> Task:
+        from bellwether.trainer.models import pretrained
+        from bellwether.trainer.models.tasks import MaskedLanguageModelling
+
+        pretrained.check_tokenizer(self, dataset.tokenizer)
+        config = pretrained.make_config(self, **pretrained.text_keys(self, dataset))
+        pretrained.check_length(config, dataset)
+        model = pretrained.build(self, config)
+        if activation_checkpointing:
+            pretrained.checkpoint_activations(model)
+        task = MaskedLanguageModelling(model)
+        if not task.gathers:
+            pretrained.say(
+                f"the head of {config.model_type} computes the logits of all positions, not of the masked ones alone"
+            )
+        return task
