@@ -11,7 +11,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "fit",
         help="critical batch size from a file of measurements",
-        description="Fit samples = S_min (1 + B / B_crit) to MLPerf's rcps_*.json or to a table (.csv, .parquet).",
+        description="Fit the samples to a target over the batch size, S_min (1 + B / B_crit) or with another knee, to MLPerf's rcps_*.json or to a table (.csv, .parquet).",
     )
     parser.add_argument(
         "file",
@@ -20,8 +20,8 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--unit",
-        choices=["samples", "epochs"],
-        help="unit of MLPerf's numbers; default: inferred from their magnitude",
+        choices=["samples", "epochs", "steps"],
+        help="unit of MLPerf's numbers; default: the benchmark's",
     )
     parser.add_argument(
         "--dataset-size", type=positive_int, metavar="N", help="samples per epoch, for a file that counts epochs"

@@ -1,8 +1,8 @@
-"""Fits the critical batch size to the samples needed to reach a target: ``samples = S_min (1 + B / B_crit)``.
+"""Fits the critical batch size, at which a run needs twice the samples of a small batch, to runs at several batch sizes.
 
-McCandlish et al. 2018 (1812.06162, equation 5.3, in samples instead of steps). Far below B_crit a run needs the same number
-of samples at any batch size B, and its steps fall as 1 / B. Far above it the number of steps is constant, and a larger batch
-is wasted. At B_crit a run needs twice the minimum of samples and twice the minimum of steps.
+The curve is `growth`, of which ``samples = S_min (1 + B / B_crit)`` is the most probable case. Far below B_crit a run needs the same
+number of samples at any batch size B, and its steps fall as 1 / B. Far above it the number of steps is constant, and a larger batch is
+wasted. The interval is the one of `posterior`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from bellwether.experiments.analysis import typos
+from bellwether.experiments.analysis.batch_summaries import Runs, summarize
+from bellwether.experiments.analysis.growth import Floats, log_growth
+from bellwether.experiments.analysis.posterior import posterior
 
-_LEVEL = 0.9  # confidence level of the intervals
+_LEVEL = 0.9  # probability of the intervals
 
 
 @dataclass(frozen=True)
@@ -26,30 +28,53 @@ class Fit:
 
     s_min: float  # samples needed at vanishing batch size
     b_crit: float  # samples per step; inf: no batch size needed more samples than the others
-    b_crit_low: float  # lower end of the 90 % confidence interval
+    b_crit_low: float  # lower end of the 90 % interval; 0: the measurements set no lower bound
     b_crit_high: float  # upper end; inf: the measurements set no upper bound
+    shape: float  # of the knee; 1: samples = S_min (1 + B / B_crit)
     batches: int  # number of different batch sizes
     runs: int
-    spread: float  # root mean square relative deviation of runs from the curve
+    missed: int  # of the runs, did not reach the target
+    spread: float  # root mean square relative deviation from the curve of runs that reached the target
     warnings: list[str] = field(default_factory=list)
-    bootstrap: Floats = field(default_factory=lambda: np.zeros((0, 2)), compare=False, repr=False)
-    """(S_min, B_crit) of each bootstrap draw [draws, 2]; empty for two batch sizes, which leave no error estimate."""
+    used: Runs | None = field(default=None, compare=False, repr=False)  # without typos
+    draws: Floats = field(default_factory=lambda: np.zeros((0, 4)), compare=False, repr=False)
+    """Random curves, (log S_min, log B_crit, log shape, deviation of batch sizes) [draws, 4]; empty for two batch sizes, which leave no
+    error estimate."""
 
     def samples(self, batch: float) -> float:
         """Samples to the target at a batch size."""
-        return self.s_min * (1 + batch / self.b_crit)
+        return float(self.curve(np.array([batch]))[0])
+
+    def curve(self, batches: Floats) -> Floats:
+        """Samples to the target at each batch size."""
+        if math.isinf(self.b_crit):
+            return np.full(len(batches), self.s_min)
+        return np.asarray(self.s_min * np.exp(log_growth(np.log(batches / self.b_crit), math.log(self.shape))))
 
     def steps(self, batch: float) -> float:
         """Steps to the target at a batch size."""
         return self.samples(batch) / batch
 
+    def efficiency(self, batch: float) -> float:
+        """Samples at vanishing batch size relative to those at this batch size."""
+        return self.s_min / self.samples(batch)
+
+    def random_curves(self, batches: Floats) -> Floats:
+        """Samples to the target at each batch size on each random curve [draws, batches]."""
+        a, b, shape, _ = (part[:, None] for part in self.draws.T)
+        return np.asarray(np.exp(a + log_growth(np.log(batches) - b, shape)))
+
     def band(self, batches: Floats) -> tuple[Floats, Floats] | None:
-        """90 % confidence band of the samples at each batch size, (lower, upper); None without an error estimate."""
-        if not len(self.bootstrap):
+        """90 % band of the samples at each batch size, (lower, upper); None without an error estimate."""
+        if not len(self.draws):
             return None
-        curves = self.bootstrap[:, :1] * (1 + batches / self.bootstrap[:, 1:])
-        low, high = np.quantile(curves, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
+        low, high = np.quantile(self.random_curves(batches), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
         return low, high
+
+    @property
+    def extrapolated(self) -> bool:
+        """Whether B_crit lies above all measured batch sizes."""
+        return self.used is not None and self.b_crit > float(self.used.batch.max())
 
     def json(self) -> dict[str, Any]:
         """As a JSON object; null stands for infinity."""
@@ -59,26 +84,73 @@ class Fit:
 
         return {
             "s_min": self.s_min, "b_crit": finite(self.b_crit), "b_crit_low": self.b_crit_low,
-            "b_crit_high": finite(self.b_crit_high), "level": _LEVEL, "batches": self.batches, "runs": self.runs,
-            "spread": self.spread, "warnings": self.warnings,
+            "b_crit_high": finite(self.b_crit_high), "level": _LEVEL, "shape": self.shape, "batches": self.batches,
+            "runs": self.runs, "missed": self.missed, "spread": self.spread, "extrapolated": self.extrapolated,
+            "warnings": self.warnings,
         }  # fmt: skip
 
 
-def fit(batches: Sequence[float], samples: Sequence[float], seed: int = 0, draws: int = 2000) -> Fit:
-    """Fit the curve by least squares of logarithms, with a bootstrap confidence interval.
-
-    Runs at one batch size differ by seed; batch sizes also differ by how well each was tuned. The bootstrap therefore
-    resamples batch sizes, and runs within each. The interval is wide if few batch sizes determine the curve.
+def fit(
+    batches: Sequence[float],
+    samples: Sequence[float],
+    reached: Sequence[bool] | None = None,
+    width: Sequence[float] | None = None,
+) -> Fit:
+    """Fit the curve.
 
     Args:
         batches: batch size of each run, in samples per step.
-        samples: samples that each run needed to reach the target.
-        seed: of the bootstrap.
-        draws: number of bootstrap samples; with far fewer the ends of the interval are noisy.
+        samples: samples that each run needed to reach the target; of a run that missed it, those that it was trained on.
+        reached: whether each run reached the target; None: all did.
+        width: samples between two evaluations of each run, as the target was reached somewhere in between; None: 0.
 
     Raises:
-        ValueError: if there are fewer than two different batch sizes, or a number is not positive.
+        ValueError: if fewer than two different batch sizes reached the target, or a number is not positive.
     """
+    runs = _runs(batches, samples, reached, width)
+    runs, warnings = typos.remove(runs)
+    return _fit(runs, warnings)
+
+
+def refit(runs: Runs) -> Fit:
+    """Fit the curve to runs that have been checked."""
+    return _fit(runs, [])
+
+
+def _fit(runs: Runs, warnings: list[str]) -> Fit:
+    sizes = np.unique(runs.batch[runs.reached])
+    if sizes.size < 2:
+        raise ValueError(
+            "a fit needs two or more batch sizes that reached the target, better five; these runs have only one"
+        )
+    summaries = summarize(runs)
+    found = posterior(summaries, _LEVEL)
+    b_crit = math.exp(found.log_b_crit) if found.rising else math.inf
+    log_s_min = found.log_s_min + (0.0 if found.rising else float(_growth_at(found, sizes)))
+    low, high, draws = math.exp(found.low), math.exp(found.high), found.draws
+    if sizes.size == 2:  # they determine a curve exactly, whatever their error
+        low, high, draws = 0.0, math.inf, np.zeros((0, 4))
+    done = Fit(
+        math.exp(log_s_min), b_crit, low, high, math.exp(found.log_shape), int(np.unique(runs.batch).size),
+        len(runs.batch), int((~runs.reached).sum()), 0.0, used=runs, draws=draws,
+    )  # fmt: skip
+    deviations = np.log(runs.samples / done.curve(runs.batch))[runs.reached]
+    return Fit(
+        **{
+            **vars(done),
+            "spread": float(np.sqrt(np.mean(deviations**2))),
+            "warnings": [*warnings, *_warnings(done, sizes)],
+        }
+    )
+
+
+def _growth_at(found: Any, sizes: Floats) -> float:
+    return float(np.mean(log_growth(np.log(sizes) - found.log_b_crit, found.log_shape)))
+
+
+def _runs(
+    batches: Sequence[float], samples: Sequence[float], reached: Sequence[bool] | None, width: Sequence[float] | None
+) -> Runs:
     b, y = np.asarray(batches, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     if b.shape != y.shape or b.ndim != 1:
         raise ValueError(f"{b.size} batch sizes and {y.size} numbers of samples: give one of each per run")
@@ -86,73 +158,10 @@ def fit(batches: Sequence[float], samples: Sequence[float], seed: int = 0, draws
     if wrong.size:
         first = wrong[0]
         raise ValueError(f"run {first + 1}: batch {b[first]:g}, {y[first]:g} samples: both must be positive numbers")
-    sizes = np.unique(b)
-    if sizes.size < 2:
-        raise ValueError("a fit needs two or more batch sizes, better five; these runs have only one")
-    (s_min,), (b_crit,) = _curves(b[None], y[None], np.ones((1, b.size)))
-    spread = float(np.sqrt(np.mean(np.log(y / (s_min * (1 + b / b_crit))) ** 2)))
-    weight = _bootstrap_weights(b, sizes, draws, np.random.default_rng(seed))
-    drawn_s, drawn_b = _curves(np.broadcast_to(b, weight.shape), np.broadcast_to(y, weight.shape), weight)
-    low, high = np.quantile(1 / drawn_b, [(1 + _LEVEL) / 2, (1 - _LEVEL) / 2])
-    # Two batch sizes determine the curve exactly, whatever their error.
-    bounds = (float(_inverse(low)), float(_inverse(high))) if sizes.size > 2 else (0.0, math.inf)
-    found = Fit(
-        float(s_min), float(b_crit), *bounds, sizes.size, b.size, spread,
-        bootstrap=np.stack([drawn_s, drawn_b], 1) if sizes.size > 2 else np.zeros((0, 2)),
+    return Runs(
+        b, y, np.ones(b.size, dtype=bool) if reached is None else np.asarray(reached, dtype=bool),
+        np.zeros(b.size) if width is None else np.asarray(width, dtype=np.float64),
     )  # fmt: skip
-    found.warnings.extend(_warnings(found, sizes))
-    return found
-
-
-def _inverse(rate: float) -> float:
-    return 1 / rate if rate > 0 else math.inf
-
-
-def _curves(b: Floats, y: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """(S_min, B_crit) for each row of measurements [draws, runs].
-
-    Gauss-Newton on log(y) - log(a + c B), for all draws at once: each iteration fits a weighted straight line. c is bounded
-    by 0 from below, because no batch size can reduce the samples; at the bound the samples are constant and B_crit is
-    infinite.
-    """
-    unit = np.max(b)
-    x = b / unit
-    mean = np.broadcast_to(np.sum(weight * y, 1, keepdims=True) / np.sum(weight, 1, keepdims=True), y.shape)
-    for _ in range(60):
-        w = weight / mean**2
-        z = mean * (1 + np.log(y / mean))
-        s, sx, sxx = w.sum(1), (w * x).sum(1), (w * x * x).sum(1)
-        sz, sxz = (w * z).sum(1), (w * x * z).sum(1)
-        determinant = s * sxx - sx * sx
-        with np.errstate(divide="ignore", invalid="ignore"):
-            c = np.where(determinant > 1e-12 * s * sxx, (s * sxz - sx * sz) / determinant, 0.0)
-        c = np.maximum(c, 0.0)
-        a = (sz - c * sx) / s
-        # A line through the origin: samples are proportional to the batch size from the first one on.
-        steep = a <= 0
-        c = np.where(steep, sxz / sxx, c)
-        a = np.where(steep, 1e-9 * c, a)
-        new = np.maximum(a[:, None] + c[:, None] * x, 1e-3 * mean)
-        settled = np.allclose(new, mean, rtol=1e-12, atol=0)
-        mean = new
-        if settled:
-            break
-    # A rise in the last digits is rounding.
-    with np.errstate(divide="ignore"):
-        return a, unit * a / np.where(c > 1e-9 * a, c, 0.0)
-
-
-def _bootstrap_weights(b: Floats, sizes: Floats, draws: int, random: np.random.Generator) -> Floats:
-    """Bootstrap samples as weights [draws, runs]: batch sizes are drawn with replacement, and runs within each."""
-    even = np.full(sizes.size, 1 / sizes.size)
-    times = random.multinomial(sizes.size, even, draws)
-    while (alone := (times > 0).sum(1) == 1).any():  # a single batch size determines no curve
-        times[alone] = random.multinomial(sizes.size, even, int(alone.sum()))
-    weight = np.zeros((draws, b.size))
-    for index, size in enumerate(sizes):
-        runs = np.flatnonzero(b == size)
-        weight[:, runs] = random.multinomial(times[:, index] * runs.size, np.full(runs.size, 1 / runs.size))
-    return weight
 
 
 def _warnings(found: Fit, sizes: Floats) -> list[str]:
@@ -160,7 +169,7 @@ def _warnings(found: Fit, sizes: Floats) -> list[str]:
     smallest, largest = sizes[0], sizes[-1]
     if sizes.size < 4:
         none = " and give no error estimate" if sizes.size == 2 else ""
-        warnings.append(f"{sizes.size} batch sizes are few for two parameters{none}: measure at five or more")
+        warnings.append(f"{sizes.size} batch sizes are few for a curve{none}: measure at five or more")
     if math.isinf(found.b_crit):
         warnings.append(
             f"no batch size up to {largest:,.0f} needs more samples: the critical batch size lies above; measure at larger ones"
@@ -169,7 +178,7 @@ def _warnings(found: Fit, sizes: Floats) -> list[str]:
         warnings.append("the measurements set no upper bound: measure at larger batch sizes")
     elif found.b_crit_high > 10 * found.b_crit_low:
         warnings.append("the interval spans more than a factor of ten: measure at more batch sizes, or with more seeds")
-    if math.isfinite(found.b_crit) and found.b_crit > 2 * largest:
+    if math.isfinite(found.b_crit) and found.b_crit > largest:
         warnings.append(f"B_crit is an extrapolation: it lies above all measured batch sizes (up to {largest:,.0f})")
     if found.b_crit < smallest:
         warnings.append(f"B_crit lies below all measured batch sizes (from {smallest:,.0f}): measure at smaller ones")

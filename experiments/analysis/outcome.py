@@ -46,6 +46,7 @@ class Outcome:
     best: float | None  #: best value of the target's metric; None: no finite value was measured
     has_target: bool  #: false: trials are only compared by a metric
     stopped_early: bool  #: by the sweep, at the sweep's own target
+    evaluation_width: float = 0.0  #: samples between the evaluation that reached the target and the one before it
 
     @property
     def verdict(self) -> Verdict:
@@ -63,6 +64,17 @@ class Outcome:
         return self.verdict not in ("failed", "unfinished", "ended early")
 
     @property
+    def reached_target(self) -> bool:
+        return math.isfinite(self.steps)
+
+    @property
+    def trained_samples(self) -> float:
+        """Samples to the target; of a trial that missed it, all that it was trained on."""
+        if self.reached_target:
+            return self.samples
+        return self.trial.measurements[-1]["samples"] if self.trial.measurements else 0.0
+
+    @property
     def last_step(self) -> float:
         """Step of the last measurement."""
         return self.trial.measurements[-1]["step"] if self.trial.measurements else 0
@@ -77,7 +89,11 @@ def judge(trial: Trial, target: Target, early_stop: EarlyStop | None = None) -> 
     reached: Measurement | None = target.reached(trial)
     steps, samples = (reached["step"], reached["samples"]) if reached else (math.inf, math.inf)
     stopped_early = early_stop is not None and early_stop.stopped(trial)
-    return Outcome(trial, steps, samples, target.best(trial), math.isfinite(target.value), stopped_early)
+    width = 0.0
+    if reached is not None:
+        earlier = [m["samples"] for m in trial.measurements if target.metric in m and m["samples"] < samples]
+        width = samples - max(earlier, default=0.0)
+    return Outcome(trial, steps, samples, target.best(trial), math.isfinite(target.value), stopped_early, width)
 
 
 def count_verdicts(runs: Iterable[Outcome], without: Sequence[str] = ()) -> str:

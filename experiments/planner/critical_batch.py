@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from bellwether.experiments.analysis import convergence_points, critical_batch, io
+from bellwether.experiments.analysis import convergence_points, io
 from bellwether.trainer import metrics
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.report.facts import SMOOTHED, Facts, about
@@ -67,14 +67,14 @@ def _from_path(path: Path) -> CriticalBatch:
         advice = f"use bellwether fit {path} {error.key} ..., and give its result" if option else error.allowed
         raise ConfigError("--critical-batch", str(path), error.problem, advice) from None
     try:
-        fit = critical_batch.fit(points.batches, points.samples)
+        fit = points.fit()
     except ValueError as error:
         raise ConfigError("--critical-batch", str(path), str(error)) from None
     if not math.isfinite(fit.b_crit):
         problem = "the critical batch size lies above all measured batch sizes"
         raise ConfigError("--critical-batch", str(path), problem, "remove it, or measure at larger batch sizes")
     high = f"{fit.b_crit_high:,.0f}" if math.isfinite(fit.b_crit_high) else "infinity"
-    source = f"fit of {path.name}, {fit.b_crit_low:,.0f} to {high} with 90 % confidence"
+    source = f"fit of {path.name}, {fit.b_crit_low:,.0f} to {high} with 90 % probability"
     return CriticalBatch(
         fit.b_crit, source, fit.b_crit_low, fit.b_crit_high if math.isfinite(fit.b_crit_high) else None
     )

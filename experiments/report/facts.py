@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-from bellwether.experiments.analysis import critical_batch
+from bellwether.experiments.analysis import convergence_points, critical_batch, fit_checks
 from bellwether.experiments.analysis.aggregate import (
     LR,
     Cell,
@@ -19,7 +19,6 @@ from bellwether.experiments.analysis.aggregate import (
     default_metric,
     group_trials,
     peak_lr,
-    reached_runs,
 )
 from bellwether.experiments.analysis.outcome import VERDICTS, EarlyStop, Outcome, Verdict
 from bellwether.experiments.report.lr_scaling import Law, law
@@ -67,6 +66,7 @@ class Series:
     name: str
     cells: Sequence[Cell]
     fit: critical_batch.Fit | None
+    checks: fit_checks.Checks | None  #: of the fit
     law: Law | None
     notes: Sequence[str]  #: warnings about the fit
 
@@ -230,7 +230,7 @@ class Facts:
         return found
 
     def _series(self, name: str, found: list[Cell]) -> Series:
-        curve, notes = _curve(found) if self.target else (None, [])
+        curve, checks, notes = _curve(found) if self.target else (None, None, [])
         held = [cell for cell in found if self.has_result(cell)]
         for cell in held:
             seeds, most = len(cell.best.runs), max(len(setting.runs) for setting in cell.settings)
@@ -239,11 +239,11 @@ class Facts:
                     f"at batch {cell.batch:,} the best setting ran on {count(seeds, 'seed')}, "
                     f"another on {most}: repeat it"
                 )
-        return Series(name, found, curve, law(held), notes)
+        return Series(name, found, curve, checks, law(held), notes)
 
 
-def _curve(found: list[Cell]) -> tuple[critical_batch.Fit | None, list[str]]:
-    """The fit to the runs that reached the target, and what to know about it."""
+def _curve(found: list[Cell]) -> tuple[critical_batch.Fit | None, fit_checks.Checks | None, list[str]]:
+    """The fit to the best settings, its checks, and what to know about it."""
     lost: dict[str, list[str]] = {}
     for cell in found:
         if not cell.reached:
@@ -253,16 +253,18 @@ def _curve(found: list[Cell]) -> tuple[critical_batch.Fit | None, list[str]]:
         else f"at batch {', '.join(batches)}: {what}"
         for what, batches in lost.items()
     ]  # fmt: skip
-    missed = sum(len(cell.best.valid_runs) - len(cell.best.reached) for cell in found if cell.reached)
+    points = convergence_points.from_cells(found)
+    sizes = {batch for batch, hit in zip(points.batches, points.reached, strict=True) if hit}
+    fit = points.fit() if len(sizes) > 1 else None
+    missed = sum(len(cell.best.valid_runs) - len(cell.best.reached) for cell in found)
     if missed:
-        notes.append(f"{count(missed, 'seed')} of best settings missed and cannot be fitted: the fit is optimistic")
-    runs = reached_runs(found)
-    sizes = [run.trial.batch_size for run in runs]
-    if len(set(sizes)) < 2:
+        censored = "; the fit takes them to need more samples than they had" if fit is not None else ""
+        notes.append(f"{count(missed, 'seed')} of best settings missed{censored}")
+    if fit is None:
         where = "one batch alone" if sizes else "no batch"
-        return None, [f"the target was reached at {where}: a curve needs two, better five", *notes]
-    fit = critical_batch.fit(sizes, [run.samples for run in runs])
-    return fit, [*fit.warnings, *notes]
+        return None, None, [f"the target was reached at {where}: a curve needs two, better five", *notes]
+    checks = fit_checks.check(fit)
+    return fit, checks, [*fit.warnings, *checks.warnings, *notes]
 
 
 def _lr_first(key: str) -> tuple[bool, str]:

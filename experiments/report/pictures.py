@@ -31,8 +31,8 @@ def samples_note(facts: Facts) -> str:
     fits = [series.fit for series in facts.series if series.fit is not None]
     if not fits:
         return "median and range over the seeds"
-    band = "; band: 90 %" if any(len(fit.bootstrap) for fit in fits) else ""
-    return f"line: samples = S_min (1 + B / B_crit){band}; B_crit takes twice S_min"
+    band = "; band: 90 %" if any(len(fit.draws) for fit in fits) else ""
+    return f"line: fitted curve{band}; B_crit takes twice the samples of a small batch"
 
 
 def steps(facts: Facts) -> Chart | None:
@@ -69,7 +69,7 @@ def samples(facts: Facts) -> Chart | None:
         fit = series.fit
         if fit is None:
             continue
-        ax.plot(x, fit.s_min * (1 + x / fit.b_crit), color=look.light, zorder=3)
+        ax.plot(x, fit.curve(x), color=look.light, zorder=3)
         band = fit.band(x)
         if band is not None:
             ax.fill_between(x, *np.clip(band, low / 3, high * 3), color=look.light, alpha=0.14, linewidth=0, zorder=1)

@@ -59,11 +59,17 @@ def fits(facts: Facts) -> Table:
         ("optimizer", "name", lambda series: series.name),
         ("B_crit", "n", lambda series: fitting.size(series.fit, series.largest)),
         ("90 % interval", "n", lambda series: fitting.span(series.fit, series.largest) or ABSENT),
-        ("S_min, samples", "n", lambda series: whole(series.fit.s_min)),
+        ("one batch left out", "n", _left_out), ("S_min, samples", "n", lambda series: whole(series.fit.s_min)),
         ("distance of a run", "n", lambda series: f"{100 * series.fit.spread:.1f} %"),
         ("batches", "n", lambda series: str(series.fit.batches)),
         ("runs", "runs", lambda series: numbers(facts, reached_runs(series.cells))),
     ], [series for series in facts.series if series.fit])  # fmt: skip
+
+
+def _left_out(series: Series) -> str:
+    """The range of B_crit if one batch size is left out."""
+    found = series.checks.left_out if series.checks is not None else None
+    return ABSENT if found is None else " to ".join(whole(end) if math.isfinite(end) else "no bound" for end in found)
 
 
 def laws(facts: Facts) -> Table:

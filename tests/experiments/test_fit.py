@@ -13,6 +13,7 @@ import pytest
 from bellwether import cli
 from bellwether.experiments.analysis import convergence_points
 from bellwether.experiments.analysis.critical_batch import fit
+from bellwether.experiments.analysis.points import Points
 from bellwether.trainer.config import ConfigError
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "rcps_bert_4.1.0.json"
@@ -29,14 +30,15 @@ def runs(
 
 def test_fit_recovers_an_exact_curve() -> None:
     found = fit(*runs(3e5, 700.0, [16, 64, 256, 1024, 4096], 1, 0.0, 0))
-    assert found.s_min == pytest.approx(3e5, rel=1e-9)
-    assert found.b_crit == pytest.approx(700, rel=1e-9)
-    assert found.b_crit_low == pytest.approx(700, rel=1e-6)
-    assert found.b_crit_high == pytest.approx(700, rel=1e-6)
-    assert found.spread < 1e-9
+    assert found.s_min == pytest.approx(3e5, rel=1e-4)
+    assert found.b_crit == pytest.approx(700, rel=1e-4)
+    assert found.shape == pytest.approx(1, rel=1e-3)
+    # Five single runs do not tell how much they vary, however well they fit.
+    assert 500 < found.b_crit_low < 700 < found.b_crit_high < 900
+    assert found.spread < 1e-4
     assert found.warnings == []
-    assert found.samples(700) == pytest.approx(6e5)
-    assert found.steps(1400) == pytest.approx(9e5 / 1400)
+    assert found.samples(700) == pytest.approx(6e5, rel=1e-4)
+    assert found.steps(1400) == pytest.approx(9e5 / 1400, rel=1e-4)
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2])
@@ -44,7 +46,7 @@ def test_confidence_interval_has_its_nominal_coverage(noise: float) -> None:
     sizes = [2**n for n in range(4, 13)]
     covered = 0
     for seed in range(60):
-        found = fit(*runs(1e5, 500.0, sizes, 5, noise, seed), seed=seed, draws=300)
+        found = fit(*runs(1e5, 500.0, sizes, 5, noise, seed))
         covered += found.b_crit_low <= 500 <= found.b_crit_high
     # 90 % of 60 is 54; 47 is three standard deviations below.
     assert covered >= 47
@@ -64,7 +66,7 @@ def test_fit_is_scale_invariant_and_deterministic() -> None:
         ([8, 16, 32, 64, 128], 1e9, "the critical batch size lies above|set no upper bound"),
         ([8, 16, 32, 64, 128], 400.0, "above all measured batch sizes|set no upper bound|lies above"),
         ([1024, 2048, 4096, 8192], 50.0, "below all measured batch sizes"),
-        ([16, 4096], 500.0, "2 batch sizes are few for two parameters"),
+        ([16, 4096], 500.0, "2 batch sizes are few for a curve"),
     ],
 )
 def test_fit_warns_if_the_data_do_not_determine_the_curve(sizes: list[int], b_crit: float, message: str) -> None:
@@ -97,9 +99,14 @@ def test_mlperf_bert_reference_points(capsys: pytest.CaptureFixture[str]) -> Non
         pytest.skip(f"no reference data at {REFERENCE}")
     assert cli.main(["fit", str(REFERENCE), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    # An independent relative least-squares fit gave about 12,700.
-    assert result["b_crit"] == pytest.approx(12_700, rel=0.01)
+    # An independent relative least-squares fit of S_min (1 + B / B_crit) gave about 12,700; it does not fit, and the knee is sharper.
+    assert result["b_crit"] == pytest.approx(13_400, rel=0.02)
     assert result["b_crit_low"] < 12_700 < result["b_crit_high"]
+    assert result["checks"]["lack_of_fit"]["f"] > 30
+    # The smaller batch sizes alone gave 15,535 to 45,709 before, which excluded the result of all of them.
+    small = convergence_points.read(REFERENCE)
+    few = [(b, s) for b, s in zip(small.batches, small.samples, strict=True) if b <= 6144]
+    assert fit(*zip(*few, strict=True)).b_crit_low < result["b_crit"]
     assert result["b_crit_high"] / result["b_crit_low"] < 2
     assert result["runs"] == 263
     assert cli.main(["fit", str(REFERENCE)]) == 0
@@ -131,15 +138,17 @@ def test_table_with_one_row_per_run_is_read(tmp_path: Path, capsys: pytest.Captu
     assert found.samples == [8000, 8800, 12800, 46080, 327680]
     assert found.missed == 1
     assert cli.main(["fit", str(file)]) == 0
-    assert "5 runs at 4 batch sizes; 1 run that missed the target excluded" in capsys.readouterr().out
+    assert "5 runs at 4 batch sizes; 1 run missed it after an unknown length: left out" in capsys.readouterr().out
     file.write_text("batch_size,samples,reached\n8,10,no\n8,11,n\n8,12,N\n8,13,0\n64,20,yes\n")
-    assert convergence_points.read(file) == convergence_points.Points([64], [20], 4)
+    assert convergence_points.read(file) == Points(
+        [8, 8, 8, 8, 64], [10, 11, 12, 13, 20], [False] * 4 + [True], [0.0] * 5
+    )
     import pyarrow
     import pyarrow.parquet
 
     table = pyarrow.table({"batch_size": [8, 64], "samples": [10.0, 20.0], "reached": [True, False]})
     pyarrow.parquet.write_table(table, tmp_path / "runs.parquet")
-    assert convergence_points.read(tmp_path / "runs.parquet") == convergence_points.Points([8], [10], 1)
+    assert convergence_points.read(tmp_path / "runs.parquet") == Points([8, 64], [10, 20], [True, False], [0.0, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -239,8 +248,10 @@ def test_directory_without_measurements_is_refused(tmp_path: Path, capsys: pytes
 
 
 def test_table_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
-    (tmp_path / "runs.CSV").write_text("\ufeffbatch_size, steps\n8, 10\n16, 6\n", encoding="utf-8")
-    assert convergence_points.read(tmp_path / "runs.CSV") == convergence_points.Points([8, 16], [80, 96])
+    (tmp_path / "runs.CSV").write_text(
+        "\ufeffbatch_size, steps, evaluated_every\n8, 10, 2\n16, 6, 2\n", encoding="utf-8"
+    )
+    assert convergence_points.read(tmp_path / "runs.CSV") == Points([8, 16], [80, 96], [True, True], [16, 32])
 
 
 def test_fit_of_two_batch_sizes_has_no_interval_and_a_flat_curve_no_number(
@@ -250,7 +261,7 @@ def test_fit_of_two_batch_sizes_has_no_interval_and_a_flat_curve_no_number(
     file.write_text("batch_size,samples\n8,10\n16,12\n")
     assert cli.main(["fit", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "confidence" not in out
+    assert "probability" not in out
     assert "give no error estimate" in out
     assert json.dumps(fit([8, 16], [10, 12]).json()["b_crit_high"]) == "null"
     file.write_text("batch_size,samples\n8,10\n16,10\n32,10\n")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bellwether import cli
@@ -183,8 +184,8 @@ def test_fit_recovers_a_curve_and_misses_are_noted() -> None:
     [series] = made.series
     assert series.fit is not None
     assert series.fit.b_crit == pytest.approx(256, rel=0.03)  # steps are whole numbers
-    assert series.fit.batches == 5
-    band = series.fit.band(made.series[0].fit.bootstrap[:1, 1])  # type: ignore[union-attr]
+    assert (series.fit.batches, series.fit.missed) == (6, 3)
+    band = series.fit.band(np.array([256.0]))
     assert band is not None
     assert 0 < band[0][0] < band[1][0]
     assert any("missed at batch 2,048" in note for note in series.notes)
@@ -382,7 +383,7 @@ TABLES = [
     ("one that missed", [trial(0, steps=math.inf)], "missed (best accuracy 0.8)"),
     ("nothing finite", [replace(trial(i, 2**i), measurements=[NAN], status="diverged") for i in range(3)], "No run has measured val/accuracy"),
     ("no rows", [replace(trial(i), measurements=[], status="failed") for i in range(3)], "no result: 3 failed"),
-    ("no lr", [replace(trial(i, 64 * (i + 1)), parameters={}) for i in range(3)], "3 batch sizes are few for two parameters"),
+    ("no lr", [replace(trial(i, 64 * (i + 1)), parameters={}) for i in range(3)], "3 batch sizes are few for a curve"),
     ("two workloads", [trial(0), replace(trial(1), model="bert", dataset="text")], "lamb (bert text)"),
     ("seven optimizers", [trial(0, b, 100, f"o{i}") for i in range(7) for b in (8, 16, 32)], "o6"),
     ("a grid", gridded() + gridded("adam"), "Two hyperparameters at once"),
@@ -506,7 +507,7 @@ def test_fit_reads_the_measurements_of_a_sweep(tmp_path: Path, capsys: pytest.Ca
     assert "measurements without a target" in capsys.readouterr().err
     assert cli.main(["fit", str(path), "--target", "val/accuracy >= 0.9"]) == 0
     output = capsys.readouterr().out
-    assert "15 runs at 5 batch sizes; 1 run that missed" in output
+    assert "16 runs at 6 batch sizes; 1 run missed the target" in output
     (tmp_path / "sweep.yaml").write_text("target: accuracy >= 0.9\n")
     assert cli.main(["fit", str(path)]) == 0
     assert capsys.readouterr().out == output
