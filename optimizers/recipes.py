@@ -16,6 +16,16 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bellwether.optimizers.mlperf_settings import (
+    BERT_NVIDIA,
+    BERT_REFERENCE,
+    IMAGENET,
+    RESNET_NVIDIA,
+    RESNET_REFERENCE,
+    BertRow,
+    ResnetRow,
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -221,41 +231,14 @@ def _goyal_resnet50(batch: int) -> list[Settings]:
     ]  # fmt: skip
 
 
-# batch -> peak lr, steps of the schedule, steps of its warm-up that lie before the first, and in all, betas, decay
-_MLPERF: dict[int, tuple[float, int, int, int, tuple[float, float], float]] = {
-    256: (3.5e-4, 13700, 0, 0, (0.9, 0.999), 0.01),
-    448: (4.25e-4, 6700, 0, 0, (0.9, 0.999), 0.01),
-    1536: (2e-3, 2254, 0, 0, (0.66, 0.996), 0.01),
-    3072: (2e-3, 1141, 0, 100, (0.66, 0.998), 0.01),
-    4096: (2.4e-3, 855, 0, 0, (0.66, 0.998), 0.01),
-    4608: (3.5e-3, 700, 0, 0, (0.62, 0.9), 0.01),
-    6144: (2.9293e-3, 700, 0, 0, (0.7206, 0.78921), 0.001),
-    6912: (2.9293e-3, 700, 0, 0, (0.7206, 0.78921), 0.001),
-    8192: (2.88293e-3, 600, 76, 287, (0.88, 0.88), 0.0166629),
-    8704: (2.971656225e-3, 600, 76, 287, (0.88, 0.88), 0.0166629),
-    12288: (3.1e-3, 500, 100, 300, (0.8, 0.925), 0.0166629),
-    13056: (3.19540686e-3, 500, 100, 300, (0.8, 0.925), 0.0166629),
-    16384: (3.3e-3, 600, 100, 290, (0.75, 0.9), 0.0166629),
-}
-
-
-# As above. 8,192: start_warmup_step -200000 and 170,200 steps of warm-up, which are over before the first step.
-_MLPERF_NVIDIA: dict[int, tuple[float, int, int, int, tuple[float, float], float]] = {
-    768: (9.6e-4, 3680, 0, 0, (0.60466, 0.85437), 0.1),
-    4608: (2.58e-3, 700, 200000, 200330, (0.6, 0.7), 0.1),
-    8192: (3.44e-3, 600, 0, 0, (0.7206, 0.78921), 0.1),
-    13888: (3.6e-3, 480, 100, 290, (0.75, 0.9), 0.0166629),
-}
-
-
 @_published(
     "mlperf-bert", "BERT-large from MLPerf's checkpoint to a masked-LM accuracy of 0.720, LAMB, length 512",
     "MLCommons' reference convergence points for BERT, mlcommons/logging, training_5.0.0/rcps_bert.json; in between lr and steps on straight lines "
     "in logarithms, all else from the nearest batch",
-    tuple(_MLPERF),
+    tuple(BERT_REFERENCE),
 )  # fmt: skip
 def _mlperf_bert(batch: int) -> list[Settings]:
-    return _from_mlperf(batch, _MLPERF)
+    return _from_mlperf(batch, BERT_REFERENCE)
 
 
 @_published(
@@ -263,15 +246,13 @@ def _mlperf_bert(batch: int) -> list[Settings]:
     "MLCommons' training results, NVIDIA/benchmarks/bert: 768: v4.1, b200_preview_pytorch/config_DGXB200_1x8x48x1_pack.sh; 4,608: v4.0, "
     "eos_n8_ngc23.04_pytorch/config_DGXH100_8x8x72x1.sh; 8,192: v5.0, tyche_ngpu512_ngc25.04_pytorch/"
     "config_GB200_128x4x8x1_pack.sh; 13,888: v3.1, pytorch/config_DGXH100_434x8x2x1_pack_clipafter.sh",
-    tuple(_MLPERF_NVIDIA),
+    tuple(BERT_NVIDIA),
 )  # fmt: skip
 def _mlperf_bert_nvidia(batch: int) -> list[Settings]:
-    return _from_mlperf(batch, _MLPERF_NVIDIA)
+    return _from_mlperf(batch, BERT_NVIDIA)
 
 
-def _from_mlperf(
-    batch: int, table: dict[int, tuple[float, int, int, int, tuple[float, float], float]]
-) -> list[Settings]:
+def _from_mlperf(batch: int, table: dict[int, BertRow]) -> list[Settings]:
     nearest = min(table, key=lambda size: abs(math.log(size / batch)))
     _, length, before, warmup, betas, decay = table[nearest]
     return [
@@ -280,6 +261,46 @@ def _from_mlperf(
             warmup_fraction=(warmup - before) / length, warmup_from=before / warmup if warmup else 0.0,
             steps=math.ceil(_interpolated(batch, {size: row[1] for size, row in table.items()})),
             sequence_length=512, betas=betas, eps=1e-6, weight_decay=decay, published=batch in table,
+        )
+    ]  # fmt: skip
+
+
+@_published(
+    "mlperf-resnet", "ResNet-50 on ImageNet to a top-1 accuracy of 75.9 %, LARS",
+    "MLCommons' reference convergence points for ResNet, mlcommons/logging, training_4.0.0/rcps_resnet.json; the formula of mlcommons/training, "
+    "image_classification/tensorflow2/lars_util.py; in between lr and epochs on straight lines in logarithms, all else from the nearest batch",
+    tuple(RESNET_REFERENCE),
+)  # fmt: skip
+def _mlperf_resnet(batch: int) -> list[Settings]:
+    return _resnet_from_mlperf(batch, {size: row.total(size) for size, row in RESNET_REFERENCE.items()})
+
+
+@_published(
+    "mlperf-resnet-nvidia", "as mlperf-resnet, NVIDIA's submissions",
+    "MLCommons' training results, NVIDIA/benchmarks/resnet/implementations: 3,200: v3.1, mxnet/config_DGXH100.sh; 3,264, 35,840 and 67,456: "
+    "v2.1, mxnet-22.04/config_DGXA100_multi_8x8x51.sh, ..._128x8x35.sh, ..._527x8x16xgbn2_larsv2.sh; 20,480 and 32,256: v3.0, "
+    "mxnet/config_DGXH100_multi_64x8x40.sh, ..._96x8x42.sh; 57,344: v3.1, mxnet/config_DGXH100_multi_448x8x16.sh; the formula is PolySchedule "
+    "of mxnet/common/fit.py",
+    tuple(RESNET_NVIDIA),
+)  # fmt: skip
+def _mlperf_resnet_nvidia(batch: int) -> list[Settings]:
+    return _resnet_from_mlperf(batch, RESNET_NVIDIA)
+
+
+def _resnet_from_mlperf(batch: int, table: dict[int, ResnetRow]) -> list[Settings]:
+    row = table[min(table, key=lambda size: abs(math.log(size / batch)))]
+    lr = _interpolated(batch, {size: each.lr for size, each in table.items()})
+    epoch = math.ceil(IMAGENET / batch)  # steps
+    if batch in table:
+        steps = row.steps if row.steps is not None else round(row.epochs * epoch)
+    else:
+        steps = math.ceil(
+            _interpolated(batch, {size: each.length(size) for size, each in table.items()}) * IMAGENET / batch
+        )
+    return [
+        Settings(
+            batch, "lars", lr=lr, decay="polynomial", power=2.0, final=1e-4 / lr, warmup_fraction=min(1.0, row.warmup_epochs * epoch / steps),
+            steps=steps, momentum=row.momentum, weight_decay=row.weight_decay, published=batch in table,
         )
     ]  # fmt: skip
 

@@ -83,6 +83,37 @@ def mlperf(step: float, steps: int, warmup: int, start: int) -> float:
     return (step - start) / warmup if step - start < warmup else 1 - step / steps
 
 
+def lars(step: float, lr: float, warmup: int, decay: int) -> float:
+    """mlcommons/training, image_classification/tensorflow2/lars_util.py; NVIDIA's submission, mxnet/common/fit.py, PolySchedule."""
+    if step <= warmup:
+        return lr * step / warmup
+    return (lr - 1e-4) * (1 - (step - warmup) / decay) ** 2 + 1e-4
+
+
+# batch -> peak lr, steps of warm-up, steps of the decay after it, momentum, weight decay; epochs of 1,281,167 images
+RESNET = {
+    1632: (7.4, 2 * 786, 27476, 0.9, 5e-5),
+    3264: (10.5, 2 * 393, 14523 - 2 * 393, 0.9, 5e-5),
+    4096: (10.0, 5 * 313, 13137 - 5 * 313, 0.9, 2e-4),
+    8192: (17.0, 5 * 157, 6095, 0.9, 2e-4),
+    13056: (12.8, 9 * 99, 4710 - 9 * 99, 0.9, 2.5e-5),
+    32768: (21.2, 16 * 40, 2267 - 16 * 40, 0.94, 2.5e-5),
+    49152: (19.405, 24 * 27, 1846 - 24 * 27, 0.951807, 1e-4),
+    58880: (23.246, 29 * 22, 1785 - 29 * 22, 0.951807, 1e-4),
+    65536: (24.699, 31 * 20, 1133, 0.951807, 1e-4),
+    67840: (24.699, 31 * 19, 1133, 0.951807, 1e-4),
+}
+RESNET_NVIDIA = {
+    3200: (11.0, 2 * 401, 35 * 401, 0.9, 5e-5),
+    3264: (10.5, 2 * 393, 35 * 393, 0.9, 5e-5),
+    20480: (22.0, 12 * 63, 40 * 63, 0.9, 2.5e-5),
+    32256: (21.2, 16 * 40, 42 * 40, 0.95, 2.5e-5),
+    35840: (21.9, 17 * 36, 43 * 36, 0.94, 2.5e-5),
+    57344: (23.0, 32 * 23, 46 * 23, 0.95, 2.5e-5),
+    67456: (24.699, 31 * 19, 59 * 19, 0.951807, 1e-4),
+}
+
+
 def bing_bert(step: float, warmup: float, interval: int, lr: float, offset: float) -> float:
     """DeepSpeedExamples, training/bing_bert: warmup_exp_decay_exp, and update_learning_rate of deepspeed_train.py."""
     factor = (step / warmup) ** 2 if step < warmup else 0.9 ** ((step - warmup) / interval)
@@ -105,6 +136,11 @@ def bing_bert(step: float, warmup: float, interval: int, lr: float, offset: floa
         ("mlperf-bert-nvidia", 4608, 0, lambda step: 2.58e-3 * mlperf(step, 700, 200330, -200000)),
         ("mlperf-bert-nvidia", 8192, 0, lambda step: 3.44e-3 * mlperf(step, 600, 170200, -200000)),
         ("mlperf-bert-nvidia", 13888, 0, lambda step: 3.6e-3 * mlperf(step, 480, 290, -100)),
+        *(
+            (name, batch, 0, lambda step, row=row: lars(step, *row[:3]))
+            for name, table in (("mlperf-resnet", RESNET), ("mlperf-resnet-nvidia", RESNET_NVIDIA))
+            for batch, row in table.items()
+        ),
         ("deepspeed-bert-large", 65536, 0, lambda step: bing_bert(step, 450, 250, 11e-3, 1e-3)),
         ("deepspeed-bert-large", 65536, 1, lambda step: bing_bert(step, 150, 150, 2e-3, 0.0)),
     ],
@@ -139,6 +175,22 @@ def test_rate_equals_the_published_formula(
 def test_submissions_to_mlperf(batch: int, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
     (settings,) = recipe("mlperf-bert-nvidia").at(batch)
     assert (settings.lr, settings.weight_decay, settings.betas, settings.published) == (lr, weight_decay, betas, True)
+
+
+def test_lars_settings_of_mlperf() -> None:
+    for name, table in (("mlperf-resnet", RESNET), ("mlperf-resnet-nvidia", RESNET_NVIDIA)):
+        assert recipe(name).published == tuple(table)
+        for batch, (lr, warmup, decay, momentum, weight_decay) in table.items():
+            (found,) = recipe(name).at(batch)
+            assert (found.lr, found.momentum, found.weight_decay) == (lr, momentum, weight_decay)
+            assert (found.optimizer, found.steps, found.published) == ("lars", warmup + decay, True)
+    (between,) = recipe("mlperf-resnet").at(16384)
+    assert 12.8 < between.lr < 21.2
+    assert 48 < (between.steps or 0) * 16384 / 1_281_167 < 58
+    assert not between.published
+    (found,) = recipe("mlperf-resnet").at(8192)
+    assert found.steps is not None
+    assert found.steps * 8192 / 1_281_167 == pytest.approx(44, abs=0.1)  # the last epoch in which a run reached the target
 
 
 @pytest.mark.parametrize("name", RECIPES)
