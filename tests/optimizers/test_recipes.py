@@ -190,7 +190,9 @@ def test_lars_settings_of_mlperf() -> None:
     assert not between.published
     (found,) = recipe("mlperf-resnet").at(8192)
     assert found.steps is not None
-    assert found.steps * 8192 / 1_281_167 == pytest.approx(44, abs=0.1)  # the last epoch in which a run reached the target
+    assert found.steps * 8192 / 1_281_167 == pytest.approx(
+        44, abs=0.1
+    )  # the last epoch in which a run reached the target
 
 
 @pytest.mark.parametrize("name", RECIPES)
