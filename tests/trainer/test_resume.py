@@ -64,7 +64,7 @@ def test_divergence_keeps_the_last_good_checkpoint_and_repeats_at_the_same_step(
 def test_resume_with_changed_data_is_refused(ranks: Ranks, workspace: Path) -> None:
     corpus = workspace / "growing.txt"
     corpus.write_bytes((workspace / "corpus.txt").read_bytes())
-    raw = text(workspace, "growing", data={"source": str(corpus)}, stop_after="3 steps")
+    raw = text(workspace, "growing", data={"source": str(corpus), "max_overlap": 1.0}, stop_after="3 steps")
     ranks.run(run_config, raw)
     corpus.write_text(corpus.read_text() * 2)
     with pytest.raises(AssertionError, match=r"data\.source.*the data has changed"):

@@ -89,7 +89,9 @@ def local_path(key: str, name: str) -> Path:
         raise ConfigError(key, name, f"is not a path: {error}", "correct it") from error
 
 
-def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
+def prepared(
+    root: str, name: str, key: dict[str, Any], build: Callable[[Path], None], resumable: bool = False
+) -> Path:
     """Returns the directory of an entry. The entry is built if it does not exist or is damaged.
 
     Args:
@@ -98,6 +100,7 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
         key: everything that the content depends on; JSON-like. Stored with the content in ``key.json``, together with the
             sizes of all ``files``.
         build: fills the empty directory that it is given. Of all processes that share ``root``, one at a time calls it.
+        resumable: whether `build` continues what an earlier call has left in its directory.
 
     Raises:
         ConfigError: if ``root`` is not writable.
@@ -117,7 +120,7 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
                     log.warning("%s is damaged and is prepared again", final, extra=EVERY_RANK)
                     final.rename(_partial(final))
                 _remove_leftovers(final)
-                _publish(final, key, build)
+                _publish(final, key, build, resumable)
     except OSError as error:
         is_in_cache = str(error.filename or "").startswith(str(directory))
         if not is_in_cache and error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -152,9 +155,9 @@ def _acquire(lock: BaseFileLock, final: Path) -> Any:
         return lock.acquire(poll_interval=_LOCK_POLL)
 
 
-def _publish(final: Path, key: dict[str, Any], build: Callable[[Path], None]) -> None:
-    partial = _partial(final)
-    partial.mkdir()
+def _publish(final: Path, key: dict[str, Any], build: Callable[[Path], None], resumable: bool) -> None:
+    partial = final.with_name(f"{final.name}.unfinished") if resumable else _partial(final)
+    partial.mkdir(exist_ok=resumable)
     try:
         build(partial)
         files = [path for path in partial.rglob("*") if path.is_file()]
@@ -169,8 +172,10 @@ def _publish(final: Path, key: dict[str, Any], build: Callable[[Path], None]) ->
             # On a file system without locks two processes may build; the second finds the same content published.
             if not final.is_dir():
                 raise
+            shutil.rmtree(partial, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -67,7 +67,7 @@ def locate(config: ImageData, key: str = "data.source") -> ImageSource:
         if form == "imagefolder":
             return _folder(list_folder(path, files, key, found), found, name, key)
     elif form != "parquet":
-        files = sources.files_of(name, form, key, found)
+        files = sources.files_of(name, sources.suffixes(form), key, found)
         suffixes = {file.suffix.lower() for file in files}
         if form == "auto" and ".parquet" not in suffixes:
             form = "imagefolder" if suffixes & set(SUFFIXES) else "webdataset" if suffixes == {".tar"} else form

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,11 +64,11 @@ def locate(config: DataConfig, key: str = "data.source") -> Source:
     built_in = builtin.find(config.kind, config.source) if form == "auto" else None
     if built_in is not None and not held_out:
         return Source(built_in.fingerprint, built_in.rows)
-    if form == "hub" or (form == "auto" and built_in is None and not _is_path(config.source)):
+    if form == "hub" or (form == "auto" and built_in is None and not is_path(config.source)):
         # For a hub dataset, `validation` is the name of one of its splits.
-        return _hub(config, config.validation if held_out else config.split, key)
+        return hub(config, config.validation if held_out else config.split, key)
     found = SourceSummary()
-    files = files_of(name, form, key, found)
+    files = files_of(name, suffixes(form), key, found)
     form = _format(files, name, key) if form == "auto" else form
     # Files of other names are read if nothing else is there: the user named them.
     chosen = any(f.suffix.lower() in _SUFFIXES[form] for f in files)
@@ -85,7 +85,7 @@ def locate(config: DataConfig, key: str = "data.source") -> Source:
 def is_local(config: DataConfig) -> bool:
     """Whether the rows can be read without access to a hub."""
     built_in = config.format == "auto" and builtin.find(config.kind, config.source) is not None
-    return built_in or (config.format != "hub" and _is_path(config.source))
+    return built_in or (config.format != "hub" and is_path(config.source))
 
 
 def split(rows: int, config: DataConfig) -> tuple[Integers, Integers]:
@@ -108,15 +108,20 @@ def split(rows: int, config: DataConfig) -> tuple[Integers, Integers]:
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a source is meant as a local path, whether it exists or not. A hub name is ``name`` or ``owner/name``."""
     known = Path(name).suffix.lower() in sum(_SUFFIXES.values(), ())
     looks_like_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) is not None
     return known or not looks_like_hub or Path(name).expanduser().exists()
 
 
-def files_of(name: str, form: str, key: str, found: SourceSummary) -> list[Path]:
-    """The files that ``data.source`` or ``data.validation`` names.
+def suffixes(form: str) -> tuple[str, ...]:
+    """Of the files of a format; of all formats for ``auto``."""
+    return _SUFFIXES[form] if form in _SUFFIXES else sum(_SUFFIXES.values(), ())
+
+
+def files_of(name: str, known: Sequence[str], key: str, found: SourceSummary) -> list[Path]:
+    """The files that ``data.source`` or ``data.validation`` names; of a folder, those with a known suffix.
 
     Raises:
         ConfigError: if there are none.
@@ -125,7 +130,6 @@ def files_of(name: str, form: str, key: str, found: SourceSummary) -> list[Path]
     if path.is_file():
         return [path]
     if path.is_dir():
-        known = _SUFFIXES[form] if form in _SUFFIXES else sum(_SUFFIXES.values(), ())
         files = listing.select(list(listing.walk(key, path, found)), known, found)
         problem, advice = "no file in this folder is one of " + " ".join(known), "name another folder, or a glob"
     else:
@@ -160,32 +164,23 @@ def _read(form: str, files: list[Path], config: DataConfig, name: str, key: str)
     from datasets.arrow_writer import SchemaInferenceError
 
     cache = local_path("data.cache", config.cache)
-    options: dict[str, Any] = {}
-    if form == "text":
-        # Blank lines separate documents or paragraphs. Without any, each line is a document.
-        options = {"sample_by": "paragraph" if any(map(_has_blank_line, files)) else "line"}
     try:
-        return _load_dataset(cache, form, data_files=[str(f) for f in files], split="train", **options)
+        return _load_dataset(cache, form, data_files=[str(f) for f in files], split="train")
     except Exception as error:
         if isinstance(error.__cause__, SchemaInferenceError):
             raise ConfigError(key, name, "has no rows", "name other data") from error
-        file, problem = _unreadable(form, files) or (name, _reason(error))
-        advice = "text must be UTF-8" if form == "text" else "all files must be parquet, with rows and the same columns"
+        file, problem = _unreadable(files) or (name, _reason(error))
+        advice = "all files must be parquet, with rows and the same columns"
         raise ConfigError(key, name, f"{file} cannot be read: {problem}", advice) from error
 
 
-def _unreadable(form: str, files: list[Path]) -> tuple[Path, str] | None:
+def _unreadable(files: list[Path]) -> tuple[Path, str] | None:
     """The first file that cannot be read, and the reason. The errors of `datasets` do not name the file."""
     from pyarrow import parquet
 
     columns = None
     for file in files:
         try:
-            if form == "text":
-                with file.open(encoding="utf-8") as stream:
-                    while stream.read(1 << 20):
-                        pass
-                continue
             metadata = parquet.read_metadata(file)
         except Exception as error:
             return file, _reason(error)
@@ -198,17 +193,7 @@ def _unreadable(form: str, files: list[Path]) -> tuple[Path, str] | None:
     return None
 
 
-def _has_blank_line(file: Path) -> bool:
-    before = b""
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            if b"\n\n" in (text := (before + block).replace(b"\r\n", b"\n")):
-                return True
-            before = text[-2:]
-    return False
-
-
-def _hub(config: DataConfig, part: str | None, key: str) -> Source:
+def hub(config: DataConfig, part: str | None, key: str) -> Source:
     name = config.source if key == "data.source" else str(part)
     cache = local_path("data.cache", config.cache)
     try:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FILE = "summary.json"
 UNDECODABLE = "undecodable images"  # a kind of `Finding`
+UNREADABLE = "unreadable rows"  # a kind of `Finding`
 _EXAMPLES = 3  # of each finding
 _SHOWN_CLASSES = 12  # names in a line
 
@@ -58,7 +59,8 @@ class SourceSummary:
         histogram: of `histogram_of`, such as documents by length: label -> count.
         classes: number of images by the name of their class; `classes_empty`: classes without images.
         modes, sizes: number of images by Pillow's mode, and by ``width x height``.
-        rotated: images that their EXIF orientation turns; `transparent`: with an alpha channel; `undecodable`: that cannot be read.
+        rotated: images that their EXIF orientation turns; `transparent`: with an alpha channel; `undecodable`: images or rows that cannot be
+            read.
         findings: everything else that was noticed.
     """
 
@@ -95,6 +97,12 @@ class SourceSummary:
         found.count += count
         if example and len(found.examples) < _EXAMPLES:
             found.examples.append(example)
+
+    def unreadable(self, example: str) -> None:
+        """Count a row that cannot be read, and is left out: refused unless `data.on_error` allows it."""
+        self.rows += 1
+        self.undecodable += 1
+        self.note(UNREADABLE, "left out", example)
 
     def ignore(self, file: Path) -> None:
         """Count a file that is not read."""
@@ -218,8 +226,12 @@ def refusals(summary: DataSummary, config: DataConfig) -> list[ConfigError]:
 
 
 def undecodable_error(part: SourceSummary, key: str) -> ConfigError:
-    """Refuses images that cannot be decoded: names the first, and where all are listed."""
-    found = next(finding for finding in part.findings if finding.what == UNDECODABLE)
+    """Refuses images or rows that cannot be read: names the first, and where all are listed or how many there are."""
+    found = next(finding for finding in part.findings if finding.what in (UNDECODABLE, UNREADABLE))
+    if found.what == UNREADABLE:
+        of_all = f", the first of {found.count:,}" if found.count > 1 else ""
+        advice = "repair or remove it, or leave such rows out by data.on_error: skip"
+        return ConfigError(key, None, f"{found.examples[0]}{of_all}", advice)
     name, _, reason = found.examples[0].partition(": ")
     others = f" (the first of {found.count:,}, which are {found.done})" if found.count > 1 else ""
     advice = "repair or remove it, or leave such images out by data.on_error: skip"

@@ -5,9 +5,10 @@ Reading a config must not import torch and numpy, so the methods import them.
 
 from __future__ import annotations
 
+import codecs
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bellwether.trainer.config.schema.data import DataConfig
 from bellwether.trainer.config.schema.section import FRACTION, TOKENS
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from bellwether.trainer.data import Dataset, Samples
 
 
+def _encoding(name: str) -> str:
+    try:
+        is_of_text = name == "auto" or codecs.lookup(name)._is_text_encoding
+    except (LookupError, ValueError):
+        is_of_text = False
+    if not is_of_text:
+        raise ValueError("no such encoding; write auto, or one of Python's, such as latin-1, cp1252 or utf-16")
+    return name
+
+
 class TextData(DataConfig):
     """Text for masked language modelling, packed into sequences without padding."""
 
@@ -26,6 +37,14 @@ class TextData(DataConfig):
         "python-docs", description="python-docs (built in), a file, folder or glob, or the name of a hub dataset"
     )
     column: str = Field("text", description="name of the text column")
+    encoding: Annotated[str, AfterValidator(_encoding)] = Field(
+        "auto", description="encoding of the files, such as latin-1; auto: by their byte order mark, else UTF-8"
+    )
+    documents: Literal["auto", "lines", "paragraphs", "files"] = Field(
+        "auto",
+        description="what a document of a text file is. lines: each line; paragraphs: what blank lines separate; files: each file; "
+        "auto: paragraphs or lines, decided for each file and shown",
+    )
     tokenizer: str = Field(
         "train",
         description="train (WordPiece, trained on this corpus), a vocabulary file, a tokenizer folder, or the name of one "
@@ -61,10 +80,11 @@ class TextData(DataConfig):
         return text_samples.load(self)
 
     def is_local(self) -> bool:
+        from bellwether.trainer.data import text_sources
         from bellwether.trainer.data.cache import local_path
 
         has_local_tokenizer = self.tokenizer == "train" or local_path("data.tokenizer", self.tokenizer).exists()
-        return has_local_tokenizer and super().is_local()
+        return has_local_tokenizer and text_sources.is_local(self)
 
     def zeros(self, count: int) -> dict[str, Tensor]:
         import torch

@@ -6,10 +6,7 @@ On disk a corpus is one stream of tokens without special tokens. Row i for a seq
 
 from __future__ import annotations
 
-import logging
-import re
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,26 +17,14 @@ import torch
 from torch import Tensor
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import Dataset, sampling, tokenizer
-from bellwether.trainer.data.cache import digest, prepared
-from bellwether.trainer.data.sources import Source, locate, split
-from bellwether.trainer.data.summary import DataSummary
-from bellwether.trainer.data.text_facts import TextFacts
-from bellwether.trainer.log import EVERY_RANK
+from bellwether.trainer.data import Dataset, sampling, text_sources, text_summary, tokenizer, tokens
+from bellwether.trainer.data.cache import digest
+from bellwether.trainer.data.corpus import load as read
+from bellwether.trainer.data.sources import split
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.text import TextData
 
-log = logging.getLogger(__name__)
-
-_REVISION = 3
-_PIECE = 100_000  # characters; a longer document is split at white space, so that the tokenizer's threads share it
-_CHUNK = 4_000_000  # characters tokenized at a time
-# Runs of letters and digits that are longer than any word, such as base64. BERT's tokenizer replaces a word of more than
-# 100 characters by [UNK], and training a vocabulary takes time quadratic in the length of a word. Each Chinese character is
-# a word.
-_IN_WORD = r"[^\W_\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]"
-_LONG_WORD = re.compile(f"(?<!{_IN_WORD})({_IN_WORD}{{200}}){_IN_WORD}+")
 _VALIDATION_MASKS = 0x6D61736B
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -105,148 +90,44 @@ class TextSamples:
 
 def load(config: TextData) -> Dataset:
     """Prepares text. See `bellwether.trainer.data.load`."""
-    source = locate(config)
-    validation = locate(config, "data.validation") if config.validation is not None else None
-    corpus = _Corpus(config, source, validation)
-    words = tokenizer.load(config, corpus.key, corpus.train)
+    source = text_sources.locate(config, "data.source", config.source)
+    corpus = read(config, source)
+    sources = {name: text_sources.locate(config, key, value) for name, key, value in config.held_out_keys()}
+    held_out = {name: read(config, each) for name, each in sources.items()}
+    mask = None
+    if not held_out:
+        mask = np.zeros(len(corpus), dtype=np.bool_)
+        mask[split(len(corpus), config)[1]] = True
+    key = {"corpus": corpus.name, "share": None if mask is None else config.validation_share}
+    words = tokenizer.load(config, key, lambda: corpus.texts(None if mask is None else ~mask))
     size = max(words.get_vocab().values()) + 1
-    dtype = "uint16" if size <= 2**16 else "uint32"
-    key = {
-        "revision": _REVISION, "corpus": corpus.key, "dtype": dtype,
-        "validation": None if validation is None else validation.fingerprint,
-        "tokenizer": digest(words.backend_tokenizer.to_str()),
-    }  # fmt: skip
-    entry = prepared(config.cache, "tokens", key, lambda folder: _tokenize(corpus, words, dtype, folder))
+    entry = tokens.prepare(config, corpus, words, size, mask)
+    entries = {name: tokens.prepare(config, each, words, size, None) for name, each in held_out.items()}
+    summary = text_summary.load(config, corpus, held_out, mask, entry, entries)
+    summary.source.add(source.listing)
+    for name, each in sources.items():
+        summary.held_out[name].add(each.listing)
 
-    def samples(part: str, fixed: bool) -> TextSamples:
+    def samples(path: Path, fixed: bool) -> TextSamples:
         return TextSamples(
-            entry / f"{part}.bin", dtype, config.sequence_length, config.masked_tokens, size,
+            path, tokens.dtype(size), config.sequence_length, config.masked_tokens, size,
             words.cls_token_id, words.sep_token_id, words.mask_token_id, fixed,
         )  # fmt: skip
 
-    train, held_out = samples("train", False), samples("validation", True)
+    train = samples(entry / "train.bin", False)
+    parts = {name: samples(each / "train.bin", True) for name, each in entries.items()}
+    parts = parts or {"validation": samples(entry / "held_out.bin", True)}
     for part, what, advice in (
         (train, "text", "more text"),
-        (held_out, "held-out text", "hold out more, by data.validation_share or data.validation"),
+        *((part, "held-out text", "hold out more, by data.validation_share or data.validation") for part in parts.values()),
     ):
         if not len(part):
             problem = f"the {what} does not fill one sequence"
             raise ConfigError(
                 "data.sequence_length", config.sequence_length, problem, f"use shorter sequences, or {advice}"
             )
-    summary = DataSummary.read(entry)
-    summary.source.add(source.listing)
-    if validation is not None:
-        summary.held_out["validation"].add(validation.listing)
-    return Dataset(train, held_out, vocabulary_size=size, tokenizer=words, fingerprint=entry.name, summary=summary)
-
-
-class _Corpus:
-    """The texts of both splits, read once, when they are first needed."""
-
-    def __init__(self, config: TextData, source: Source, validation: Source | None) -> None:
-        self.config, self.source, self.validation_source = config, source, validation
-        self.key = {
-            "source": source.fingerprint, "column": config.column,
-            "share": None if validation is not None else config.validation_share,
-        }  # fmt: skip
-        self._parts: tuple[Any, Any] | None = None
-
-    def train(self) -> Iterator[str]:
-        return _texts(self._open()[0], self.config.column)
-
-    def validation(self) -> Iterator[str]:
-        return _texts(self._open()[1], self.config.column)
-
-    def _open(self) -> tuple[Any, Any]:
-        if self._parts is None:
-            log.info("reading data.source %s", self.config.source, extra=EVERY_RANK)
-            rows = self._checked(self.source.open(), "data.source")
-            if self.validation_source is not None:
-                self._parts = rows, self._checked(self.validation_source.open(), "data.validation")
-            else:
-                train, held_out = split(len(rows), self.config)
-                self._parts = rows.select(train), rows.select(held_out)
-        return self._parts
-
-    def _checked(self, rows: Any, key: str) -> Any:
-        column = self.config.column
-        if column not in rows.column_names:
-            have = ", ".join(rows.column_names)
-            raise ConfigError("data.column", column, f"no such column in {key}", f"it has: {have}")
-        feature = rows.features[column]
-        column_type = getattr(feature, "dtype", feature)  # lists and structs have none
-        if column_type not in ("string", "large_string"):
-            raise ConfigError("data.column", column, f"holds {column_type}, not text", "name another column")
-        if not len(rows):
-            raise ConfigError(key, getattr(self.config, key.removeprefix("data.")), "has no rows", "name other data")
-        return rows.select_columns([column])
-
-
-def _texts(rows: Any, column: str) -> Iterator[str]:
-    for batch in rows.iter(batch_size=100):
-        for text in batch[column]:
-            yield _LONG_WORD.sub(r"\1", text or "")
-
-
-def _tokenize(corpus: _Corpus, words: Any, dtype: str, folder: Path) -> None:
-    from tokenizers import Tokenizer
-
-    began = time.monotonic()
-    # A copy, because the exported tokenizer must keep its settings. The characters "[MASK]" in a text are tokenized as text.
-    encoder = Tokenizer.from_str(words.backend_tokenizer.to_str())
-    encoder.no_padding()
-    encoder.no_truncation()
-    encoder.encode_special_tokens = True
-    facts = {}
-    for part, texts in (("train", corpus.train()), ("validation", corpus.validation())):
-        facts[part] = found = TextFacts(words.unk_token_id)
-        reported = began
-        with (folder / f"{part}.bin").open("wb") as file:
-            for chunk in _chunks(found.reading(texts)):
-                for encoding in encoder.encode_batch_fast(chunk, add_special_tokens=False):
-                    ids = np.array(encoding.ids, dtype=dtype)
-                    file.write(ids.tobytes())
-                    found.count(ids)
-                if time.monotonic() - reported > 10:
-                    reported = time.monotonic()
-                    log.info("tokenized %s tokens of the %s split", f"{found.tokens:,}", part, extra=EVERY_RANK)
-    _summarize(corpus, facts["train"], facts["validation"]).write(folder)
-    seconds = time.monotonic() - began
-    sizes = f"{facts['train'].tokens:,} tokens to train on and {facts['validation'].tokens:,} held out"
-    log.info("%s, tokenized in %.1f s: %s", sizes, seconds, folder.parent, extra=EVERY_RANK)
-
-
-def _summarize(corpus: _Corpus, train: TextFacts, validation: TextFacts) -> DataSummary:
-    summary = DataSummary("text", corpus.config.source, train.summary())
-    if corpus.validation_source is not None:
-        summary.held_out["validation"] = validation.summary()
-    else:
-        summary.source.add(validation.summary())
-    summary.rows_train, summary.rows_held_out = train.rows, {"validation": validation.rows}
-    summary.duplicates_train, summary.overlap = train.duplicates(), {"validation": validation.also_in(train)}
-    return summary
-
-
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    size = 0
-    for text in texts:
-        for piece in _pieces(text):
-            chunk.append(piece)
-            size += len(piece)
-            if size >= _CHUNK:
-                yield chunk
-                chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _pieces(text: str) -> Iterator[str]:
-    while len(text) > _PIECE:
-        cut = max(text.rfind(space, 1, _PIECE) for space in " \n\t")
-        if cut < 1:
-            break  # no white space to split at
-        yield text[:cut]
-        text = text[cut:]
-    yield text
+    names = sorted([entry.name, *(each.name for each in entries.values())])
+    return Dataset(
+        train, next(iter(parts.values())), vocabulary_size=size, tokenizer=words, fingerprint=f"text-{digest(names)}",
+        summary=summary,
+    )  # fmt: skip

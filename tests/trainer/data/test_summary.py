@@ -52,7 +52,9 @@ def test_summary_counts_what_was_read(tmp_path: Path, text_config: Config, vocab
     assert value["unknown_share"] == 0
     assert value["tokens"] == sum(len(c.replace(" ", "")) for c in [*words(50, 100), *words(100), *words(3)])
     assert sum(value["histogram"].values()) == 153
-    assert [(f["what"], f["count"]) for f in value["findings"]] == [("hidden folders", 1)]
+    assert [(f["what"], f["count"]) for f in value["findings"]] == [
+        ("text files of lines", 2), ("hidden folders", 1)
+    ]  # fmt: skip
     text = "\n".join(lines(summary))
     assert "README.md" in text
     assert str(folder / ".git") in text

@@ -26,7 +26,7 @@ class DataConfig(Kind):
     metric: ClassVar[tuple[str, bool]] = ("val/loss", False)
 
     source: str = Field(description="a built-in dataset, a file, folder or glob, or the name of a hub dataset")
-    format: Literal["auto", "text", "parquet", "imagefolder", "webdataset", "hub"] = Field(
+    format: Literal["auto", "text", "json", "csv", "parquet", "imagefolder", "webdataset", "hub"] = Field(
         "auto", description="how to read `source`; auto: decided by the file names"
     )
     subset: str | None = Field(None, description="configuration name of a hub dataset")
@@ -51,7 +51,8 @@ class DataConfig(Kind):
     )
     allow_empty_classes: bool = Field(False, description="accept classes of the label column that have no images")
     on_error: Literal["refuse", "skip"] = Field(
-        "refuse", description="images that cannot be decoded. refuse: do not start; skip: leave them out, and list them"
+        "refuse",
+        description="images and rows that cannot be read. refuse: do not start; skip: leave them out, and list them",
     )
     cache: str = Field("~/.cache/bellwether", description="directory of the prepared data, shared by all runs")
     workers: Annotated[int, Field(ge=0)] = Field(
@@ -64,6 +65,10 @@ class DataConfig(Kind):
     def tokens_per_sample(self) -> int | None:
         """Tokens of a sample, for throughput in tokens; None if samples are not made of tokens."""
         return None
+
+    def held_out_keys(self) -> list[tuple[str, str, str]]:
+        """Name, key and value of each set of held-out data; none where a share of the rows is held out."""
+        return [] if self.validation is None else [("validation", "data.validation", self.validation)]
 
     @property
     def augments(self) -> bool:

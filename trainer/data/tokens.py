@@ -1,0 +1,145 @@
+"""Texts as streams of token numbers: tokenized once, by all cores, in shards that a killed preparation leaves to the next."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bellwether.trainer.data import shards
+from bellwether.trainer.data.cache import digest, prepared
+from bellwether.trainer.data.corpus import Corpus, read_part
+from bellwether.trainer.log import EVERY_RANK
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data.text import TextData
+
+log = logging.getLogger(__name__)
+
+_REVISION = 1
+_PIECE = 100_000  # characters; a longer document is split at white space, so that the tokenizer's threads share it
+_CHUNK = 1_000_000  # characters tokenized at a time
+_FILES = ("train", "held_out")
+_COUNTS = "tokens.json"
+
+Mask = npt.NDArray[np.bool_]
+
+
+def dtype(vocabulary_size: int) -> str:
+    """The type of a stored token."""
+    return "uint16" if vocabulary_size <= 2**16 else "uint32"
+
+
+def prepare(config: TextData, corpus: Corpus, words: Any, size: int, mask: Mask | None) -> Path:
+    """Tokenizes the texts of a corpus, or finds them tokenized.
+
+    Args:
+        words: the tokenizer, and ``size``: that of its vocabulary.
+        mask: the texts that are held out; None: none.
+
+    Returns:
+        a directory with ``train.bin`` and ``held_out.bin``.
+    """
+    text = words.backend_tokenizer.to_str()
+    key = {
+        "revision": _REVISION, "corpus": corpus.name, "dtype": dtype(size), "tokenizer": digest(text),
+        "share": None if mask is None else config.validation_share,
+    }  # fmt: skip
+
+    def build(folder: Path) -> None:
+        _tokenize(corpus, text, words.unk_token_id, dtype(size), mask, folder)
+
+    return prepared(config.cache, "tokens", key, build, resumable=True)
+
+
+def facts(entry: Path) -> dict[str, int]:
+    """The number of tokens of a preparation, and of those that are unknown."""
+    found: dict[str, int] = json.loads((entry / _COUNTS).read_text(encoding="utf-8"))
+    return found
+
+
+def _tokenize(corpus: Corpus, tokenizer: str, unknown: int | None, kind: str, mask: Mask | None, folder: Path) -> None:
+    began = time.monotonic()
+    file = folder / "tokenizer.json"
+    file.write_text(tokenizer, encoding="utf-8")
+    tasks = [
+        (part, None if mask is None else mask[begin:end], file, unknown, kind) for part, begin, end in corpus.ranges()
+    ]
+    done = shards.run(folder, "tokens", tasks, _tokenize_part, [part.stat().st_size for part in corpus.parts])
+    counts = {"tokens": 0, "unknown": 0}
+    with (folder / "train.bin").open("wb") as train, (folder / "held_out.bin").open("wb") as held_out:
+        for shard in done:
+            for name, count in shards.facts(shard).items():
+                counts[name] += count
+            for name, whole in zip(_FILES, (train, held_out), strict=True):
+                with (shard / f"{name}.bin").open("rb") as part_of_it:
+                    shutil.copyfileobj(part_of_it, whole, 1 << 24)
+    (folder / _COUNTS).write_text(json.dumps(counts) + "\n", encoding="utf-8")
+    for shard in done:
+        shutil.rmtree(shard)
+    file.unlink()
+    seconds = time.monotonic() - began
+    log.info("%s tokens, tokenized in %.1f s: %s", f"{counts['tokens']:,}", seconds, folder.parent, extra=EVERY_RANK)
+
+
+def _tokenize_part(task: tuple[Path, Mask | None, Path, int | None, str], folder: Path) -> shards.Facts:
+    part, mask, file, unknown, kind = task
+    encoder = _encoder(file)
+    counts = {"tokens": 0, "unknown": 0}
+    for name, chosen in zip(_FILES, (None, None) if mask is None else (~mask, mask), strict=True):
+        with (folder / f"{name}.bin").open("wb") as stream:
+            if mask is None and name == "held_out":
+                continue
+            for chunk in _chunks(read_part(part, chosen)):
+                for encoding in encoder.encode_batch_fast(chunk, add_special_tokens=False):
+                    ids = np.array(encoding.ids, dtype=kind)
+                    stream.write(ids.tobytes())
+                    counts["tokens"] += len(ids)
+                    if unknown is not None:
+                        counts["unknown"] += int(np.count_nonzero(ids == unknown))
+    return counts
+
+
+@lru_cache(1)
+def _encoder(file: Path) -> Any:
+    """The tokenizer, set to encode texts of any length. The characters "[MASK]" in a text are tokenized as text."""
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_file(str(file))
+    encoder.no_padding()
+    encoder.no_truncation()
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        for piece in pieces(text):
+            chunk.append(piece)
+            size += len(piece)
+            if size >= _CHUNK:
+                yield chunk
+                chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text cut at white space into pieces of a bounded length."""
+    while len(text) > _PIECE:
+        cut = max(text.rfind(space, 1, _PIECE) for space in " \n\t")
+        if cut < 1:
+            break  # no white space to split at
+        yield text[:cut]
+        text = text[cut:]
+    yield text
