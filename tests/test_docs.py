@@ -27,7 +27,11 @@ PAGES = [
     if page.is_file()
 ]
 TOP_LEVEL = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("build", "runs")]
-MAPPINGS = ("model.config.", "optimizer.lr_scale", "engine.deepspeed")  # keys whose values have keys that are not the schema's
+MAPPINGS = (
+    "model.config.",
+    "optimizer.lr_scale",
+    "engine.deepspeed",
+)  # keys whose values have keys that are not the schema's
 USERS_OWN = {"slurm/site.yaml"}  # files that a user writes
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -89,9 +89,7 @@ def local_path(key: str, name: str) -> Path:
         raise ConfigError(key, name, f"is not a path: {error}", "correct it") from error
 
 
-def prepared(
-    root: str, name: str, key: dict[str, Any], build: Callable[[Path], None], resumable: bool = False
-) -> Path:
+def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], None], resumable: bool = False) -> Path:
     """Returns the directory of an entry. The entry is built if it does not exist or is damaged.
 
     Args:

@@ -119,7 +119,10 @@ def load(config: TextData) -> Dataset:
     parts = parts or {"validation": samples(entry / "held_out.bin", True)}
     for part, what, advice in (
         (train, "text", "more text"),
-        *((part, "held-out text", "hold out more, by data.validation_share or data.validation") for part in parts.values()),
+        *(
+            (part, "held-out text", "hold out more, by data.validation_share or data.validation")
+            for part in parts.values()
+        ),
     ):
         if not len(part):
             problem = f"the {what} does not fill one sequence"

@@ -70,9 +70,7 @@ def _is_path(name: str) -> bool:
     return formats.of(Path(name)) is not None or sources.is_path(name)
 
 
-def _files(
-    config: TextData, key: str, name: str, found: SourceSummary
-) -> list[tuple[Path, formats.TextFormat]]:
+def _files(config: TextData, key: str, name: str, found: SourceSummary) -> list[tuple[Path, formats.TextFormat]]:
     """The files to read, each with its format. All others are counted as ignored."""
     known = formats.known_suffixes()
     files = sources.files_of(name, (*known, *sources.IMAGE_SUFFIXES), key, found)

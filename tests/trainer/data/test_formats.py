@@ -221,7 +221,9 @@ def test_file_that_cannot_be_read_is_refused(
 def test_damaged_row_group_of_parquet_is_named(tmp_path: Path, read: Callable[..., corpus.Corpus]) -> None:
     file = io.BytesIO()
     words = [f"text number {i * i}" for i in range(3000)]
-    parquet.write_table(pyarrow.table({"text": words}), file, row_group_size=1000, compression="zstd", use_dictionary=False)
+    parquet.write_table(
+        pyarrow.table({"text": words}), file, row_group_size=1000, compression="zstd", use_dictionary=False
+    )
     content = bytearray(file.getvalue())
     start = parquet.read_metadata(io.BytesIO(content)).row_group(1).column(0).data_page_offset
     content[start + 30 : start + 200] = bytes(170)

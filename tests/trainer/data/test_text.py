@@ -202,19 +202,6 @@ def test_pickled_samples_do_not_contain_the_data(text_config: Config) -> None:
     assert torch.equal(copy.batch([0], [1])["input_ids"], before["input_ids"])
 
 
-@pytest.mark.parametrize("content, rows", [
-    ("a b\nc d\n\ne f\n", ["a b\nc d", "e f"]),  # blank lines separate documents
-    ("a b\r\nc d\r\n\r\ne f\r\n", ["a b\nc d", "e f"]),
-    ("a b\nc d\ne f\n", ["a b", "c d", "e f"]),  # no blank line: a document a line
-])  # fmt: skip
-def test_rows_of_a_text_file(tmp_path: Path, text_config: Config, content: str, rows: list[str]) -> None:
-    from bellwether.trainer.data.sources import locate
-
-    (tmp_path / "a.txt").write_bytes(content.encode())
-    source = locate(text_config(source=str(tmp_path / "a.txt"), cache=str(tmp_path)))
-    assert [row.strip() for row in source.open()["text"]] == rows
-
-
 def test_parquet_files_and_a_local_folder_read_as_a_hub_dataset(
     tmp_path: Path, text_config: Config, cache_misses: list[str]
 ) -> None:
@@ -234,10 +221,14 @@ def test_parquet_files_and_a_local_folder_read_as_a_hub_dataset(
     )
     for _ in range(2):
         hub = load(text_config(source=str(folder), format="hub", validation="validation", **shared))
-    assert cache_misses == ["_train", "_tokenize", "_tokenize"] * 2, "the second load from the hub is found in the cache"
+    assert cache_misses == ["_train", "_tokenize", "_tokenize"] * 2, (
+        "the second load from the hub is found in the cache"
+    )
     assert torch.equal(train_rows(hub)["input_ids"], train_rows(parquet)["input_ids"])
     assert len(hub.validation) == len(parquet.validation) > 0
-    with pytest.raises(ConfigError, match=r"data.column: 'text': .*train.parquet has no such column; it has: words, other"):
+    with pytest.raises(
+        ConfigError, match=r"data.column: 'text': .*train.parquet has no such column; it has: words, other"
+    ):
         load(text_config(source=str(folder / "train.parquet"), **{**shared, "column": "text"}))
     with pytest.raises(ConfigError, match=r"data.column: 'other': .* holds int64 there, not text"):
         load(text_config(source=str(folder / "train.parquet"), **{**shared, "column": "other"}))

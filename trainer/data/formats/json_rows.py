@@ -29,9 +29,7 @@ def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str |
     return texts(rows, options.column, summary, file)
 
 
-def texts(
-    rows: Iterator[tuple[str, Any]], column: str, summary: SourceSummary, file: Path
-) -> Iterator[str | None]:
+def texts(rows: Iterator[tuple[str, Any]], column: str, summary: SourceSummary, file: Path) -> Iterator[str | None]:
     """The texts of rows that have been parsed, each with the place where it is.
 
     Raises:

@@ -136,7 +136,9 @@ def encoding_of(file: Path, stated: str, summary: SourceSummary | None = None) -
             raise Unreadable(file, f"is {what} by its content", "correct its name, or remove it")
     for zeros, name in ((head[1::2], "utf-16-le"), (head[::2], "utf-16-be")):
         if len(head) >= 4 and zeros.count(0) > 0.4 * len(zeros):
-            raise Unreadable(file, f"looks like {name.upper()} without a byte order mark", f"write data.encoding={name}")
+            raise Unreadable(
+                file, f"looks like {name.upper()} without a byte order mark", f"write data.encoding={name}"
+            )
     return "utf-8"
 
 
