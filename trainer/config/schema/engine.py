@@ -25,7 +25,7 @@ class Batch(Section):
 
 
 # Keys of DeepSpeed that Bellwether sets itself. A value in engine.deepspeed would silently override another key.
-_OURS = {
+OURS = {
     "train_batch_size": "batch.global",
     "train_micro_batch_size_per_gpu": "batch.micro",
     "gradient_accumulation_steps": "batch.global and batch.micro",
@@ -101,7 +101,8 @@ class Engine(Section):
         "checkpoint; null: never",
     )
     deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="additional keys of DeepSpeed's config, passed on unchanged"
+        default_factory=dict,
+        description="additional keys of DeepSpeed's config, passed on unchanged; those that DeepSpeed does not know are refused",
     )
 
     @property
@@ -113,7 +114,7 @@ class Engine(Section):
 
     @model_validator(mode="after")
     def _ours(self) -> Engine:
-        for key, own in _OURS.items():
+        for key, own in OURS.items():
             section, _, inner = key.partition(".")
             section_value = self.deepspeed.get(section)
             if section in self.deepspeed and (
