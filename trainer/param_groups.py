@@ -15,7 +15,7 @@ from bellwether.optimizers.registry import OPTIMIZERS
 from bellwether.trainer import models
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, phases
 from bellwether.trainer.config.key_paths import KeyPath, Origins, dotted, origin_of
-from bellwether.trainer.config.schema import Optimizer
+from bellwether.trainer.config.schema import DataConfig, Optimizer
 from bellwether.trainer.distributed import raised_by_all_ranks
 
 
@@ -59,11 +59,14 @@ def parameter_names(config: Config) -> list[str]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        dataset, _ = config.data.assumed(_NoSamples(), config.model.assumed_classes)
+        dataset, _ = config.data.assumed(_NoSamples(config.data), config.model.assumed_classes)
         return [name for name, _ in named(models.build(config.model, dataset))]
 
 
+@dataclass(frozen=True)
 class _NoSamples:
+    config: DataConfig
+
     def __len__(self) -> int:
         return 0
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.ranks import Ranks
 from tests.tiers import covering
 from tests.trainer.models import families
-from tests.trainer.runs import last, losses, run_config, tensors, text, weights
+from tests.trainer.runs import images, last, losses, run_config, tensors, text, weights
 
 
 def masked_lm(workspace: Path, name: str, family: str, **changes: Any) -> dict[str, Any]:
@@ -41,6 +41,22 @@ def test_encoder_resumes_bit_for_bit(ranks: Ranks, workspace: Path, family: str,
     whole, halves = (
         masked_lm(workspace, f"{part}-{family}-{stage}", family, engine=engine) for part in ("whole", "halves")
     )
+    assert_resumes(ranks, whole, halves)
+
+
+@covering(lambda family, stage: (family, stage) == ("convnext", 2))
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("family", families.CLASSIFIERS)
+def test_classifier_resumes_bit_for_bit(ranks: Ranks, workspace: Path, family: str, stage: int) -> None:
+    changes = {
+        "duration": "4 steps",
+        "batch": {"global": 8, "micro": 2},
+        "engine": {"stage": stage, "activation_checkpointing": True},
+    }
+    whole, halves = (images(workspace, f"{part}-{family}-{stage}", **changes) for part in ("whole", "halves"))
+    for raw in (whole, halves):
+        raw["model"] = {"kind": "image-classifier", "config": families.classifier(family)}
     assert_resumes(ranks, whole, halves)
 
 

@@ -174,6 +174,24 @@ def check_length(config: Any, dataset: Dataset) -> None:
         )
 
 
+def check_input_size(model: nn.Module, pixel_values: Tensor) -> None:
+    """Where the model is built without values, for a check or a plan: refuse images that it cannot take.
+
+    Raises:
+        ConfigError: with torch's reason.
+    """
+    if _has_storage():
+        return
+    try:
+        with torch.no_grad():
+            model(pixel_values)
+    except (RuntimeError, ValueError) as error:
+        problem = f"the {type(model).__name__} cannot take images of this size: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(
+            "data.size", pixel_values.shape[-1], problem, "choose another size, or fewer stages or smaller patches"
+        ) from error
+
+
 def checkpoint_activations(model: Any) -> None:
     """Store only the input of each layer, and recompute its activations in the backward pass.
 

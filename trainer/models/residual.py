@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -40,9 +40,20 @@ def prepare(model: nn.Module, zero_init_last: bool, activation_checkpointing: bo
         for block in blocks(model):
             nn.init.zeros_(list(norms(getattr(block, "layer", block)))[-1].weight)
     if activation_checkpointing:
-        for block in blocks(model):
-            block.forward = _checkpointed(block, block.forward)
+        checkpoint_blocks(model)
     return Classification(model)
+
+
+def checkpoint_blocks(model: nn.Module, names: Collection[str] = ()) -> bool:
+    """Stores only the input of each residual block; returns whether the model has such blocks.
+
+    Args:
+        names: classes whose instances are blocks too.
+    """
+    found = blocks(model) or [module for module in model.modules() if type(module).__name__ in names]
+    for block in found:
+        block.forward = _checkpointed(block, block.forward)
+    return bool(found)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -60,9 +71,9 @@ def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[...
         return contextlib.nullcontext(), frozen_statistics(block)
 
     @functools.wraps(forward)
-    def run(x: torch.Tensor) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         if not (block.training and torch.is_grad_enabled()):
-            return forward(x)
-        return checkpoint(forward, x, use_reentrant=False, context_fn=contexts)
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     return run

@@ -98,12 +98,23 @@ ENCODERS = {
     }
     for family in families.ENCODERS
 }
+CLASSIFIERS = {
+    family: {
+        "model": {"kind": "image-classifier", "config": families.classifier(family)},
+        "data": {"kind": "images", "size": 8},
+    }
+    for family in families.CLASSIFIERS
+}
 
 
 @covering(
     lambda model, checkpointing: model in (BERT, RESNET, ENCODERS["modernbert"]) and checkpointing == (model is BERT)
 )
-@pytest.mark.parametrize("model", [BERT, RESNET, *ENCODERS.values()], ids=["bert", "resnet", *ENCODERS])
+@pytest.mark.parametrize(
+    "model",
+    [BERT, RESNET, *ENCODERS.values(), *CLASSIFIERS.values()],
+    ids=["bert-mini", "resnet-20", *ENCODERS, *CLASSIFIERS],
+)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_match_a_real_pass_at_another_batch_size(model: dict[str, Any], checkpointing: bool) -> None:
     config = validate(config_of(model, activation_checkpointing=checkpointing))

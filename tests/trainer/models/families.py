@@ -28,3 +28,16 @@ OTHERS: dict[str, dict[str, Any]] = {
 def keys(family: str, **changes: Any) -> dict[str, Any]:
     """``model.config`` of a family at a toy size."""
     return {"model_type": family, **(ENCODERS | OTHERS)[family], **changes}
+
+
+# Toy sizes of image classifiers, for images of 8 x 8 pixels.
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    "convnext": {"patch_size": 2, "num_stages": 2, "depths": [1, 1], "hidden_sizes": [8, 16]},
+    "resnet": {"layer_type": "basic", "embedding_size": 8, "depths": [1, 1], "hidden_sizes": [8, 16]},
+    "vit": {**_SIZES, "patch_size": 4},
+}
+
+
+def classifier(family: str, **changes: Any) -> dict[str, Any]:
+    """``model.config`` of an image classifier at a toy size."""
+    return {"model_type": family, **CLASSIFIERS[family], **changes}
