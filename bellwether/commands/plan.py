@@ -33,7 +33,10 @@ def add(commands: Commands) -> None:
         "--throughput",
         type=positive_float,
         metavar="X",
-        help="measured samples per second and GPU; takes precedence over --mfu",
+        help="samples per second and GPU, measured with the config's micro-batch; takes precedence over --mfu",
+    )
+    parser.add_argument(
+        "--mean-length", type=positive_int, metavar="N", help="mean tokens of a text sample, if padding costs nothing"
     )
     parser.add_argument(
         "--headroom", type=fraction, metavar="X", default=0.1, help="fraction of memory to leave free; default: 0.1"

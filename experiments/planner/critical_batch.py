@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from bellwether.experiments.analysis import convergence_points, io
+from bellwether.experiments.analysis.critical_batch import Fit
 from bellwether.trainer import metrics
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.report.facts import SMOOTHED, Facts, about
@@ -23,17 +27,35 @@ class CriticalBatch:
     source: str
     low: float | None = None  # of an interval, where the source has one
     high: float | None = None
+    workload: str = ""  # that it was measured on, if the source tells
+    fit: Fit | None = None  # the fitted curve; None: samples = S_min (1 + B / B_crit)
 
     def efficiency(self, batch: float) -> float:
-        """Minimum of samples relative to those at this batch size: 1 / (1 + B / B_crit) (McCandlish et al. 2018, 1812.06162)."""
-        return 1 / (1 + batch / self.size)
+        """Minimum of samples relative to those at this batch size (McCandlish et al. 2018, 1812.06162)."""
+        return 1 / (1 + batch / self.size) if self.fit is None else self.fit.efficiency(batch)
+
+    def more_samples(self, batch: float, base: float) -> tuple[float, float, float]:
+        """Samples to the target at a batch size relative to those at a base: (estimate, ends of the 90 % interval)."""
+        estimate = self.efficiency(base) / self.efficiency(batch)
+        if self.fit is not None and len(self.fit.draws):
+            curves = self.fit.random_curves(np.array([batch, base]))
+            low, high = np.quantile(curves[:, 0] / curves[:, 1], [0.05, 0.95])
+            return estimate, float(low), float(high)
+        if self.low is None:
+            return estimate, estimate, estimate
+        ends = [1.0 if size is None else (1 + batch / size) / (1 + base / size) for size in (self.low, self.high)]
+        return estimate, min(*ends, estimate), max(*ends, estimate)
+
+    def json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {"size": self.size, "source": self.source, "low": self.low, "high": self.high, "workload": self.workload}
 
 
 def read(value: str) -> CriticalBatch:
     """Read ``--critical-batch``.
 
-    Of a run it is the latest gradient noise scale, as in the run's report, with the band in which the critical batch may lie. A file of measurements is fitted like in
-    `bellwether fit`.
+    Of a run it is the latest gradient noise scale, as in the run's report, with the band in which the critical batch may lie. A file of
+    measurements is fitted like in `bellwether fit`.
 
     Args:
         given: a number of samples, a run directory, or what `bellwether.experiments.analysis.convergence_points` reads.
@@ -75,8 +97,15 @@ def _from_path(path: Path) -> CriticalBatch:
         raise ConfigError("--critical-batch", str(path), problem, "remove it, or measure at larger batch sizes")
     high = f"{fit.b_crit_high:,.0f}" if math.isfinite(fit.b_crit_high) else "infinity"
     source = f"fit of {path.name}, {fit.b_crit_low:,.0f} to {high} with 90 % probability"
+    if fit.extrapolated:
+        source += f", an extrapolation beyond batch {max(points.batches):,.0f}"
     return CriticalBatch(
-        fit.b_crit, source, fit.b_crit_low, fit.b_crit_high if math.isfinite(fit.b_crit_high) else None
+        fit.b_crit,
+        source,
+        fit.b_crit_low,
+        fit.b_crit_high if math.isfinite(fit.b_crit_high) else None,
+        points.workload,
+        fit,
     )
 
 

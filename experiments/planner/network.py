@@ -1,6 +1,6 @@
 """The time of collectives: alpha + bytes / beta per hop of a ring or a tree, first within a node, then between nodes.
 
-Hockney's model (1994) with the algorithms of Thakur et al. 2005 and of NCCL: reduce within the node, exchange each GPU's share
+Hockney's model (1994) with the algorithms of Thakur et al. 2005 and of NCCL (from 2.23 on for the trees of all-gathers): reduce within the node, exchange each GPU's share
 between the nodes, gather within the node.
 """
 
@@ -41,8 +41,10 @@ class Network:
         if outside > 1:
             share = size / node_size
             ring = halves * ((outside - 1) / outside * share / self.port + (outside - 1) * self.hop_out)
-            tree = 2 * (share / self.port + math.log2(outside) * self.hop_out)
-            time += min(ring, tree) if kind == "all-reduce" else ring
+            # NCCL: a double binary tree for an all-reduce; PAT, a tree that each rank begins elsewhere, for the others.
+            sent = share if kind == "all-reduce" else (outside - 1) / outside * share
+            tree = halves * (sent / self.port + math.log2(outside) * self.hop_out)
+            time += min(ring, tree)
         return time
 
 

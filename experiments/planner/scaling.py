@@ -29,9 +29,11 @@ class Row:
     samples_per_s: float
     efficiency: float  # throughput per GPU relative to the first row
     hours: float  # for the samples that this batch size needs
+    hours_low: float  # ends of the 90 % interval, from that of the critical batch size
+    hours_high: float
     lr: float | None = None
     warmup: float | None = None  # share of the phase
-    worth: float | None = None  # 1 / (1 + B / B_crit)
+    worth: float | None = None  # of a sample, relative to one of a small batch
     notes: tuple[str, ...] = ()
 
 
@@ -78,13 +80,13 @@ class Scaling:
         times = step_time(self.profile, self.sharding, self.machines, self.phase.config, shares)
         throughput = batch / times.total
         own_throughput_per_gpu = own_split.global_batch / self.step.total / own_split.world_size
-        samples, worth = float(self.phase.samples), None
+        hours, worth, more = self.phase.samples / throughput / 3600, None, (1.0, 1.0, 1.0)
         if critical is not None:
             worth = critical.efficiency(batch)
-            samples *= critical.efficiency(own_split.global_batch) / worth
+            more = critical.more_samples(batch, own_split.global_batch)
         return Row(
             gpus, batch, shares.micro, shares.accumulation, times, throughput, throughput / gpus / own_throughput_per_gpu,
-            samples / throughput / 3600, lr, warmup, worth, notes,
+            hours * more[0], hours * more[1], hours * more[2], lr, warmup, worth, notes,
         )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ class PlanRequest:
     critical_batch: str | None = None
     mfu: float | None = None
     throughput: float | None = None
+    mean_length: int | None = None
     headroom: float = 0.1
     network: float | None = None
     price: float | None = None
@@ -50,7 +51,8 @@ def show(request: PlanRequest) -> int:
     if request.network is not None:
         gpu = replace(gpu, network=request.network)
     machines = Machines(
-        gpu, request.nodes, request.gpus_per_node, request.headroom, request.mfu, request.throughput
+        gpu, request.nodes, request.gpus_per_node, request.headroom, request.mfu, request.throughput,
+        request.mean_length,
     )  # fmt: skip
     configs = phases(load_checked(request.config, request.overrides))
     critical = None if request.critical_batch is None else critical_batch.read(request.critical_batch)
@@ -70,7 +72,7 @@ def _to_json(plans: list[PhasePlan], critical: CriticalBatch | None, price: floa
     machines = plans[0].machines
     return {
         "gpu": asdict(machines.gpu), "nodes": machines.nodes, "gpus_per_node": machines.per_node,
-        "critical_batch": None if critical is None else asdict(critical),
+        "critical_batch": None if critical is None else critical.json(),
         "phases": [_phase_to_json(p, critical, price) for p in plans],
     }  # fmt: skip
 

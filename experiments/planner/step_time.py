@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bellwether.experiments.planner.activations import Profile
+from bellwether.experiments.planner.compute_time import BANDWIDTH_EFFICIENCY, ComputeTime
 from bellwether.experiments.planner.gpus import Gpu
 from bellwether.experiments.planner.network import Network, collectives
 from bellwether.experiments.planner.sharding import Sharding
@@ -12,7 +13,6 @@ from bellwether.optimizers.registry import is_layer_wise
 from bellwether.trainer.config import Config
 from bellwether.trainer.phases import Split
 
-BANDWIDTH_EFFICIENCY = 0.8  # achieved share of a nominal bandwidth, of memory and links
 # Bytes that an update moves per element, with and without trust ratio: docs/results/optimizers-cpu.md.
 _UPDATE_BYTES = {True: 40, False: 28}
 
@@ -26,7 +26,10 @@ class Machines:
     per_node: int
     headroom: float = 0.1  # share of the memory left to CUDA, NCCL, workspaces and fragmentation
     mfu: float | None = None
-    throughput: float | None = None  # measured samples per second and GPU; replaces FLOPs and MFU
+    throughput: float | None = (
+        None  # samples per second and GPU, measured with the config's micro-batch; replaces FLOPs and MFU
+    )
+    mean_length: int | None = None  # tokens of a text sample; None: as long as the config's
 
     @property
     def world_size(self) -> int:
@@ -57,14 +60,32 @@ class StepTime:
         return self.compute + self.network + self.update
 
 
+def compute_time(profile: Profile, machines: Machines, config: Config) -> ComputeTime:
+    """The time of a micro-batch on one GPU."""
+    micro, peak = config.batch.micro, machines.gpu.peak(config.engine.precision)
+    if machines.throughput is not None:
+        return ComputeTime.measured(micro / machines.throughput, micro, profile)
+    profile = shortened(profile, config, machines.mean_length)
+    if machines.mfu is not None:
+        return ComputeTime.measured(micro * profile.flops / (machines.mfu * peak), micro, profile)
+    model = config.model
+    return ComputeTime.estimate(
+        profile, machines.gpu, config.engine.precision, model.matrix_efficiency, model.memory_traffic
+    )
+
+
+def shortened(profile: Profile, config: Config, mean_length: int | None) -> Profile:
+    """The costs of samples that are shorter than the config's sequence length on average, if nothing is computed for their padding."""
+    length = getattr(config.data, "sequence_length", None)
+    if mean_length is None or length is None:
+        return profile
+    share = min(1.0, mean_length / length)
+    return replace(profile, flops=share * profile.flops, saved_per_sample=share * profile.saved_per_sample)
+
+
 def step_time(profile: Profile, sharding: Sharding, machines: Machines, config: Config, batch: Split) -> StepTime:
     """Estimate a step with the global batch of `batch`."""
-    per_rank = batch.global_batch / batch.world_size
-    if machines.throughput is not None:
-        compute = per_rank / machines.throughput
-    else:
-        achieved = (machines.mfu or config.model.assumed_mfu) * machines.gpu.peak(config.engine.precision)
-        compute = per_rank * profile.flops / achieved
+    compute = batch.accumulation * compute_time(profile, machines, config).seconds(batch.micro)
     traffic = collectives(profile, sharding, batch.accumulation)
     times = [(c.hidden, c.seconds(machines.network, batch.world_size)) for c in traffic]
     overlapped = sum(seconds for hidden, seconds in times if hidden)

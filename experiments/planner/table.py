@@ -5,11 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+
+from bellwether.experiments.planner.compute_time import BANDWIDTH_EFFICIENCY
 from bellwether.experiments.planner.critical_batch import CriticalBatch
 from bellwether.experiments.planner.estimate import PhasePlan
 from bellwether.experiments.planner.scaling import MAX_GPUS, Row
-from bellwether.experiments.planner.step_time import BANDWIDTH_EFFICIENCY
+from bellwether.experiments.planner.step_time import compute_time
 from bellwether.trainer.phases import notes, rows
 
 _WIDTH = 100
@@ -128,12 +132,15 @@ def _weak_scaling(plan: PhasePlan) -> Iterator[str]:
     has_worth = any(row.worth is not None for row in plan.weak)
     samples = "the samples that each batch size needs" if has_worth else "the same number of samples"
     yield f"weak scaling: the batch grows with the GPUs, for {samples}"
+    ranges = any(row.hours_high > row.hours_low for row in plan.weak)
     yield (
-        f"  {'GPUs':>5}  {'batch':>10}  {'step':>8}  {'samples/s':>11}  {'efficiency':>10}  {'time':>9}  {'peak lr':>9}  {'warm-up':>7}"
+        f"  {'GPUs':>5}  {'batch':>10}  {'step':>8}  {'samples/s':>11}  "
+        + (f"{'time':>9}  {'90 % interval':>18}" if ranges else f"{'efficiency':>10}  {'time':>9}")
+        + f"  {'peak lr':>9}  {'warm-up':>7}"
         + (f"  {'worth':>5}" if has_worth else "")
     )
     for row in plan.weak:
-        yield _weak_row(row)
+        yield _weak_row(row, ranges)
     for note in next((row.notes for row in plan.weak if row.notes), ()):
         yield from _wrapped(f"  note: {note}", 8)
     if all(row.lr is None for row in plan.weak[1:]):
@@ -142,13 +149,15 @@ def _weak_scaling(plan: PhasePlan) -> Iterator[str]:
     yield ""
 
 
-def _weak_row(row: Row) -> str:
+def _weak_row(row: Row, ranges: bool) -> str:
     lr = "" if row.lr is None else f"{row.lr:.3e}"
     warmup = "" if row.warmup is None else f"{row.warmup:.1%}"
     worth = "" if row.worth is None else f"  {row.worth:>5.0%}"
+    interval = f"{_hours(row.hours_low)} - {_hours(row.hours_high)}"
+    time = f"{_hours(row.hours):>9}  {interval:>18}" if ranges else f"{row.efficiency:>10.0%}  {_hours(row.hours):>9}"
     return (
-        f"  {row.gpus:>5,}  {row.batch:>10,}  {_seconds(row.step.total):>8}  {row.samples_per_s:>11,.0f}  "
-        f"{row.efficiency:>10.0%}  {_hours(row.hours):>9}  {lr:>9}  {warmup:>7}{worth}"
+        f"  {row.gpus:>5,}  {row.batch:>10,}  {_seconds(row.step.total):>8}  {row.samples_per_s:>11,.0f}  {time}  {lr:>9}  "
+        f"{warmup:>7}{worth}"
     ).rstrip()
 
 
@@ -157,16 +166,35 @@ def _worth(plan: PhasePlan, critical: CriticalBatch | None) -> Iterator[str]:
         return
     batch = plan.phase.split.global_batch
     side = "above" if batch > critical.size else "below"
+    curve = "samples = S_min (1 + B / B_crit)" if critical.fit is None else "the fitted curve"
     yield from _wrapped(
-        f"batch {batch:,} is {side} the critical batch size of {critical.size:,.0f} ({critical.source}): by samples = "
-        f"S_min (1 + B / B_crit), each of its samples is worth {critical.efficiency(batch):.0%}{_range(critical, batch)} of a sample of "
-        "a small batch", 2,
+        f"batch {batch:,} is {side} the critical batch size of {critical.size:,.0f} ({critical.source}): by {curve}, each of its samples "
+        f"is worth {critical.efficiency(batch):.0%}{_range(critical, batch)} of a sample of a small batch", 2,
     )  # fmt: skip
+    yield from _wrapped(_workload(plan, critical), 2)
     yield ""
+
+
+def _workload(plan: PhasePlan, critical: CriticalBatch) -> str:
+    """Where the critical batch size was measured: it belongs to a model, its data and a target."""
+    config = plan.phase.config
+    here = f"{config.model.label} {Path(config.data.source).name}"
+    if critical.workload == here:
+        return f"it was measured on {here}; another target or starting point has another critical batch size"
+    where = (
+        f"it was measured on {critical.workload}, not on {here}"
+        if critical.workload
+        else f"it must have been measured on {here}"
+    )
+    return f"{where}: another model, dataset, target or starting point has another critical batch size"
 
 
 def _range(critical: CriticalBatch, batch: int) -> str:
     """The worth at both ends of the interval of the critical batch size."""
+    if critical.fit is not None and len(critical.fit.draws):
+        curves = critical.fit.random_curves(np.array([batch], dtype=np.float64))[:, 0]
+        low, high = np.quantile(np.exp(critical.fit.draws[:, 0]) / curves, [0.05, 0.95])
+        return f" ({low:.0%} to {high:.0%})"
     if critical.low is None:
         return ""
     high = 1.0 if critical.high is None else replace(critical, size=critical.high).efficiency(batch)
@@ -175,22 +203,12 @@ def _range(critical: CriticalBatch, batch: int) -> str:
 
 def _assumptions(plans: Sequence[PhasePlan], price: float | None) -> Iterator[str]:
     machines, gpu, network = plans[0].machines, plans[0].machines.gpu, plans[0].machines.network
-    config = plans[0].phase.config
     assumed = list(dict.fromkeys(note for plan in plans for note in plan.info.assumed))
     assumed.append(
         "memory: one pass on fake tensors, with the attention and dropout of GPUs, and DeepSpeed's own buckets; CUDA, NCCL, "
         f"cuDNN and fragmentation use the remaining {machines.headroom:.0%} (--headroom)"
     )
-    if machines.throughput is not None:
-        assumed.append(
-            f"computation: {machines.throughput:,g} samples/s per GPU as measured, at every micro-batch size"
-        )
-    else:
-        mfu, precision = machines.mfu or config.model.assumed_mfu, config.engine.precision
-        assumed.append(
-            f"computation: {mfu:.0%} of {gpu.peak(precision) / 1e12:,.4g} TFLOP/s in {precision}, at every micro-batch size; "
-            "no waiting for data (--mfu; better --throughput, measured on one GPU)"
-        )
+    assumed += _computation(plans[0])
     assumed += [
         f"network: alpha + bytes / beta; {network.link / 1e9:,.0f} GB/s within a node and {network.port / 1e9:,.0f} GB/s per GPU "
         f"between nodes, {BANDWIDTH_EFFICIENCY:.0%} of nominal; {network.hop_in * 1e6:.0f} and {network.hop_out * 1e6:.0f} us "
@@ -205,6 +223,33 @@ def _assumptions(plans: Sequence[PhasePlan], price: float | None) -> Iterator[st
     yield "assumptions"
     for text in assumed:
         yield from _wrapped(f"  - {text}", 4)
+
+
+def _computation(plan: PhasePlan) -> Iterator[str]:
+    machines, config = plan.machines, plan.phase.config
+    gpu, precision, micro = machines.gpu, config.engine.precision, config.batch.micro
+    time = compute_time(plan.profile, machines, config)
+    if machines.throughput is not None:
+        source = f"{machines.throughput:,g} samples/s per GPU as measured with micro-batches of {micro}"
+    elif machines.mfu is not None:
+        source = f"{machines.mfu:.0%} of {gpu.peak(precision) / 1e12:,.4g} TFLOP/s in {precision} with micro-batches of {micro}"
+    else:
+        source = (
+            f"matrix products at {config.model.matrix_efficiency:.0%} of {gpu.peak(precision) / 1e12:,.4g} TFLOP/s in {precision}, and "
+            f"{config.model.memory_traffic:g} bytes of traffic with the memory for each byte saved for the backward pass, at "
+            f"{BANDWIDTH_EFFICIENCY:.0%} of {gpu.bandwidth:,.0f} GB/s (better --throughput, measured on one GPU)"
+        )
+    yield f"computation: {_seconds(time.fixed)} for each micro-batch and {_seconds(time.per_sample)} for each sample: {source}; no waiting for data"
+    length = getattr(config.data, "sequence_length", None)
+    if length is None or machines.throughput is not None:
+        return
+    if machines.mean_length is not None:
+        yield f"sequences of {machines.mean_length:,} tokens on average (--mean-length), without computation for padding up to {length:,}"
+    else:
+        yield (
+            f"every sequence has its full length of {length:,} tokens: give the mean of yours as --mean-length if padding costs nothing; "
+            "published throughputs are of shorter or packed sequences, and cannot be compared without their mean length"
+        )
 
 
 def _wrapped(text: str, indent: int) -> list[str]:

@@ -30,7 +30,8 @@ class BertModel(ModelConfig):
     """BERT for masked language modelling (Devlin et al. 2018; small sizes of Turc et al. 2019)."""
 
     data_kind: ClassVar[str] = "text"
-    assumed_mfu: ClassVar[float] = 0.35
+    matrix_efficiency: ClassVar[float] = 0.57
+    memory_traffic: ClassVar[float] = 5.4
 
     kind: Literal["bert"]
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = Field(

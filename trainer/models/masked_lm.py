@@ -17,7 +17,8 @@ class MaskedLMModel(Architecture):
     """Any AutoModelForMaskedLM of transformers, such as RoBERTa and ModernBERT, with fresh or pretrained weights."""
 
     data_kind: ClassVar[str] = "text"
-    assumed_mfu: ClassVar[float] = 0.35
+    matrix_efficiency: ClassVar[float] = 0.57
+    memory_traffic: ClassVar[float] = 5.4
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
 
     kind: Literal["masked-lm"]

@@ -47,8 +47,6 @@ class _SmallResNet(ModelConfig):
 class CifarResNetModel(_SmallResNet):
     """The CIFAR ResNets of He et al. 2015, section 4.2: depth 6n + 2."""
 
-    assumed_mfu: ClassVar[float] = 0.05
-
     kind: Literal["cifar-resnet"]
     depth: Count = Field(20, description="number of layers, 6n + 2: 20, 32, 44, 56, 110")
 

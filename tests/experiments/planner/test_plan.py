@@ -78,6 +78,50 @@ def test_weak_scaling_follows_the_recipe_and_warns_beyond_published_batch_sizes(
     assert samples[1] / samples[0] == pytest.approx(1.5)
 
 
+def test_interval_of_the_critical_batch_is_carried_to_the_hours_and_another_workload_is_flagged(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "rcps_bert.json"
+    points = {
+        f"r{b}": {
+            "Benchmark": "bert",
+            "BS": b,
+            "Epochs to converge": [2.4e6 * (1 + b / 8192) * f for f in (0.97, 1.0, 1.04)],
+        }
+        for b in (256, 1024, 4096, 16384)
+    }
+    table.write_text(json.dumps(points))
+    arguments = [TINY, *HERE, "--gpu", "h100", "--critical-batch", str(table)]
+    first, *rows = plan(capsys, *arguments)["phases"][0]["weak"]
+    assert first["hours_low"] == pytest.approx(first["hours_high"])
+    assert all(row["hours_low"] < row["hours"] < row["hours_high"] for row in rows)
+    assert rows[-1]["hours_high"] > 1.1 * rows[-1]["hours"]
+    assert cli.main(["plan", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    assert "90 % interval" in text
+    assert "it was measured on MLPerf bert, not on bert-tiny *.txt" in text
+
+
+def test_time_of_a_step_has_a_fixed_part_and_one_for_each_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(capsys, TINY, *HERE, "--gpu", "h100", "--throughput", "1000")
+    rows = found["phases"][0]["strong"]
+    # The throughput was measured with micro-batches of 64; smaller ones are slower, because a part of the time does not shrink.
+    assert rows[0]["micro"] == 64
+    assert rows[0]["step"]["compute"] == pytest.approx(4096 / 8 / 1000)
+    small = rows[-1]
+    assert small["micro"] == 1
+    assert small["step"]["compute"] == pytest.approx(small["accumulation"] * ((0.064 - 42 * 21e-6) / 64 + 42 * 21e-6))
+
+
+def test_mean_length_shortens_the_samples_of_text_and_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", TINY, *HERE, "--gpu", "h100"]) == 0
+    assert "give the mean of yours as --mean-length" in " ".join(capsys.readouterr().out.split())
+    full = plan(capsys, TINY, *HERE, "--gpu", "h100")["phases"][0]["step"]["compute"]
+    half = plan(capsys, TINY, *HERE, "--gpu", "h100", "--mean-length", "32")["phases"][0]["step"]["compute"]
+    assert half < full
+
+
 def test_weak_scaling_follows_the_scaling_rule(capsys: pytest.CaptureFixture[str]) -> None:
     rule = ["scaling.rule=sqrt", "scaling.base_batch=4096", "duration=1_000_000 samples"]
     rows = plan(capsys, TINY, *HERE, *rule, "--gpu", "h100")["phases"][0]["weak"]
@@ -165,7 +209,9 @@ def test_critical_batch_is_read_from_a_run_or_a_file(tmp_path: Path) -> None:
         ("all-reduce", 8e9, 16, 0.14 + 14e-6 + 0.1 + 2e-5),
         # 512 nodes and few bytes: a tree of 9 levels, not a ring of 511 hops.
         ("all-reduce", 8.0, 4096, 14e-6 + 18e-5),
-        ("reduce-scatter", 8.0, 4096, 7e-6 + 511e-5),
+        ("reduce-scatter", 8.0, 4096, 7e-6 + 9e-5),
+        # Many bytes: as a ring, (n - 1) / n of 1 GB per GPU.
+        ("all-gather", 8e9, 4096, 0.07 + 7e-6 + 0.1 * 511 / 512 + 9e-5),
     ],
 )
 def test_time_of_a_collective(kind: Any, size: float, world_size: int, seconds: float) -> None:

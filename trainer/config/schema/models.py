@@ -17,13 +17,15 @@ class ModelConfig(Kind):
 
     Attributes:
         data_kind: the kind of data that the model is trained on.
-        assumed_mfu: model FLOPs utilization that the planner assumes for it where none was measured.
+        matrix_efficiency: share of a GPU's peak that its matrix products reach, for the planner.
+        memory_traffic: bytes read and written for each byte saved for the backward pass, for the planner. Both: docs/results/planner.md.
         assumed_classes: number of classes that the planner assumes while the data have not been read.
     """
 
     package: ClassVar[str] = "bellwether.trainer.models"
     data_kind: ClassVar[str]
-    assumed_mfu: ClassVar[float] = 0.2
+    matrix_efficiency: ClassVar[float] = 0.39
+    memory_traffic: ClassVar[float] = 7.2
     assumed_classes: ClassVar[int] = 10
 
     @property
