@@ -58,6 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"bellwether: {error.name} is not installed; pip install 'bellwether[train]' installs it", file=sys.stderr
         )
         return 2
+    except OSError as error:
+        from bellwether.trainer import file_errors, signals
+
+        text = file_errors.explain(error)
+        if text is None:
+            raise
+        print(f"bellwether: {text}", file=sys.stderr)
+        return signals.IO if error.errno == signals.READ_FAILED else 1
     except ValueError as error:
         from bellwether.trainer.config import ConfigError, ConfigErrors
 

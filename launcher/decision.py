@@ -82,6 +82,8 @@ def decide(
         )
         return Decision(EXIT, failed, reason, stopped=True)
     where = f" ({_where(last)})" if last.failed_on else ""
+    if status == signals.IO:
+        return Decision(action, 0, f"data could not be read at step {last.reached or 0:,}{where}; retries from {saved}")
     return Decision(
         action, 0, f"failed with status {status} at step {last.reached or 0:,}{where}; retries from {saved}"
     )
@@ -101,9 +103,13 @@ def same_failure(before: Attempt, last: Attempt) -> bool:
 
 def is_repeated(before: Attempt, last: Attempt) -> bool:
     """Whether both attempts failed at the same step by themselves: not because a node or link was lost."""
-    if before.status in (None, 0, signals.SAVED, signals.LOST) or before.reached is None or last.reached is None:
+    if (
+        before.status in (None, 0, signals.SAVED, signals.IO, signals.LOST)
+        or before.reached is None
+        or last.reached is None
+    ):
         return False
-    if last.status in (None, 0, signals.SAVED, signals.LOST):
+    if last.status in (None, 0, signals.SAVED, signals.IO, signals.LOST):
         return False
     slack = max(before.slack, last.slack)
     return before.saved == last.saved and abs(before.reached - last.reached) <= slack

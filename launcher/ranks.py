@@ -176,7 +176,7 @@ def report_failure(failures: Mapping[int, ProcessFailure], logs: Path) -> int:
     others = sorted(set(failures) - {first})
     if others:
         log.error("ranks %s were ended because of it", ", ".join(map(str, others)))
-    return 1
+    return signals.IO if failure.exitcode == signals.IO else 1
 
 
 def _order(failure: ProcessFailure) -> tuple[bool, float]:

@@ -59,7 +59,8 @@ def _run(path: str, overrides: list[str]) -> int:
         _log.error("exiting: %s", error)
         return signals.LOST
     except Exception as error:
-        return _record_failure(error)
+        status = _record_failure(error)
+        return signals.IO if isinstance(error, OSError) and error.errno == signals.READ_FAILED else status
     return signals.SAVED if stopped else 0
 
 
@@ -114,7 +115,7 @@ def _record_failure(error: Exception) -> int:
 
 if __name__ == "__main__":
     status = main()
-    if status in (1, 2, signals.LOST):
+    if status in (1, 2, signals.IO, signals.LOST):
         # The process group was not destroyed, and where gloo's threads still run, C++ would end this process with SIGABRT.
         sys.stdout.flush()
         sys.stderr.flush()

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bellwether.trainer import signals
+
 # A disk that is full, over quota, read-only, broken or gone, and a file that is too large for it.
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
 
@@ -38,6 +40,8 @@ def naming(file: Path) -> Iterator[None]:
 
 def explain(error: BaseException) -> str | None:
     """What a disk has reported, and what to do; None for other errors."""
+    if isinstance(error, OSError) and error.errno == signals.READ_FAILED:
+        return f"the data cannot be read: {error.strerror}; the same command tries again, from the newest checkpoint if there is one"
     if not isinstance(error, OSError) or error.errno not in _OF_DISKS:
         return None
     where = f"{error.filename}: " if error.filename else ""

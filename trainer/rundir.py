@@ -38,6 +38,7 @@ CHANGEABLE = (
     "batch.micro",
     "data.workers",
     "data.cache",
+    "data.retry",
     "data.max_unknown",
     "data.max_overlap",
     "data.allow_empty_classes",

@@ -9,6 +9,7 @@ C++ code for ranks that never come, where Python's handlers do not run.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -21,7 +22,9 @@ from bellwether.trainer.log import EVERY_RANK
 log = logging.getLogger(__name__)
 
 SAVED = 75  # exit status: stopped by a signal, a checkpoint is saved, start it again (EX_TEMPFAIL of sysexits.h)
+IO = 74  # exit status: data could not be read, also after data.retry; start it again later (EX_IOERR of sysexits.h)
 LOST = 76  # exit status: another rank fell silent or failed, this one is well
+READ_FAILED = errno.EREMOTEIO  # number of an OSError: of data, after the tries of data.retry
 INTERRUPTED = 130  # exit status: Ctrl-C
 
 _INTERRUPT_SECONDS = 10.0  # for the main thread to end after Ctrl-C

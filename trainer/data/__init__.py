@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bellwether.trainer.config.schema.data import DataConfig
 from bellwether.trainer.data.summary import DataSummary, check
+from bellwether.trainer.data.transient import retrying
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,9 +83,10 @@ def load(config: DataConfig) -> Dataset:
 
     Raises:
         ConfigError: if the source cannot be read as the config says, or is too small to hold out a part of it.
+        OSError: if it cannot be read for ``data.retry`` seconds, see `bellwether.trainer.data.transient`.
         ConfigErrors: if what was read exceeds a limit of the config, see `bellwether.trainer.data.summary`.
     """
-    dataset = config.load()
+    dataset = retrying(config.retry, config.load)
     if dataset.summary is not None:
         check(dataset.summary, config)
     return dataset

@@ -25,6 +25,7 @@ from typing import Any
 from filelock import BaseFileLock, Timeout
 
 from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data.transient import transient_cause
 from bellwether.trainer.environment_rank import is_local_rank_0
 from bellwether.trainer.file_locks import file_lock
 from bellwether.trainer.log import EVERY_RANK
@@ -120,6 +121,8 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
                 _remove_leftovers(final)
                 _publish(final, key, build, resumable)
     except OSError as error:
+        if transient_cause(error):
+            raise
         is_in_cache = str(error.filename or "").startswith(str(directory))
         if not is_in_cache and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

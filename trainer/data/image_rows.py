@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -166,5 +167,7 @@ def _read(file: Path, offset: int = 0, size: int = -1) -> bytes:
                 content += more
             return content
     except _PERMANENT as error:
+        if not file.parent.is_dir():  # it was there when its files were listed
+            raise OSError(errno.ESTALE, "the folder is away", str(file)) from error
         problem = "it is a link that leads nowhere" if file.is_symlink() else f"it cannot be read: {error.strerror}"
         raise Undecodable(problem) from error

@@ -59,6 +59,11 @@ class ImageSamples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def retry(self) -> float:
+        """How long a read of an image is repeated, in seconds."""
+        return self.config.retry
+
     def __getstate__(self) -> dict[str, Any]:
         # Each worker maps the files itself.
         return {name: value for name, value in vars(self).items() if name not in ("_pixels", "labels", "rows")}
@@ -115,6 +120,10 @@ class AugmentedViews:
 
     def __len__(self) -> int:
         return len(self.plain)
+
+    @property
+    def retry(self) -> float:
+        return self.plain.retry
 
     def batch(self, indices: Rows, keys: Rows) -> dict[str, Tensor]:
         """``keys`` are those of `evaluation_batches`, which are a function of the rows."""

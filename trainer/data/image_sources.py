@@ -17,6 +17,7 @@ from bellwether.trainer.data.image_folders import SUFFIXES, ImageFiles, list_fil
 from bellwether.trainer.data.image_shards import ShardImages, list_shards
 from bellwether.trainer.data.listing import select, walk
 from bellwether.trainer.data.summary import SourceSummary
+from bellwether.trainer.data.transient import await_path
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.images import ImageData
@@ -55,6 +56,7 @@ def locate(config: ImageData, key: str = "data.source") -> ImageSource:
     is_builtin = form == "auto" and key == "data.source" and builtin.find("images", name) is not None
     if is_builtin or form in ("text", "hub") or not sources.is_local(config):
         return _table(config, key)
+    await_path(name, config.retry)
     path, found = local_path(key, name), SourceSummary()
     if path.is_dir():
         files = list(walk(key, path, found, broken_links=True))

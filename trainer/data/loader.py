@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import Samples
 from bellwether.trainer.data.sampling import Integers, SampleOrder, sample_keys
+from bellwether.trainer.data.transient import FAILED, retrying
 
 DUMP_SIGNAL = signal.SIGRTMIN + 6  # at which a worker prints the stacks of its threads to standard error
 live_workers: weakref.WeakSet[Any] = weakref.WeakSet()  # the processes that prepare batches for this one
@@ -122,12 +123,15 @@ class _Batches(Dataset[Any]):
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitem__(self, job: _Job) -> dict[str, Tensor] | ConfigError | _Failure:
+    def __getitem__(self, job: _Job) -> dict[str, Tensor] | ConfigError | OSError | _Failure:
         try:
-            batch = self.samples.batch(job.rows, job.keys)
+            retry = getattr(self.samples, "retry", 0.0)
+            batch = retrying(retry, lambda: self.samples.batch(job.rows, job.keys), listed=True)
         except ConfigError as error:
             return error
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == FAILED:
+                return error
             return _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
         return batch if job.weight is None else {**batch, "weight": job.weight}
 
@@ -180,7 +184,7 @@ def _batches(
     unregister = atexit.unregister  # at interpreter exit the module may be gone before this generator is closed
     try:
         for batch in iterator:
-            if isinstance(batch, ConfigError):
+            if isinstance(batch, ConfigError | OSError):
                 raise batch
             if isinstance(batch, _Failure):
                 raise WorkerError(f"a batch could not be prepared: {batch.text}\n{batch.trace}")

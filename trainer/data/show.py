@@ -10,6 +10,7 @@ from bellwether.trainer import log
 from bellwether.trainer.config import load, phases
 from bellwether.trainer.data import summary
 from bellwether.trainer.data.summary import DataSummary
+from bellwether.trainer.data.transient import retrying
 
 
 def show(path: str, overrides: Sequence[str], as_json: bool) -> int:
@@ -18,7 +19,7 @@ def show(path: str, overrides: Sequence[str], as_json: bool) -> int:
     found: list[DataSummary] = []
     errors: list[str] = []
     for phase in phases(load(path, overrides)):
-        prepared = phase.data.load().summary
+        prepared = retrying(phase.data.retry, phase.data.load).summary
         if prepared is not None and prepared not in found:
             found.append(prepared)
             errors += [str(error) for error in summary.refusals(prepared, phase.data)]

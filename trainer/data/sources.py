@@ -18,6 +18,7 @@ from bellwether.trainer.data.cache import files_fingerprint, local_path
 from bellwether.trainer.data.image_folders import SUFFIXES as IMAGE_SUFFIXES
 from bellwether.trainer.data.sampling import Integers, permutation
 from bellwether.trainer.data.summary import SourceSummary
+from bellwether.trainer.data.transient import transient_cause
 
 if TYPE_CHECKING:
     from bellwether.trainer.config.schema.data import DataConfig
@@ -167,6 +168,8 @@ def _read(form: str, files: list[Path], config: DataConfig, name: str, key: str)
     try:
         return _load_dataset(cache, form, data_files=[str(f) for f in files], split="train")
     except Exception as error:
+        if transient_cause(error):
+            raise
         if isinstance(error.__cause__, SchemaInferenceError):
             raise ConfigError(key, name, "has no rows", "name other data") from error
         file, problem = _unreadable(files) or (name, _reason(error))
@@ -199,6 +202,8 @@ def hub(config: DataConfig, part: str | None, key: str) -> Source:
     try:
         dataset = _load_dataset(cache, config.source, config.subset, split=part)
     except Exception as error:
+        if transient_cause(error):
+            raise
         advice = "give a path, or the name of a dataset on the hub; data.subset and data.split choose a part of it"
         raise ConfigError(key, name, f"datasets cannot load it: {_reason(error)}", advice) from error
     return Source({"hub": config.source, "split": part, "digest": dataset._fingerprint}, lambda: dataset)

@@ -11,6 +11,7 @@ from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import builtin, formats, listing, sources
 from bellwether.trainer.data.cache import files_fingerprint
 from bellwether.trainer.data.summary import SourceSummary
+from bellwether.trainer.data.transient import await_path
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.text import TextData
@@ -54,6 +55,7 @@ def locate(config: TextData, key: str, name: str) -> TextSource:
         # For a hub dataset, held-out data is the name of one of its splits.
         source = sources.hub(config, name if held_out else config.split, key)
         return TextSource(key, name, source.fingerprint, rows=source.open)
+    await_path(name, config.retry)
     found = SourceSummary()
     files = _files(config, key, name, found)
     found.files_read = len(files)

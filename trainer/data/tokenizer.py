@@ -11,6 +11,7 @@ import numpy as np
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data.cache import local_path, prepared
+from bellwether.trainer.data.transient import transient_cause
 from bellwether.trainer.log import EVERY_RANK
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def _pretrained(name: str, config: TextData) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:
+        if transient_cause(error):
+            raise
         text = " ".join(str(error).split())[:300]
         problem = f"transformers cannot load it: {type(error).__name__}: {text}"
         advice = "write train, or name a vocabulary file, a folder with a saved tokenizer, or one of the hub's"

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bellwether.trainer.data import transient
 from bellwether.trainer.data.text import TextData
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_missing_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transient, "_MISSING", 1.5)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from bellwether.trainer.config.schema.kinds import Kind
-from bellwether.trainer.config.schema.section import FRACTION, Share, unit
+from bellwether.trainer.config.schema.section import FRACTION, SECONDS, Share, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,12 @@ class DataConfig(Kind):
     on_error: Literal["refuse", "skip"] = Field(
         "refuse",
         description="images and rows that cannot be read. refuse: do not start; skip: leave them out, and list them",
+    )
+    retry: Annotated[float, Field(ge=0)] = Field(
+        60,
+        description="how long a read that fails in passing (a file server or disk that is away, a busy hub) is repeated, with growing "
+        "pauses, before the run ends with status 74, which a SLURM job takes as a reason to start again",
+        json_schema_extra=SECONDS,
     )
     cache: str = Field("~/.cache/bellwether", description="directory of the prepared data, shared by all runs")
     workers: Annotated[int, Field(ge=0)] = Field(
