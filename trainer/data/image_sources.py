@@ -56,8 +56,8 @@ def locate(config: ImageData, key: str = "data.source") -> ImageSource:
     is_builtin = form == "auto" and key == "data.source" and builtin.find("images", name) is not None
     if is_builtin or form in ("text", "hub") or not sources.is_local(config):
         return _table(config, key)
-    await_path(name, config.retry)
     path, found = local_path(key, name), SourceSummary()
+    await_path(path, config.retry)
     if path.is_dir():
         files = list(walk(key, path, found, broken_links=True))
         known = {".tar": "webdataset", ".parquet": "parquet", **dict.fromkeys(SUFFIXES, "imagefolder")}

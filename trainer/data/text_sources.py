@@ -55,7 +55,7 @@ def locate(config: TextData, key: str, name: str) -> TextSource:
         # For a hub dataset, held-out data is the name of one of its splits.
         source = sources.hub(config, name if held_out else config.split, key)
         return TextSource(key, name, source.fingerprint, rows=source.open)
-    await_path(name, config.retry)
+    await_path(local_path(key, name), config.retry)
     found = SourceSummary()
     files = _files(config, key, name, found)
     found.files_read = len(files)

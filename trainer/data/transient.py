@@ -106,9 +106,9 @@ def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def await_path(name: str, seconds: float) -> None:
-    """Wait a little for the folder or file that a name or a glob begins with, where it does not exist."""
-    parts = Path(name).expanduser().parts
+def await_path(name: Path, seconds: float) -> None:
+    """Wait a little for the folder or file that a path or a glob begins with, where it does not exist."""
+    parts = name.parts
     fixed = next((index for index, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
     path = Path(*parts[:fixed])
     deadline, pause = time.monotonic() + min(seconds, _MISSING), _FIRST_PAUSE
