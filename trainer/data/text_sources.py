@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import builtin, formats, listing, sources
-from bellwether.trainer.data.cache import files_fingerprint
+from bellwether.trainer.data.cache import files_fingerprint, local_path
 from bellwether.trainer.data.summary import SourceSummary
 from bellwether.trainer.data.transient import await_path
 
