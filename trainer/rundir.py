@@ -189,6 +189,9 @@ def _upgrade(raw: dict[str, Any]) -> dict[str, Any]:
         # Versions before 2026-11-30 had no other decay, also for the recipes that have one now.
         if isinstance(schedule, dict) and "decay_from" not in schedule:
             section["schedule"] = {**schedule, "decay_from": "warmup", "warmup_power": 1.0, "interval": None}
+    data = raw.get("data")
+    if isinstance(data, dict) and data.get("kind") == "text":
+        raw["data"] = {"packing": "stream", "random_tokens": "all", **data}
     try:
         return dump(validate(raw))
     except ConfigErrors:

@@ -44,6 +44,24 @@ def test_encoder_resumes_bit_for_bit(ranks: Ranks, workspace: Path, family: str,
     assert_resumes(ranks, whole, halves)
 
 
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "documents": {"packing": "documents", "whole_words": True},
+    "pairs": {"next_sentence": True},
+}
+
+
+@covering(lambda objective, stage: (objective, stage) in {("documents", 2), ("pairs", 3)})
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objective_resumes_bit_for_bit(ranks: Ranks, workspace: Path, objective: str, stage: int) -> None:
+    changes = {"engine": {"stage": stage, "activation_checkpointing": True}, "data": OBJECTIVES[objective]}
+    whole, halves = (
+        masked_lm(workspace, f"{part}-{objective}-{stage}", "bert", **changes) for part in ("whole", "halves")
+    )
+    assert_resumes(ranks, whole, halves)
+
+
 @covering(lambda family, stage: (family, stage) == ("convnext", 2))
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -75,6 +75,17 @@ def test_run_of_a_version_that_wrote_the_default_betas_resumes(
             rundir.prepare(config)
 
 
+def test_run_of_a_version_that_packed_without_separators_resumes_only_as_such(config: Config) -> None:
+    config = changed(config, phases=[])
+    file = prepared(config) / "config.yaml"
+    raw = yaml.safe_load(file.read_text())
+    del raw["data"]["packing"], raw["data"]["random_tokens"]
+    file.write_text(f"{file.read_text().splitlines()[0]}\n{yaml.safe_dump(raw)}")
+    with pytest.raises(ConfigErrors, match=r"data\.packing: 'separated': .* was made with 'stream'"):
+        rundir.prepare(config)
+    rundir.prepare(changed(config, data={"kind": "text", "packing": "stream", "random_tokens": "all"}))
+
+
 def test_run_of_a_version_whose_recipe_decayed_from_the_peak_resumes_only_as_such(config: Config) -> None:
     config = changed(config, phases=[], optimizer={"name": "lamb"}, schedule={"recipe": "lamb-bert"})
     assert config.schedule.decay_from == "start"

@@ -42,7 +42,7 @@ class Samples(Protocol):
 
         Returns:
             Text: ``input_ids`` int64 [B, L], masked already; ``masked_positions`` int64 [B, k], ascending; ``labels``
-            int64 [B, k], the original tokens at these positions. Images: ``pixel_values`` float32 [B, C, S, S],
+            int64 [B, k], the original tokens at these positions; what `TextSamples` adds. Images: ``pixel_values`` float32 [B, C, S, S],
             normalized; ``labels`` int64 [B].
         """
         ...
@@ -55,6 +55,7 @@ class Dataset:
     Attributes:
         train, validation: the samples of the two splits.
         vocabulary_size: size of the tokenizer's vocabulary, for text.
+        next_sentence: whether text comes in pairs of segments, for next-sentence prediction.
         classes, channels, labels: number and names of the classes, and channels of the images, for images.
         tokenizer: a fast tokenizer of transformers, for text.
         fingerprint: identifies the prepared content. Datasets with different samples have different fingerprints.
@@ -68,6 +69,7 @@ class Dataset:
     channels: int | None = None
     labels: list[str] | None = None
     tokenizer: Any = None
+    next_sentence: bool = False
     fingerprint: str = ""
     summary: DataSummary | None = None
 

@@ -1,15 +1,15 @@
 """Text for masked language modelling: tokenized once, packed without padding, with new masks in every epoch.
 
-On disk a corpus is one stream of tokens without special tokens. Row i for a sequence length of L tokens is
-``[CLS] + stream[i (L - 2) : (i + 1) (L - 2)] + [SEP]``, so one preparation serves every sequence length.
+Row i for a sequence length of L tokens is ``[CLS] + stream[i (L - 2) : (i + 1) (L - 2)] + [SEP]``. `packing` says what the stream
+is, and `masking` which tokens of a row are masked. `pairs` makes rows of two segments for next-sentence prediction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import Dataset, sampling, text_sources, text_summary, tokenizer, tokens
+from bellwether.trainer.data import Dataset, masking, pairs, sampling, text_sources, text_summary, tokenizer, tokens
 from bellwether.trainer.data.cache import digest
 from bellwether.trainer.data.corpus import load as read
+from bellwether.trainer.data.packing import Stream
 from bellwether.trainer.data.sources import split
 
 if TYPE_CHECKING:
@@ -27,36 +28,49 @@ if TYPE_CHECKING:
 
 _VALIDATION_MASKS = 0x6D61736B
 
-Tokens = npt.NDArray[np.unsignedinteger[Any]]
-
 
 @dataclass
 class TextSamples:
     """Rows of a token stream. See `bellwether.trainer.data.Samples`.
 
     Attributes:
-        path: a flat file of tokens, uint16 or uint32.
+        stream: the tokens.
         sequence_length: L, in tokens, [CLS] and [SEP] included.
         masked: k, the number of tokens to predict in each row.
+        special: tokens that a random replacement is not drawn from, ascending.
         fixed: give each row the same mask every time.
+        apart: keep attention inside a document: batches also have ``documents`` int64 [B, L], the number of each token's document
+            in its row, and ``position_ids`` int64 [B, L], which restart at each document.
+        pairs: rows are pairs of segments, for next-sentence prediction: batches also have ``token_type_ids`` int64 [B, L] and
+            ``next_sentence_label`` int64 [B], 1 where the second segment is from another document.
+        continuing: for whole-word masking, the tokens that continue a word.
     """
 
-    path: Path
-    dtype: str
+    stream: Stream
     sequence_length: int
     masked: int
     vocabulary_size: int
     cls: int
     sep: int
     mask: int
+    special: tuple[int, ...]
     fixed: bool
-    _stream: Tokens | None = field(default=None, repr=False)
+    apart: bool = False
+    pairs: bool = False
+    continuing: masking.Flags | None = None
 
     def __len__(self) -> int:
-        return self.path.stat().st_size // np.dtype(self.dtype).itemsize // (self.sequence_length - 2)
+        return len(self.stream) // self.content
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None}  # each worker maps the file itself
+    @property
+    def path(self) -> Path:
+        """The file of the tokens."""
+        return self.stream.path
+
+    @property
+    def content(self) -> int:
+        """The number of tokens of a row without [CLS] and [SEP]."""
+        return self.sequence_length - (3 if self.pairs else 2)
 
     def batch(
         self, indices: Sequence[int] | npt.NDArray[np.int64], keys: Sequence[int] | npt.NDArray[np.int64]
@@ -64,28 +78,52 @@ class TextSamples:
         rows = np.asarray(indices, dtype=np.int64)
         if self.fixed:
             keys = sampling.sample_keys(_VALIDATION_MASKS, rows)
-        content = self.sequence_length - 2
-        if self._stream is None:
-            self._stream = np.memmap(self.path, dtype=self.dtype, mode="r")
-        tokens = self._stream[rows[:, None] * content + np.arange(content)].astype(np.int64)
+        content = self.content
+        positions = rows[:, None] * content + np.arange(content)
+        segments = None
+        if self.pairs:
+            segments = pairs.draw(self.stream, positions, keys)
+            positions = segments.positions
+        tokens = self.stream.read(positions)
 
         # 3 random numbers per token: the order in which tokens are chosen, the treatment of a chosen token, a random token.
         choice, treatment, other = np.split(sampling.random_bits(keys, 3 * content), 3, axis=1)
-        masked = np.sort(np.argsort(choice, axis=1, kind="stable")[:, : self.masked], axis=1)
+        separators = None if self.stream.separator is None else tokens == self.stream.separator
+        continues = None if self.continuing is None else self.continuing[tokens]
+        if continues is not None and segments is not None:
+            continues[np.arange(len(rows)), segments.first] = False
+        masked = masking.choose(choice, self.masked, separators, continues)
         labels = np.take_along_axis(tokens, masked, axis=1)
-        fraction = sampling.uniform(np.take_along_axis(treatment, masked, axis=1))
-        random = (sampling.uniform(np.take_along_axis(other, masked, axis=1)) * self.vocabulary_size).astype(np.int64)
-        # Devlin et al. 2018, section 3.1: 80 % [MASK], 10 % a random token, 10 % unchanged.
-        inputs = np.where(fraction < 0.8, self.mask, np.where(fraction < 0.9, random, labels))
+        random = masking.random_tokens(np.take_along_axis(other, masked, axis=1), self.vocabulary_size, self.special)
+        inputs = masking.replace(labels, np.take_along_axis(treatment, masked, axis=1), random, self.mask)
         np.put_along_axis(tokens, masked, inputs, axis=1)
 
         ids = np.empty((len(rows), self.sequence_length), dtype=np.int64)
-        ids[:, 0], ids[:, 1:-1], ids[:, -1] = self.cls, tokens, self.sep
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "masked_positions": torch.from_numpy(masked + 1),
-            "labels": torch.from_numpy(labels),
-        }
+        ids[:, 0], ids[:, -1] = self.cls, self.sep
+        batch: dict[str, npt.NDArray[np.int64]] = {}
+        if segments is None:
+            ids[:, 1:-1] = tokens
+            masked = masked + 1
+            if self.apart:
+                batch = self._documents(positions)
+        else:
+            ids[:, 1:-1] = pairs.joined(tokens, segments.first, self.sep)
+            masked = masked + 1 + (masked >= segments.first[:, None])
+            types = np.arange(self.sequence_length) > segments.first[:, None] + 1
+            batch = {
+                "token_type_ids": types.astype(np.int64),
+                "next_sentence_label": segments.is_random.astype(np.int64),
+            }
+        batch = {"input_ids": ids, "masked_positions": masked, "labels": labels, **batch}
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _documents(self, positions: sampling.Integers) -> dict[str, npt.NDArray[np.int64]]:
+        """[CLS] belongs to the first document of its row, and the last [SEP] to the last."""
+        found = self.stream.document(positions)
+        found = np.concatenate([found[:, :1], found, found[:, -1:]], axis=1) - found[:, :1]
+        starts = np.diff(found, axis=1, prepend=-1) != 0
+        places = np.arange(self.sequence_length)
+        return {"documents": found, "position_ids": places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)}
 
 
 def load(config: TextData) -> Dataset:
@@ -108,10 +146,19 @@ def load(config: TextData) -> Dataset:
     for name, each in sources.items():
         summary.held_out[name].add(each.listing)
 
+    continuing = None
+    if config.whole_words:
+        continuing = masking.continuing_tokens(words, size)
+        if continuing is None:
+            problem = "the tokenizer does not mark which tokens continue a word"
+            raise ConfigError("data.whole_words", True, problem, "write false, or name another data.tokenizer")
+
     def samples(path: Path, fixed: bool) -> TextSamples:
         return TextSamples(
-            path, tokens.dtype(size), config.sequence_length, config.masked_tokens, size,
-            words.cls_token_id, words.sep_token_id, words.mask_token_id, fixed,
+            Stream(path, tokens.dtype(size), None if config.packing == "stream" else words.sep_token_id),
+            config.sequence_length, config.masked_tokens, size, words.cls_token_id, words.sep_token_id, words.mask_token_id,
+            special=tuple(sorted(words.all_special_ids)) if config.random_tokens == "ordinary" else (),
+            fixed=fixed, apart=config.packing == "documents", pairs=config.next_sentence, continuing=continuing,
         )  # fmt: skip
 
     train = samples(entry / "train.bin", False)
@@ -129,8 +176,12 @@ def load(config: TextData) -> Dataset:
             raise ConfigError(
                 "data.sequence_length", config.sequence_length, problem, f"use shorter sequences, or {advice}"
             )
+    for part in (train, *parts.values()) if config.next_sentence else ():
+        if part.stream.documents < 2:
+            problem = "next-sentence prediction draws segments from other documents, and there is one"
+            raise ConfigError("data.next_sentence", True, problem, "name text of several documents; see data.documents")
     names = sorted([entry.name, *(each.name for each in entries.values())])
     return Dataset(
         train, next(iter(parts.values())), vocabulary_size=size, tokenizer=words, fingerprint=f"text-{digest(names)}",
-        summary=summary,
+        summary=summary, next_sentence=config.next_sentence,
     )  # fmt: skip

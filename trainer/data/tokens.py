@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from bellwether.trainer.data import shards
 from bellwether.trainer.data.cache import digest, prepared
 from bellwether.trainer.data.corpus import Corpus, read_part
+from bellwether.trainer.data.packing import ends_path
 from bellwether.trainer.log import EVERY_RANK
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_REVISION = 1
+_REVISION = 2
 _PIECE = 100_000  # characters; a longer document is split at white space, so that the tokenizer's threads share it
 _CHUNK = 1_000_000  # characters tokenized at a time
 _FILES = ("train", "held_out")
@@ -46,7 +48,7 @@ def prepare(config: TextData, corpus: Corpus, words: Any, size: int, mask: Mask 
         mask: the texts that are held out; None: none.
 
     Returns:
-        a directory with ``train.bin`` and ``held_out.bin``.
+        a directory with ``train.bin`` and ``held_out.bin``, and beside each the ends of its documents (`packing.Stream`).
     """
     text = words.backend_tokenizer.to_str()
     key = {
@@ -75,11 +77,19 @@ def _tokenize(corpus: Corpus, tokenizer: str, unknown: int | None, kind: str, ma
     ]
     done = shards.run(folder, "tokens", tasks, _tokenize_part, [part.stat().st_size for part in corpus.parts])
     counts = {"tokens": 0, "unknown": 0}
+    for name in _FILES:
+        ends_path(folder / f"{name}.bin").write_bytes(b"")
     with (folder / "train.bin").open("wb") as train, (folder / "held_out.bin").open("wb") as held_out:
         for shard in done:
             for name, count in shards.facts(shard).items():
                 counts[name] += count
             for name, whole in zip(_FILES, (train, held_out), strict=True):
+                ends = (
+                    np.fromfile(ends_path(shard / f"{name}.bin"), dtype=np.int64)
+                    + whole.tell() // np.dtype(kind).itemsize
+                )
+                with ends_path(folder / f"{name}.bin").open("ab") as all_ends:
+                    all_ends.write(ends.tobytes())
                 with (shard / f"{name}.bin").open("rb") as part_of_it:
                     shutil.copyfileobj(part_of_it, whole, 1 << 24)
     (folder / _COUNTS).write_text(json.dumps(counts) + "\n", encoding="utf-8")
@@ -95,13 +105,21 @@ def _tokenize_part(task: tuple[Path, Mask | None, Path, int | None, str], folder
     encoder = _encoder(file)
     counts = {"tokens": 0, "unknown": 0}
     for name, chosen in zip(_FILES, (None, None) if mask is None else (~mask, mask), strict=True):
-        with (folder / f"{name}.bin").open("wb") as stream:
+        path = folder / f"{name}.bin"
+        with path.open("wb") as stream, ends_path(path).open("wb") as ends:
             if mask is None and name == "held_out":
                 continue
-            for chunk in _chunks(read_part(part, chosen)):
-                for encoding in encoder.encode_batch_fast(chunk, add_special_tokens=False):
+            written, end = 0, 0
+            for chunk, is_last in _chunks(read_part(part, chosen)):
+                for encoding, ends_here in zip(
+                    encoder.encode_batch_fast(chunk, add_special_tokens=False), is_last, strict=True
+                ):
                     ids = np.array(encoding.ids, dtype=kind)
                     stream.write(ids.tobytes())
+                    written += len(ids)
+                    if ends_here and written > end:  # a document without tokens has no end
+                        end = written
+                        ends.write(np.int64(end).tobytes())
                     counts["tokens"] += len(ids)
                     if unknown is not None:
                         counts["unknown"] += int(np.count_nonzero(ids == unknown))
@@ -120,18 +138,22 @@ def _encoder(file: Path) -> Any:
     return encoder
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+def _chunks(texts: Iterable[str]) -> Iterator[tuple[list[str], list[bool]]]:
+    """Pieces of texts to tokenize together, and whether each is the last of its text."""
     chunk: list[str] = []
+    is_last: list[bool] = []
     size = 0
     for text in texts:
-        for piece in pieces(text):
+        for piece, following in itertools.pairwise(itertools.chain(pieces(text), [None])):
+            assert piece is not None
             chunk.append(piece)
+            is_last.append(following is None)
             size += len(piece)
             if size >= _CHUNK:
-                yield chunk
-                chunk, size = [], 0
+                yield chunk, is_last
+                chunk, is_last, size = [], [], 0
     if chunk:
-        yield chunk
+        yield chunk, is_last
 
 
 def pieces(text: str) -> Iterator[str]:

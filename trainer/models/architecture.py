@@ -95,7 +95,7 @@ class Architecture(ModelConfig):
 
 
 # Model types whose positions are numbered from the padding token's number + 1 on, as fairseq's were.
-_POSITIONS_AFTER_PADDING = frozenset(
+POSITIONS_AFTER_PADDING = frozenset(
     {
         "roberta",
         "xlm-roberta",
@@ -111,6 +111,13 @@ _POSITIONS_AFTER_PADDING = frozenset(
 )
 
 
+# Model types that take a mask [B, 1, L, L] for scaled_dot_product_attention. tests/trainer/models/test_document_attention.py
+# compares each with its documents alone.
+DOCUMENT_ATTENTION = frozenset(
+    {"bert", "camembert", "distilbert", "electra", "ernie", "modernbert", "roberta", "xlm-roberta"}
+)
+
+
 def longest_sequence(keys: dict[str, Any]) -> int | None:
     """The number of tokens for which an encoder has positions, from the keys of its config; None if these do not say.
 
@@ -120,7 +127,7 @@ def longest_sequence(keys: dict[str, Any]) -> int | None:
     positions = keys.get("max_position_embeddings")
     if positions is None:
         return None
-    offset = (keys.get("pad_token_id") or 0) + 1 if keys.get("model_type") in _POSITIONS_AFTER_PADDING else 0
+    offset = (keys.get("pad_token_id") or 0) + 1 if keys.get("model_type") in POSITIONS_AFTER_PADDING else 0
     return int(positions) - offset
 
 

@@ -57,15 +57,16 @@ class BertModel(ModelConfig):
             )
 
     def build(self, dataset: Dataset, activation_checkpointing: bool) -> Task:
-        """`BertForMaskedLM` with the tokenizer's vocabulary. The output weights are tied to the word embeddings."""
-        from transformers import BertConfig, BertForMaskedLM
+        """`BertForMaskedLM`, or `BertForPreTraining` for pairs, with the tokenizer's vocabulary. The output weights are tied to the word embeddings."""
+        from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
         from bellwether.trainer.models.pretrained import checkpoint_activations
         from bellwether.trainer.models.tasks import MaskedLanguageModelling
 
         layers, hidden = SIZES[self.size]
         pad = getattr(dataset.tokenizer, "pad_token_id", None)
-        model = BertForMaskedLM(
+        model_class = BertForPreTraining if dataset.next_sentence else BertForMaskedLM
+        model = model_class(
             BertConfig(
                 vocab_size=dataset.vocabulary_size,
                 hidden_size=hidden,

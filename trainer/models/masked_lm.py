@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.config.schema.data import DataConfig
-from bellwether.trainer.models.architecture import Architecture, longest_sequence
+from bellwether.trainer.models.architecture import DOCUMENT_ATTENTION, Architecture, longest_sequence
 
 if TYPE_CHECKING:
     from bellwether.trainer.data import Dataset
     from bellwether.trainer.models.tasks import Task
+
+
+_PAIRS = ("bert", "ernie", "megatron-bert")  # model types with a head for next-sentence prediction
 
 
 class MaskedLMModel(Architecture):
@@ -35,6 +38,16 @@ class MaskedLMModel(Architecture):
             return  # a file that is not on this machine: `build` says so where the run needs it
         if tokenizer == "train":
             keys = {**keys, "pad_token_id": 0}
+        kind = keys.get("model_type")
+        if getattr(data, "next_sentence", False) and kind not in (None, *_PAIRS):
+            raise ValueError(
+                f"data.next_sentence: transformers' {kind} has no head for it; write false, or one of {', '.join(_PAIRS)}"
+            )
+        if getattr(data, "packing", "") == "documents" and kind not in (None, *DOCUMENT_ATTENTION):
+            which = ", ".join(sorted(DOCUMENT_ATTENTION))
+            raise ValueError(
+                f"data.packing: attention inside a document is not known for {kind}; write separated, or one of {which}"
+            )
         longest, length = longest_sequence(keys), data.tokens_per_sample or 0
         if longest is not None and length > longest:
             raise ValueError(f"data.sequence_length: {length} tokens do not fit the {longest} positions of the model")
@@ -46,7 +59,7 @@ class MaskedLMModel(Architecture):
         pretrained.check_tokenizer(self, dataset.tokenizer)
         config = pretrained.make_config(self, **pretrained.text_keys(self, dataset))
         pretrained.check_length(config, dataset)
-        model = pretrained.build(self, config)
+        model = pretrained.build(self, config, "AutoModelForPreTraining" if dataset.next_sentence else self.auto_class)
         if activation_checkpointing:
             pretrained.checkpoint_activations(model)
         task = MaskedLanguageModelling(model)

@@ -206,8 +206,8 @@ def checkpoint_activations(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def build(section: Architecture, config: Any) -> Any:
-    """The model of ``section.auto_class`` in float32: with pretrained weights if ``section.init`` is set.
+def build(section: Architecture, config: Any, auto_class: str | None = None) -> Any:
+    """The model of ``auto_class``, by default the section's, in float32: with pretrained weights if ``section.init`` is set.
 
     What ``init`` does not have is drawn from torch's global generator, as fresh weights are. On fake tensors and on the meta
     device nothing is read.
@@ -215,13 +215,14 @@ def build(section: Architecture, config: Any) -> Any:
     Raises:
         ConfigError: if the auto class has no model of this type, or the weights are missing, pickled, or do not fit.
     """
-    auto = getattr(transformers, section.auto_class)
+    auto_class = auto_class or section.auto_class
+    auto = getattr(transformers, auto_class)
     key, value = ("model.init", section.init) if section.init is not None else ("model.config", section.config)
     if type(config) not in auto._model_mapping:
         has = sorted({c.model_type for c in auto._model_mapping})
         near = difflib.get_close_matches(config.model_type, has, 1, 0.5)
         advice = f"name another architecture, such as {near[0] if near else has[0]}"
-        raise ConfigError(key, value, f"transformers has no {section.auto_class} of {config.model_type}", advice)
+        raise ConfigError(key, value, f"transformers has no {auto_class} of {config.model_type}", advice)
     config._attn_implementation = attention(auto, config)
     if not _has_storage():
         return _without_values(auto, config)

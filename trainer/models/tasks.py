@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bellwether.trainer.models.document_attention import document_inputs
+
 
 class Task(nn.Module):
     """A model and its loss.
@@ -55,23 +57,54 @@ class MaskedLanguageModelling(Task):
             model.base_model.register_forward_hook(self._gather)
 
     def forward(  # type: ignore[override]
-        self, *, input_ids: Tensor, masked_positions: Tensor, labels: Tensor, **inputs: Tensor
+        self,
+        *,
+        input_ids: Tensor,
+        masked_positions: Tensor,
+        labels: Tensor,
+        next_sentence_label: Tensor | None = None,
+        **inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        logits = self.logits(input_ids, masked_positions, **inputs).float()
-        losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        return losses.mean(dim=1), (logits.argmax(dim=2) == labels).float().mean(dim=1)
+        """With ``next_sentence_label`` [B] its loss is added; the correctness is that of the masked tokens."""
+        output = self._run(input_ids, masked_positions, **inputs)
+        logits = (output.logits if next_sentence_label is None else output.prediction_logits).float()
+        losses = (
+            functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            .view_as(labels)
+            .mean(dim=1)
+        )
+        if next_sentence_label is not None:
+            of_pairs = output.seq_relationship_logits.float()
+            losses = losses + functional.cross_entropy(of_pairs, next_sentence_label, reduction="none")
+        return losses, (logits.argmax(dim=2) == labels).float().mean(dim=1)
 
     def logits(self, input_ids: Tensor, masked_positions: Tensor, **inputs: Tensor) -> Tensor:
-        """The logits at the masked positions: [B, L] tokens and [B, k] positions to [B, k, V].
+        """The logits at the masked positions: [B, L] tokens and [B, k] positions to [B, k, V]."""
+        return self._run(input_ids, masked_positions, **inputs).logits
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        masked_positions: Tensor,
+        documents: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """What the model returns, with logits at the masked positions.
 
         Args:
-            inputs: further inputs of the architecture.
+            documents: see `bellwether.trainer.data.text_samples.TextSamples`.
         """
+        if documents is not None:
+            assert position_ids is not None
+            inputs |= document_inputs(self.model.config, documents, position_ids)
         if not self.gathers:
-            return _at(self.model(input_ids, **inputs).logits, masked_positions)
+            output = self.model(input_ids, **inputs)
+            output.logits = _at(output.logits, masked_positions)
+            return output
         self._positions = masked_positions
         try:
-            return self.model(input_ids, **inputs).logits
+            return self.model(input_ids, **inputs)
         finally:
             self._positions = None
 

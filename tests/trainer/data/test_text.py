@@ -40,7 +40,7 @@ def train_rows(data: Dataset) -> dict[str, torch.Tensor]:
 
 def test_rows_are_packed_and_exactly_k_tokens_are_masked(text_config: Config) -> None:
     for length, share, k in ((32, 0.15, 4), (128, 0.15, 19), (512, 0.15, 76), (8, 0.01, 1)):
-        data = load(text_config(sequence_length=length, mask_share=share, validation_share=0.5))
+        data = load(text_config(sequence_length=length, mask_share=share, validation_share=0.5, packing="stream"))
         batch, words = train_rows(data), data.tokenizer
         rows = len(data.train)
         ids, positions, labels = batch["input_ids"], batch["masked_positions"], batch["labels"]
@@ -62,7 +62,7 @@ def test_rows_are_packed_and_exactly_k_tokens_are_masked(text_config: Config) ->
 
 
 def test_masking_is_80_10_10(text_config: Config) -> None:
-    data = load(text_config())
+    data = load(text_config(packing="stream"))
     rows = np.arange(200_000) % len(data.train)
     batch = data.train.batch(rows, sample_keys(3, np.arange(200_000)))
     tokens = batch["input_ids"].gather(1, batch["masked_positions"])
@@ -70,11 +70,13 @@ def test_masking_is_80_10_10(text_config: Config) -> None:
     unchanged = tokens == batch["labels"]
     count, size = tokens.numel(), data.vocabulary_size
     assert size is not None
-    # One random token in `size` is [MASK] or the label itself. 5 standard errors.
-    for share, expected in ((mask, 0.8 + 0.1 / size), (unchanged, 0.1 + 0.1 / size)):
+    ordinary = size - len(data.tokenizer.all_special_ids)
+    # One random token in `ordinary` is the label itself. 5 standard errors.
+    for share, expected in ((mask, 0.8), (unchanged, 0.1 + 0.1 / ordinary)):
         assert abs(share.float().mean().item() - expected) < 5 * np.sqrt(expected * (1 - expected) / count)
     random = tokens[~mask & ~unchanged]
-    assert len(set(random.tolist())) > 0.95 * size, "random tokens come from the whole vocabulary"
+    assert len(set(random.tolist())) > 0.95 * ordinary, "random tokens come from the whole vocabulary"
+    assert not set(random.tolist()) & set(data.tokenizer.all_special_ids)
     # Every position within the row is equally likely.
     positions = torch.bincount(batch["masked_positions"].flatten(), minlength=32)[1:31].float()
     expected = count / 30
