@@ -13,12 +13,14 @@ from bellwether.commands import (
     data,
     doctor,
     env,
+    evaluate,
     fit,
     keys,
     launch,
     logs,
     lr_find,
     plan,
+    predict,
     recipe,
     report,
     status,
@@ -27,7 +29,25 @@ from bellwether.commands import (
 )
 
 # The subcommands, in the order in which --help lists them.
-COMMANDS = (train, launch, status, logs, doctor, env, data, lr_find, sweep, report, fit, convert, recipe, plan, keys)
+COMMANDS = (
+    train,
+    launch,
+    status,
+    logs,
+    doctor,
+    env,
+    data,
+    lr_find,
+    sweep,
+    report,
+    evaluate,
+    predict,
+    fit,
+    convert,
+    recipe,
+    plan,
+    keys,
+)
 
 _COMPLETION = """\
 Shell completion of commands, options, config keys and recipes:

@@ -32,8 +32,11 @@ def announce(run: Run) -> None:
     if source is not None:
         log.info("resuming at step %d from %s", position.step, source)
     if not run.has_work:
-        target = run.config.evaluate.target
-        reason = f"{target} was reached" if run.target_reached else f"the run stops at step {run.stop_step}"
+        reason = f"the run stops at step {run.stop_step}"
+        if run.target_reached:
+            reason = f"{run.config.evaluate.target} was reached"
+        elif run.best is not None and run.out_of_patience:
+            reason = f"{run.best.since} evaluations were no better than that of step {run.best.step}"
         log.info("nothing is left to do: the run is at step %d, and %s", position.step, reason)
         return  # the metrics already say how the run ended
     run.metrics.write(
@@ -70,7 +73,8 @@ def _plan_tables(run: Run) -> list[list[tuple[str, str]]]:
     of_data = [
         (label, f"{count:,}")
         for label, count in (("vocabulary", first.vocabulary_size), ("classes", first.classes))
-        if count is not None
+        # Of labelled text, the classes are what a guess would be drawn from.
+        if count is not None and (label == "classes" or first.score is None)
     ]
     return [[*rows(phase), *of_data, *_pretrained(phase.config)] for phase in run.phases]
 

@@ -21,7 +21,7 @@ def load_checked(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     config, origins = load_with_origins(path, overrides)
     if isinstance(config.model, Architecture) or any(
-        c.optimizer.include or c.optimizer.exclude or c.optimizer.lr_scale for c in phases(config)
+        c.optimizer.include or c.optimizer.exclude or c.optimizer.lr_scale or c.optimizer.freeze for c in phases(config)
     ):
         from bellwether.trainer.param_groups import check_patterns
 

@@ -101,7 +101,7 @@ class Engine:
         accumulation = self._deepspeed.gradient_accumulation_steps()
         mean_loss = torch.zeros((), dtype=torch.float64, device=self._deepspeed.device)
         for batch in micro_batches:
-            losses, _ = self.forward(batch)
+            losses = self.forward(batch)[0]
             # All micro-batches are of one size, so the mean of their means is the mean over the global batch.
             loss = losses.mean()
             self.backward(loss * self.loss_factor)
@@ -111,8 +111,8 @@ class Engine:
         self.schedule.step()
         return StepResult(mean_loss, lr, self.grad_norm, loss_scale)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and correctness of each sample of a micro-batch: [B], [B]."""
+    def forward(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Loss and correctness of each sample of a micro-batch, [B], [B], and in evaluation mode a task's predictions, [B, ...]."""
         return self._deepspeed(**batch)
 
     def backward(self, loss: Tensor) -> None:
@@ -168,6 +168,10 @@ class Engine:
     def frozen(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that are not trained, by name."""
         return [(name, p) for name, p in self.task.named_parameters() if not p.requires_grad]
+
+    def elements(self, parameter: nn.Parameter) -> int:
+        """The number of elements of a whole parameter, also where ZeRO-3 has partitioned it."""
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
 
     def gathered(self, parameter: nn.Parameter, modify: bool = False) -> Any:
         """Context in which a parameter is whole on each rank; with ``modify``, rank 0's changes reach all. Collective."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from bellwether import optimizers
 from bellwether.trainer import buffers
 from bellwether.trainer.data import Dataset, Samples, image_samples
-from bellwether.trainer.data.loader import evaluation_batches, train_batches
+from bellwether.trainer.data.loader import evaluation_batches, evaluation_rows, train_batches
 from bellwether.trainer.data.sampling import fold_in
-from bellwether.trainer.distributed import World
+from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.engine import Batch, Engine
 from bellwether.trainer.phases import Phase
 
@@ -32,7 +36,8 @@ def evaluate_phase(
 
     Returns:
         ``loss``, ``accuracy`` and ``examples``; where configured also ``loss_augmented``, ``accuracy_augmented``,
-        ``loss_averaged`` and ``accuracy_averaged``. The same on all ranks.
+        ``loss_averaged`` and ``accuracy_averaged``; and the dataset's scores. No accuracy where it is not defined. The same on all
+        ranks.
     """
     config, split = phase.config, phase.split
     rank: dict[str, Any] = {"rank": world.rank, "world_size": world.size}
@@ -44,42 +49,74 @@ def evaluate_phase(
             )
         )
 
-    results = evaluate(engine, held_out(dataset.validation), world.device)
+    def score(predictions: npt.NDArray[Any]) -> dict[str, float]:
+        assert dataset.score is not None
+        return dataset.score(predictions, evaluation_rows(len(dataset.validation), config.evaluate.limit))
+
+    results = evaluate(engine, held_out(dataset.validation), world, score if dataset.score else None)
     if config.evaluate.augment:
         assert isinstance(dataset.validation, image_samples.ImageSamples)
         views = image_samples.AugmentedViews(dataset.validation, config.evaluate.augment, config.seed)
-        augmented = evaluate(engine, held_out(views), world.device)
+        augmented = evaluate(engine, held_out(views), world)
         results |= {f"{name}_augmented": augmented[name] for name in ("loss", "accuracy")}
     training_batches = train_batches(
         dataset.train, seed=fold_in(config.seed, phase.index), start=0,
         steps=max(1, min(config.averaging.batch_norm, phase.epoch) // split.global_batch),
         global_batch=split.global_batch, micro=split.micro, accumulation=split.accumulation, workers=0, **rank,
     )  # fmt: skip
-    return results | evaluate_average(engine, held_out(dataset.validation), training_batches, world.device)
+    return results | evaluate_average(engine, held_out(dataset.validation), training_batches, world)
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
-    """Mean loss and accuracy over the held-out samples. Collective; the same on all ranks.
+def evaluate(
+    engine: Engine,
+    batches: Iterable[Batch],
+    world: World,
+    score: Callable[[npt.NDArray[Any]], dict[str, float]] | None = None,
+) -> dict[str, float]:
+    """Mean loss and accuracy over the held-out samples, and scores of all predictions. Collective; the same on all ranks.
 
     Args:
         batches: as many on every rank, because ZeRO-3 gathers weights in each forward pass. The entry ``weight``, [B], is 0
             for a sample that only fills up its batch.
+        score: scores of the predictions [N, ...] for all held-out samples in order; called on rank 0.
     """
+    device = world.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
+    predictions: list[Tensor] = []
     with engine.evaluation_mode(), buffers.average_buffers(engine.task):
         for batch in batches:
             on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             weight = on_device.pop("weight").double()
-            losses, correct = engine.forward(on_device)
+            losses, correct, *predicted = engine.forward(on_device)
             sums += torch.stack([(losses.double() * weight).sum(), (correct.double() * weight).sum(), weight.sum()])
+            predictions += predicted
     dist.all_reduce(sums)
     loss, correct_count, count = sums.tolist()
-    return {"loss": loss / count, "accuracy": correct_count / count, "examples": int(count)}
+    results = {"loss": loss / count, "accuracy": correct_count / count, "examples": int(count)}
+    if math.isnan(correct_count):
+        del results["accuracy"]
+    if score is None or not predictions:
+        return results
+    gathered = _gather(torch.stack(predictions), world)
+    return results | run_on_rank0(world, lambda: score(gathered[: int(count)]))
+
+
+def _gather(predictions: Tensor, world: World) -> npt.NDArray[Any]:
+    """The predictions of all ranks in the order of the samples, on rank 0; on the others nothing. Collective.
+
+    Args:
+        predictions: of this rank's batches, [batches, B, ...]. `evaluation_batches` deals the samples to ranks batch by batch.
+    """
+    parts = [torch.empty_like(predictions) for _ in range(world.size)] if world.is_main else None
+    dist.gather(predictions, parts)
+    if parts is None:
+        return np.empty(0)
+    return torch.stack(parts, dim=1).flatten(0, 2).cpu().numpy()
 
 
 def evaluate_average(
-    engine: Engine, batches: Iterable[Batch], training_batches: Iterable[Batch], device: torch.device
+    engine: Engine, batches: Iterable[Batch], training_batches: Iterable[Batch], world: World
 ) -> dict[str, float]:
     """`evaluate` with the averaged weights in the model and BatchNorm statistics from training batches. Collective.
 
@@ -92,6 +129,8 @@ def evaluate_average(
     if not isinstance(optimizer, optimizers.WeightAverage) or not optimizer.has_average:
         return {}
     with buffers.preserve_buffers(engine.task), optimizer.averaged():
-        engine.recompute_batch_norm({name: t.to(device) for name, t in batch.items()} for batch in training_batches)
-        results = evaluate(engine, batches, device)
-    return {f"{name}_averaged": results[name] for name in ("loss", "accuracy")}
+        engine.recompute_batch_norm(
+            {name: t.to(world.device) for name, t in batch.items()} for batch in training_batches
+        )
+        results = evaluate(engine, batches, world)
+    return {f"{name}_averaged": results[name] for name in ("loss", "accuracy") if name in results}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bellwether.trainer import arrival, checkpoint, messages, models, param_groups, signals
+from bellwether.trainer import arrival, checkpoint, messages, models, param_groups, scores, signals
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.data.loader import train_batches
@@ -71,8 +71,9 @@ class PhaseLoop:
         if run.newest_checkpoint is None:
             return {}
         manifest = checkpoint.load(
-            run.newest_checkpoint, self.engine, run.world, verified=run.newest_checkpoint == run.verified_checkpoint
-        )
+            run.newest_checkpoint, self.engine, run.world, verified=run.newest_checkpoint == run.verified_checkpoint,
+            new_phase=run.position.step == self.phase.first_step and self.phase.index > 0,
+        )  # fmt: skip
         # Other batches, or other data, have other noise.
         return manifest.noise if run.position.phase == self.phase.index else {}
 
@@ -95,7 +96,7 @@ class PhaseLoop:
             run.pending_eval = False
             self.evaluate()
         stop_requested = False
-        while run.position.step < self.end and not (stop_requested or run.target_reached):
+        while run.position.step < self.end and not (stop_requested or run.has_ended):
             step = run.position.step + 1
             step_seed = self.seed_torch(step)
             micro_batches = self.probe.before(step, self.fetch(step))
@@ -116,8 +117,8 @@ class PhaseLoop:
                 if saving:
                     self.save()
                 if evaluating:
-                    target_reached = self.evaluate()
-                    if target_reached and not saving:
+                    is_best = self.evaluate()
+                    if (is_best or run.has_ended) and not saving:
                         self.save()
 
     def seed_torch(self, step: int) -> int:
@@ -234,7 +235,7 @@ class PhaseLoop:
         fingerprints = [dataset.fingerprint for dataset in run.datasets]
         path = checkpoint.save(
             run.checkpoints, self.engine, position, run.world, run.config.checkpoint.keep, fingerprints,
-            noise=self.step_metrics.noise_state(),
+            noise=self.step_metrics.noise_state(), best=None if run.best is None else run.best.step,
         )  # fmt: skip
         self.write(
             "checkpoint", step=position.step, samples=position.samples, path=path.relative_to(run.directory),
@@ -243,7 +244,7 @@ class PhaseLoop:
         run.newest_checkpoint = path
 
     def evaluate(self) -> bool:
-        """Evaluate on the held-out samples; returns whether the target is reached, which ends the run."""
+        """Evaluate on the held-out samples, which may end the run; returns whether it is the best evaluation so far."""
         run, position = self.run, self.run.position
         run.heartbeat.at(position.step, arrival.EVALUATION)
         began = time.monotonic()
@@ -252,15 +253,28 @@ class PhaseLoop:
             "eval", time=time.time(), step=position.step, samples=position.samples, phase=self.phase.index, **evaluation,
             seconds=time.monotonic() - began,
         )  # fmt: skip
-        more = "".join(
-            f", {kind} {evaluation[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in evaluation
-        )
-        run.note(
-            f"step {position.step}: held-out loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.2%}{more} "
-            f"({evaluation['examples']:,} samples)"
-        )
+        run.note(f"step {position.step}: {results_text(evaluation)}")
+        is_best = run.best is not None and run.best.update(position.step, evaluation)
         target = run.config.evaluate.target
         if target is not None and target.holds(evaluation):  # the same on all ranks
             run.target_reached = True
             run.note(f"step {position.step}: {target} is reached")
-        return run.target_reached
+        if run.best is not None and run.out_of_patience:
+            run.note(
+                f"step {position.step}: {run.best.since} evaluations were no better than that of step {run.best.step}: the run ends"
+            )
+        return is_best
+
+
+def results_text(evaluation: dict[str, float]) -> str:
+    """The results of an evaluation in one line.
+
+    >>> results_text({"loss": 0.5, "accuracy": 0.75, "examples": 1000, "f1": 0.7, "loss_averaged": 0.4, "accuracy_averaged": 0.8})
+    'held-out loss 0.5000, accuracy 75.00%, averaged 80.00%, f1 0.7000 (1,000 samples)'
+    """
+    parts = [f"held-out loss {evaluation['loss']:.4f}"]
+    if "accuracy" in evaluation:
+        parts.append(f"accuracy {evaluation['accuracy']:.2%}")
+    parts += [f"{kind} {evaluation[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in evaluation]
+    parts += [f"{name.replace('_', ' ')} {evaluation[name]:.4f}" for name in scores.NAMES if name in evaluation]
+    return f"{', '.join(parts)} ({evaluation['examples']:,} samples)"

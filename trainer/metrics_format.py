@@ -6,12 +6,15 @@ import json
 import math
 from typing import Any
 
+from bellwether.trainer import scores
+
 FILE = "metrics.jsonl"
 
 Line = dict[str, Any]
 
 KINDS = ("augmented", "averaged")  #: of held-out loss and accuracy, in addition to the plain ones
-HELD = ("loss", "accuracy", *(f"{key}_{kind}" for kind in KINDS for key in ("loss", "accuracy")))  #: keys of `eval`
+#: Keys of `eval`.
+HELD = ("loss", "accuracy", *(f"{key}_{kind}" for kind in KINDS for key in ("loss", "accuracy")), *scores.NAMES)
 
 #: Events that belong to steps, not to launches.
 OF_STEPS = ("train", "layers", "walk", "norms", "between", "eval", "checkpoint")

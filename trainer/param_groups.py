@@ -20,13 +20,20 @@ from bellwether.trainer.distributed import raised_by_all_ranks
 
 
 def param_groups(task: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """`bellwether.optimizers.groups` of a model, as the section `optimizer` of a config says.
+    """`bellwether.optimizers.groups` of a model, as the section `optimizer` of a config says. Freezes what ``freeze`` names.
 
     Raises:
         ConfigErrors: with one `ConfigError` for each pattern that matches no parameter.
+        ConfigError: if no parameter is left to train.
     """
     if errors := list(_unmatched(optimizer, [name for name, _ in named(task)], {}, "")):
         raise raised_by_all_ranks(ConfigErrors(errors))
+    for name, parameter in named(task):
+        if any(fnmatchcase(name, pattern) for pattern in optimizer.freeze):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in task.parameters()):
+        problem = "no parameter is left to train"
+        raise raised_by_all_ranks(ConfigError("optimizer.freeze", optimizer.freeze, problem, "leave out a pattern"))
     return optimizers.groups(
         task, include=optimizer.include, exclude=optimizer.exclude, layer_decay=optimizer.layer_decay, lr_scale=optimizer.lr_scale,
         **OPTIMIZERS[optimizer.name].grouping,
@@ -78,7 +85,7 @@ def _unmatched(
     optimizer: Optimizer, names: list[str], origins: Origins, source: str, prefix: KeyPath = ()
 ) -> Iterator[ConfigError]:
     """An error for each pattern that matches no parameter. A phase's key is named where the phase has set it."""
-    for key in ("include", "exclude", "lr_scale"):
+    for key in ("include", "exclude", "lr_scale", "freeze"):
         for index, pattern in enumerate(getattr(optimizer, key)):
             if any(fnmatchcase(name, pattern) for name in names):
                 continue

@@ -238,7 +238,9 @@ _SHOWN = ("nesterov", "amsgrad", "trust_ratio", "trust_bounds", "prenormalize", 
 def _optimizer(optimizer: Optimizer) -> str:
     form = f" ({optimizer.weight_decay_mode})" if optimizer.weight_decay_mode else ""
     extras = [key.replace("_", " ") for key in _SHOWN if getattr(optimizer, key)]
-    extras += [f"{key} {', '.join(names)}" for key in ("include", "exclude") if (names := getattr(optimizer, key))]
+    extras += [
+        f"{key} {', '.join(names)}" for key in ("include", "exclude", "freeze") if (names := getattr(optimizer, key))
+    ]
     if optimizer.layer_decay is not None:
         extras.append(f"layer decay {optimizer.layer_decay:g}")
     extras += [f"lr x {factor:g} for {pattern}" for pattern, factor in optimizer.lr_scale.items()]

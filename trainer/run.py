@@ -13,6 +13,7 @@ import torch.distributed as dist
 from bellwether.trainer import (
     accelerated,
     build_locks,
+    checkpoint,
     deepspeed_keys,
     distributed,
     output_log,
@@ -128,9 +129,12 @@ def _end_reason(run: Run) -> str:
 
 def _finish(run: Run) -> None:
     """Export, report and summary, on rank 0."""
-    position, source = run.position, run.newest_checkpoint
+    position, source = run.position, run.best_checkpoint or run.newest_checkpoint
     if run.finished and run.config.checkpoint.export and source is not None:
-        export(source, run.directory, run.phases[position.phase].config, run.datasets[position.phase])
+        if source != run.newest_checkpoint:
+            log.info("exporting %s, the best by %s", source.name, run.config.evaluate.best)
+        phase = checkpoint.Manifest.read(source).position.phase
+        export(source, run.directory, run.phases[phase].config, run.datasets[phase])
     if run.config.log.report:
         report.write(run.directory)
     print(report.summary(run.directory), flush=True)

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bellwether.trainer import checkpoint
+from bellwether.trainer.best import BestEvaluation
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import Config
 from bellwether.trainer.data import Dataset
@@ -39,6 +41,7 @@ class Run:
     pending_eval: bool = False  # the newest checkpoint was saved, but the process ended before its evaluation
     pending_end: bool = False  # the process ended before it wrote how the run had ended
     target_reached: bool = False
+    best: BestEvaluation | None = None  # None: the config names no score
     diverged: bool = False
     started: float = field(default_factory=time.time)
 
@@ -49,11 +52,30 @@ class Run:
     @property
     def has_work(self) -> bool:
         """Whether there is anything left to train or evaluate."""
-        return (self.position.step < self.stop_step or self.pending_eval) and not self.target_reached
+        return (self.position.step < self.stop_step or self.pending_eval) and not self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run ends before its last step: its target is reached, or its score becomes no better."""
+        return self.target_reached or self.out_of_patience
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last evaluations were no better than the best one. Counted in the last phase alone."""
+        patience, last = self.config.evaluate.patience, self.phases[-1]
+        if self.best is None or patience is None or self.position.step <= last.first_step:
+            return False
+        return self.best.since >= patience and self.best.step > last.first_step
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint of the best evaluation, or None."""
+        path = None if self.best is None or self.best.step < 0 else checkpoint.path_of(self.checkpoints, self.best.step)
+        return path if path is not None and path.is_dir() else None
 
     @property
     def finished(self) -> bool:
-        return self.target_reached or (self.position.step == self.phases[-1].last_step and not self.diverged)
+        return self.has_ended or (self.position.step == self.phases[-1].last_step and not self.diverged)
 
     @property
     def current_phase(self) -> Phase:

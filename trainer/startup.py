@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from bellwether.trainer import checkpoint, data, rundir
+from bellwether.trainer.best import BestEvaluation
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import Config, dump, phases
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
@@ -51,11 +54,22 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
         progress=Progress() if world.is_main else None,
         target_reached=run_on_rank0(world, lambda: rundir.has_reached(directory, position, config.evaluate.target)),
     )  # fmt: skip
+    if config.evaluate.best is not None:
+        run.best = BestEvaluation(**run_on_rank0(world, lambda: _best_so_far(run, str(config.evaluate.best))))
     if own is not None:
         run.pending_eval, run.pending_end, detector = run_on_rank0(world, lambda: _from_history(run))
         vars(run.divergence).update(detector)
     heartbeat.total = planned[-1].last_step
     return run
+
+
+def _best_so_far(run: Run, score: str) -> dict[str, Any]:
+    """The best evaluation up to the run's position. Those whose checkpoint was deleted do not count."""
+    before = [line for line in read(run.directory).eval if line["step"] <= run.position.step]
+    best = BestEvaluation(score)
+    best.replay(line for line in before if checkpoint.path_of(run.checkpoints, line["step"]).is_dir())
+    best.since = sum(line["step"] > best.step for line in before)
+    return asdict(best)
 
 
 def _from_history(run: Run) -> tuple[bool, bool, dict[str, float | None]]:

@@ -11,6 +11,16 @@ is pickled.
 
 from bellwether.trainer.checkpoint.format import Manifest, Position, newest
 from bellwether.trainer.checkpoint.load import load, load_into_model, newest_intact, read_manifest
-from bellwether.trainer.checkpoint.save import save
+from bellwether.trainer.checkpoint.save import path_of, save
 
-__all__ = ["Manifest", "Position", "load", "load_into_model", "newest", "newest_intact", "read_manifest", "save"]
+__all__ = [
+    "Manifest",
+    "Position",
+    "load",
+    "load_into_model",
+    "newest",
+    "newest_intact",
+    "path_of",
+    "read_manifest",
+    "save",
+]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from bellwether.trainer.checkpoint.format import Manifest, damage, newest
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.engine import Engine
+
+log = logging.getLogger(__name__)
 
 _MODEL = "restore model and data, or start a new run with another name=..."
 
@@ -92,10 +95,12 @@ def read_manifest(path: Path, world: World) -> Manifest:
     return Manifest.from_json(run_on_rank0(world, lambda: Manifest.read(path).to_json()))
 
 
-def load(path: Path, engine: Engine, world: World, verified: bool = False) -> Manifest:
+def load(path: Path, engine: Engine, world: World, verified: bool = False, new_phase: bool = False) -> Manifest:
     """Loads a checkpoint into an engine of any ZeRO stage and world size. Collective.
 
     Args:
+        new_phase: the phase that saved it has ended. If the new one freezes other parameters, the weights are loaded, and the
+            optimizer's state starts anew.
         verified: whether `newest_intact` has compared the checksums already, which reads every file.
 
     Raises:
@@ -105,15 +110,25 @@ def load(path: Path, engine: Engine, world: World, verified: bool = False) -> Ma
     if problem is not None:
         raise ConfigError("resume", str(path), problem, "resume from another checkpoint")
     manifest = read_manifest(path, world)
-    with Files(path, slices.for_rank(path, manifest, world, _wanted(engine))) as files, torch.no_grad():
-        run_on_all_ranks(world, lambda: _fill(engine, files, manifest))
-        for name, parameter in engine.frozen():
+    frozen = dict(engine.frozen())
+    thawed = new_phase and set(manifest.frozen) != set(frozen)
+    wanted = list(_wanted(engine))
+    if thawed:
+        wanted += [(name, 0, engine.elements(parameter)) for name, parameter in frozen.items()]
+    with Files(path, slices.for_rank(path, manifest, world, wanted)) as files, torch.no_grad():
+        run_on_all_ranks(
+            world, lambda: _fill_weights(engine, files, manifest) if thawed else _fill(engine, files, manifest)
+        )
+        for name, parameter in frozen.items():
             with engine.gathered(parameter, modify=True):
                 if parameter.numel():
-                    files.read("frozen", name, 0, parameter.view(-1))
+                    files.read("frozen" if name in manifest.frozen else "weight", name, 0, parameter.view(-1))
         _fill_buffers(engine, files, manifest, world)
     engine.publish_weights()
-    engine.optimizer.load_scalars(manifest.scalars)
+    if thawed:
+        log.info("other parameters are frozen than in the phase before: the optimizer's state starts anew")
+    else:
+        engine.optimizer.load_scalars(manifest.scalars)
     engine.load_loss_scaler_state(manifest.loss_scaler)
     return manifest
 
@@ -182,6 +197,24 @@ def load_into_model(path: Path, task: nn.Module) -> bool:
     return trained == "average"
 
 
+def _fill_weights(engine: Engine, files: Files, manifest: Manifest) -> None:
+    """Loads the weights of this rank's slices, trained or frozen when they were saved, and no optimizer state."""
+    _check_names({p.name for shard in engine.optimizer.shards for p in shard.parameters} | {n for n, _ in engine.frozen()},
+                 {*manifest.parameters, *manifest.frozen}, str(files.path))  # fmt: skip
+    for shard in engine.optimizer.shards:
+        flat = shard.tensor.detach().contiguous()
+        for parameter_slice, view in shard.views(flat):
+            name = shard.parameters[parameter_slice.index].name
+            files.read("frozen" if name in manifest.frozen else "weight", name, parameter_slice.start, view)
+        shard.tensor.detach().copy_(flat)
+
+
+def _check_names(ours: Collection[str], saved: Collection[str], path: str) -> None:
+    for name in sorted(set(saved) ^ set(ours)):
+        side = "checkpoint" if name in saved else "model"
+        raise ConfigError("resume", path, f"another model: parameter {name} is only in the {side}", _MODEL)
+
+
 def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
     """Loads the weights and the optimizer state of this rank's slices."""
     saved, path = manifest.parameters, str(files.path)
@@ -191,9 +224,7 @@ def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
             "resume", path, f"contains the state of {manifest.optimizer}, not of {engine.optimizer.name}", advice
         )
     ours = {p.name: list(p.shape) for shard in engine.optimizer.shards for p in shard.parameters}
-    for name in sorted(set(saved) ^ set(ours)):
-        side = "checkpoint" if name in saved else "model"
-        raise ConfigError("resume", path, f"another model: parameter {name} is only in the {side}", _MODEL)
+    _check_names(ours, saved, path)
     for name, shape in ours.items():
         if saved[name]["shape"] != shape:
             raise ConfigError(

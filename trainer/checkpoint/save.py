@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,19 @@ def save(
     keep: int,
     data: list[str],
     noise: dict[str, float] | None = None,
+    best: int | None = None,
 ) -> Path:
     """Saves a checkpoint at a step boundary, and deletes all but the newest ``keep`` in the background. Collective.
 
     Args:
+        best: step of a checkpoint that is kept however old it is.
         data: fingerprint of each phase's dataset, compared on resume.
         noise: state of the gradient noise estimate.
 
     Raises:
         OSError: on every rank, naming the file, if any rank could not write. Nothing is published then.
     """
-    final = root / f"step-{position.step:08d}"
+    final = path_of(root, position.step)
     partial = root / f"{final.name}.partial"
     run_on_rank0(world, lambda: _prepare(partial, final))
     file = partial / f"rank-{world.rank:05d}.safetensors"
@@ -52,8 +55,14 @@ def save(
     files = run_on_all_ranks(world, lambda: _write(file, tensors))
     manifest = _manifest(engine, position, world, dict(files), data, scalars, noise or {})
     run_on_rank0(world, lambda: _publish(partial, final, manifest))
-    run_on_rank0(world, lambda: _prune(root, keep))
+    kept = () if best is None else (path_of(root, best),)
+    run_on_rank0(world, lambda: _prune(root, keep, kept))
     return final
+
+
+def path_of(root: Path, step: int) -> Path:
+    """The checkpoint of a step, whether it exists or not."""
+    return root / f"step-{step:08d}"
 
 
 def state_tensors(engine: Engine, shard: ShardLayout) -> dict[str, Tensor]:
@@ -137,9 +146,11 @@ def _flush(path: Path) -> None:
     os.close(descriptor)
 
 
-def _prune(root: Path, keep: int) -> None:
+def _prune(root: Path, keep: int, kept: Sequence[Path]) -> None:
     """Delete all but the newest checkpoints, and what killed processes have left, while training goes on."""
     for old in run_paths.checkpoints(root)[:-keep]:
+        if old in kept:
+            continue
         # Renamed first: a process killed while it deletes must not leave an incomplete checkpoint under a complete one's name.
         old.rename(old.with_name(f"{old.name}.partial"))
     # Listed now: the next checkpoint is written to a directory of this kind.

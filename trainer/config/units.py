@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
+from bellwether.trainer.scores import NAMES
+
 DIGITS = "[0-9](?:_?[0-9])*"
 _FORM = re.compile(rf"^\s*({DIGITS}\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*(samples?|epochs?|steps?)\s*$", re.IGNORECASE)
-_TARGET = re.compile(r"^\s*(?:val/)?(loss|accuracy)\s*(<=|>=)\s*([-+.0-9e]+)\s*$", re.IGNORECASE)
+_TARGET = re.compile(rf"^\s*(?:val/)?(loss|accuracy|{'|'.join(NAMES)})\s*(<=|>=)\s*([-+.0-9e]+)\s*$", re.IGNORECASE)
 # Far longer than any run, and still exact as a float.
 _MOST = 1e15
 _NO_SPAN = "neither a share of the phase from 0 to 1 nor a duration with its unit, as in '500 steps'"
@@ -118,7 +120,7 @@ class Target:
         if kind == "accuracy" and not 0 <= self.value <= 1:
             share = self.value / 100 if 1 < self.value <= 100 else 0.9
             return "accuracy lies within 0 to 1", f"write '{self.metric} >= {share:.10g}'"
-        if kind in ("accuracy", "loss") and self.at_least != (kind == "accuracy"):
+        if kind in (*NAMES, "accuracy", "loss") and self.at_least != (kind != "loss"):
             right = f"{self.metric} {'<=' if self.at_least else '>='} {self.value:.10g}"
             return "an accuracy is to be at least, a loss at most", f"write '{right}'"
         return None

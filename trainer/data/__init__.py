@@ -6,7 +6,7 @@ Importing this package imports neither torch nor numpy, because configs are vali
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Dataset", "Samples", "load", "peek"]
 
 # The modules that define a kind of data, in the order in which messages list them.
-_KINDS = ("text", "images")
+_KINDS = ("text", "images", "labelled_text")
 
 
 class Samples(Protocol):
@@ -43,7 +43,7 @@ class Samples(Protocol):
         Returns:
             Text: ``input_ids`` int64 [B, L], masked already; ``masked_positions`` int64 [B, k], ascending; ``labels``
             int64 [B, k], the original tokens at these positions; what `TextSamples` adds. Images: ``pixel_values`` float32 [B, C, S, S],
-            normalized; ``labels`` int64 [B].
+            normalized; ``labels`` int64 [B]. Labelled text: see `bellwether.trainer.data.labelled_samples`.
         """
         ...
 
@@ -58,6 +58,8 @@ class Dataset:
         next_sentence: whether text comes in pairs of segments, for next-sentence prediction.
         classes, channels, labels: number and names of the classes, and channels of the images, for images.
         tokenizer: a fast tokenizer of transformers, for text.
+        score: scores by name from predictions [N, ...] for N held-out rows and the numbers of these rows; None: loss and accuracy
+            say all.
         fingerprint: identifies the prepared content. Datasets with different samples have different fingerprints.
         summary: what was read; None if the data were not read.
     """
@@ -70,6 +72,7 @@ class Dataset:
     labels: list[str] | None = None
     tokenizer: Any = None
     next_sentence: bool = False
+    score: Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], dict[str, float]] | None = None
     fingerprint: str = ""
     summary: DataSummary | None = None
 

@@ -63,7 +63,8 @@ def train_batches(
     """Yields the micro-batches of one rank: ``steps * accumulation`` of them, each of ``micro`` samples.
 
     In step s, micro-batch a, rank r takes the ``micro`` global positions from
-    ``start + s * global_batch + (a * world_size + r) * micro`` on.
+    ``start + s * global_batch + (a * world_size + r) * micro`` on. Where samples differ in length (`lengths`), the samples of a
+    global batch are sorted by it first, so that those of a micro-batch need little padding. The global batch stays the same.
 
     Args:
         seed: seed of the sample order and of masking or augmentation.
@@ -79,12 +80,21 @@ def train_batches(
     if micro * accumulation * world_size != global_batch:
         raise ValueError(f"{micro} x {accumulation} x {world_size} ranks do not make a global batch of {global_batch}")
     order = SampleOrder(seed, len(samples))
+    lengths = getattr(samples, "lengths", None)
 
     def jobs() -> Iterator[_Job]:
         for step in range(steps):
+            batch = start + step * global_batch
+            sorted_positions = None
+            if lengths is not None and micro < global_batch:
+                sorted_positions = batch + np.argsort(
+                    lengths[order(np.arange(batch, batch + global_batch))], kind="stable"
+                )
             for part in range(accumulation):
-                first = start + step * global_batch + (part * world_size + rank) * micro
-                positions = np.arange(first, first + micro)
+                first = (part * world_size + rank) * micro
+                positions = np.arange(batch + first, batch + first + micro)
+                if sorted_positions is not None:
+                    positions = sorted_positions[first : first + micro]
                 yield _Job(order(positions), sample_keys(seed, positions), None)
 
     return _batches(samples, jobs, steps * accumulation, workers, pin_memory)
@@ -101,8 +111,8 @@ def evaluation_batches(
     Args:
         limit: use at most this many samples, spread evenly over all of them; None: use all.
     """
-    total = len(samples)
-    count = total if limit is None else min(limit, total)
+    held_out = evaluation_rows(len(samples), limit)
+    count = len(held_out)
     batches = math.ceil(count / (micro * world_size))
 
     def jobs() -> Iterator[_Job]:
@@ -110,11 +120,16 @@ def evaluation_batches(
             first = (batch * world_size + rank) * micro
             positions = np.arange(first, first + micro)
             weight = torch.from_numpy((positions < count).astype(np.float32))
-            # Rows may be sorted by class, so a limit takes every n-th row instead of the first ones.
-            rows = (positions % count) * total // count
+            rows = held_out[positions % count]
             yield _Job(rows, sample_keys(0, rows), weight)
 
     return _batches(samples, jobs, batches, workers, pin_memory=False)
+
+
+def evaluation_rows(total: int, limit: int | None) -> Integers:
+    """The held-out rows that are evaluated, ascending. Rows may be sorted by class, so a limit takes every n-th one."""
+    count = total if limit is None else min(limit, total)
+    return np.arange(count) * total // count
 
 
 class _Batches(Dataset[Any]):

@@ -15,6 +15,7 @@ from bellwether.trainer.data.transient import transient_cause
 from bellwether.trainer.log import EVERY_RANK
 
 if TYPE_CHECKING:
+    from bellwether.trainer.data.labelled_text import LabelledText
     from bellwether.trainer.data.text import TextData
 
 log = logging.getLogger(__name__)
@@ -44,10 +45,15 @@ def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iter
         }  # fmt: skip
         entry = prepared(config.cache, "wordpiece", key, lambda folder: _train(config, corpus(), folder / "vocab.txt"))
         return _from_vocabulary(entry / "vocab.txt", config.lowercase)
-    return _given(config)
+    return given(config)
 
 
-def _given(config: TextData) -> Any:
+def given(config: TextData | LabelledText) -> Any:
+    """Loads the tokenizer that ``data.tokenizer`` names.
+
+    Raises:
+        ConfigError: if it cannot be loaded, or lacks a token that masked language modelling needs.
+    """
     path = local_path("data.tokenizer", config.tokenizer)
     if path.is_file():
         advice = "give a vocabulary file of BERT's, one token per line"
@@ -72,7 +78,7 @@ def _given(config: TextData) -> Any:
     return loaded
 
 
-def _pretrained(name: str, config: TextData) -> Any:
+def _pretrained(name: str, config: TextData | LabelledText) -> Any:
     from transformers import AutoTokenizer
 
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,10 +24,13 @@ class Task(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, **batch: Tensor) -> tuple[Tensor, ...]:
         """Loss and correctness of each sample, both float32 [B]. `bellwether.trainer.data.Samples` describes a batch.
 
         The loss of a global batch is the mean over its samples, independent of how they are split into micro-batches.
+
+        In evaluation mode a third tensor, [B, ...], may hold the predictions that `bellwether.trainer.data.Dataset.score` takes.
+        Correctness is NaN where it is not defined.
         """
         raise NotImplementedError
 
@@ -137,3 +142,27 @@ class Classification(Task):
         # The engine casts the model, but not the batch.
         dtype = next(self.model.parameters()).dtype
         return self.model(pixel_values.to(dtype)).logits.float()
+
+
+class SequenceClassification(Task):
+    """Predict the class of a text, or a number for it. The predictions are the logits [B, C], or the numbers [B]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.is_regression = model.config.num_labels == 1
+        accepted = inspect.signature(model.forward).parameters
+        # Only some families tell the segments of a pair apart.
+        self._inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
+
+    def forward(self, *, labels: Tensor, **inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Mean squared error of a number, cross-entropy of a class."""
+        known = {name: inputs[name] for name in self._inputs if name in inputs}
+        logits = self.model(**known).logits.float()
+        if self.is_regression:
+            predicted = logits.squeeze(1)
+            losses, correct = (predicted - labels) ** 2, torch.full_like(labels, math.nan)
+        else:
+            predicted = logits
+            losses = functional.cross_entropy(logits, labels, reduction="none")
+            correct = (logits.argmax(dim=1) == labels).float()
+        return (losses, correct) if self.training else (losses, correct, predicted)

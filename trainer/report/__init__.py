@@ -63,7 +63,7 @@ def _about(facts: Facts) -> list[str]:
 
 
 def _sections() -> dict[str, list[Picture[Facts]]]:
-    from bellwether.trainer.report.curves import accuracy, between, curve, loss, noise_scale, trust_ratio
+    from bellwether.trainer.report.curves import accuracy, between, curve, loss, noise_scale, scores, trust_ratio
     from bellwether.trainer.report.data import histogram
     from bellwether.trainer.report.heatmap import by_layer
 
@@ -85,6 +85,7 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
         "Training": [
             Picture("loss", "Loss", "raw and smoothed training loss, held-out points", loss, expected=True),
             Picture("accuracy", "Held-out accuracy", "share predicted right", accuracy, expected=True),
+            Picture("scores", "Held-out scores", "as the task defines them", scores),
             Picture("learning-rate", "Learning rate", "", lr, expected=True),
             Picture("gradient-norm", "Gradient norm", "before clipping", grad_norm, expected=True),
             Picture("throughput", "Throughput", "samples per second", throughput, expected=True),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bellwether.trainer.metrics import KINDS, Line
 from bellwether.trainer.report.chart import HEIGHT, LIGHT, SCALE, TEXT, Chart, colour_map, count_ticks, evenly
 from bellwether.trainer.report.facts import SMOOTHED, SMOOTHED_SHORT, Facts, compact, finite, number, share, significant
+from bellwether.trainer.scores import NAMES
 
 Array = NDArray[np.float64]
 
@@ -82,6 +83,21 @@ def accuracy(facts: Facts) -> Chart | None:
     chart = over_samples(facts)
     _held_out(chart, facts, "accuracy", share)
     chart.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+    return finish(chart, facts)
+
+
+def scores(facts: Facts) -> Chart | None:
+    """The scores of a fine-tuned model, and which of its evaluations was the best."""
+    names = [name for name in NAMES if np.isfinite(column(facts.history.eval, name)[1]).any()]
+    if not names:
+        return None
+    chart = over_samples(facts)
+    for name, colour in zip(names, ("orange", "plum", "green", "blue"), strict=False):
+        _line(chart, facts, name, name.replace("_", " "), colour, lambda value: f"{value:.4f}")
+    score, _, step = facts.best_score
+    at = next((line["samples"] for line in facts.history.eval if line["step"] == step), None)
+    if at is not None:
+        chart.ax.axvline(at, color=LIGHT["mark"], linewidth=0.9, linestyle="--", zorder=1, label=f"best {score}")
     return finish(chart, facts)
 
 
@@ -177,13 +193,18 @@ def _held_out(chart: Chart, facts: Facts, key: str, form: Callable[[float], str]
     """The held-out values: plain, over several views, and of the averaged weights, as far as they were measured."""
     keys = [("held-out", key), *((kind, f"{key}_{kind}") for kind in KINDS)]
     for (name, each), colour in zip(keys, ("orange", "plum", "green"), strict=True):
-        x, y = column(facts.history.eval, each)
-        if np.isfinite(y).any():
-            chart.ax.plot(
-                x, y, color=LIGHT[colour], linewidth=1.1, marker="o", markersize=5.0 if len(x) <= 40 else 2.5,
-                markeredgecolor=LIGHT["card"], markeredgewidth=0.8, label=name, zorder=4,
-            )  # fmt: skip
-            tip(chart, facts.history.eval, each, name, colour, form)
+        _line(chart, facts, each, name, colour, form)
+
+
+def _line(chart: Chart, facts: Facts, key: str, name: str, colour: str, form: Callable[[float], str]) -> None:
+    """One value of the evaluations, with a point for each."""
+    x, y = column(facts.history.eval, key)
+    if np.isfinite(y).any():
+        chart.ax.plot(
+            x, y, color=LIGHT[colour], linewidth=1.1, marker="o", markersize=5.0 if len(x) <= 40 else 2.5,
+            markeredgecolor=LIGHT["card"], markeredgewidth=0.8, label=name, zorder=4,
+        )  # fmt: skip
+        tip(chart, facts.history.eval, key, name, colour, form)
 
 
 def _band(chart: Chart, x: Array, low: Array, high: Array, colour: str, label: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from bellwether.optimizers.registry import is_layer_wise
+from bellwether.trainer.best import BestEvaluation
 from bellwether.trainer.goodput import Goodput, account
 from bellwether.trainer.metrics import History, Line, read
 
@@ -104,6 +105,16 @@ class Facts:
             if label.lower() in _ENTRIES and digits and int(digits[0]) > 1:
                 return int(digits[0]), math.log(int(digits[0]))
         return None
+
+    @cached_property
+    def best_score(self) -> tuple[str | None, float | None, int | None]:
+        """``evaluate.best`` with its best value and step; None where it is not set, or was not measured."""
+        score = self.setting("evaluate", "best")
+        if not isinstance(score, str):
+            return None, None, None
+        best = BestEvaluation(score)
+        best.replay(line for line in self.history.eval if finite(line.get(score)))
+        return (score, best.value, best.step) if best.step >= 0 else (score, None, None)
 
     @cached_property
     def last(self) -> Line:

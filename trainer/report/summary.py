@@ -8,6 +8,7 @@ from bellwether.trainer.checkpoint_interval import suggest
 from bellwether.trainer.metrics import KINDS
 from bellwether.trainer.progress import duration
 from bellwether.trainer.report.facts import SMOOTHED, SMOOTHED_SHORT, Facts, about, count, number, rate, share
+from bellwether.trainer.scores import NAMES
 
 
 def summary(run: Path) -> str:
@@ -25,6 +26,10 @@ def summary(run: Path) -> str:
         rows.append(("held-out loss", number(held.get("loss"))))
         accuracies = [("held-out accuracy", "accuracy"), *((f"... {kind}", f"accuracy_{kind}") for kind in KINDS)]
         rows += [(label, share(held[key])) for label, key in accuracies if held.get(key) is not None]
+        rows += [(f"held-out {key.replace('_', ' ')}", number(held[key])) for key in NAMES if held.get(key) is not None]
+    score, value, step = facts.best_score
+    if score is not None and step is not None:
+        rows.append((f"best {score.replace('_', ' ')}", f"{number(value)}   (step {step:,})"))
     if facts.noise is not None:
         known = f"about {about(facts.noise.scale)} samples over the last {SMOOTHED} steps"
         if facts.noise.recent is not None:

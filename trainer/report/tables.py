@@ -28,10 +28,14 @@ def headlines(facts: Facts) -> list[Tile]:
     launches = f"{len(h.start)} launches" if len(h.start) > 1 else ""
     epochs = f"{newest['epoch']:.3g} epochs" if finite(newest.get("epoch")) else ""
     phases = count(len(facts.boundaries) + 1, "phase") if facts.boundaries else epochs
+    score, value, step = facts.best_score
+    tile: Tile = ("Held-out accuracy", share(held.get("accuracy")), "", examples)
+    if score is not None:
+        tile = (f"Best {score.replace('_', ' ')}", number(value), "", f"step {step:,}" if step else "")
     return [
         ("Training loss", number(newest.get("loss")), "", f"from {number(first[0])}" if first else ""),
         ("Held-out loss", number(held.get("loss")), "", "" if best is None else f"best {number(best)}"),
-        ("Held-out accuracy", share(held.get("accuracy")), "", examples),
+        tile,
         ("Samples", whole(facts.last.get("samples")), "", phases),
         ("Steps", whole(facts.last.get("step")), "", count(len(h.restarts), "restart") if h.restarts else ""),
         ("Global batch", batch, "", batch_note or "samples a step"),

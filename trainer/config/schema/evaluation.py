@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bellwether.trainer.config.schema.section import SAMPLES, STEPS, Count, Section, unit
 from bellwether.trainer.config.units import Duration, IntervalField, TargetField
+from bellwether.trainer.scores import Score
 
 
 class Evaluate(Section):
@@ -22,12 +23,32 @@ class Evaluate(Section):
     target: TargetField | None = Field(
         None, description="the run ends at the first evaluation that reaches this target; null: no target"
     )
+    best: Literal["loss", "accuracy", Score] | None = Field(
+        None,
+        description="score on held-out data, such as accuracy, f1 or matthews: the checkpoint of the best evaluation is kept, besides "
+        "the newest ones, and exported; null: the last one is exported",
+    )
+    patience: Count | None = Field(
+        None,
+        description="in the last phase, the run ends after this many evaluations that are no better than `best`; null: never",
+        json_schema_extra=unit("evaluations"),
+    )
     augment: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
         description="test-time augmentation for images: number of cropped and mirrored views whose predictions are averaged with "
         "those of the original, reported as loss_augmented and accuracy_augmented in addition to the plain values; 0: none",
         json_schema_extra=unit("views"),
     )
+
+    @model_validator(mode="after")
+    def _best(self) -> Evaluate:
+        if self.patience is not None and self.best is None:
+            raise ValueError(
+                "patience: needs the score that is to become better; write evaluate.best, as in best: accuracy"
+            )
+        if self.best is not None and self.every is None:
+            raise ValueError("best: there is only one evaluation; write evaluate.every, as in every: 1 epochs")
+        return self
 
 
 class Checkpoint(Section):

@@ -95,6 +95,11 @@ class Optimizer(Section):
         description="patterns of parameter names that get neither weight decay nor a trust ratio, in addition to biases, vectors and "
         "normalization layers",
     )
+    freeze: list[str] = Field(
+        [],
+        description='patterns of parameter names that are not trained, as in ["model.bert.*"] to train the head first; where a phase changes them, '
+        "the optimizer's state starts anew",
+    )
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         description="factor of the learning rate from each layer to the one below it, 1 for the head and least for the embeddings "

@@ -37,7 +37,7 @@ def builtin(name: str, kind: str, facts: Facts = dict) -> Callable[[Rows], Rows]
 
     Args:
         name: its name in ``data.source``.
-        kind: the ``data.kind`` that it is for. Text needs a column ``text``; images need ``image`` (a `datasets.Image`) and
+        kind: the ``data.kind`` that it is for. Text needs a column ``text``; labelled text ``text`` and ``label``; images need ``image`` (a `datasets.Image`) and
             ``label`` (a `datasets.ClassLabel`).
         facts: see `Builtin`.
     """

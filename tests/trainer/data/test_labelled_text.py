@@ -1,0 +1,179 @@
+"""Labelled text: what a batch holds, how classes are numbered, and what is refused or counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Features, Value
+from pydantic import ValidationError
+
+from bellwether.trainer.config import ConfigError
+from bellwether.trainer.data import labelled_samples
+from bellwether.trainer.data.labelled_text import LabelledText
+from bellwether.trainer.data.loader import train_batches
+from tests.trainer.labelled import save_tokenizer, topics, write
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def make(tmp_path: Path, tokenizer: Path) -> Callable[..., LabelledText]:
+    def config(rows: list[dict[str, Any]], held_out: list[dict[str, Any]] | None = None, **keys: Any) -> LabelledText:
+        features = keys.pop("features", None)
+        files = {"source": write(tmp_path / "train.parquet", rows, features)}
+        if held_out is not None:
+            files["validation"] = write(tmp_path / "dev.parquet", held_out)
+        defaults = {
+            "tokenizer": str(tokenizer),
+            "cache": str(tmp_path / "cache"),
+            "max_overlap": 1.0,
+            "sequence_length": 16,
+        }
+        return LabelledText(kind="labelled-text", **{**files, **defaults, **keys})
+
+    return config
+
+
+def rows_of(labels: list[Any], text: str = "w1 w2 w3") -> list[dict[str, Any]]:
+    return [{"text": f"{text} w{index}", "label": label} for index, label in enumerate(labels)]
+
+
+def test_batch_of_pairs_is_padded_to_a_multiple_of_eight(make: Callable[..., LabelledText]) -> None:
+    rows = [{"a": "w1 w2", "b": "w3", "label": "no"}, {"a": "w4", "b": "w5 w6 w7 w8 w9 w10", "label": "yes"}]
+    dataset = make(rows, rows, text_columns=["a", "b"]).load()
+    assert dataset.labels == ["no", "yes"]
+    batch = dataset.train.batch([0, 1], [0, 0])
+    word = 4  # before the first one there are 5 special tokens
+    short = [2, word + 2, word + 3, 3, word + 4, 3]
+    long = [2, word + 5, 3, *(word + 1 + w for w in range(5, 11)), 3]
+    assert batch["input_ids"].tolist() == [short + [0] * 10, long + [0] * 6]
+    assert batch["attention_mask"].tolist() == [[1] * 6 + [0] * 10, [1] * 10 + [0] * 6]
+    assert batch["token_type_ids"].tolist() == [[0] * 4 + [1] * 2 + [0] * 10, [0] * 3 + [1] * 7 + [0] * 6]
+    assert batch["labels"].tolist() == [0, 1]
+    assert dataset.train.batch([0], [0])["input_ids"].shape == (1, 8)
+
+
+def test_of_a_pair_the_longer_text_is_cut_first(make: Callable[..., LabelledText]) -> None:
+    rows = [{"a": " ".join(["w1"] * 30), "b": "w2 w3", "label": str(n)} for n in range(2)]
+    dataset = make(rows, rows, text_columns=["a", "b"]).load()
+    ids = dataset.train.batch([0], [0])["input_ids"][0].tolist()
+    assert ids == [2, *[6] * 11, 3, 7, 8, 3]
+    assert dataset.summary is not None
+    assert "2 texts longer than data.sequence_length: cut to 16 tokens" in map(str, dataset.summary.source.findings)
+
+
+CLASSES: list[tuple[list[Any], list[str]]] = [
+    (["b", "a", "b", "c"], ["a", "b", "c"]),
+    ([10, 2, 10, 1], ["1", "2", "10"]),  # by number, not by text
+    ([True, False, True, True], ["false", "true"]),
+    (["1", "0", "0", "1"], ["0", "1"]),
+]
+
+
+@pytest.mark.parametrize(("labels", "names"), CLASSES)
+def test_classes_have_a_fixed_order(make: Callable[..., LabelledText], labels: list[Any], names: list[str]) -> None:
+    dataset = make(rows_of(labels), rows_of(labels)).load()
+    assert dataset.labels == names
+    found = dataset.train.batch(range(4), range(4))["labels"]
+    assert [names[i] for i in found] == [
+        str(label).lower() if isinstance(label, bool) else str(label) for label in labels
+    ]
+
+
+def test_class_label_feature_keeps_the_order_of_the_file(make: Callable[..., LabelledText]) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "neutral", "positive"])})
+    config = make(rows_of([2, 0, 2, 1, 0]), features=features, validation_share=0.2)
+    assert config.load().labels == ["negative", "neutral", "positive"]
+
+
+def test_labels_of_a_regression_are_numbers(make: Callable[..., LabelledText]) -> None:
+    dataset = make(rows_of([0, 3, 5]), rows_of([1.5, 2.25, 4.0]), task="regression").load()
+    assert dataset.classes is None
+    assert dataset.labels is None
+    assert dataset.train.batch([0, 1], [0, 0])["labels"].dtype == torch.float32
+    assert dataset.validation.batch([1, 2], [0, 0])["labels"].tolist() == [2.25, 4.0]
+
+
+GOOD = rows_of(["a", "b"])
+REFUSED: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any], str]] = {
+    "column": (GOOD, GOOD, {"text_columns": ["sentence"]}, r"data\.text_columns: 'sentence': no such column in data\.source; it has: text, label"),
+    "label column": (GOOD, rows_of(["a"]), {"label_column": "y"}, r"data\.label_column: 'y': no such column in data\.source"),
+    "no text": ([{"text": 1, "label": "a"}], GOOD, {}, r"data\.text_columns: 'text': holds int64 in data\.source, not text"),
+    "missing label": (rows_of(["a", "b", None]), GOOD, {}, r"row 3 of data\.source has no label \(None\)"),
+    "unlabelled": (rows_of([0, 1]), rows_of([1, -1]), {}, r"row 2 of data\.validation has no label \(-1\)"),
+    "new class": (GOOD, rows_of(["a", "b", "c"]), {}, r"row 3 of data\.validation holds 'c', which is no class of the training data: a, b"),
+    "fractions": (rows_of([0.5, 1.5]), GOOD, {}, r"holds fractions, not classes; write data\.task: regression"),
+    "one class": (rows_of(["a", "a"]), GOOD, {}, r"data\.label_column: 'label': has one class, 'a'"),
+    "lists": (rows_of([["a"], ["b"]]), GOOD, {}, "holds lists, not one label a row"),
+    "words": (GOOD, GOOD, {"task": "regression"}, r"row 1 of data\.source holds 'a', not a number"),
+    "nan": (rows_of([1.0, float("nan")]), rows_of([1.0, 2.0]), {"task": "regression"}, r"row 2 of data\.source holds nan, not a number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_labels_and_columns_are_refused(make: Callable[..., LabelledText], case: str) -> None:
+    rows, held_out, keys, message = REFUSED[case]
+    with pytest.raises(ConfigError, match=message):
+        make(rows, held_out, **keys).load()
+
+
+def test_config_needs_a_tokenizer_and_distinct_columns(make: Callable[..., LabelledText]) -> None:
+    with pytest.raises(ValidationError, match=r"tokenizer: none is named, and no model\.init"):
+        make(GOOD, tokenizer="")
+    with pytest.raises(ValidationError, match="text_columns: 'text' is named twice"):
+        make(GOOD, text_columns=["text", "text"])
+
+
+def test_empty_texts_and_classes_are_counted(make: Callable[..., LabelledText]) -> None:
+    rows = [{"text": "", "label": "a"}, {"text": None, "label": "b"}, {"text": "w1", "label": "a"}]
+    summary = make(rows, GOOD).load().summary
+    assert summary is not None
+    assert summary.source.classes == {"a": 2, "b": 1}
+    assert "2 empty rows: kept" in map(str, summary.source.findings)
+    assert summary.rows_held_out == {"validation": 2}
+
+
+def batches_of(
+    samples: labelled_samples.LabelledSamples, world: int, micro: int, steps: int
+) -> list[list[dict[str, torch.Tensor]]]:
+    """The micro-batches of each rank, for a global batch of 32."""
+    return [
+        list(
+            train_batches(
+                samples, seed=1, start=7, steps=steps, global_batch=32, micro=micro, accumulation=32 // micro // world, rank=rank,
+                world_size=world, workers=0,
+            )
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+
+
+def test_micro_batches_are_of_like_length_and_the_global_batch_is_the_same(make: Callable[..., LabelledText]) -> None:
+    train = make(topics(90), sequence_length=40).load().train
+    assert isinstance(train, labelled_samples.LabelledSamples)
+
+    def texts(batches: list[dict[str, torch.Tensor]]) -> list[tuple[int, ...]]:
+        return sorted(tuple(row[row != 0].tolist()) for batch in batches for row in batch["input_ids"])
+
+    def tokens(ranks: list[list[dict[str, torch.Tensor]]]) -> int:
+        return sum(batch["input_ids"].numel() for batches in ranks for batch in batches)
+
+    whole = batches_of(train, 1, 32, 5)
+    for world, micro in ((1, 4), (2, 4), (4, 2)):
+        split = batches_of(train, world, micro, 5)
+        each = 32 // micro // world
+        for step in range(5):
+            of_step = [batch for rank in split for batch in rank[step * each : (step + 1) * each]]
+            assert texts(of_step) == texts(whole[0][step : step + 1])
+        real = int(np.sum([(b["input_ids"] != 0).sum() for rank in split for b in rank]))
+        assert tokens(split) < 1.3 * real < tokens(whole)

@@ -1,0 +1,69 @@
+"""Scores against their definitions, computed here from counts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bellwether.trainer import scores
+from bellwether.trainer.best import BestEvaluation
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("count", [7, 50, 400])
+def test_scores_of_two_classes(count: int) -> None:
+    labels, predicted = RANDOM.integers(0, 2, (2, count))
+    tp, tn = (int(((labels == c) & (predicted == c)).sum()) for c in (1, 0))
+    fp, fn = int((predicted > labels).sum()), int((predicted < labels).sum())
+    found = scores.score(["no", "yes"], np.eye(2)[predicted], labels)
+    assert found["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    # Matthews 1975.
+    matthews = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert found["matthews"] == pytest.approx(matthews)
+    assert set(found) == {"f1", "matthews"}
+
+
+def test_macro_f1_is_the_mean_over_the_classes() -> None:
+    labels, predicted = RANDOM.integers(0, 4, (2, 100))
+    each = [
+        2 * ((labels == c) & (predicted == c)).sum() / ((labels == c).sum() + (predicted == c).sum()) for c in range(4)
+    ]
+    found = scores.score(list("abcd"), np.eye(4)[predicted], labels)
+    assert found["f1_macro"] == pytest.approx(np.mean(each))
+    by_class = scores.by_class(list("abcd"), predicted, labels)
+    assert [row["f1"] for row in by_class.values()] == pytest.approx(each)
+    assert [row["examples"] for row in by_class.values()] == [(labels == c).sum() for c in range(4)]
+
+
+def test_scores_of_a_regression() -> None:
+    labels = RANDOM.normal(size=60)
+    predicted = labels**3 + 0.1 * RANDOM.normal(size=60)
+    found = scores.score(None, predicted, labels)
+    assert found["pearson"] == pytest.approx(np.corrcoef(predicted, labels)[0, 1])
+    ranks = [np.argsort(np.argsort(side)) for side in (predicted, labels)]
+    assert found["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels"),
+    [(np.ones(5), np.arange(5.0)), (np.arange(5.0), np.ones(5)), (np.array([1.0]), np.array([2.0]))],
+)
+def test_constant_predictions_have_no_correlation(predicted: scores.Array, labels: scores.Array) -> None:
+    assert scores.regression(predicted, labels) == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_lowest_loss_is_the_best() -> None:
+    best = BestEvaluation("loss")
+    assert [best.update(step, {"loss": loss}) for step, loss in enumerate([2.0, 1.0, math.nan, 1.5, 0.5])] == [
+        True, True, False, False, True,
+    ]  # fmt: skip
+    assert (best.step, best.value, best.since) == (4, 0.5, 0)
+
+
+def test_score_that_was_not_measured_is_never_the_best() -> None:
+    best = BestEvaluation("f1")
+    assert not best.update(1, {"loss": 1.0})
+    assert best.step == -1

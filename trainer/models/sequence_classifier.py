@@ -1,0 +1,58 @@
+"""Any sequence classifier of transformers, for fine-tuning on labelled texts and pairs: classes, or a number."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from bellwether.trainer.models.architecture import Architecture
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data import Dataset
+    from bellwether.trainer.models.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+class SequenceClassifier(Architecture):
+    """A pretrained encoder with a new head, which predicts the class of a text or pair, or a number for it."""
+
+    data_kind: ClassVar[str] = "labelled-text"
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    assumed_mfu: ClassVar[float] = 0.35
+    assumed_classes: ClassVar[int] = 2
+
+    kind: Literal["sequence-classifier"]
+
+    def build(self, dataset: Dataset, activation_checkpointing: bool) -> Task:
+        from bellwether.trainer.models import pretrained
+        from bellwether.trainer.models.tasks import SequenceClassification
+
+        config = pretrained.make_config(self, **pretrained.text_keys(self, dataset), **_of_labels(dataset))
+        self._compare_classes(dataset.labels or [])
+        model = pretrained.build(self, config)
+        if activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return SequenceClassification(model)
+
+    def _compare_classes(self, names: list[str]) -> None:
+        """Say that a pretrained head of as many classes was trained on others."""
+        trained = list((self.keys().get("id2label") or {}).values()) if self.init is not None else []
+        is_named = any(name != f"LABEL_{index}" for index, name in enumerate(trained))
+        if is_named and len(trained) == len(names) and trained != names:
+            log.warning(
+                "the head of %s predicts %s, and its rows now begin as %s",
+                self.init,
+                ", ".join(trained),
+                ", ".join(names),
+            )
+
+
+def _of_labels(dataset: Dataset) -> dict[str, Any]:
+    if dataset.labels is None:
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "id2label": dict(enumerate(dataset.labels)),
+        "label2id": {name: index for index, name in enumerate(dataset.labels)},
+        "problem_type": "single_label_classification",
+    }

@@ -1,0 +1,79 @@
+"""Scores of predictions on held-out data, as the GLUE benchmark defines them (Wang et al. 2018, 1804.07461, table 1)."""
+
+from __future__ import annotations
+
+import typing
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+#: Scores that an evaluation may report besides loss and accuracy. All of them are better when higher.
+Score = Literal["f1", "f1_macro", "matthews", "pearson", "spearman"]
+NAMES: tuple[str, ...] = typing.get_args(Score)
+
+
+def score(classes: Sequence[str] | None, predictions: Array, labels: Array) -> dict[str, float]:
+    """The scores of a classification or, without classes, of a regression."""
+    if classes is None:
+        return regression(predictions, labels)
+    return classification(predictions.argmax(axis=1), labels, len(classes))
+
+
+def classification(predicted: Array, labels: Array, classes: int) -> dict[str, float]:
+    """Matthews' correlation, and F1: of two classes that of class 1, of more the mean over the classes that occur.
+
+    Args:
+        predicted, labels: class numbers, [N], [N].
+
+    >>> import numpy as np
+    >>> classification(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]), 2)
+    {'f1': 0.6666666666666666, 'matthews': 0.5773502691896258}
+    """
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    if classes == 2:
+        f1 = {"f1": float(f1_score(labels, predicted, pos_label=1, zero_division=0))}
+    else:
+        f1 = {"f1_macro": float(f1_score(labels, predicted, average="macro", zero_division=0))}
+    return {**f1, "matthews": float(matthews_corrcoef(labels, predicted))}
+
+
+def regression(predicted: Array, labels: Array) -> dict[str, float]:
+    """Pearson's and Spearman's correlation; 0 where either side is constant, for which they are not defined.
+
+    >>> import numpy as np
+    >>> regression(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))["spearman"]
+    1.0
+    """
+    from scipy.stats import pearsonr, spearmanr
+
+    if len(labels) < 2 or any((side == side[0]).all() for side in (predicted, labels)):
+        return {"pearson": 0.0, "spearman": 0.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nearly constant predictions, as those of a model before its training
+        return {
+            "pearson": float(pearsonr(predicted, labels).statistic),
+            "spearman": float(spearmanr(predicted, labels).statistic),
+        }
+
+
+def by_class(classes: Sequence[str], predicted: Array, labels: Array) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and number of examples of each class, by its name.
+
+    >>> import numpy as np
+    >>> by_class(["a", "b"], np.array([0, 1, 1]), np.array([0, 1, 0]))["b"]
+    {'precision': 0.5, 'recall': 1.0, 'f1': 0.6666666666666666, 'examples': 1}
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    table = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0)
+    keys = ("precision", "recall", "f1")
+    return {
+        name: {**{key: float(table[row][index]) for row, key in enumerate(keys)}, "examples": int(table[3][index])}
+        for index, name in enumerate(classes)
+    }
