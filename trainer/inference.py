@@ -18,11 +18,12 @@ from torch import Tensor
 
 from bellwether.trainer import models, scores
 from bellwether.trainer.config import ConfigError, load, phases
-from bellwether.trainer.data import Dataset, Samples, labelled_samples, tokenizer
+from bellwether.trainer.data import Dataset, Samples, labelled_rows, labelled_samples, text_sources, tokenizer
+from bellwether.trainer.data.labelled_rows import LabelledRows
 from bellwether.trainer.data.labelled_text import LabelledText
 from bellwether.trainer.data.labels import Classes, Numbers, classes_of
 from bellwether.trainer.data.loader import evaluation_batches
-from bellwether.trainer.data.sources import locate
+from bellwether.trainer.data.text_sources import TextSource
 from bellwether.trainer.models.tasks import SequenceClassification, Task
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Classifier:
         Raises:
             ConfigError: if the rows cannot be read, or a label is no class of the model.
         """
-        rows = labelled_samples.checked(locate(self.config).open(), self.config, "data.source")
+        rows = labelled_rows.read(self.config, self._source())
         losses, predictions, labels = self._run(rows, self._labels(rows), batch, device)
         found = {"loss": float(losses.mean()), **scores.score(self.names, predictions, labels)}
         if self.names is None:
@@ -103,10 +104,10 @@ class Classifier:
 
     def predictions(self, batch: int, device: str) -> Iterator[dict[str, Any]]:
         """Each row with ``prediction``, and for classes with the ``probability`` of the predicted one."""
-        rows = locate(self.config).open()
-        texts = labelled_samples.checked(rows, self.config, "data.source", labelled=False)
-        _, predictions, _ = self._run(texts, None, batch, device)
-        for row, predicted in zip(texts, predictions, strict=True):
+        rows = labelled_rows.read(self.config, self._source(), labelled=False)
+        _, predictions, _ = self._run(rows, None, batch, device)
+        for texts, predicted in zip(rows.texts, predictions, strict=True):
+            row = dict(zip(self.config.text_columns, texts, strict=True))
             if self.names is None:
                 yield {**row, "prediction": float(predicted)}
             else:
@@ -118,14 +119,17 @@ class Classifier:
                     "probability": float(probabilities[best] / probabilities.sum()),
                 }
 
-    def _labels(self, rows: Any) -> Classes | Numbers:
+    def _source(self) -> TextSource:
+        return text_sources.locate(self.config, "data.source", self.config.source)
+
+    def _labels(self, rows: LabelledRows) -> Classes | Numbers:
         """How the labels of the rows name the model's classes: by name, or else by number."""
         column = self.config.label_column
         if self.names is None:
             return Numbers(column)
-        found = classes_of(rows, self.config, fewest=1)
+        found = classes_of(rows.labels, rows.named, self.config, fewest=1)
         assert isinstance(found, Classes)
-        if found.by_number:
+        if found.order is not None:
             # The file has an order of its own.
             if unknown := [name for name in found.names if name not in self.names]:
                 problem = f"the file has the class {unknown[0]!r}, and the model {', '.join(self.names[:10])}"
@@ -141,14 +145,12 @@ class Classifier:
         return Classes(column, self.names)
 
     def _run(
-        self, rows: Any, labels: Classes | Numbers | None, batch: int, device: str
+        self, rows: LabelledRows, labels: Classes | Numbers | None, batch: int, device: str
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
         """Losses [N], predictions [N, ...] and labels [N] of all rows."""
         with tempfile.TemporaryDirectory(prefix="bellwether-") as temporary:
-            written = labelled_samples.write(
-                self.config, self.words, rows, labels, Path(temporary), "rows", "data.source"
-            )
-            for found in written.summary().findings:
+            labelled_samples.write(self.config, self.words, rows, labels, Path(temporary), "rows")
+            for found in rows.summary.findings:
                 log.warning("%s", found)
             samples = labelled_samples.samples(self.config, self.words, Path(temporary), "rows")
             return (*outputs(self.task, samples, batch, device), np.array(samples.labels))
@@ -185,7 +187,9 @@ def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> R
     last = phases(config)[-1]
     dataset: Dataset = last.data.load()
     task = models.build(last.model, dataset)
-    task.model = type(task.model).from_pretrained(export, use_safetensors=True, dtype=torch.float32)
+    # Into the model of the task, which has hooks.
+    trained = type(task.model).from_pretrained(export, use_safetensors=True, dtype=torch.float32)
+    task.model.load_state_dict(trained.state_dict())
     losses, correct = outputs(task, dataset.validation, batch, device)
     accuracy = float(correct.mean()) if correct.ndim == 1 else float("nan")
     return Results({"loss": float(losses.mean()), "accuracy": accuracy, "examples": len(losses)}, {})

@@ -26,7 +26,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN_OR_FOLDER", help="a run directory, an export, or a folder with a model")
     parser.add_argument(
         "--text-columns",
-        metavar="NAME[,NAME]",
+        metavar="NAMES",
         type=lambda text: text.split(","),
         help="default: those of the run, or text",
     )

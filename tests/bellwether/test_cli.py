@@ -28,6 +28,8 @@ SHORTEST = {
     "lr-find": ["CONFIG"],
     "sweep": ["SWEEP"],
     "report": ["PATH"],
+    "evaluate": ["RUN_OR_FOLDER"],
+    "predict": ["RUN_OR_FOLDER", "--data=FILE", "--output=FILE"],
     "fit": ["FILE"],
     "convert": ["FROM", "TO"],
     "recipe": [],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +14,19 @@ import torch
 from torch import Tensor
 
 from bellwether.trainer import scores
-from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import Dataset, tokenizer
+from bellwether.trainer.data import Dataset, labelled_rows, text_sources, tokenizer
 from bellwether.trainer.data.cache import digest, prepared
+from bellwether.trainer.data.labelled_rows import LabelledRows
 from bellwether.trainer.data.labels import Classes, Numbers, classes_of
-from bellwether.trainer.data.sources import locate, split
-from bellwether.trainer.data.summary import DataSummary, SourceSummary
-from bellwether.trainer.data.text_facts import TextFacts
+from bellwether.trainer.data.sources import split
+from bellwether.trainer.data.summary import DataSummary
+from bellwether.trainer.data.text_sources import TextSource
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.labelled_text import LabelledText
 
 _REVISION = 1
+_CLASSES = "classes.json"
 _ROWS = 1000  # tokenized at a time
 _MULTIPLE = 8  # of which a padded length is one, for tensor cores
 
@@ -100,33 +101,19 @@ class LabelledSamples:
 def load(config: LabelledText) -> Dataset:
     """Prepares labelled text. See `bellwether.trainer.data.load`."""
     words = tokenizer.given(config)
-    sources = {"data.source": locate(config)}
+    sources = {"data.source": text_sources.locate(config, "data.source", config.source)}
     if config.validation is not None:
-        sources["data.validation"] = locate(config, "data.validation")
-
-    def build(folder: Path) -> None:
-        rows = {key: checked(source.open(), config, key) for key, source in sources.items()}
-        labels = classes_of(rows["data.source"], config)
-        train, held_out, key = rows["data.source"], rows.get("data.validation"), "data.validation"
-        if held_out is None:
-            of_train, of_held_out = split(len(train), config)
-            train, held_out, key = train.select(of_train), train.select(of_held_out), "data.source"
-        parts = (
-            write(config, words, train, labels, folder, "train", "data.source"),
-            write(config, words, held_out, labels, folder, "validation", key),
-        )
-        _summary(config, *parts).write(folder)
-        (folder / "classes.json").write_text(json.dumps(labels.names), encoding="utf-8")
-
+        sources["data.validation"] = text_sources.locate(config, "data.validation", config.validation)
     key = {
         "revision": _REVISION, "sources": {key: source.fingerprint for key, source in sources.items()},
-        "columns": [*config.text_columns, config.label_column], "task": config.task, "length": config.sequence_length,
+        "columns": [*config.text_columns, config.label_column, *config.column_names], "task": config.task,
+        "encoding": config.encoding, "length": config.sequence_length, "tokenizer": digest(words.backend_tokenizer.to_str()),
         "share": None if config.validation is not None else config.validation_share,
-        "tokenizer": digest(words.backend_tokenizer.to_str()),
     }  # fmt: skip
-    entry = prepared(config.cache, "labelled", key, build)
-    names = json.loads((entry / "classes.json").read_text(encoding="utf-8"))
+    entry = prepared(config.cache, "labelled", key, lambda folder: _prepare(config, words, sources, folder))
+    names = json.loads((entry / _CLASSES).read_text(encoding="utf-8"))
     summary = DataSummary.read(entry)
+    summary.name = config.source
     summary.source.add(sources["data.source"].listing)
     if "data.validation" in sources:
         summary.held_out["validation"].add(sources["data.validation"].listing)
@@ -146,104 +133,61 @@ def samples(config: LabelledText, words: Any, folder: Path, part: str) -> Labell
     )
 
 
-def checked(rows: Any, config: LabelledText, key: str, labelled: bool = True) -> Any:
-    """The rows with the columns that the config names, and no others.
-
-    Raises:
-        ConfigError: if there are no rows, or a column is missing or holds no text.
-    """
-    for option, column in _columns(config, labelled):
-        if column not in rows.column_names:
-            have = ", ".join(rows.column_names)
-            raise ConfigError(f"data.{option}", column, f"no such column in {key}", f"it has: {have}")
-        dtype = getattr(rows.features[column], "dtype", rows.features[column])
-        if option == "text_columns" and dtype not in ("string", "large_string", "null"):
-            raise ConfigError("data.text_columns", column, f"holds {dtype} in {key}, not text", "name another column")
-    if not len(rows):
-        value = config.source if key == "data.source" else config.validation
-        raise ConfigError(key, value, "has no rows", "name other data")
-    return rows.select_columns([column for _, column in _columns(config, labelled)])
-
-
-def _columns(config: LabelledText, labelled: bool) -> Iterator[tuple[str, str]]:
-    yield from (("text_columns", column) for column in config.text_columns)
-    if labelled:
-        yield "label_column", config.label_column
-
-
-def _summary(config: LabelledText, train: Written, held_out: Written) -> DataSummary:
-    summary = DataSummary("labelled-text", config.source, train.summary())
-    if config.validation is not None:
-        summary.held_out["validation"] = held_out.summary()
+def _prepare(config: LabelledText, words: Any, sources: Mapping[str, TextSource], folder: Path) -> None:
+    train = labelled_rows.read(config, sources["data.source"])
+    labels = classes_of(train.labels, train.named, config)
+    summary = DataSummary("labelled-text", config.source, train.summary)
+    if "data.validation" in sources:
+        held_out = labelled_rows.read(config, sources["data.validation"])
+        summary.held_out["validation"] = held_out.summary
     else:
-        summary.source.add(held_out.summary())
-    summary.rows_train, summary.rows_held_out = train.texts.rows, {"validation": held_out.texts.rows}
-    summary.duplicates_train = train.texts.duplicates()
-    summary.overlap = {"validation": held_out.texts.also_in(train.texts)}
-    return summary
-
-
-@dataclass
-class Written:
-    """What `write` has read: counts of the texts, of those that were cut, and of the labels by class."""
-
-    texts: TextFacts
-    cut: int
-    length: int
-    classes: dict[str, int]
-
-    def summary(self) -> SourceSummary:
-        summary = self.texts.summary()
-        summary.classes = self.classes
-        for found in summary.findings:  # an empty text keeps its label
-            found.done = "kept" if found.what == "empty rows" else found.done
-        if self.cut:
-            summary.note("texts longer than data.sequence_length", f"cut to {self.length} tokens", count=self.cut)
-        for name in (name for name, count in self.classes.items() if not count):
-            summary.note("classes without rows", "kept", name)
-        return summary
+        of_train, of_held_out = split(len(train), config)
+        train, held_out = train.select(of_train), train.select(of_held_out)
+    for part, rows in (("train", train), ("validation", held_out)):
+        write(config, words, rows, labels, folder, part)
+    hashes = train.hashes()
+    summary.rows_train, summary.rows_held_out = len(train), {"validation": len(held_out)}
+    summary.duplicates_train = len(hashes) - len(np.unique(hashes))
+    summary.overlap = {"validation": int(np.isin(held_out.hashes(), hashes).sum())}
+    summary.write(folder)
+    (folder / _CLASSES).write_text(json.dumps(labels.names), encoding="utf-8")
 
 
 def write(
-    config: LabelledText, words: Any, rows: Any, labels: Classes | Numbers | None, folder: Path, part: str, key: str
-) -> Written:
-    """Tokenize rows into files of a folder.
+    config: LabelledText, words: Any, rows: LabelledRows, labels: Classes | Numbers | None, folder: Path, part: str
+) -> None:
+    """Tokenize rows into files of a folder. Adds tokens, cut texts and classes to the summary of the rows.
 
     Args:
         labels: converts labels to numbers; None: the rows have none.
-        key: where the rows come from, for messages.
 
     Raises:
         ConfigError: if a label is missing, or is no class of `labels`.
     """
-    ends: list[npt.NDArray[np.int64]] = []
-    values: list[npt.NDArray[Any]] = []
-    facts, total, cut, first = TextFacts(words.unk_token_id), 0, 0, 0
+    numbers = np.zeros(len(rows), np.int64) if labels is None else labels.numbers(rows.labels, rows.places)
+    lengths: list[int] = []
+    summary = rows.summary
     with (folder / f"{part}-ids.bin").open("wb") as ids, (folder / f"{part}-types.bin").open("wb") as types:
-        for batch in rows.iter(batch_size=_ROWS):
-            texts = [[text or "" for text in batch[column]] for column in config.text_columns]
-            for _ in facts.reading("\t".join(pair) for pair in zip(*texts, strict=True)):
-                pass
+        for first in range(0, len(rows), _ROWS):
+            texts = [list(column) for column in zip(*rows.texts[first : first + _ROWS], strict=True)]
             encoded = words(*texts, truncation="longest_first", max_length=config.sequence_length)
-            cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
             tokens = [np.array(row, dtype=np.uint32) for row in encoded["input_ids"]]
             ids.write(np.concatenate(tokens).tobytes())
             types.writelines(bytes(row) for row in encoded.get("token_type_ids", ()))
-            ends.append(total + np.cumsum([len(row) for row in tokens]))
-            facts.count(np.concatenate(tokens))
-            total = int(ends[-1][-1])
-            column = batch[config.label_column] if labels is not None else [0] * len(tokens)
-            values.append(np.array(column) if labels is None else labels.numbers(column, key, first))
-            first += len(tokens)
+            lengths += [len(row) for row in tokens]
+            summary.tokens += sum(map(len, tokens))
+            summary.unknown_tokens += sum(int(np.count_nonzero(row == words.unk_token_id)) for row in tokens)
+            if cut := sum(bool(encoding.overflowing) for encoding in encoded.encodings):
+                summary.note(
+                    "texts longer than data.sequence_length", f"cut to {config.sequence_length} tokens", count=cut
+                )
         has_types = types.tell() > 0
     if not has_types:
         (folder / f"{part}-types.bin").unlink()
-    np.save(folder / f"{part}-ends.npy", np.concatenate(ends))
-    np.save(folder / f"{part}-labels.npy", np.concatenate(values))
-    names = labels.names if labels is not None else None
-    counts = (
-        {}
-        if names is None
-        else dict(zip(names, np.bincount(np.concatenate(values), minlength=len(names)).tolist(), strict=True))
-    )
-    return Written(facts, cut, config.sequence_length, counts)
+    np.save(folder / f"{part}-ends.npy", np.cumsum(lengths))
+    np.save(folder / f"{part}-labels.npy", numbers)
+    if labels is not None and labels.names is not None:
+        for name, count in zip(labels.names, np.bincount(numbers, minlength=len(labels.names)).tolist(), strict=True):
+            summary.classes[name] = summary.classes.get(name, 0) + count
+            if part == "train" and not count:
+                summary.note("classes without rows to train on", "kept", name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,29 +29,19 @@ class Classes:
     names: list[str]
     order: list[int] | None = None
 
-    @property
-    def by_number(self) -> bool:
-        return self.order is not None
-
-    def numbers(self, values: Sequence[Any], key: str, first: int) -> npt.NDArray[np.int64]:
+    def numbers(self, labels: Sequence[Any], places: Sequence[str]) -> npt.NDArray[np.int64]:
         """The number of each label's class.
 
-        Args:
-            key: where the rows come from, for messages.
-            first: number of the first row.
-
         Raises:
-            ConfigError: naming the first row whose label is missing or no class of the training data.
+            ConfigError: naming the place of the first label that is missing or no class of the training data.
         """
         known: dict[Any, int] = {name: index for index, name in enumerate(self.names)}
         if self.order is not None:
             known = dict(enumerate(self.order))
-        found = [known.get(label_name(value) if self.order is None else value, -1) for value in values]
+        found = [known.get(label_name(label) if self.order is None else label, -1) for label in labels]
         if -1 in found:
             row = found.index(-1)
-            raise ConfigError(
-                "data.label_column", self.column, *_fault(values[row], f"row {first + row + 1:,} of {key}", self.names)
-            )
+            raise ConfigError("data.label_column", self.column, *_fault(labels[row], places[row], self.names))
         return np.array(found, dtype=np.int64)
 
 
@@ -61,64 +52,77 @@ class Numbers:
     column: str
     names: None = None
 
-    def numbers(self, values: Sequence[Any], key: str, first: int) -> npt.NDArray[np.float32]:
+    def numbers(self, labels: Sequence[Any], places: Sequence[str]) -> npt.NDArray[np.float32]:
         """The labels as float32.
 
         Raises:
-            ConfigError: naming the first row whose label is missing or no finite number.
+            ConfigError: naming the place of the first label that is missing or no finite number.
         """
-        for row, value in enumerate(values):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                problem = f"row {first + row + 1:,} of {key} holds {value!r}, not a number"
-                raise ConfigError(
-                    "data.label_column", self.column, problem, "correct the row, or write data.task: classification"
-                )
-        return np.array(values, dtype=np.float32)
+        found = [_number(label) for label in labels]
+        if None in found:
+            row = found.index(None)
+            problem = f"{places[row]} holds {labels[row]!r}, not a number"
+            raise ConfigError(
+                "data.label_column", self.column, problem, "correct the row, or write data.task: classification"
+            )
+        return np.array(found, dtype=np.float32)
 
 
-def label_name(value: Any) -> str | None:
+def label_name(label: Any) -> str | None:
     """The name of a class, from a label as it was read; None where there is no label."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if label is None or label == "" or (isinstance(label, float) and math.isnan(label)):
         return None
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(label).lower() if isinstance(label, bool) else str(label)
 
 
-def classes_of(rows: Any, config: LabelledText, fewest: int = 2) -> Classes | Numbers:
+def classes_of(
+    labels: Sequence[Any], named: Sequence[str] | None, config: LabelledText, fewest: int = 2
+) -> Classes | Numbers:
     """The classes of the training rows, or that labels are numbers.
 
+    Classes are in the order that the file defines, else in that of their numbers, else of their names.
+
     Args:
+        named: the names that the file gives to the numbers in its column.
         fewest: the smallest number of classes that is accepted.
 
-    Classes are in the order that the file defines (`datasets.ClassLabel`), else in that of their numbers, else of their names.
-
     Raises:
-        ConfigError: if there are fewer classes, or the labels of a classification are fractions.
+        ConfigError: if there are fewer classes, or the labels of a classification are fractions or lists.
     """
     column = config.label_column
     if config.task == "regression":
         return Numbers(column)
-    feature = rows.features[column]
-    if hasattr(feature, "names"):
-        return Classes(column, list(feature.names), order=list(range(len(feature.names))))
-    dtype = str(getattr(feature, "dtype", "list"))
-    if dtype.startswith(("float", "double", "decimal")):
+    if named is not None:
+        return Classes(column, list(named), order=list(range(len(named))))
+    strange = next((label for label in labels if not isinstance(label, str | bool | int | None)), None)
+    if isinstance(strange, float) and not math.isnan(strange):
         problem, advice = "holds fractions, not classes", "write data.task: regression, or name another column"
         raise ConfigError("data.label_column", column, problem, advice)
-    if not dtype.startswith(("string", "large_string", "int", "uint", "bool", "null")):
-        raise ConfigError("data.label_column", column, f"holds {dtype}s, not one label a row", "name another column")
-    values = {value for value in rows.unique(column) if value is not None}
-    names = [str(label_name(value)) for value in sorted(values)]
+    if strange is not None and not isinstance(strange, float):
+        problem = f"holds {type(strange).__name__}s, not one label a row"
+        raise ConfigError("data.label_column", column, problem, "name another column")
+    names = sorted({name for name in map(label_name, labels) if name is not None})
+    if all(re.fullmatch(r"-?\d+", name) for name in names):
+        names.sort(key=int)
     if len(names) < fewest:
         problem = f"has {'one class, ' + repr(names[0]) if names else 'no labels'}"
         raise ConfigError("data.label_column", column, problem, "name another column, or other data")
     return Classes(column, names)
 
 
-def _fault(value: Any, where: str, names: Sequence[str]) -> tuple[str, str]:
-    if label_name(value) is None or value == -1:
-        return f"{where} has no label ({value!r})", "remove unlabelled rows, or name other data"
+def _number(label: Any) -> float | None:
+    try:
+        value = float(label) if isinstance(label, int | float | str) and not isinstance(label, bool) else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _fault(label: Any, where: str, names: Sequence[str]) -> tuple[str, str]:
+    if label_name(label) is None or label == -1:
+        return f"{where} has no label ({label!r})", "remove unlabelled rows, or name other data"
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     return (
-        f"{where} holds {value!r}, which is no class of the training data: {shown}",
+        f"{where} holds {label!r}, which is no class of the training data: {shown}",
         "correct the row, or name other data",
     )

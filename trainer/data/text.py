@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _MOST_MASKED = 0.45  # of a row: with separators, at least half of its tokens can be masked
 
 
-def _encoding(name: str) -> str:
+def encoding_name(name: str) -> str:
+    """Checks ``data.encoding``."""
     try:
         is_of_text = name == "auto" or codecs.lookup(name)._is_text_encoding
     except (LookupError, ValueError):
@@ -40,7 +41,7 @@ class TextData(DataConfig):
         "python-docs", description="python-docs (built in), a file, folder or glob, or the name of a hub dataset"
     )
     column: str = Field("text", description="name of the text column")
-    encoding: Annotated[str, AfterValidator(_encoding)] = Field(
+    encoding: Annotated[str, AfterValidator(encoding_name)] = Field(
         "auto", description="encoding of the files, such as latin-1; auto: by their byte order mark, else UTF-8"
     )
     documents: Literal["auto", "lines", "paragraphs", "files"] = Field(

@@ -14,6 +14,7 @@ from bellwether.trainer.data.summary import SourceSummary
 from bellwether.trainer.data.transient import await_path
 
 if TYPE_CHECKING:
+    from bellwether.trainer.data.labelled_text import LabelledText
     from bellwether.trainer.data.text import TextData
 
 
@@ -37,7 +38,7 @@ class TextSource:
     listing: SourceSummary = field(default_factory=SourceSummary)
 
 
-def locate(config: TextData, key: str, name: str) -> TextSource:
+def locate(config: TextData | LabelledText, key: str, name: str) -> TextSource:
     """Finds the text that a key names.
 
     Args:
@@ -48,7 +49,7 @@ def locate(config: TextData, key: str, name: str) -> TextSource:
         ConfigError: if it does not exist, or is no text.
     """
     held_out = key != "data.source"
-    of_builtin = builtin.find("text", config.source) if config.format == "auto" else None
+    of_builtin = builtin.find(config.kind, config.source) if config.format == "auto" else None
     if of_builtin is not None and not held_out:
         return TextSource(key, name, of_builtin.fingerprint, rows=of_builtin.rows)
     if config.format == "hub" or (config.format == "auto" and of_builtin is None and not _is_path(config.source)):
@@ -62,9 +63,9 @@ def locate(config: TextData, key: str, name: str) -> TextSource:
     return TextSource(key, name, {"text": files_fingerprint([file for file, _ in files])}, tuple(files), None, found)
 
 
-def is_local(config: TextData) -> bool:
+def is_local(config: TextData | LabelledText) -> bool:
     """Whether the text can be read without access to a hub."""
-    built_in = config.format == "auto" and builtin.find("text", config.source) is not None
+    built_in = config.format == "auto" and builtin.find(config.kind, config.source) is not None
     return built_in or (config.format != "hub" and _is_path(config.source))
 
 
@@ -72,7 +73,9 @@ def _is_path(name: str) -> bool:
     return formats.of(Path(name)) is not None or sources.is_path(name)
 
 
-def _files(config: TextData, key: str, name: str, found: SourceSummary) -> list[tuple[Path, formats.TextFormat]]:
+def _files(
+    config: TextData | LabelledText, key: str, name: str, found: SourceSummary
+) -> list[tuple[Path, formats.TextFormat]]:
     """The files to read, each with its format. All others are counted as ignored."""
     known = formats.known_suffixes()
     files = sources.files_of(name, (*known, *sources.IMAGE_SUFFIXES), key, found)
@@ -88,6 +91,8 @@ def _files(config: TextData, key: str, name: str, found: SourceSummary) -> list[
     if chosen:
         return chosen
     if config.format == "imagefolder" or listing.select(files, sources.IMAGE_SUFFIXES, SourceSummary()):
-        raise ConfigError(key, name, "is imagefolder, but data.kind is text", "name other data, or set data.kind")
+        raise ConfigError(
+            key, name, f"is imagefolder, but data.kind is {config.kind}", "name other data, or set data.kind"
+        )
     problem = f"what is a {files[0].suffix or 'plain'} file?"
     raise ConfigError(key, name, problem, f"set data.format, or name files that end in {' '.join(known)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bellwether.trainer.models.architecture import Architecture
@@ -10,8 +9,6 @@ from bellwether.trainer.models.architecture import Architecture
 if TYPE_CHECKING:
     from bellwether.trainer.data import Dataset
     from bellwether.trainer.models.tasks import Task
-
-log = logging.getLogger(__name__)
 
 
 class SequenceClassifier(Architecture):
@@ -28,23 +25,24 @@ class SequenceClassifier(Architecture):
         from bellwether.trainer.models import pretrained
         from bellwether.trainer.models.tasks import SequenceClassification
 
+        pretrained.check_tokenizer(self, dataset.tokenizer)
         config = pretrained.make_config(self, **pretrained.text_keys(self, dataset), **_of_labels(dataset))
+        pretrained.check_length(config, dataset)
         self._compare_classes(dataset.labels or [])
         model = pretrained.build(self, config)
         if activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            pretrained.checkpoint_activations(model)
         return SequenceClassification(model)
 
     def _compare_classes(self, names: list[str]) -> None:
         """Say that a pretrained head of as many classes was trained on others."""
+        from bellwether.trainer.models import pretrained
+
         trained = list((self.keys().get("id2label") or {}).values()) if self.init is not None else []
         is_named = any(name != f"LABEL_{index}" for index, name in enumerate(trained))
         if is_named and len(trained) == len(names) and trained != names:
-            log.warning(
-                "the head of %s predicts %s, and its rows now begin as %s",
-                self.init,
-                ", ".join(trained),
-                ", ".join(names),
+            pretrained.say(
+                f"the head of {self.init} predicts {', '.join(trained)}, and is trained further as {', '.join(names)}"
             )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bellwether.trainer.config import ConfigError
+from bellwether.trainer.config.schema import ModelConfig
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.models import pretrained
 from bellwether.trainer.models.architecture import Architecture
@@ -39,6 +40,11 @@ class Classifier(Architecture):
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     data_kind: ClassVar[str] = "text"
     kind: Literal["classifier-of-test"] = "classifier-of-test"
+
+
+# They have registered themselves, and the reference of keys would list them.
+for _kind in ("encoder-of-test", "classifier-of-test"):
+    ModelConfig.kinds().pop(_kind)
 
 
 def build(section: Architecture, vocabulary: int = 100, seed: int = 0, **changes: Any) -> Any:

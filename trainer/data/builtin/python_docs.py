@@ -84,8 +84,9 @@ def _docstrings() -> Iterator[tuple[Path, str]]:
         except SyntaxError:
             continue  # a template, or a file with deliberate errors
         for node in ast.walk(tree):
-            is_documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            if is_documented and (text := _clean(ast.get_docstring(node) or "")):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if text := _clean(ast.get_docstring(node) or ""):
                 yield path, text
 
 

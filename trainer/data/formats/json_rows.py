@@ -24,9 +24,13 @@ _BLOCK = 1 << 20  # characters
 
 
 def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str | None]:
+    return texts(rows(file, options, summary), options.column, summary, file)
+
+
+def rows(file: Path, options: Options, summary: SourceSummary) -> Iterator[tuple[str, Any]]:
+    """The rows of a file as they were parsed, each with the place where it is."""
     suffixes = [s.lower() for s in file.suffixes if s.lower() not in COMPRESSION]
-    rows = _objects(file, options, summary) if suffixes[-1:] == [".json"] else _lines(file, options, summary)
-    return texts(rows, options.column, summary, file)
+    return _objects(file, options, summary) if suffixes[-1:] == [".json"] else _lines(file, options, summary)
 
 
 def texts(rows: Iterator[tuple[str, Any]], column: str, summary: SourceSummary, file: Path) -> Iterator[str | None]:

@@ -1,0 +1,128 @@
+"""Rows with several columns, from files of any format that has columns, a hub dataset, or a built-in one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data import formats
+from bellwether.trainer.data.formats import delimited, json_rows, values
+from bellwether.trainer.data.summary import SourceSummary
+from bellwether.trainer.data.text_sources import TextSource
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data.labelled_text import LabelledText
+
+Row = tuple[str, dict[str, Any]]  # the place of a row, and its values by column
+
+_BATCH = 1000
+
+
+def read(config: LabelledText, source: TextSource, columns: Sequence[str], summary: SourceSummary) -> Iterator[Row]:
+    """The rows, with the columns of these names. A row may lack some of them, but not all rows.
+
+    Raises:
+        ConfigError: if a file cannot be read, has no columns, or lacks one.
+    """
+    if source.rows is not None:
+        yield from _of_dataset(source.rows(), columns, source.key)
+        return
+    options = formats.Options(columns[0], config.encoding)
+    for file, form in source.files:
+        try:
+            yield from _of_file(file, form.name, options, columns, config.column_names, summary)
+        except formats.NoColumn as error:
+            column = next((c for c in columns if c not in map(str, error.args[2])), columns[0])
+            raise ConfigError(
+                f"data.{config.key_of(column)}", column, f"{file} {error.problem}", error.advice
+            ) from error
+        except formats.Unreadable as error:
+            raise ConfigError(
+                source.key, source.name, f"{file} cannot be read: {error.problem}", error.advice
+            ) from error
+
+
+def class_names(source: TextSource, column: str) -> list[str] | None:
+    """The names that a file or dataset gives to the numbers in a column (`datasets.ClassLabel`), or None."""
+    if source.rows is not None:
+        return getattr(source.rows().features.get(column), "names", None)
+    if not source.files or source.files[0][1].name != "parquet":
+        return None
+    from datasets import Features
+    from pyarrow import parquet
+
+    features = Features.from_arrow_schema(parquet.read_schema(source.files[0][0]))
+    return getattr(features.get(column), "names", None)
+
+
+def _of_file(
+    file: Path,
+    form: str,
+    options: formats.Options,
+    columns: Sequence[str],
+    header: Sequence[str],
+    summary: SourceSummary,
+) -> Iterator[Row]:
+    if not file.stat().st_size:
+        summary.note("empty files", "left out", str(file))
+    elif form == "csv":
+        yield from delimited.rows(file, options, summary, columns, header)
+    elif form == "json":
+        yield from _of_json(file, options, columns, summary)
+    elif form == "parquet":
+        yield from _of_parquet(file, columns)
+    else:
+        raise formats.Unreadable(file, "has no columns", "write the rows to a .csv, .tsv, .jsonl or .parquet file")
+
+
+def _of_json(file: Path, options: formats.Options, columns: Sequence[str], summary: SourceSummary) -> Iterator[Row]:
+    seen: set[str] = set()
+    known: list[Any] = []
+    for where, row in json_rows.rows(file, options, summary):
+        if not isinstance(row, dict):
+            summary.unreadable(f"{where}: holds {type(row).__name__}, not an object")
+            continue
+        known = known or list(row)
+        found = {column: values.find(row, column) for column in columns}
+        seen |= {column for column, value in found.items() if value is not values.MISSING}
+        yield where, {column: value for column, value in found.items() if value is not values.MISSING}
+    if missing := [column for column in columns if column not in seen]:
+        raise formats.NoColumn(file, f"has no column {missing[0]!r}", known)
+
+
+def _of_parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise formats.Unreadable(file, f"is no complete parquet file: {error}") from error
+    with table:
+        names = table.schema_arrow.names
+        for column in columns:
+            if names.count(column) != 1:
+                raise formats.NoColumn(
+                    file, f"has no column {column!r}" if column not in names else "has it twice", names
+                )
+        row = 0
+        try:
+            for batch in table.iter_batches(batch_size=_BATCH, columns=list(columns)):
+                for each in batch.to_pylist():
+                    row += 1
+                    yield f"{file}, row {row}", each
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise formats.Unreadable(file, f"after row {row}: {error}") from error
+
+
+def _of_dataset(rows: Any, columns: Sequence[str], key: str) -> Iterator[Row]:
+    if missing := [column for column in columns if column not in rows.column_names]:
+        raise ConfigError(key, missing[0], "no such column", f"it has: {', '.join(rows.column_names)}")
+    for number, row in enumerate(rows.select_columns(list(columns)), 1):
+        yield f"row {number}", row
