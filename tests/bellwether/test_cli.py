@@ -33,7 +33,7 @@ SHORTEST = {
     "fit": ["FILE"],
     "convert": ["FROM", "TO"],
     "recipe": [],
-    "plan": ["CONFIG", "--gpu=h100"],
+    "plan": ["CONFIG", "--gpu=NAME"],
     "keys": [],
 }
 
@@ -80,9 +80,9 @@ def test_usage_brackets_exactly_the_optional_arguments(command: str, capsys: pyt
 
 
 def sorted_as_usage(words: list[str]) -> list[str]:
-    """argparse prints options before positional arguments: ["CONFIG", "--gpu=h100"] as --gpu NAME CONFIG."""
-    options = [word.partition("=")[0] for word in words if word.startswith("-")]
-    return [*(part for option in options for part in (option, "NAME")), *(w for w in words if not w.startswith("-"))]
+    """argparse prints options before positional arguments: ["CONFIG", "--gpu=NAME"] as --gpu NAME CONFIG."""
+    options = [part for word in words if word.startswith("-") for part in word.split("=")]
+    return [*options, *(word for word in words if not word.startswith("-"))]
 
 
 def test_overrides_may_follow_options() -> None:
