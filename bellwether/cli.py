@@ -15,6 +15,7 @@ from bellwether.commands import (
     env,
     evaluate,
     fit,
+    frontier,
     keys,
     launch,
     logs,
@@ -46,6 +47,7 @@ COMMANDS = (
     convert,
     recipe,
     plan,
+    frontier,
     keys,
 )
 

@@ -26,6 +26,7 @@ from bellwether.experiments.planner import activations, compute_time, gpus
 from bellwether.experiments.planner.activations import Profile
 from bellwether.experiments.planner.compute_time import ComputeTime
 from bellwether.experiments.planner.model_info import model_info
+from bellwether.experiments.planner.network import Network
 from bellwether.experiments.planner.step_time import Machines
 from bellwether.trainer.config import validate
 
@@ -55,6 +56,7 @@ class Row:
     gpu: str
     nodes: int
     per_node: int
+    network: float | None  # Gbit/s per GPU between nodes, as its description tells; None: as in the data sheet
     micro: float
     seconds: float
     source: str
@@ -75,19 +77,36 @@ def rows(folder: Path = ROWS) -> list[Row]:
         length = 512 if raw["benchmark"] == "bert" else None
         micro = batch / (nodes * per_node)
         found.append(
-            Row(raw["benchmark"], length, raw["gpu"], nodes, per_node, micro, batch / speed, raw["source"], False)
+            Row(
+                raw["benchmark"],
+                length,
+                raw["gpu"],
+                nodes,
+                per_node,
+                float(raw["network"]) if raw["network"] else None,
+                micro,
+                batch / speed,
+                raw["source"],
+                False,
+            )
         )
     for raw in _read(folder / "nvidia_rows.csv"):
         n, micro = int(raw["gpus"]), int(raw["micro"])
         seconds = micro * n / float(raw["samples_per_s"])
         length = int(raw["length"]) if raw["length"] else None
-        found.append(Row(raw["model"], length, raw["gpu"], 1, n, micro, seconds, raw["source"], True))
+        found.append(Row(raw["model"], length, raw["gpu"], 1, n, None, micro, seconds, raw["source"], True))
     return found
 
 
 def is_fitted(row: Row) -> bool:
-    """Not the networks of PCIe machines, whose links are unknown, nor BERT on L40S, which is slower than anything here explains."""
-    return not (row.nodes > 1 and "pcie" in row.gpu) and not (row.model == "bert" and row.gpu == "l40s")
+    """Not BERT on L40S, which is slower than anything here explains."""
+    return not (row.model == "bert" and row.gpu == "l40s")
+
+
+def links(gpu: str, nodes: int, per_node: int, network: float | None) -> Network:
+    """The network of a measurement's machines."""
+    data_sheet = gpus.GPUS[gpu]
+    return Machines(replace(data_sheet, network=network or data_sheet.network), nodes, per_node).network
 
 
 def _read(path: Path) -> list[Mapping[str, str]]:
@@ -123,7 +142,7 @@ def predict(row: Row, c: Constants) -> float:
     time = ComputeTime.estimate(found, gpus.GPUS[row.gpu], "fp16", efficiency, c.traffic)
     fixed = c.fixed * compute_time.tensors(found)
     slower = c.torch_resnet if row.torch and row.model == "resnet" else 1.0
-    network = Machines(gpus.GPUS[row.gpu], row.nodes, row.per_node).network
+    network = links(row.gpu, row.nodes, row.per_node, row.network)
     return fixed + slower * row.micro * time.per_sample + network.seconds("all-reduce", 2.0 * found.elements, row.gpus)
 
 

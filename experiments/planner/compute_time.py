@@ -13,7 +13,7 @@ from bellwether.experiments.planner.activations import Profile
 from bellwether.experiments.planner.gpus import Gpu
 
 BANDWIDTH_EFFICIENCY = 0.8  # achieved share of a nominal bandwidth, of memory and links
-FIXED = 21e-6  # seconds for each parameter tensor, whatever the micro-batch: kernels too small to fill a GPU
+FIXED = 20e-6  # seconds for each parameter tensor, whatever the micro-batch: kernels too small to fill a GPU
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _from_path(path: Path) -> CriticalBatch:
     return CriticalBatch(
         fit.b_crit,
         source,
-        fit.b_crit_low,
+        fit.b_crit_low or None,
         fit.b_crit_high if math.isfinite(fit.b_crit_high) else None,
         points.workload,
         fit,

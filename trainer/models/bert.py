@@ -31,7 +31,7 @@ class BertModel(ModelConfig):
 
     data_kind: ClassVar[str] = "text"
     matrix_efficiency: ClassVar[float] = 0.57
-    memory_traffic: ClassVar[float] = 5.4
+    memory_traffic: ClassVar[float] = 5.3
 
     kind: Literal["bert"]
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = Field(

@@ -21,7 +21,7 @@ class MaskedLMModel(Architecture):
 
     data_kind: ClassVar[str] = "text"
     matrix_efficiency: ClassVar[float] = 0.57
-    memory_traffic: ClassVar[float] = 5.4
+    memory_traffic: ClassVar[float] = 5.3
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
 
     kind: Literal["masked-lm"]

@@ -11,6 +11,7 @@ from bellwether.trainer.models.resnet import ResNetModel
 from scripts import calibrate_planner
 
 
+@pytest.mark.full
 def test_step_times_agree_with_published_ones_and_the_constants_are_those_that_fit_best() -> None:
     measured = [row for row in calibrate_planner.rows() if calibrate_planner.is_fitted(row)]
     found = calibrate_planner.fit(measured)
@@ -23,7 +24,7 @@ def test_step_times_agree_with_published_ones_and_the_constants_are_those_that_f
     size = np.array([row.gpus for row in measured])
     assert len(measured) > 100
     assert np.mean(error[size < 100] < np.log(1.15)) >= 0.9
-    assert np.mean(error[size >= 100] < np.log(1.3)) >= 0.9
+    assert np.mean(error[size >= 100] < np.log(1.3)) >= 0.95
     # The rows that the planner once missed by 1.3 to 2.2 times.
     for model, gpu, gpus, most in (("bert", "a100", 1, 1.1), ("resnet", "l40s", 8, 1.15), ("resnet", "h100", 64, 1.1), ("resnet", "h100", 3584, 1.15)):  # fmt: skip
         ratios = [

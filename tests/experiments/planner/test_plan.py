@@ -111,7 +111,7 @@ def test_time_of_a_step_has_a_fixed_part_and_one_for_each_sample(capsys: pytest.
     assert rows[0]["step"]["compute"] == pytest.approx(4096 / 8 / 1000)
     small = rows[-1]
     assert small["micro"] == 1
-    assert small["step"]["compute"] == pytest.approx(small["accumulation"] * ((0.064 - 42 * 21e-6) / 64 + 42 * 21e-6))
+    assert small["step"]["compute"] == pytest.approx(small["accumulation"] * ((0.064 - 42 * 20e-6) / 64 + 42 * 20e-6))
 
 
 def test_mean_length_shortens_the_samples_of_text_and_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

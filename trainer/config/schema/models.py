@@ -24,8 +24,8 @@ class ModelConfig(Kind):
 
     package: ClassVar[str] = "bellwether.trainer.models"
     data_kind: ClassVar[str]
-    matrix_efficiency: ClassVar[float] = 0.39
-    memory_traffic: ClassVar[float] = 7.2
+    matrix_efficiency: ClassVar[float] = 0.38
+    memory_traffic: ClassVar[float] = 7.0
     assumed_classes: ClassVar[int] = 10
 
     @property

@@ -1,0 +1,83 @@
+"""Writes the config of a recommended option: batch size, length, learning rate and warm-up, with where each is from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bellwether.experiments.analysis import aggregate, io
+from bellwether.experiments.planner.frontier import Option
+from bellwether.trainer.config import Config
+
+_RECIPES = {"bert": "mlperf-bert", "resnet": "mlperf-resnet"}  # of MLPerf's reference convergence points, by benchmark
+
+
+def write(
+    option: Option, config: Config, parent: str, source: str, overrides: Sequence[str], per_node: int, folder: Path
+) -> Path:
+    """Write ``NAME-GPUS-BATCH.yaml`` into a folder. Returns its path."""
+    settings, origin = _settings(option, config, source)
+    length = math.ceil(option.samples.high / option.batch) * option.batch
+    keys: dict[str, Any] = {
+        "name": f"{config.name}-{option.gpus}-{option.batch}", "batch": {"global": option.batch, "micro": config.batch.micro},
+        "duration": f"{length} samples", **settings,
+    }  # fmt: skip
+    if settings.get("schedule") is not None:  # a recipe has a length of its own
+        del keys["duration"]
+    below = Path(parent)
+    name = str(below.resolve()) if below.is_file() else parent
+    path = folder / f"{keys['name']}.yaml"
+    text = [
+        f"# {option.gpus:,} GPUs, batch {option.batch:,}: {option.hours.middle:.3g} hours (90 %: {option.hours.low:.3g} to {option.hours.high:.3g}),",
+        f"# by bellwether frontier from {source}",
+        f"#   samples   {option.samples.middle:,.0f} to the target (90 %: {option.samples.low:,.0f} to {option.samples.high:,.0f})",
+        f"#   settings  {origin}",
+        *([f"#   overrides {' '.join(overrides)}: pass them again"] if overrides else []),
+        f"#   command   bellwether launch {path} --on slurm --nodes {math.ceil(option.gpus / per_node)}",
+        yaml.safe_dump({"extends": name, **keys}, sort_keys=False).rstrip(),
+    ]
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return path
+
+
+def _settings(option: Option, config: Config, source: str) -> tuple[dict[str, Any], str]:
+    """Keys of optimizer and schedule at the batch size, and where they are from."""
+    path = Path(source)
+    if path.suffix.lower() == ".json":
+        name = next((recipe for benchmark, recipe in _RECIPES.items() if benchmark in path.stem), None)
+        if name is not None:
+            return {"schedule": name}, f"the recipe {name}, which has the hyperparameters of these measurements"
+    elif io.is_sweep(path):
+        return _of_sweep(option.batch, path)
+    if config.schedule.recipe is not None:
+        return {"schedule": config.schedule.recipe}, f"the config's recipe {config.schedule.recipe}"
+    if config.scaling.base_batch is not None and config.scaling.rule != "none":
+        return {}, f"the config's, scaled to this batch size by scaling.rule: {config.scaling.rule}"
+    return (
+        {},
+        "the config's learning rate and warm-up, UNCHANGED: set optimizer.lr for this batch size, or scaling.rule",
+    )
+
+
+def _of_sweep(batch: int, path: Path) -> tuple[dict[str, Any], str]:
+    """The best settings of a sweep at the nearest measured batch size."""
+    settings = io.settings(path)
+    goal = io.target(None, settings)
+    if goal is None:
+        return {}, "the config's, UNCHANGED: the sweep has no target"
+    cells = [cell for cell in aggregate.group_trials(io.read(path), goal, io.early_stop(settings)) if cell.reached]
+    cell = min(cells, key=lambda each: (abs(math.log(each.batch / batch)), each.best.steps))
+    keys: dict[str, Any] = {}
+    for key, value in cell.best.parameters.items():
+        if key in ("batch.global", "duration"):
+            continue
+        section = keys
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return keys, f"the best of the sweep at batch {cell.batch:,}, {cell.optimizer}"
