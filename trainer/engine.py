@@ -318,6 +318,8 @@ def deepspeed_config(phase: Phase, elements: int) -> dict[str, Any]:
         "bf16": {"enabled": engine.precision == "bf16"},
         "fp16": {"enabled": engine.precision == "fp16"},
         "steps_per_print": 2**62,
+        # Its throughput timer waits for the device twice in each micro-batch.
+        "timers": {"throughput": {"enabled": False}},
     }
     if engine.precision != "fp32" and engine.stage:
         # Without ZeRO, DeepSpeed can only accumulate in the model's own precision. Stage 1 with fp32 is BF16_Optimizer, which

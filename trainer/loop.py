@@ -109,7 +109,8 @@ class PhaseLoop:
             if run.diverged:
                 return  # diverged weights must not replace a good checkpoint, and are not evaluated
             evaluating = step == self.end or (phase.due(step, phase.config.evaluate.every) and not stop_requested)
-            if not (saving or evaluating or self.probe.trajectory is not None):
+            if not (saving or evaluating or self.probe.reads(step)):
+                self.write_trajectory(step_seed)  # writes nothing, and keeps weights where the next step needs them
                 continue  # a pause waits for the device
             with self.step_metrics.paused():
                 self.write_trajectory(step_seed)

@@ -38,6 +38,10 @@ class TrajectoryProbe:
         interpolate = self.wanted.interpolate
         return step in interpolate.steps or self.phase.due(step, interpolate.every)
 
+    def reads(self, step: int) -> bool:
+        """Whether `after` reads values of this step, for which it waits for the device."""
+        return self.trajectory is not None and (self._measures(step) or self._interpolates(step))
+
     def before(self, step: int, micro_batches: Iterator[Batch]) -> Iterable[Batch]:
         """To be called before a step with this rank's micro-batches; returns them, kept in memory where they are needed again."""
         if self.trajectory is not None and self.is_first_step:
