@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bellwether.cli import main
+from bellwether.trainer import config as c
 from bellwether.trainer.metrics import read
 from tests.ranks import Ranks
 from tests.tiers import covering
@@ -155,6 +156,39 @@ def test_layers_are_thawed_phase_by_phase(ranks: Ranks, given: Path, stage: int)
     unbroken = {**raw, "name": f"unbroken-{stage}"}
     ranks.run(run_config, unbroken)
     assert losses(unbroken) == losses(raw)
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_recipe_for_images_trains_the_head_first(ranks: Ranks, given: Path, workspace: Path) -> None:
+    """The phases of configs/finetune-image.yaml, on digits with a small pretrained ResNet of other classes."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "depths": [1] * 4,
+        "hidden_sizes": [8, 8, 16, 16],
+        "embedding_size": 8,
+        "layer_type": "basic",
+    }
+    ResNetForImageClassification(ResNetConfig(num_channels=1, num_labels=7, **sizes)).save_pretrained(given / "resnet")
+    recipe = c.dump(c.load(Path(__file__).parents[2] / "configs/finetune-image.yaml"))
+    phases = [{**phase, "duration": "3 steps"} for phase in recipe["phases"]]
+    raw = images(
+        workspace, "cars", phases=phases, optimizer=recipe["optimizer"], schedule=recipe["schedule"], checkpoint={"keep": 9},
+        evaluate={"augment": 2, "best": "accuracy", "every": "3 steps", "limit": 20}, data={"size": 32}, engine={"stage": 1},
+    )  # fmt: skip
+    raw["model"] = {"kind": "image-classifier", "init": str(given / "resnet")}
+    ranks.run(run_config, raw)
+    start = _safetensors(given / "resnet/model.safetensors")
+    name = "resnet.encoder.stages.{}.layers.0.layer.0.convolution.weight"
+    first, second, third = (run_of(raw) / f"checkpoints/step-{step:08d}" for step in (3, 6, 9))
+    assert all("classifier" in key for key in weights(first))
+    assert np.array_equal(weights(first, "frozen")[f"model.{name.format(3)}"], start[name.format(3)].ravel())
+    moved = {stage: not np.array_equal(
+        {**weights(second), **weights(second, "frozen")}[f"model.{name.format(stage)}"], start[name.format(stage)].ravel()
+    ) for stage in (2, 3)}  # fmt: skip
+    assert moved == {2: False, 3: True}
+    assert not np.array_equal(weights(third)[f"model.{name.format(0)}"], start[name.format(0)].ravel())
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
