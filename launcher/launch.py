@@ -21,6 +21,7 @@ from bellwether.launcher.squeue import is_queued
 from bellwether.trainer import deepspeed_keys, run_paths
 from bellwether.trainer.checked_config import load_checked
 from bellwether.trainer.config import Config, ConfigError, phases
+from bellwether.trainer.data.warm import is_warm
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,19 @@ def launch(request: LaunchRequest) -> int:
         if table.exit_status(rows):
             log.error("not launched; bellwether doctor shows all checks")
             return 1
+    _warn_if_cold(request, config)
     start = {"local": _local, "slurm": _slurm, "mpi": _mpi, "ssh": _ssh}[request.on]
     return start(request, config)
+
+
+def _warn_if_cold(request: LaunchRequest, config: Config) -> None:
+    """Say that a job will have to prepare its data first, on all its nodes at once or while they wait."""
+    cold = [phase.data for phase in phases(config) if not is_warm(phase.data)]
+    if request.on != "local" and not request.dry_run and cold:
+        log.warning(
+            "the data of %s are not prepared in %s: the job does it first, while all its processes wait; "
+            "bellwether prepare %s does it here", cold[0].source, cold[0].cache, " ".join(request.arguments),
+        )  # fmt: skip
 
 
 # SLURM

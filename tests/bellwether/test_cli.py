@@ -25,6 +25,7 @@ SHORTEST = {
     "doctor": [],
     "env": ["pack"],
     "data": ["CONFIG"],
+    "prepare": ["CONFIG"],
     "lr-find": ["CONFIG"],
     "sweep": ["SWEEP"],
     "report": ["PATH"],

@@ -91,9 +91,19 @@ def load(config: DataConfig) -> Dataset:
         OSError: if it cannot be read for ``data.retry`` seconds, see `bellwether.trainer.data.transient`.
         ConfigErrors: if what was read exceeds a limit of the config, see `bellwether.trainer.data.summary`.
     """
-    dataset = retrying(config.retry, config.load)
+    dataset = prepared(config)
     if dataset.summary is not None:
         check(dataset.summary, config)
+    return dataset
+
+
+def prepared(config: DataConfig) -> Dataset:
+    """As `load`, also where what was read exceeds a limit of the config."""
+    from bellwether.trainer.data import cache, warm
+
+    with cache.recording() as entries:
+        dataset = retrying(config.retry, config.load)
+    warm.mark(config, entries)
     return dataset
 
 

@@ -39,6 +39,9 @@ _LOCK_POLL = 1.0  # seconds
 _BUILDS: ContextVar[bool] = ContextVar("builds", default=True)
 
 
+_USED: ContextVar[list[Path] | None] = ContextVar("used", default=None)
+
+
 class NotPrepared(LookupError):
     """The entry does not exist, and building was not allowed."""
 
@@ -51,6 +54,17 @@ def found_only() -> Iterator[None]:
         yield
     finally:
         _BUILDS.reset(token)
+
+
+@contextmanager
+def recording() -> Iterator[list[Path]]:
+    """Inside this context the entries that `prepared` returns are added to the list."""
+    used: list[Path] = []
+    token = _USED.set(used)
+    try:
+        yield used
+    finally:
+        _USED.reset(token)
 
 
 def digest(key: Any) -> str:
@@ -107,6 +121,8 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
     """
     directory = local_path("data.cache", root)
     final = directory / f"{name}-{digest(key)}"
+    if (used := _USED.get()) is not None and final not in used:
+        used.append(final)
     if _is_intact(final):
         return final
     if not _BUILDS.get():

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 
-from bellwether.trainer import log
+from bellwether.trainer import data, log
 from bellwether.trainer.config import load, phases
 from bellwether.trainer.data import summary
 from bellwether.trainer.data.summary import DataSummary
-from bellwether.trainer.data.transient import retrying
+
+
+def prepare(path: str, overrides: Sequence[str]) -> int:
+    """Prepare the data of each phase, print their summary, and what a run would refuse; returns the exit status."""
+    began = time.monotonic()
+    status = show(path, overrides, False)
+    if not status:
+        for cache in sorted({phase.data.cache for phase in phases(load(path, overrides, quiet=True))}):
+            print(f"prepared in {time.monotonic() - began:.0f} s; runs find the data in {cache}")
+    return status
 
 
 def show(path: str, overrides: Sequence[str], as_json: bool) -> int:
@@ -19,7 +29,7 @@ def show(path: str, overrides: Sequence[str], as_json: bool) -> int:
     found: list[DataSummary] = []
     errors: list[str] = []
     for phase in phases(load(path, overrides)):
-        prepared = retrying(phase.data.retry, phase.data.load).summary
+        prepared = data.prepared(phase.data).summary
         if prepared is not None and prepared not in found:
             found.append(prepared)
             errors += [str(error) for error in summary.refusals(prepared, phase.data)]
