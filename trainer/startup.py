@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bellwether.trainer import checkpoint, data, rundir
+from bellwether.trainer import checkpoint, rundir
 from bellwether.trainer.best import BestEvaluation
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import Config, dump, phases
-from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
+from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.divergence import DivergenceDetector
 from bellwether.trainer.heartbeat import Heartbeat
 from bellwether.trainer.metrics import Metrics, read
@@ -20,6 +20,7 @@ from bellwether.trainer.preemption import StopConsensus
 from bellwether.trainer.progress import Progress
 from bellwether.trainer.resume import check_phases, check_position, check_unchanged
 from bellwether.trainer.run_state import Run
+from bellwether.trainer.shared_data import load_once_a_machine
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
         log.warning(line)
     source = run_on_rank0(world, lambda: rundir.start_from(config, directory, own))
     configs = phases(config)
-    datasets: list[data.Dataset] = []
-    run_on_all_ranks(world, lambda: datasets.extend(data.load(c.data) for c in configs))
+    datasets = load_once_a_machine(configs, world)
     planned = plan(configs, world.size, [len(dataset.train) for dataset in datasets])
     check_phases(datasets)
     position = Position(0, 0, 0)

@@ -91,20 +91,28 @@ def load(config: DataConfig) -> Dataset:
         OSError: if it cannot be read for ``data.retry`` seconds, see `bellwether.trainer.data.transient`.
         ConfigErrors: if what was read exceeds a limit of the config, see `bellwether.trainer.data.summary`.
     """
-    dataset = prepared(config)
-    if dataset.summary is not None:
-        check(dataset.summary, config)
-    return dataset
+    return config.open(prepare(config))
 
 
-def prepared(config: DataConfig) -> Dataset:
-    """As `load`, also where what was read exceeds a limit of the config."""
+def prepare(config: DataConfig) -> dict[str, Any]:
+    """The part of `load` that needs the source: locates, reads and prepares it, and refuses it. One process a machine does it.
+
+    Returns:
+        what ``config.open`` makes the dataset from, in any process of the machine.
+    """
+    facts = prepare_unchecked(config)
+    check(DataSummary.from_json(facts["summary"]), config)
+    return facts
+
+
+def prepare_unchecked(config: DataConfig) -> dict[str, Any]:
+    """As `prepare`, also where what was read exceeds a limit of the config."""
     from bellwether.trainer.data import cache, warm
 
     with cache.recording() as entries:
-        dataset = retrying(config.retry, config.load)
+        facts = retrying(config.retry, config.prepare)
     warm.mark(config, entries)
-    return dataset
+    return facts
 
 
 def peek(config: DataConfig) -> Dataset | None:

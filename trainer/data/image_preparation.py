@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from bellwether.trainer.data.image_facts import duplicate_counts, summarize
 from bellwether.trainer.data.image_folders import ImageFiles
 from bellwether.trainer.data.image_inspection import Inspection, inspect
 from bellwether.trainer.data.image_rows import FileRows, ImageRows, TableRows
-from bellwether.trainer.data.image_sources import ImageSource
+from bellwether.trainer.data.image_sources import ImageSource, ParquetRows, locate
 from bellwether.trainer.data.sampling import Integers
 from bellwether.trainer.data.sources import split
 from bellwether.trainer.data.summary import DataSummary, SourceSummary, undecodable_error
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KEYS = {"source": "data.source", "held_out": "data.validation"}  # of the parts of a prepared folder
 DECODED_LIMIT = 2 * 10**9  # bytes
 
 
@@ -114,12 +116,40 @@ def _save_listing(folder: Path, source: ImageSource) -> None:
         )
 
 
-def open_rows(folder: Path, config: ImageData, source: ImageSource, key: str) -> ImageRows:
-    """The encoded images of a prepared part."""
+def place_of_rows(source: ImageSource) -> dict[str, Any]:
+    """Where the encoded images of a part are, as JSON-like facts for `open_rows`: no process but one looks for the source."""
     if source.files is not None:
-        return FileRows(folder, source.base)
+        return {"base": str(source.base)}
     assert source.table is not None
-    return TableRows(image_table(source.table(), config, key), config.image_column, source.describe)
+    table = source.table()
+    stored = [file["filename"] for file in getattr(table, "cache_files", [])]
+    if getattr(table, "_indices", None) is not None or len(_stored_rows(stored)) != len(table):
+        stored = []  # a part of what the files hold, as of a split such as train[:10%]
+    return {"table": stored, "files": [str(file) for file in getattr(source.describe, "files", ())]}
+
+
+def open_rows(folder: Path, config: ImageData, place: dict[str, Any], key: str) -> ImageRows:
+    """The encoded images of a prepared part.
+
+    Args:
+        place: see `place_of_rows`.
+    """
+    if "base" in place:
+        return FileRows(folder, Path(place["base"]))
+    describe = ParquetRows([Path(file) for file in place["files"]]) if place["files"] else "row {}".format
+    if place["table"]:
+        rows = _stored_rows(place["table"])
+    else:  # rows that are made, not stored
+        table = locate(config, key).table
+        assert table is not None
+        rows = table()
+    return TableRows(image_table(rows, config, key), config.image_column, describe)
+
+
+def _stored_rows(files: Sequence[str]) -> Any:
+    from datasets import Dataset, concatenate_datasets
+
+    return concatenate_datasets([Dataset.from_file(file) for file in files]) if files else []
 
 
 def image_table(rows: Any, config: ImageData, key: str) -> Any:

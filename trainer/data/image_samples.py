@@ -134,8 +134,8 @@ class AugmentedViews:
         return {**original, "pixel_values": torch.stack([original["pixel_values"], *views], dim=1)}
 
 
-def load(config: ImageData) -> Dataset:
-    """Prepares labelled images. See `bellwether.trainer.data.load`."""
+def prepare(config: ImageData) -> dict[str, Any]:
+    """Prepares labelled images. See `bellwether.trainer.config.schema.data.DataConfig.prepare`."""
     source = locate(config)
     validation = locate(config, "data.validation") if config.validation is not None else None
     key = {
@@ -147,7 +147,6 @@ def load(config: ImageData) -> Dataset:
     entry = prepared(
         config.cache, "images", key, lambda folder: image_preparation.prepare(folder, config, source, validation)
     )
-    names = json.loads((entry / "classes.json").read_text(encoding="utf-8"))
     summary = DataSummary.read(entry)
     summary.source.add(source.listing)
     if validation is not None:
@@ -156,17 +155,27 @@ def load(config: ImageData) -> Dataset:
         for finding in found.findings:
             if finding.what == UNDECODABLE:
                 finding.done = f"left out and listed in {entry / part / LIST}"
+    places = {"source": source} if validation is None else {"source": source, "held_out": validation}
+    rows = {
+        part: None if image_preparation.is_decoded(entry / part) else image_preparation.place_of_rows(place)
+        for part, place in places.items()
+    }
+    return {"entry": str(entry), "rows": rows, "summary": summary.to_json()}
+
+
+def open_prepared(config: ImageData, facts: dict[str, Any]) -> Dataset:
+    """The images that `prepare` has prepared."""
+    entry = Path(facts["entry"])
+    names = json.loads((entry / "classes.json").read_text(encoding="utf-8"))
 
     def samples(split: str) -> ImageSamples:
-        is_source = split == "train" or validation is None
-        part, place = (entry / "source", source) if is_source else (entry / "held_out", validation)
-        where = "data.source" if is_source else "data.validation"
-        assert place is not None
-        encoded = (
-            None if image_preparation.is_decoded(part) else image_preparation.open_rows(part, config, place, where)
-        )
-        return ImageSamples(entry / split, part, config, split == "train", encoded, where)
+        part = "source" if split == "train" or "held_out" not in facts["rows"] else "held_out"
+        where = image_preparation.KEYS[part]
+        place = facts["rows"][part]
+        encoded = None if place is None else image_preparation.open_rows(entry / part, config, place, where)
+        return ImageSamples(entry / split, entry / part, config, split == "train", encoded, where)
 
+    summary = DataSummary.from_json(facts["summary"]) if "summary" in facts else None
     return Dataset(
         samples("train"), samples("validation"),
         classes=len(names), channels=config.channels, labels=names, fingerprint=entry.name, summary=summary,

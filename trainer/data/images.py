@@ -5,7 +5,7 @@ Reading a config must not import torch and numpy, so the methods import them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -56,10 +56,15 @@ class ImageData(DataConfig):
     def augments(self) -> bool:
         return self.flip or self.crop != "none"
 
-    def load(self) -> Dataset:
+    def prepare(self) -> dict[str, Any]:
         from bellwether.trainer.data import image_samples
 
-        return image_samples.load(self)
+        return image_samples.prepare(self)
+
+    def open(self, facts: dict[str, Any]) -> Dataset:
+        from bellwether.trainer.data import image_samples
+
+        return image_samples.open_prepared(self, facts)
 
     def zeros(self, count: int) -> dict[str, Tensor]:
         import torch

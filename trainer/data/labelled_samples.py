@@ -98,8 +98,8 @@ class LabelledSamples:
         return self._files[name]
 
 
-def load(config: LabelledText) -> Dataset:
-    """Prepares labelled text. See `bellwether.trainer.data.load`."""
+def prepare(config: LabelledText) -> dict[str, Any]:
+    """Prepares labelled text. See `bellwether.trainer.config.schema.data.DataConfig.prepare`."""
     words = tokenizer.given(config)
     sources = {"data.source": text_sources.locate(config, "data.source", config.source)}
     if config.validation is not None:
@@ -111,12 +111,19 @@ def load(config: LabelledText) -> Dataset:
         "share": None if config.validation is not None else config.validation_share,
     }  # fmt: skip
     entry = prepared(config.cache, "labelled", key, lambda folder: _prepare(config, words, sources, folder))
-    names = json.loads((entry / _CLASSES).read_text(encoding="utf-8"))
     summary = DataSummary.read(entry)
     summary.name = config.source
     summary.source.add(sources["data.source"].listing)
     if "data.validation" in sources:
         summary.held_out["validation"].add(sources["data.validation"].listing)
+    return {"entry": str(entry), "tokenizer": tokenizer.stored(config, words), "summary": summary.to_json()}
+
+
+def open_prepared(config: LabelledText, facts: dict[str, Any]) -> Dataset:
+    """The labelled text that `prepare` has prepared."""
+    entry, words = Path(facts["entry"]), tokenizer.open_prepared(facts["tokenizer"])
+    names = json.loads((entry / _CLASSES).read_text(encoding="utf-8"))
+    summary = DataSummary.from_json(facts["summary"]) if "summary" in facts else None
     train, held_out = (samples(config, words, entry, part) for part in ("train", "validation"))
     return Dataset(
         train, held_out, vocabulary_size=len(words), classes=None if names is None else len(names), labels=names,

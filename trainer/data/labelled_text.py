@@ -5,7 +5,7 @@ Reading a config must not import torch and numpy, so the methods import them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -82,10 +82,15 @@ class LabelledText(DataConfig):
     def metric(self) -> tuple[str, bool]:  # type: ignore[override]
         return ("val/accuracy" if self.task == "classification" else "val/pearson", True)
 
-    def load(self) -> Dataset:
+    def prepare(self) -> dict[str, Any]:
         from bellwether.trainer.data import labelled_samples
 
-        return labelled_samples.load(self)
+        return labelled_samples.prepare(self)
+
+    def open(self, facts: dict[str, Any]) -> Dataset:
+        from bellwether.trainer.data import labelled_samples
+
+        return labelled_samples.open_prepared(self, facts)
 
     def zeros(self, count: int) -> dict[str, Tensor]:
         import torch

@@ -29,8 +29,8 @@ def show(path: str, overrides: Sequence[str], as_json: bool) -> int:
     found: list[DataSummary] = []
     errors: list[str] = []
     for phase in phases(load(path, overrides)):
-        prepared = data.prepared(phase.data).summary
-        if prepared is not None and prepared not in found:
+        prepared = DataSummary.from_json(data.prepare_unchecked(phase.data)["summary"])
+        if prepared not in found:
             found.append(prepared)
             errors += [str(error) for error in summary.refusals(prepared, phase.data)]
     if as_json:

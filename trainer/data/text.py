@@ -6,7 +6,7 @@ Reading a config must not import torch and numpy, so the methods import them.
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -107,10 +107,15 @@ class TextData(DataConfig):
     def tokens_per_sample(self) -> int:
         return self.sequence_length
 
-    def load(self) -> Dataset:
+    def prepare(self) -> dict[str, Any]:
         from bellwether.trainer.data import text_samples
 
-        return text_samples.load(self)
+        return text_samples.prepare(self)
+
+    def open(self, facts: dict[str, Any]) -> Dataset:
+        from bellwether.trainer.data import text_samples
+
+        return text_samples.open_prepared(self, facts)
 
     def is_local(self) -> bool:
         from bellwether.trainer.data import text_sources

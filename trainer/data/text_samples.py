@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from bellwether.trainer.data.cache import digest
 from bellwether.trainer.data.corpus import load as read
 from bellwether.trainer.data.packing import Stream
 from bellwether.trainer.data.sources import split
+from bellwether.trainer.data.summary import DataSummary
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.text import TextData
@@ -126,8 +127,8 @@ class TextSamples:
         return {"documents": found, "position_ids": places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)}
 
 
-def load(config: TextData) -> Dataset:
-    """Prepares text. See `bellwether.trainer.data.load`."""
+def prepare(config: TextData) -> dict[str, Any]:
+    """Prepares text. See `bellwether.trainer.config.schema.data.DataConfig.prepare`."""
     source = text_sources.locate(config, "data.source", config.source)
     corpus = read(config, source)
     sources = {name: text_sources.locate(config, key, value) for name, key, value in config.held_out_keys()}
@@ -137,7 +138,7 @@ def load(config: TextData) -> Dataset:
         mask = np.zeros(len(corpus), dtype=np.bool_)
         mask[split(len(corpus), config)[1]] = True
     key = {"corpus": corpus.name, "share": None if mask is None else config.validation_share}
-    words = tokenizer.load(config, key, lambda: corpus.texts(None if mask is None else ~mask))
+    words, place = tokenizer.load(config, key, lambda: corpus.texts(None if mask is None else ~mask))
     size = max(words.get_vocab().values()) + 1
     entry = tokens.prepare(config, corpus, words, size, mask)
     entries = {name: tokens.prepare(config, each, words, size, None) for name, each in held_out.items()}
@@ -145,7 +146,21 @@ def load(config: TextData) -> Dataset:
     summary.source.add(source.listing)
     for name, each in sources.items():
         summary.held_out[name].add(each.listing)
+    files = {name: str(each / "train.bin") for name, each in entries.items()}
+    names = sorted([entry.name, *(each.name for each in entries.values())])
+    return {
+        "train": str(entry / "train.bin"), "held_out": files or {"validation": str(entry / "held_out.bin")},
+        "vocabulary_size": size, "tokenizer": place, "fingerprint": f"text-{digest(names)}", "summary": summary.to_json(),
+    }  # fmt: skip
 
+
+def open_prepared(config: TextData, facts: dict[str, Any]) -> Dataset:
+    """The text that `prepare` has prepared.
+
+    Raises:
+        ConfigError: if a part of it does not fill one sequence, or has too few documents.
+    """
+    words, size = tokenizer.open_prepared(facts["tokenizer"]), facts["vocabulary_size"]
     continuing = None
     if config.whole_words:
         continuing = masking.continuing_tokens(words, size)
@@ -153,35 +168,31 @@ def load(config: TextData) -> Dataset:
             problem = "the tokenizer does not mark which tokens continue a word"
             raise ConfigError("data.whole_words", True, problem, "write false, or name another data.tokenizer")
 
-    def samples(path: Path, fixed: bool) -> TextSamples:
+    def samples(file: str, fixed: bool) -> TextSamples:
         return TextSamples(
-            Stream(path, tokens.dtype(size), None if config.packing == "stream" else words.sep_token_id),
+            Stream(Path(file), tokens.dtype(size), None if config.packing == "stream" else words.sep_token_id),
             config.sequence_length, config.masked_tokens, size, words.cls_token_id, words.sep_token_id, words.mask_token_id,
             special=tuple(sorted(words.all_special_ids)) if config.random_tokens == "ordinary" else (),
             fixed=fixed, apart=config.packing == "documents", pairs=config.next_sentence, continuing=continuing,
         )  # fmt: skip
 
-    train = samples(entry / "train.bin", False)
-    parts = {name: samples(each / "train.bin", True) for name, each in entries.items()}
-    parts = parts or {"validation": samples(entry / "held_out.bin", True)}
-    for part, what, advice in (
-        (train, "text", "more text"),
-        *(
-            (part, "held-out text", "hold out more, by data.validation_share or data.validation")
-            for part in parts.values()
-        ),
-    ):
-        if not len(part):
-            problem = f"the {what} does not fill one sequence"
-            raise ConfigError(
-                "data.sequence_length", config.sequence_length, problem, f"use shorter sequences, or {advice}"
-            )
-    for part in (train, *parts.values()) if config.next_sentence else ():
-        if part.stream.documents < 2:
-            problem = "next-sentence prediction draws segments from other documents, and there is one"
-            raise ConfigError("data.next_sentence", True, problem, "name text of several documents; see data.documents")
-    names = sorted([entry.name, *(each.name for each in entries.values())])
+    train = samples(facts["train"], False)
+    parts = {name: samples(file, True) for name, file in facts["held_out"].items()}
+    _check_length(config, train, "text", "more text")
+    for part in parts.values():
+        _check_length(config, part, "held-out text", "hold out more, by data.validation_share or data.validation")
+    summary = DataSummary.from_json(facts["summary"]) if "summary" in facts else None
     return Dataset(
-        train, next(iter(parts.values())), vocabulary_size=size, tokenizer=words, fingerprint=f"text-{digest(names)}",
+        train, next(iter(parts.values())), vocabulary_size=size, tokenizer=words, fingerprint=facts["fingerprint"],
         summary=summary, next_sentence=config.next_sentence,
     )  # fmt: skip
+
+
+def _check_length(config: TextData, samples: TextSamples, what: str, advice: str) -> None:
+    if not len(samples):
+        problem = f"the {what} does not fill one sequence"
+        advice = f"use shorter sequences, or {advice}"
+        raise ConfigError("data.sequence_length", config.sequence_length, problem, advice)
+    if config.next_sentence and samples.stream.documents < 2:
+        problem = "next-sentence prediction draws segments from other documents, and there is one"
+        raise ConfigError("data.next_sentence", True, problem, "name text of several documents; see data.documents")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data.cache import local_path, prepared
+from bellwether.trainer.data.cache import digest, local_path, prepared
 from bellwether.trainer.data.transient import transient_cause
 from bellwether.trainer.log import EVERY_RANK
 
@@ -26,8 +26,11 @@ _CHARACTERS = 200_000_000
 _REVISION = 2
 
 
-def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iterable[str]]) -> Any:
-    """Loads or trains the fast tokenizer of transformers that ``data.tokenizer`` names.
+Place = dict[str, Any]  #: where a tokenizer is, for `open_prepared`
+
+
+def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iterable[str]]) -> tuple[Any, Place]:
+    """Loads or trains the fast tokenizer of transformers that ``data.tokenizer`` names; also returns where it is stored.
 
     Args:
         corpus_key: identifies the training rows, for the cache.
@@ -44,8 +47,30 @@ def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iter
             "vocabulary_size": config.vocabulary_size, "lowercase": config.lowercase,
         }  # fmt: skip
         entry = prepared(config.cache, "wordpiece", key, lambda folder: _train(config, corpus(), folder / "vocab.txt"))
-        return _from_vocabulary(entry / "vocab.txt", config.lowercase)
-    return given(config)
+        place = {"vocabulary": str(entry / "vocab.txt"), "lowercase": config.lowercase}
+        return open_prepared(place), place
+    words = given(config)
+    return words, stored(config, words)
+
+
+def stored(config: TextData | LabelledText, words: Any) -> Place:
+    """A copy in the cache: asking the hub for a tokenizer takes a dozen requests, which one process a machine makes."""
+    key = {"tokenizer": words.backend_tokenizer.to_str(), "class": type(words).__name__, "revision": _REVISION}
+    entry = prepared(config.cache, "tokenizer", {"digest": digest(key)}, lambda folder: _save(words, folder))
+    return {"folder": str(entry)}
+
+
+def open_prepared(place: Place) -> Any:
+    """The tokenizer that `load` has loaded."""
+    if "vocabulary" in place:
+        return _from_vocabulary(Path(place["vocabulary"]), place["lowercase"])
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(place["folder"])
+
+
+def _save(words: Any, folder: Path) -> None:
+    words.save_pretrained(folder)
 
 
 def given(config: TextData | LabelledText) -> Any:
@@ -96,7 +121,9 @@ def _from_vocabulary(path: Path, lowercase: bool) -> Any:
     """BERT's tokenizer with the vocabulary of a file: one token per line, in the order of their numbers."""
     from transformers import BertTokenizerFast
 
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    # White space is no part of a token: CR at the ends of lines, or spaces that an editor has left.
+    text = path.read_bytes().decode("utf-8-sig").rstrip()
+    lines = [line.rstrip(" \t\r") for line in text.split("\n")]
     vocabulary = {line: index for index, line in enumerate(lines)}
     if len(vocabulary) < len(lines):
         twice = next(line for index, line in enumerate(lines) if vocabulary[line] != index)

@@ -328,3 +328,20 @@ def test_books_with_berts_vocabulary(shared_data: Path, tmp_path: Path) -> None:
     assert data.tokenizer.mask_token_id == 103
     assert data.tokenizer.tokenize("unaffable") == ["una", "##ffa", "##ble"]
     assert 4000 < len(data.train) < 7000
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: b"\xef\xbb\xbf" + text,
+    lambda text: text.replace(b"\n", b"\r\n"),
+    lambda text: text.replace(b"\n", b"  \n") + b"\n\n",
+    lambda text: text.rstrip(b"\n"),
+])  # fmt: skip
+def test_vocabulary_of_any_editor_is_read(
+    tmp_path: Path, text_config: Config, change: Callable[[bytes], bytes]
+) -> None:
+    pieces = [*tokenizer.SPECIAL, *"abcdefghijklmnopqrstuvwxyz", *("##" + c for c in "abcdefghijklmnopqrstuvwxyz")]
+    (tmp_path / "vocab.txt").write_bytes(change(("\n".join(pieces) + "\n").encode()))
+    data = load(text_config(tokenizer=str(tmp_path / "vocab.txt"), cache=str(tmp_path / "cache")))
+    assert data.vocabulary_size == len(pieces)
+    assert data.tokenizer.get_vocab() == {piece: index for index, piece in enumerate(pieces)}
+    assert data.tokenizer.tokenize("ab") == ["a", "##b"]

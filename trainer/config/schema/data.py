@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -83,6 +83,19 @@ class DataConfig(Kind):
 
     def load(self) -> Dataset:
         """Prepares the dataset or finds it prepared. See `bellwether.trainer.data.load`."""
+        return self.open(self.prepare())
+
+    def prepare(self) -> dict[str, Any]:
+        """Prepares the dataset or finds it prepared: all that needs the source. One process a machine does it.
+
+        Returns:
+            JSON-like facts, by which every process of the machine can `open` it; with the key ``summary``, see
+            `bellwether.trainer.data.summary.DataSummary.to_json`, which `open` does without.
+        """
+        raise NotImplementedError
+
+    def open(self, facts: dict[str, Any]) -> Dataset:
+        """The dataset that `prepare` has prepared, from files of the cache."""
         raise NotImplementedError
 
     def is_local(self) -> bool:
