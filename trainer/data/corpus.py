@@ -242,6 +242,7 @@ def clean(value: str | None, where: str, summary: SourceSummary) -> str | None:
         summary.note("texts with NUL characters", "these are removed", where)
         value = value.replace("\0", "")
         if not value.strip():
+            summary.note("rows of white space", "left out", where)
             return None
     if _SURROGATE.search(value):
         summary.note("texts with halves of surrogate pairs", "replaced by U+FFFD", where)

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bellwether.trainer.data.formats.opening import COMPRESSION, NoColumn, Options, text_lines
+from bellwether.trainer.data.formats.opening import COMPRESSION, NoColumn, Options, Unreadable, text_lines
 from bellwether.trainer.data.summary import SourceSummary
 
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
@@ -36,7 +36,10 @@ def rows(
     first = next((line for _, line in text_lines(file, options, SourceSummary()) if line.strip()), None)
     if first is None:
         return
-    delimiter = usual if header else _delimiter(first, usual, columns[0])
+    try:
+        delimiter = usual if header else _delimiter(first, usual, columns[0])
+    except csv.Error as error:
+        raise Unreadable(file, f"its first row is no row of a table: {error}") from error
     if delimiter != usual:
         summary.note(f"files with {_DELIMITERS[delimiter]} between their values", "read as such", str(file))
     names = list(header) or [name.strip() for name in next(csv.reader([first], delimiter=delimiter))]

@@ -26,20 +26,21 @@ def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str |
     column = options.column
     try:
         table = parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
+        schema = table.schema_arrow
+        names = schema.names
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise Unreadable(file, f"is no complete parquet file: {error}") from error
     with table:
-        schema = table.schema_arrow
-        outer = column if column in schema.names else column.partition(".")[0]
-        if (count := schema.names.count(outer)) != 1:
-            raise NoColumn(file, f"has {count} columns of this name" if count else "has no such column", schema.names)
+        outer = column if column in names else column.partition(".")[0]
+        if (count := names.count(outer)) != 1:
+            raise NoColumn(file, f"has {count} columns of this name" if count else "has no such column", names)
         kind = schema.field(outer).type
         inner = kind.value_type if types.is_dictionary(kind) else kind
         is_text = any(holds(inner) for holds in _text_types(types))
         if outer == column and not is_text:
-            raise NoColumn(file, f"holds {kind} there, not text", schema.names)
+            raise NoColumn(file, f"holds {kind} there, not text", names)
         row = 0
         for group in range(table.num_row_groups):
             try:
