@@ -168,7 +168,7 @@ def test_any_vocabulary(content: bytes, specials: bool, tmp_path_factory: pytest
     file = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     file.write_bytes(("\n".join(tokenizer.SPECIAL) + "\n").encode() * specials + content)
     try:
-        words = tokenizer._given(TextData(kind="text", tokenizer=str(file)))
+        words = tokenizer.given(TextData(kind="text", tokenizer=str(file)))
     except ConfigError:
         return
     ids = words("a b [UNK] c\u0e2a")["input_ids"]
