@@ -190,9 +190,13 @@ def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> R
     # Into the model of the task, which has hooks.
     trained = type(task.model).from_pretrained(export, use_safetensors=True, dtype=torch.float32)
     task.model.load_state_dict(trained.state_dict())
-    losses, correct = outputs(task, dataset.validation, batch, device)
-    accuracy = float(correct.mean()) if correct.ndim == 1 else float("nan")
-    return Results({"loss": float(losses.mean()), "accuracy": accuracy, "examples": len(losses)}, {})
+    losses, predictions = outputs(task, dataset.validation, batch, device)
+    found = {"loss": float(losses.mean())}
+    if dataset.score is None:  # the predictions are whether each sample is right
+        found["accuracy"] = float(predictions.mean())
+    else:
+        found |= dataset.score(predictions, np.arange(len(losses)))
+    return Results({**found, "examples": len(losses)}, {})
 
 
 def held_out_of(folder: Path) -> str:

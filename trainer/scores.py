@@ -77,3 +77,42 @@ def by_class(classes: Sequence[str], predicted: Array, labels: Array) -> dict[st
         name: {**{key: float(table[row][index]) for row, key in enumerate(keys)}, "examples": int(table[3][index])}
         for index, name in enumerate(classes)
     }
+
+
+def tokens(classes: Sequence[str], predicted: Sequence[Array], labels: Sequence[Array]) -> dict[str, float]:
+    """Accuracy over all words; F1 of whole entities where the classes are of the forms ``B-X``, ``I-X`` and ``O``, else over the classes.
+
+    An entity is right if its words and its type are (CoNLL-2003, Tjong Kim Sang and De Meulder 2003).
+
+    Args:
+        predicted, labels: class numbers of the words of each sentence.
+    """
+    import numpy as np
+
+    every, wanted = np.concatenate(predicted), np.concatenate(labels)
+    accuracy = {"accuracy": float((every == wanted).mean())}
+    if not all(name == "O" or name[:2] in ("B-", "I-") for name in classes):
+        return {**accuracy, **classification(every, wanted, max(3, len(classes)))}
+    right = found = true = 0
+    for guess, truth in zip(predicted, labels, strict=True):
+        ours, theirs = (entities([classes[i] for i in row]) for row in (guess, truth))
+        right, found, true = right + len(ours & theirs), found + len(ours), true + len(theirs)
+    return {**accuracy, "f1": 2 * right / (found + true) if found + true else 0.0}
+
+
+def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    """First word, word after the last and type of each entity; ``I-X`` that follows no X begins one, as in conlleval.
+
+    >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC", "I-ORG"]))
+    [(0, 2, 'PER'), (3, 4, 'LOC'), (4, 5, 'LOC'), (5, 6, 'ORG')]
+    """
+    found: set[tuple[int, int, str]] = set()
+    begin, kind = 0, ""
+    for index, tag in enumerate([*tags, "O"]):
+        continues = tag[:2] == "I-" and tag[2:] == kind
+        if kind and not continues:
+            found.add((begin, index, kind))
+            kind = ""
+        if tag != "O" and not continues:
+            begin, kind = index, tag[2:]
+    return found

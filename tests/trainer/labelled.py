@@ -57,3 +57,14 @@ def write(file: Path, rows: list[dict[str, Any]], features: Any = None) -> str:
     else:
         parquet.write_table(table, file)
     return str(file)
+
+
+def entities(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Sentences in which each of the first 20 words of `WORDS` has a tag of its own: B-PER, I-PER, B-LOC or I-LOC for five of them."""
+    rng = random.Random(seed)
+    tags = dict(zip(WORDS, [tag for tag in ("B-PER", "I-PER", "B-LOC", "I-LOC") for _ in range(5)], strict=False))
+    rows = []
+    for _ in range(count):
+        words = [rng.choice(WORDS[:40]) for _ in range(rng.randrange(3, 20))]
+        rows.append({"tokens": words, "ner_tags": [tags.get(word, "O") for word in words]})
+    return rows

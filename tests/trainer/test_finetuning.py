@@ -15,7 +15,7 @@ from bellwether.trainer import config as c
 from bellwether.trainer.metrics import read
 from tests.ranks import Ranks
 from tests.tiers import covering
-from tests.trainer.labelled import save_pretrained, topics, write
+from tests.trainer.labelled import entities, save_pretrained, topics, write
 from tests.trainer.runs import images, last, losses, merged, run_config, tensors, text, weights
 
 
@@ -205,6 +205,32 @@ def test_regression_is_scored_by_correlation(ranks: Ranks, given: Path, capsys: 
     assert scores["pearson"] == pytest.approx(best["pearson"], abs=1e-5)
     assert scores["spearman"] == pytest.approx(best["spearman"], abs=1e-5)
     assert "classes" not in scores
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_entities_are_found_and_a_resumed_run_ends_in_the_same_bits(
+    ranks: Ranks, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"kind": "labelled-tokens", "source": write(given / "ner.parquet", entities(300)), "sequence_length": 24}
+    data |= {"validation": write(given / "ner-dev.parquet", entities(41, seed=1))}
+    raw = config(
+        given, "entities", duration="40 steps", evaluate={"every": "20 steps", "best": "f1"}, optimizer={"lr": 1e-2}
+    )
+    raw["model"] = {**raw["model"], "kind": "token-classifier"}
+    raw["data"] = {**raw["data"], **data}
+    ranks.run(run_config, {**raw, "stop_after": "15 steps"})
+    ranks.run(run_config, raw)
+    line = read(run_of(raw)).eval[-1]
+    assert line["f1"] > 0.8
+    assert line["accuracy"] > 0.8
+    whole = {**raw, "name": "entities-whole"}
+    ranks.run(run_config, whole)
+    assert losses(whole) == losses(raw)
+    best = max(read(run_of(raw)).eval, key=lambda line: line["f1"])
+    scores = evaluate(capsys, str(run_of(raw)))
+    assert {key: scores[key] for key in ("f1", "accuracy", "examples")} == {
+        key: pytest.approx(best[key], abs=1e-6) for key in ("f1", "accuracy", "examples")
+    }
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)

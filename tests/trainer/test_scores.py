@@ -67,3 +67,29 @@ def test_score_that_was_not_measured_is_never_the_best() -> None:
     best = BestEvaluation("f1")
     assert not best.update(1, {"loss": 1.0})
     assert best.step == -1
+
+
+TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+# Truth, prediction, and the numbers of entities that are in both, predicted and true; counted by hand.
+SENTENCES = [
+    ("B-PER I-PER O B-LOC", "B-PER I-PER O B-LOC", (2, 2, 2)),
+    ("B-PER I-PER O B-LOC", "B-PER O O B-LOC", (1, 2, 2)),  # too short
+    ("B-PER I-PER O O", "B-PER I-LOC O O", (0, 2, 1)),  # I-LOC begins an entity
+    ("B-LOC B-LOC O", "B-LOC I-LOC O", (0, 1, 2)),
+    ("O O O", "O I-PER I-PER", (0, 1, 0)),
+]
+
+
+@pytest.mark.parametrize("case", range(len(SENTENCES)))
+def test_entities_are_right_as_a_whole(case: int) -> None:
+    truth, guess, (right, found, true) = SENTENCES[case]
+    labels, predicted = (np.array([TAGS.index(tag) for tag in tags.split()]) for tags in (truth, guess))
+    scored = scores.tokens(TAGS, [predicted], [labels])
+    assert scored["f1"] == pytest.approx(2 * right / (found + true))
+    assert scored["accuracy"] == pytest.approx(np.mean(labels == predicted))
+
+
+def test_classes_without_entities_have_macro_f1() -> None:
+    labels, predicted = RANDOM.integers(0, 3, (2, 40))
+    found = scores.tokens(["noun", "verb", "other"], [predicted], [labels])
+    assert found == {**scores.classification(predicted, labels, 3), "accuracy": np.mean(labels == predicted)}

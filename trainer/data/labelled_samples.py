@@ -74,18 +74,25 @@ class LabelledSamples:
         self, indices: Sequence[int] | npt.NDArray[np.int64], keys: Sequence[int] | npt.NDArray[np.int64]
     ) -> dict[str, Tensor]:
         rows = np.asarray(indices, dtype=np.int64)
+        return {**self.inputs(*self.positions(rows)), "labels": torch.from_numpy(self.labels[rows])}
+
+    def positions(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Where the tokens of padded rows lie in the stream, [B, L], and which of them are not padding, [B, L]."""
         ends, lengths = self._array("ends")[rows], self.lengths[rows]
         length = min(self.sequence_length, -(-int(lengths.max(initial=1)) // _MULTIPLE) * _MULTIPLE)
         positions = np.arange(length) - (length - lengths[:, None] if self.pads_left else 0)
         real = (positions >= 0) & (positions < lengths[:, None])
-        where = np.where(real, (ends - lengths)[:, None] + positions, 0)
+        return np.where(real, (ends - lengths)[:, None] + positions, 0), real
+
+    def inputs(self, where: npt.NDArray[np.int64], real: npt.NDArray[np.bool_]) -> dict[str, Tensor]:
+        """What a model takes, from `positions`."""
         batch = {
             "input_ids": np.where(real, self._stream("ids", np.uint32)[where], self.pad).astype(np.int64),
             "attention_mask": real.astype(np.int64),
         }
         if self.has_types:
             batch["token_type_ids"] = np.where(real, self._stream("types", np.uint8)[where], 0).astype(np.int64)
-        return {name: torch.from_numpy(values) for name, values in {**batch, "labels": self.labels[rows]}.items()}
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def _array(self, name: str) -> npt.NDArray[Any]:
         if name not in self._files:

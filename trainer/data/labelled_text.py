@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from bellwether.trainer.config.schema.data import DataConfig
-from bellwether.trainer.config.schema.section import TOKENS
-from bellwether.trainer.data.text import encoding_name
+from bellwether.trainer.data.tokenized import TokenizedData
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from bellwether.trainer.data import Dataset, Samples
 
 
-class LabelledText(DataConfig):
+class LabelledText(TokenizedData):
     """Texts, or pairs of texts, with a class or a number each, for fine-tuning."""
 
     kind: Literal["labelled-text"]
@@ -31,34 +29,10 @@ class LabelledText(DataConfig):
         ["text"], description="name of the text column, or of the two columns of a pair"
     )
     label_column: str = Field("label", description="name of the label column")
-    column_names: list[str] = Field(
-        [], description="names of all columns, for .csv and .tsv files whose first row does not name them"
-    )
-    encoding: Annotated[str, AfterValidator(encoding_name)] = Field(
-        "auto", description="encoding of the files, such as latin-1; auto: by their byte order mark, else UTF-8"
-    )
     task: Literal["classification", "regression"] = Field(
         "classification",
         description="classification: labels are classes, by name or number; regression: labels are numbers",
     )
-    tokenizer: str = Field(
-        "init",
-        description="init: that of model.init; or a vocabulary file, a tokenizer folder, or the name of one on the hub",
-    )
-    lowercase: bool = Field(True, description="lowercase the text and strip accents (for a vocabulary file)")
-    sequence_length: Annotated[int, Field(ge=8)] = Field(
-        128,
-        description="longest sequence, special tokens included; longer texts are cut at the end, of a pair the longer one first",
-        json_schema_extra=TOKENS,
-    )
-
-    @model_validator(mode="after")
-    def _tokenizer(self) -> LabelledText:
-        if self.tokenizer == "init":
-            raise ValueError(
-                "tokenizer: none is named, and no model.init to take it from; name a vocabulary file or a tokenizer folder"
-            )
-        return self
 
     @model_validator(mode="after")
     def _columns(self) -> LabelledText:
@@ -71,12 +45,6 @@ class LabelledText(DataConfig):
     def key_of(self, column: str) -> str:
         """The key that names a column."""
         return "label_column" if column == self.label_column else "text_columns"
-
-    def is_local(self) -> bool:
-        from bellwether.trainer.data import text_sources
-        from bellwether.trainer.data.cache import local_path
-
-        return local_path("data.tokenizer", self.tokenizer).exists() and text_sources.is_local(self)
 
     @property
     def metric(self) -> tuple[str, bool]:  # type: ignore[override]

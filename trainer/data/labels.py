@@ -15,6 +15,7 @@ from bellwether.trainer.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.labelled_text import LabelledText
+    from bellwether.trainer.data.labelled_tokens import LabelledTokens
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def label_name(label: Any) -> str | None:
 
 
 def classes_of(
-    labels: Sequence[Any], named: Sequence[str] | None, config: LabelledText, fewest: int = 2
+    labels: Sequence[Any], named: Sequence[str] | None, config: LabelledText | LabelledTokens, fewest: int = 2
 ) -> Classes | Numbers:
     """The classes of the training rows, or that labels are numbers.
 
@@ -90,7 +91,7 @@ def classes_of(
         ConfigError: if there are fewer classes, or the labels of a classification are fractions or lists.
     """
     column = config.label_column
-    if config.task == "regression":
+    if getattr(config, "task", "") == "regression":
         return Numbers(column)
     if named is not None:
         return Classes(column, list(named), order=list(range(len(named))))

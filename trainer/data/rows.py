@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import formats
 from bellwether.trainer.data.formats import delimited, json_rows, values
+from bellwether.trainer.data.formats.opening import text_lines
 from bellwether.trainer.data.summary import SourceSummary
 from bellwether.trainer.data.text_sources import TextSource
 
 if TYPE_CHECKING:
-    from bellwether.trainer.data.labelled_text import LabelledText
+    from bellwether.trainer.data.tokenized import TokenizedData
 
 Row = tuple[str, dict[str, Any]]  # the place of a row, and its values by column
 
 _BATCH = 1000
 
 
-def read(config: LabelledText, source: TextSource, columns: Sequence[str], summary: SourceSummary) -> Iterator[Row]:
+def read(config: TokenizedData, source: TextSource, columns: Sequence[str], summary: SourceSummary) -> Iterator[Row]:
     """The rows, with the columns of these names. A row may lack some of them, but not all rows.
 
     Raises:
@@ -32,7 +33,7 @@ def read(config: LabelledText, source: TextSource, columns: Sequence[str], summa
     options = formats.Options(columns[0], config.encoding)
     for file, form in source.files:
         try:
-            yield from _of_file(file, form.name, options, columns, config.column_names, summary)
+            yield from _of_file(file, form.name, options, columns, config, summary)
         except formats.NoColumn as error:
             column = next((c for c in columns if c not in map(str, error.args[2])), columns[0])
             raise ConfigError(
@@ -47,14 +48,19 @@ def read(config: LabelledText, source: TextSource, columns: Sequence[str], summa
 def class_names(source: TextSource, column: str) -> list[str] | None:
     """The names that a file or dataset gives to the numbers in a column (`datasets.ClassLabel`), or None."""
     if source.rows is not None:
-        return getattr(source.rows().features.get(column), "names", None)
+        return _names_in(source.rows().features, column)
     if not source.files or source.files[0][1].name != "parquet":
         return None
     from datasets import Features
     from pyarrow import parquet
 
-    features = Features.from_arrow_schema(parquet.read_schema(source.files[0][0]))
-    return getattr(features.get(column), "names", None)
+    return _names_in(Features.from_arrow_schema(parquet.read_schema(source.files[0][0])), column)
+
+
+def _names_in(features: Any, column: str) -> list[str] | None:
+    """The names of a `ClassLabel`, or of a list of them."""
+    feature = features.get(column)
+    return getattr(getattr(feature, "feature", feature), "names", None)
 
 
 def _of_file(
@@ -62,17 +68,19 @@ def _of_file(
     form: str,
     options: formats.Options,
     columns: Sequence[str],
-    header: Sequence[str],
+    config: TokenizedData,
     summary: SourceSummary,
 ) -> Iterator[Row]:
     if not file.stat().st_size:
         summary.note("empty files", "left out", str(file))
     elif form == "csv":
-        yield from delimited.rows(file, options, summary, columns, header)
+        yield from delimited.rows(file, options, summary, columns, config.column_names)
     elif form == "json":
         yield from _of_json(file, options, columns, summary)
     elif form == "parquet":
         yield from _of_parquet(file, columns)
+    elif form == "text" and config.reads_words:
+        yield from _of_words(file, options, columns, summary)
     else:
         raise formats.Unreadable(file, "has no columns", "write the rows to a .csv, .tsv, .jsonl or .parquet file")
 
@@ -119,6 +127,30 @@ def _of_parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise formats.Unreadable(file, f"after row {row}: {error}") from error
+
+
+def _of_words(file: Path, options: formats.Options, columns: Sequence[str], summary: SourceSummary) -> Iterator[Row]:
+    """A word on each line, its label in the last column, and a blank line between sentences, as in CoNLL-2003."""
+    words: list[list[str]] = []
+    begin = 1
+    for number, line in text_lines(file, options, summary):
+        values = line.split()
+        if values and values[0] == "-DOCSTART-":
+            summary.note("lines of -DOCSTART-", "left out", f"{file}, line {number}")
+        elif len(values) == 1:
+            summary.unreadable(f"{file}, line {number}: a word without a label")
+        elif values:
+            begin = begin if words else number
+            words.append(values)
+        elif words:
+            yield f"{file}, line {begin}", dict(zip(columns, _words_and_labels(words), strict=False))
+            words = []
+    if words:
+        yield f"{file}, line {begin}", dict(zip(columns, _words_and_labels(words), strict=False))
+
+
+def _words_and_labels(lines: list[list[str]]) -> tuple[list[str], list[str]]:
+    return [values[0] for values in lines], [values[-1] for values in lines]
 
 
 def _of_dataset(rows: Any, columns: Sequence[str], key: str) -> Iterator[Row]:

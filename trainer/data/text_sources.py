@@ -14,8 +14,8 @@ from bellwether.trainer.data.summary import SourceSummary
 from bellwether.trainer.data.transient import await_path
 
 if TYPE_CHECKING:
-    from bellwether.trainer.data.labelled_text import LabelledText
     from bellwether.trainer.data.text import TextData
+    from bellwether.trainer.data.tokenized import TokenizedData
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TextSource:
     listing: SourceSummary = field(default_factory=SourceSummary)
 
 
-def locate(config: TextData | LabelledText, key: str, name: str) -> TextSource:
+def locate(config: TextData | TokenizedData, key: str, name: str) -> TextSource:
     """Finds the text that a key names.
 
     Args:
@@ -63,7 +63,7 @@ def locate(config: TextData | LabelledText, key: str, name: str) -> TextSource:
     return TextSource(key, name, {"text": files_fingerprint([file for file, _ in files])}, tuple(files), None, found)
 
 
-def is_local(config: TextData | LabelledText) -> bool:
+def is_local(config: TextData | TokenizedData) -> bool:
     """Whether the text can be read without access to a hub."""
     built_in = config.format == "auto" and builtin.find(config.kind, config.source) is not None
     return built_in or (config.format != "hub" and _is_path(config.source))
@@ -74,7 +74,7 @@ def _is_path(name: str) -> bool:
 
 
 def _files(
-    config: TextData | LabelledText, key: str, name: str, found: SourceSummary
+    config: TextData | TokenizedData, key: str, name: str, found: SourceSummary
 ) -> list[tuple[Path, formats.TextFormat]]:
     """The files to read, each with its format. All others are counted as ignored."""
     known = formats.known_suffixes()

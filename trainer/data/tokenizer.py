@@ -15,8 +15,8 @@ from bellwether.trainer.data.transient import transient_cause
 from bellwether.trainer.log import EVERY_RANK
 
 if TYPE_CHECKING:
-    from bellwether.trainer.data.labelled_text import LabelledText
     from bellwether.trainer.data.text import TextData
+    from bellwether.trainer.data.tokenized import TokenizedData
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _save(words: Any, folder: Path) -> None:
     words.save_pretrained(folder)
 
 
-def given(config: TextData | LabelledText) -> Any:
+def given(config: TextData | TokenizedData) -> Any:
     """Loads the tokenizer that ``data.tokenizer`` names.
 
     Raises:
@@ -103,7 +103,7 @@ def given(config: TextData | LabelledText) -> Any:
     return loaded
 
 
-def _pretrained(name: str, config: TextData | LabelledText) -> Any:
+def _pretrained(name: str, config: TextData | TokenizedData) -> Any:
     from transformers import AutoTokenizer
 
     try:

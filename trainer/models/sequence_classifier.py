@@ -26,7 +26,7 @@ class SequenceClassifier(Architecture):
         from bellwether.trainer.models.tasks import SequenceClassification
 
         pretrained.check_tokenizer(self, dataset.tokenizer)
-        config = pretrained.make_config(self, **pretrained.text_keys(self, dataset), **_of_labels(dataset))
+        config = pretrained.make_config(self, **pretrained.text_keys(self, dataset), **of_labels(dataset))
         pretrained.check_length(config, dataset)
         self._compare_classes(dataset.labels or [])
         model = pretrained.build(self, config)
@@ -46,7 +46,8 @@ class SequenceClassifier(Architecture):
             )
 
 
-def _of_labels(dataset: Dataset) -> dict[str, Any]:
+def of_labels(dataset: Dataset) -> dict[str, Any]:
+    """The keys of a transformers config for the classes of a dataset, or for one number."""
     if dataset.labels is None:
         return {"num_labels": 1, "problem_type": "regression"}
     return {

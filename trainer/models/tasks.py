@@ -144,15 +144,19 @@ class Classification(Task):
         return self.model(pixel_values.to(dtype)).logits.float()
 
 
+def accepted_inputs(model: Any) -> list[str]:
+    """The inputs of labelled text that a model takes: only some families tell the segments of a pair apart."""
+    accepted = inspect.signature(model.forward).parameters
+    return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
+
+
 class SequenceClassification(Task):
     """Predict the class of a text, or a number for it. The predictions are the logits [B, C], or the numbers [B]."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.is_regression = model.config.num_labels == 1
-        accepted = inspect.signature(model.forward).parameters
-        # Only some families tell the segments of a pair apart.
-        self._inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
+        self._inputs = accepted_inputs(model)
 
     def forward(self, *, labels: Tensor, **inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Mean squared error of a number, cross-entropy of a class."""
@@ -166,3 +170,28 @@ class SequenceClassification(Task):
             losses = functional.cross_entropy(logits, labels, reduction="none")
             correct = (logits.argmax(dim=1) == labels).float()
         return (losses, correct) if self.training else (losses, correct, predicted)
+
+
+class TokenClassification(Task):
+    """Predict the class of each word. The predictions are class numbers [B, `length`], padded at the end.
+
+    The loss of a sample is the mean over its words, so that each sentence counts alike; correctness is the fraction of them.
+    """
+
+    def __init__(self, model: Any, length: int | None) -> None:
+        super().__init__(model)
+        self._inputs, self._length = accepted_inputs(model), length
+
+    def forward(self, *, labels: Tensor, **inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Labels [B, L], -100 where there is nothing to predict."""
+        logits = self.model(**{name: inputs[name] for name in self._inputs if name in inputs}).logits.float()
+        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        is_word = labels != -100
+        count = is_word.sum(dim=1).clamp(min=1)
+        predicted = logits.argmax(dim=2)
+        correct = ((predicted == labels) & is_word).sum(dim=1) / count
+        if self.training:
+            return losses.sum(dim=1) / count, correct
+        # One shape for all batches, so that they can be gathered.
+        padding = (self._length or labels.shape[1]) - labels.shape[1]
+        return losses.sum(dim=1) / count, correct, functional.pad(predicted, (0, padding))

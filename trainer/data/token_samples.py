@@ -1,0 +1,190 @@
+"""Labelled words, tokenized once. The first piece of each word has its label, the others none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bellwether.trainer import scores
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data import Dataset, rows, text_sources, tokenizer
+from bellwether.trainer.data.cache import digest, prepared
+from bellwether.trainer.data.corpus import content_hash
+from bellwether.trainer.data.labelled_samples import LabelledSamples
+from bellwether.trainer.data.labels import Classes, classes_of
+from bellwether.trainer.data.sources import split
+from bellwether.trainer.data.summary import DataSummary, SourceSummary
+from bellwether.trainer.data.text_sources import TextSource
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data.labelled_tokens import LabelledTokens
+
+_REVISION = 1
+_CLASSES = "classes.json"
+_ROWS = 1000  # tokenized at a time
+IGNORED = -100  # label of what is not to be predicted
+
+
+@dataclass
+class TokenSamples(LabelledSamples):
+    """As `LabelledSamples`, with a label for each token: ``labels`` int64 [B, L], `IGNORED` where there is none."""
+
+    def __len__(self) -> int:
+        return len(self._array("ends"))
+
+    def batch(
+        self, indices: Sequence[int] | npt.NDArray[np.int64], keys: Sequence[int] | npt.NDArray[np.int64]
+    ) -> dict[str, Tensor]:
+        where, real = self.positions(np.asarray(indices, dtype=np.int64))
+        return {**self.inputs(where, real), "labels": torch.from_numpy(np.where(real, self.labels[where], IGNORED))}
+
+    def labels_of(self, chosen: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        """The labels of all tokens of some rows."""
+        ends = self._array("ends")
+        return [self.labels[end - length : end] for end, length in zip(ends[chosen], self.lengths[chosen], strict=True)]
+
+
+@dataclass
+class _Sentences:
+    words: list[list[str]]
+    labels: list[list[Any]]
+    places: list[str]
+    named: list[str] | None
+    summary: SourceSummary
+
+    def select(self, chosen: npt.NDArray[Any]) -> _Sentences:
+        parts = [[part[i] for i in chosen] for part in (self.words, self.labels, self.places)]
+        return _Sentences(parts[0], parts[1], parts[2], self.named, self.summary)  # type: ignore[arg-type]
+
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        return np.array([content_hash(" ".join(words)) for words in self.words], dtype=np.uint64)
+
+
+def load(config: LabelledTokens) -> Dataset:
+    """Prepares labelled words. See `bellwether.trainer.data.load`."""
+    words = tokenizer.given(config)
+    sources = {"data.source": text_sources.locate(config, "data.source", config.source)}
+    if config.validation is not None:
+        sources["data.validation"] = text_sources.locate(config, "data.validation", config.validation)
+    key = {
+        "revision": _REVISION, "sources": {key: source.fingerprint for key, source in sources.items()},
+        "columns": [config.words_column, config.label_column], "encoding": config.encoding, "length": config.sequence_length,
+        "tokenizer": digest(words.backend_tokenizer.to_str()),
+        "share": None if config.validation is not None else config.validation_share,
+    }  # fmt: skip
+    entry = prepared(config.cache, "tokens-labelled", key, lambda folder: _prepare(config, words, sources, folder))
+    names = json.loads((entry / _CLASSES).read_text(encoding="utf-8"))
+    summary = DataSummary.read(entry)
+    summary.name = config.source
+    summary.source.add(sources["data.source"].listing)
+    if "data.validation" in sources:
+        summary.held_out["validation"].add(sources["data.validation"].listing)
+    train, held_out = (
+        TokenSamples(entry, part, config.sequence_length, words.pad_token_id or 0, (entry / f"{part}-types.bin").exists())
+        for part in ("train", "validation")
+    )  # fmt: skip
+
+    def score(predictions: npt.NDArray[Any], chosen: npt.NDArray[np.int64]) -> dict[str, float]:
+        labels = held_out.labels_of(chosen)
+        predicted = [row[: len(each)][each != IGNORED] for row, each in zip(predictions, labels, strict=True)]
+        return scores.tokens(names, predicted, [each[each != IGNORED] for each in labels])
+
+    return Dataset(
+        train, held_out, vocabulary_size=len(words), classes=len(names), labels=names, tokenizer=words, fingerprint=entry.name,
+        summary=summary, score=score,
+    )  # fmt: skip
+
+
+def _prepare(config: LabelledTokens, words: Any, sources: Mapping[str, TextSource], folder: Path) -> None:
+    train = _read(config, sources["data.source"])
+    classes = classes_of([label for labels in train.labels for label in labels], train.named, config)
+    assert isinstance(classes, Classes)
+    summary = DataSummary("labelled-tokens", config.source, train.summary)
+    if "data.validation" in sources:
+        held_out = _read(config, sources["data.validation"])
+        summary.held_out["validation"] = held_out.summary
+    else:
+        of_train, of_held_out = split(len(train.words), config)
+        train, held_out = train.select(of_train), train.select(of_held_out)
+    for part, sentences in (("train", train), ("validation", held_out)):
+        _write(config, words, sentences, classes, folder, part)
+    hashes = train.hashes()
+    summary.rows_train, summary.rows_held_out = len(train.words), {"validation": len(held_out.words)}
+    summary.duplicates_train = len(hashes) - len(np.unique(hashes))
+    summary.overlap = {"validation": int(np.isin(held_out.hashes(), hashes).sum())}
+    summary.write(folder)
+    (folder / _CLASSES).write_text(json.dumps(classes.names), encoding="utf-8")
+
+
+def _read(config: LabelledTokens, source: TextSource) -> _Sentences:
+    columns = [config.words_column, config.label_column]
+    found = _Sentences([], [], [], rows.class_names(source, config.label_column), SourceSummary())
+    for place, row in rows.read(config, source, columns, found.summary):
+        words, labels = (row.get(column) for column in columns)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            found.summary.unreadable(f"{place}: {config.words_column} holds no list of words")
+        elif not isinstance(labels, list) or len(labels) != len(words):
+            count = len(labels) if isinstance(labels, list) else 0
+            found.summary.unreadable(f"{place}: {len(words)} words have {count} labels")
+        elif not words:
+            found.summary.note("empty sentences", "left out", place)
+        else:
+            found.summary.rows += 1
+            found.summary.documents += 1
+            found.words.append(words)
+            found.labels.append(labels)
+            found.places.append(place)
+    if not found.words:
+        lost = next((finding for finding in found.summary.findings if finding.done == "left out"), None)
+        raise ConfigError(source.key, source.name, "has no sentences", str(lost) if lost else "name other data")
+    lengths = [sum(map(len, words)) + len(words) - 1 for words in found.words]
+    found.summary.longest, found.summary.shortest = max(lengths), min(lengths)
+    return found
+
+
+def _write(
+    config: LabelledTokens, tokenizer: Any, sentences: _Sentences, classes: Classes, folder: Path, part: str
+) -> None:
+    summary = sentences.summary
+    ends: list[int] = []
+    labels: list[npt.NDArray[np.int64]] = []
+    with (folder / f"{part}-ids.bin").open("wb") as ids, (folder / f"{part}-types.bin").open("wb") as types:
+        for first in range(0, len(sentences.words), _ROWS):
+            chosen = sentences.words[first : first + _ROWS]
+            encoded = tokenizer(chosen, is_split_into_words=True, truncation=True, max_length=config.sequence_length)
+            for index, row in enumerate(encoded["input_ids"]):
+                place = sentences.places[first + index]
+                numbers = classes.numbers(sentences.labels[first + index], [place] * len(chosen[index]))
+                of_tokens = _of_first_pieces(encoded.word_ids(index), numbers)
+                if lost := len(numbers) - int((of_tokens != IGNORED).sum()):
+                    what = "words beyond data.sequence_length, or of which the tokenizer makes nothing"
+                    summary.note(what, "neither trained on nor scored", place, lost)
+                labels.append(of_tokens)
+                ids.write(np.array(row, dtype=np.uint32).tobytes())
+                ends.append((ends[-1] if ends else 0) + len(row))
+                summary.unknown_tokens += row.count(tokenizer.unk_token_id)
+            types.writelines(bytes(row) for row in encoded.get("token_type_ids", ()))
+        has_types = types.tell() > 0
+    if not has_types:
+        (folder / f"{part}-types.bin").unlink()
+    summary.tokens += ends[-1]
+    np.save(folder / f"{part}-ends.npy", np.array(ends))
+    every = np.concatenate(labels)
+    np.save(folder / f"{part}-labels.npy", every)
+    counts = np.bincount(every[every != IGNORED], minlength=len(classes.names)).tolist()
+    for name, count in zip(classes.names, counts, strict=True):
+        summary.classes[name] = summary.classes.get(name, 0) + count
+
+
+def _of_first_pieces(words: Sequence[int | None], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The label of each token: that of its word for the first piece, `IGNORED` for others and for special tokens."""
+    is_first = [word is not None and word != before for before, word in zip([None, *words], words, strict=False)]
+    return np.array([labels[word] if first else IGNORED for word, first in zip(words, is_first, strict=True)], np.int64)
