@@ -67,6 +67,8 @@ class Classifier:
             ConfigError: if the folder holds no sequence classifier with safetensors.
         """
         export, keys = _export_of(folder)
+        if not is_classifier(folder):
+            raise ConfigError("RUN_OR_FOLDER", str(folder), "holds no sequence classifier", "name one")
         config = LabelledText.model_validate(
             {**keys, **columns, "kind": "labelled-text", "source": data, "validation": None, "tokenizer": str(export)}
         )

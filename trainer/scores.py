@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import string
 import typing
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 #: Scores that an evaluation may report besides loss and accuracy. All of them are better when higher.
-Score = Literal["f1", "f1_macro", "matthews", "pearson", "spearman"]
+Score = Literal["exact_match", "f1", "f1_macro", "matthews", "pearson", "spearman"]
 NAMES: tuple[str, ...] = typing.get_args(Score)
 
 
@@ -116,3 +119,34 @@ def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
         if tag != "O" and not continues:
             begin, kind = index, tag[2:]
     return found
+
+
+def answers(pairs: Sequence[tuple[str, Sequence[str]]]) -> dict[str, float]:
+    """Exact match and F1 of answers, as SQuAD defines them: the mean over the questions of the best score over the right answers.
+
+    Without right answers, an empty one scores 1 and any other 0 (Rajpurkar et al. 2016 and 2018, 1606.05250 and 1806.03822).
+
+    Args:
+        pairs: a predicted answer and the right ones, for each question.
+
+    >>> answers([("the Eiffel Tower", ["Eiffel Tower!"]), ("in Paris", ["Paris", "France"]), ("", [])])["exact_match"]
+    0.6666666666666666
+    """
+    known = [(_words(p), [words for r in right if (words := _words(r))] or [[]]) for p, right in pairs]
+    exact = [max(float(p == r) for r in right) for p, right in known]
+    f1 = [max(_overlap(p, r) for r in right) for p, right in known]
+    count = max(1, len(pairs))
+    return {"exact_match": sum(exact) / count, "f1": sum(f1) / count}
+
+
+def _words(text: str) -> list[str]:
+    """The words of an answer without case, punctuation and articles."""
+    kept = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", kept).split()
+
+
+def _overlap(predicted: list[str], right: list[str]) -> float:
+    if not predicted or not right:
+        return float(predicted == right)
+    common = sum((Counter(predicted) & Counter(right)).values())
+    return 2 * common / (len(predicted) + len(right))

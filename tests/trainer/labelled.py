@@ -68,3 +68,24 @@ def entities(count: int, seed: int = 0) -> list[dict[str, Any]]:
         words = [rng.choice(WORDS[:40]) for _ in range(rng.randrange(3, 20))]
         rows.append({"tokens": words, "ner_tags": [tags.get(word, "O") for word in words]})
     return rows
+
+
+def squad(count: int, seed: int = 0, without: float = 0.0) -> dict[str, Any]:
+    """Questions whose answer is the only one or two of the last 20 words of `WORDS` in the text, in SQuAD's nested form.
+
+    Args:
+        without: share of the questions whose text has no answer.
+    """
+    rng = random.Random(seed)
+    paragraphs = []
+    for number in range(count):
+        words = [rng.choice(WORDS[:40]) for _ in range(rng.randrange(20, 50))]
+        answers = []
+        if rng.random() >= without:
+            at = rng.randrange(1, len(words) - 2)
+            words[at : at + 1 + number % 2] = [rng.choice(WORDS[40:]) for _ in range(1 + number % 2)]
+            text = " ".join(words[at : at + 1 + number % 2])
+            answers = [{"text": text, "answer_start": len(" ".join(words[:at])) + 1}]
+        question = {"id": str(number), "question": "w0 w1", "answers": answers, "is_impossible": not answers}
+        paragraphs.append({"context": " ".join(words), "qas": [question]})
+    return {"version": "v2.0", "data": [{"title": "t", "paragraphs": paragraphs}]}

@@ -15,7 +15,7 @@ from bellwether.trainer import config as c
 from bellwether.trainer.metrics import read
 from tests.ranks import Ranks
 from tests.tiers import covering
-from tests.trainer.labelled import entities, save_pretrained, topics, write
+from tests.trainer.labelled import entities, save_pretrained, squad, topics, write
 from tests.trainer.runs import images, last, losses, merged, run_config, tensors, text, weights
 
 
@@ -230,6 +230,38 @@ def test_entities_are_found_and_a_resumed_run_ends_in_the_same_bits(
     scores = evaluate(capsys, str(run_of(raw)))
     assert {key: scores[key] for key in ("f1", "accuracy", "examples")} == {
         key: pytest.approx(best[key], abs=1e-6) for key in ("f1", "accuracy", "examples")
+    }
+
+
+@covering(lambda without: without > 0)
+@pytest.mark.parametrize("without", [0.0, 0.3], ids=["squad-1.1", "squad-2.0"])
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_questions_are_answered_over_windows_and_a_resumed_run_ends_in_the_same_bits(
+    ranks: Ranks, given: Path, without: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count, seed in (("train", 250, 0), ("dev", 41, 1)):
+        (given / f"squad-{without}-{name}.json").write_text(json.dumps(squad(count, seed, without)))
+    raw = config(
+        given, f"squad-{without}", duration="60 steps", evaluate={"every": "30 steps", "best": "f1"}, optimizer={"lr": 1e-2}
+    )  # fmt: skip
+    raw["model"] = {**raw["model"], "kind": "question-answering"}
+    raw["data"] = {
+        **raw["data"], "kind": "question-answering", "source": str(given / f"squad-{without}-train.json"),
+        "validation": str(given / f"squad-{without}-dev.json"), "sequence_length": 32, "stride": 8, "max_answer": 4,
+    }  # fmt: skip
+    ranks.run(run_config, {**raw, "stop_after": "45 steps"})
+    ranks.run(run_config, raw)
+    line = read(run_of(raw)).eval[-1]
+    assert line["examples"] > 41  # windows
+    assert line["f1"] >= line["exact_match"]
+    assert line["f1"] > 0.8
+    whole = {**raw, "name": f"whole-squad-{without}"}
+    ranks.run(run_config, whole)
+    assert losses(whole) == losses(raw)
+    best = max(read(run_of(raw)).eval, key=lambda line: line["f1"])
+    scores = evaluate(capsys, str(run_of(raw)))
+    assert {key: scores[key] for key in ("f1", "exact_match")} == {
+        key: pytest.approx(best[key], abs=1e-6) for key in ("f1", "exact_match")
     }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Dataset", "Samples", "load", "peek"]
 
 # The modules that define a kind of data, in the order in which messages list them.
-_KINDS = ("text", "images", "labelled_text", "labelled_tokens")
+_KINDS = ("text", "images", "labelled_text", "labelled_tokens", "question_answering")
 
 
 class Samples(Protocol):

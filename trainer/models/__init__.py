@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["build"]
 
 # The modules that define kinds of models, in the order in which messages list them.
-_KINDS = ("bert", "resnet", "small_resnets", "masked_lm", "image_classifier", "sequence_classifier", "token_classifier")
+_KINDS = (
+    "bert",
+    "resnet",
+    "small_resnets",
+    "masked_lm",
+    "image_classifier",
+    "sequence_classifier",
+    "token_classifier",
+    "question_answering",
+)
 
 
 def build(config: ModelConfig, dataset: Dataset, *, activation_checkpointing: bool = False) -> Task:

@@ -195,3 +195,37 @@ class TokenClassification(Task):
         # One shape for all batches, so that they can be gathered.
         padding = (self._length or labels.shape[1]) - labels.shape[1]
         return losses.sum(dim=1) / count, correct, functional.pad(predicted, (0, padding))
+
+
+class QuestionAnswering(Task):
+    """Predict the first and the last token of the answer (Devlin et al. 2018, section 4.2). Correctness is 1 if both are right.
+
+    The predictions are [B, 4]: first and last token of the best span of at most `max_answer` tokens of the text, its score, and the score
+    of no answer, which is that of the first token.
+    """
+
+    def __init__(self, model: Any, max_answer: int) -> None:
+        super().__init__(model)
+        self._inputs, self.max_answer = accepted_inputs(model), max_answer
+
+    def forward(self, *, labels: Tensor, context: Tensor, **inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """``context`` [B, L] is 1 for the tokens of the text; labels [B, 2]."""
+        output = self.model(**{name: inputs[name] for name in self._inputs if name in inputs})
+        # Padding has no part in the softmax: a loss must not depend on how far a batch is padded.
+        padding = inputs["attention_mask"] == 0
+        first, last = (logits.float().masked_fill(padding, -1e4) for logits in (output.start_logits, output.end_logits))
+        losses = functional.cross_entropy(first, labels[:, 0], reduction="none")
+        losses = (losses + functional.cross_entropy(last, labels[:, 1], reduction="none")) / 2
+        correct = (torch.stack([first.argmax(1), last.argmax(1)], dim=1) == labels).all(dim=1).float()
+        if self.training:
+            return losses, correct
+        return losses, correct, self._spans(first, last, context)
+
+    def _spans(self, first: Tensor, last: Tensor, context: Tensor) -> Tensor:
+        """[B, L] logits to the best span of each row."""
+        outside = context == 0
+        sums = first.masked_fill(outside, -torch.inf)[:, :, None] + last.masked_fill(outside, -torch.inf)[:, None, :]
+        length = first.shape[1]
+        allowed = torch.ones(length, length, dtype=torch.bool, device=first.device).triu().tril(self.max_answer - 1)
+        best, index = sums.masked_fill(~allowed, -torch.inf).flatten(1).max(dim=1)
+        return torch.stack([index // length, index % length, best, first[:, 0] + last[:, 0]], dim=1)

@@ -1,0 +1,216 @@
+"""Questions in windows of their texts: where each answer begins and ends, and from predicted spans to scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bellwether.trainer import scores
+from bellwether.trainer.data import Dataset, questions, text_sources, tokenizer
+from bellwether.trainer.data.cache import digest, prepared
+from bellwether.trainer.data.corpus import content_hash
+from bellwether.trainer.data.labelled_samples import LabelledSamples
+from bellwether.trainer.data.questions import Question
+from bellwether.trainer.data.sources import split
+from bellwether.trainer.data.summary import DataSummary, SourceSummary
+from bellwether.trainer.data.text_sources import TextSource
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data.question_answering import QuestionAnswering
+
+_REVISION = 1
+_HELD_OUT = "questions.json"
+_QUESTIONS = 500  # tokenized at a time
+
+
+@dataclass
+class QuestionSamples(LabelledSamples):
+    """Windows. See `LabelledSamples`; in addition ``context`` int64 [B, L], 1 for the tokens of the text, and ``labels`` int64 [B, 2],
+    the first and the last token of the answer, both 0 (the first token) where the window does not hold it.
+
+    Attributes:
+        max_answer: the longest answer that is predicted, in tokens.
+    """
+
+    max_answer: int = 30
+
+    def batch(
+        self, indices: Sequence[int] | npt.NDArray[np.int64], keys: Sequence[int] | npt.NDArray[np.int64]
+    ) -> dict[str, Tensor]:
+        rows = np.asarray(indices, dtype=np.int64)
+        where, real = self.positions(rows)
+        context = (real & (self.spans[where, 0] >= 0)).astype(np.int64)
+        return {
+            **self.inputs(where, real), "context": torch.from_numpy(context), "labels": torch.from_numpy(self.labels[rows]),
+        }  # fmt: skip
+
+    @property
+    def spans(self) -> npt.NDArray[np.int32]:
+        """First character in the text, and the one after the last, of each token of the stream; -1 for other tokens."""
+        return self._array("spans")
+
+    @property
+    def questions(self) -> npt.NDArray[np.int64]:
+        """The question of each window."""
+        return self._array("questions")
+
+    def answer(self, window: int, first: int, last: int) -> tuple[int, int]:
+        """The characters of the text that tokens of a window are."""
+        begin = self._array("ends")[window] - self.lengths[window]
+        return int(self.spans[begin + first, 0]), int(self.spans[begin + last, 1])
+
+
+def load(config: QuestionAnswering) -> Dataset:
+    """Prepares questions. See `bellwether.trainer.data.load`."""
+    words = tokenizer.given(config)
+    sources = {"data.source": text_sources.locate(config, "data.source", config.source)}
+    if config.validation is not None:
+        sources["data.validation"] = text_sources.locate(config, "data.validation", config.validation)
+    key = {
+        "revision": _REVISION, "sources": {key: source.fingerprint for key, source in sources.items()}, "encoding": config.encoding,
+        "length": config.sequence_length, "stride": config.stride, "tokenizer": digest(words.backend_tokenizer.to_str()),
+        "share": None if config.validation is not None else config.validation_share,
+    }  # fmt: skip
+    entry = prepared(config.cache, "questions", key, lambda folder: _prepare(config, words, sources, folder))
+    summary = DataSummary.read(entry)
+    summary.name = config.source
+    summary.source.add(sources["data.source"].listing)
+    if "data.validation" in sources:
+        summary.held_out["validation"].add(sources["data.validation"].listing)
+    train, held_out = (
+        QuestionSamples(
+            entry, part, config.sequence_length, words.pad_token_id or 0, (entry / f"{part}-types.bin").exists(), max_answer=config.max_answer
+        )
+        for part in ("train", "validation")
+    )  # fmt: skip
+    return Dataset(
+        train, held_out, vocabulary_size=len(words), tokenizer=words, fingerprint=entry.name, summary=summary,
+        score=_scorer(held_out, entry / _HELD_OUT),
+    )  # fmt: skip
+
+
+def _scorer(
+    samples: QuestionSamples, file: Path
+) -> Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], dict[str, float]]:
+    """Scores of the best span of each question over its windows.
+
+    Questions of which ``evaluate.limit`` leaves windows out do not count.
+    """
+
+    def score(predictions: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> dict[str, float]:
+        asked = json.loads(file.read_text(encoding="utf-8"))
+        windows = np.bincount(samples.questions, minlength=len(asked))
+        best: dict[int, tuple[float, int, int, int]] = {}
+        null: dict[int, float] = {}
+        seen = np.bincount(samples.questions[rows], minlength=len(asked))
+        for row, (first, last, value, without) in zip(rows, predictions, strict=True):
+            question = int(samples.questions[row])
+            best[question] = max(
+                best.get(question, (-np.inf, 0, 0, 0)), (float(value), int(row), int(first), int(last))
+            )
+            null[question] = min(null.get(question, np.inf), float(without))
+        can_be_empty = any(not each["answers"] for each in asked)
+        pairs = []
+        for question in np.flatnonzero((seen == windows) & (seen > 0)).tolist():
+            value, row, first, last = best[question]
+            begin, end = samples.answer(row, first, last)
+            is_empty = value == -np.inf or (can_be_empty and null[question] > value)
+            text = "" if is_empty else asked[question]["context"][begin:end]
+            pairs.append((text, asked[question]["answers"]))
+        return scores.answers(pairs)
+
+    return score
+
+
+def _prepare(config: QuestionAnswering, words: Any, sources: Mapping[str, TextSource], folder: Path) -> None:
+    summary = DataSummary("question-answering", config.source)
+    train, held_out, of_held_out = questions.read(config, sources["data.source"], summary.source), [], summary.source
+    if "data.validation" in sources:
+        of_held_out = summary.held_out["validation"] = SourceSummary()
+        held_out = questions.read(config, sources["data.validation"], of_held_out)
+    else:
+        chosen = split(len(train), config)
+        train, held_out = ([train[i] for i in part] for part in chosen)
+    _write(config, words, train, folder, "train", summary.source)
+    _write(config, words, held_out, folder, "validation", of_held_out)
+    asked = [{"context": each.context, "answers": each.answers} for each in held_out]
+    (folder / _HELD_OUT).write_text(json.dumps(asked), encoding="utf-8")
+    hashes, others = (
+        np.array([content_hash(f"{q.question}\t{q.context}") for q in part], np.uint64) for part in (train, held_out)
+    )
+    summary.rows_train, summary.rows_held_out = len(train), {"validation": len(held_out)}
+    summary.duplicates_train = len(hashes) - len(np.unique(hashes))
+    summary.overlap = {"validation": int(np.isin(others, hashes).sum())}
+    summary.write(folder)
+
+
+def _write(
+    config: QuestionAnswering, words: Any, asked: list[Question], folder: Path, part: str, summary: SourceSummary
+) -> None:
+    """Tokenize questions in windows."""
+    ends: list[int] = []
+    labels: list[tuple[int, int]] = []
+    of_question: list[int] = []
+    spans: list[npt.NDArray[np.int32]] = []
+    found: set[int] = set()
+    with (folder / f"{part}-ids.bin").open("wb") as ids, (folder / f"{part}-types.bin").open("wb") as types:
+        for begin in range(0, len(asked), _QUESTIONS):
+            chosen = asked[begin : begin + _QUESTIONS]
+            # A question of any length must leave room for the text.
+            encoded = words(
+                [_cut(words, q.question, config.sequence_length // 2) for q in chosen], [q.context for q in chosen],
+                truncation="only_second", max_length=config.sequence_length, stride=config.stride,
+                return_overflowing_tokens=True, return_offsets_mapping=True,
+            )  # fmt: skip
+            for window, row in enumerate(encoded["input_ids"]):
+                question = encoded["overflow_to_sample_mapping"][window]
+                is_text = [number == 1 for number in encoded.sequence_ids(window)]
+                offsets = np.where(np.array(is_text)[:, None], np.array(encoded["offset_mapping"][window]), -1).astype(
+                    np.int32
+                )
+                label = _label(chosen[question], offsets)
+                if label != (0, 0):
+                    found.add(begin + question)
+                labels.append(label)
+                spans.append(offsets)
+                of_question.append(begin + question)
+                ids.write(np.array(row, dtype=np.uint32).tobytes())
+                ends.append((ends[-1] if ends else 0) + len(row))
+                summary.unknown_tokens += row.count(words.unk_token_id)
+            types.writelines(bytes(row) for row in encoded.get("token_type_ids", ()))
+        has_types = types.tell() > 0
+    if not has_types:
+        (folder / f"{part}-types.bin").unlink()
+    summary.tokens += ends[-1]
+    lost = [question for index, question in enumerate(asked) if question.answers and index not in found]
+    for each in lost:
+        summary.note("answers that no window holds as a whole", "trained on as if there were none", each.place)
+    arrays = {"ends": ends, "labels": labels, "questions": of_question}
+    for name, values in arrays.items():
+        np.save(folder / f"{part}-{name}.npy", np.array(values, dtype=np.int64))
+    np.save(folder / f"{part}-spans.npy", np.concatenate(spans))
+
+
+def _cut(words: Any, question: str, length: int) -> str:
+    """The question, or its first ``length`` tokens."""
+    offsets = words(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return question if len(offsets) <= length else question[: offsets[length - 1][1]]
+
+
+def _label(question: Question, spans: npt.NDArray[np.int32]) -> tuple[int, int]:
+    """The first and the last token of the answer in a window, or (0, 0)."""
+    if not question.answers:
+        return 0, 0
+    begin, end = question.start, question.start + len(question.answers[0])
+    inside = np.flatnonzero((spans[:, 0] >= 0) & (spans[:, 1] > begin) & (spans[:, 0] < end))
+    if not len(inside) or spans[inside[0], 0] > begin or spans[inside[-1], 1] < end:
+        return 0, 0
+    return int(inside[0]), int(inside[-1])

@@ -1,0 +1,128 @@
+"""Reads questions: the nested files of SQuAD, and rows with ``question``, ``context`` and ``answers``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data import formats, rows
+from bellwether.trainer.data.formats import json_rows
+from bellwether.trainer.data.summary import SourceSummary
+from bellwether.trainer.data.text_sources import TextSource
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data.question_answering import QuestionAnswering
+
+_COLUMNS = ("question", "context", "answers")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a text.
+
+    Attributes:
+        answers: texts that are right; none if the text does not answer it.
+        start: where the first of them begins in the context; -1 without answers.
+    """
+
+    question: str
+    context: str
+    answers: list[str]
+    start: int
+    place: str
+
+
+def read(config: QuestionAnswering, source: TextSource, summary: SourceSummary) -> list[Question]:
+    """The questions of a source.
+
+    Raises:
+        ConfigError: if it cannot be read, or has no questions.
+    """
+    found = []
+    for place, row in _rows(config, source, summary):
+        question = _question(row, place, summary)
+        if question is not None:
+            summary.rows += 1
+            summary.documents += 1
+            found.append(question)
+    if not found:
+        lost = next((finding for finding in summary.findings if finding.done == "left out"), None)
+        advice = str(lost) if lost else "name a file of SQuAD, or rows with question, context and answers"
+        raise ConfigError(source.key, source.name, "has no questions", advice)
+    lengths = [len(question.context) for question in found]
+    summary.longest, summary.shortest = max(lengths), min(lengths)
+    if without := sum(not question.answers for question in found):
+        summary.note(
+            "questions without an answer in their text", "the answer is to be empty, as in SQuAD 2.0", count=without
+        )
+    return found
+
+
+def _rows(config: QuestionAnswering, source: TextSource, summary: SourceSummary) -> Iterator[rows.Row]:
+    if source.rows is not None or source.files[0][1].name != "json":
+        yield from rows.read(config, source, _COLUMNS, summary)
+        return
+    for file, form in source.files:
+        if form.name != "json":
+            raise ConfigError(
+                source.key,
+                source.name,
+                f"{file} is no .json or .jsonl file as the others are",
+                "name one kind of files",
+            )
+        try:
+            for place, row in json_rows.rows(file, formats.Options("data", config.encoding), summary):
+                yield from _nested(place, row, summary)
+        except formats.Unreadable as error:
+            raise ConfigError(
+                source.key, source.name, f"{file} cannot be read: {error.problem}", error.advice
+            ) from error
+
+
+def _nested(place: str, row: Any, summary: SourceSummary) -> Iterator[rows.Row]:
+    """The questions of an article of SQuAD; a row that is none, as it is."""
+    row = row["data"] if isinstance(row, dict) and isinstance(row.get("data"), dict) else row
+    if not isinstance(row, dict):
+        summary.unreadable(f"{place}: holds {type(row).__name__}, not an object")
+    elif "paragraphs" in row:
+        for number, paragraph in enumerate(row["paragraphs"], 1):
+            for inner, question in enumerate(paragraph.get("qas", ()), 1):
+                where = f"{place}, paragraph {number}, question {inner}"
+                yield where, {"context": paragraph.get("context"), **question}
+    else:
+        yield place, row
+
+
+def _question(row: dict[str, Any], place: str, summary: SourceSummary) -> Question | None:
+    """The question of a row; None if it has no question, context, or place of its answer, which is recorded."""
+    question, context = row.get("question"), row.get("context")
+    if not isinstance(question, str) or not isinstance(context, str) or not question.strip() or not context.strip():
+        summary.unreadable(f"{place}: has no question and context")
+        return None
+    answers = row.get("answers") or []
+    if isinstance(answers, dict):  # as datasets has them
+        answers = [
+            {"text": t, "answer_start": s}
+            for t, s in zip(answers.get("text", ()), answers.get("answer_start", ()), strict=False)
+        ]
+    try:
+        texts = [str(answer["text"]) for answer in answers]
+        start = int(answers[0]["answer_start"]) if answers else -1
+    except (TypeError, KeyError, ValueError):
+        summary.unreadable(f"{place}: answers are no texts with answer_start")
+        return None
+    if texts and context[start : start + len(texts[0])] != texts[0]:
+        start = _moved(context, texts[0], place, summary)
+        if start < 0:
+            return None
+    return Question(question, context, texts, start, place)
+
+
+def _moved(context: str, answer: str, place: str, summary: SourceSummary) -> int:
+    if context.count(answer) == 1 and answer:
+        summary.note("answers that begin elsewhere in their text", "found there", place)
+        return context.index(answer)
+    summary.unreadable(f"{place}: the text has no answer {answer[:40]!r} at answer_start")
+    return -1

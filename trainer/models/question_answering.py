@@ -1,0 +1,33 @@
+"""Any extractive question answering model of transformers, for fine-tuning as on SQuAD."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from bellwether.trainer.models.architecture import Architecture
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data import Dataset
+    from bellwether.trainer.models.tasks import Task
+
+
+class QuestionAnsweringModel(Architecture):
+    """A pretrained encoder with a new head, which predicts where in a text the answer begins and ends."""
+
+    data_kind: ClassVar[str] = "question-answering"
+    auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    assumed_mfu: ClassVar[float] = 0.35
+
+    kind: Literal["question-answering"]
+
+    def build(self, dataset: Dataset, activation_checkpointing: bool) -> Task:
+        from bellwether.trainer.models import pretrained
+        from bellwether.trainer.models.tasks import QuestionAnswering
+
+        pretrained.check_tokenizer(self, dataset.tokenizer)
+        config = pretrained.make_config(self, **pretrained.text_keys(self, dataset))
+        pretrained.check_length(config, dataset)
+        model = pretrained.build(self, config)
+        if activation_checkpointing:
+            pretrained.checkpoint_activations(model)
+        return QuestionAnswering(model, getattr(dataset.train, "max_answer", 30))
