@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bellwether.commands import (
+    bench,
     convert,
     data,
     doctor,
@@ -50,6 +51,7 @@ COMMANDS = (
     recipe,
     plan,
     frontier,
+    bench,
     keys,
 )
 

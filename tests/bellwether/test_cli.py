@@ -36,6 +36,7 @@ SHORTEST = {
     "recipe": [],
     "plan": ["CONFIG", "--gpu=NAME"],
     "frontier": ["CONFIG", "--from=FILE", "--throughput=1"],
+    "bench": ["data", "CONFIG"],
     "keys": [],
 }
 

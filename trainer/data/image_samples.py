@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,7 @@ class ImageSamples:
     train: bool
     encoded: ImageRows | None = None
     key: str = "data.source"
+    timed: ClassVar[Callable[[str], AbstractContextManager[None]]] = nullcontext  # `bench` sets one that measures
     _pixels: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,15 +97,19 @@ class ImageSamples:
     def _decoded(self, row: int, key: int) -> npt.NDArray[np.uint8]:
         assert self.encoded is not None
         try:
-            image, _ = image_decoding.decode(self.encoded.read(row), self.config.channels)
+            with self.timed("read"):
+                data = self.encoded.read(row)
+            with self.timed("decode"):
+                image, _ = image_decoding.decode(data, self.config.channels)
         except Undecodable as error:  # every image could be decoded when it was prepared
             problem = f"cannot be decoded any more: {error}"
             raise ConfigError(self.key, self.encoded.name(row), problem, "restore the file") from error
-        if self.config.crop != "resized":
-            return augment.resized(image, self.config.size)
-        width, height = image.size
-        box = augment.random_crop_box(width, height, key) if self.train else augment.central_crop_box(width, height)
-        return augment.resized(image, self.config.size, box)
+        with self.timed("crop and resize"):
+            if self.config.crop != "resized":
+                return augment.resized(image, self.config.size)
+            width, height = image.size
+            box = augment.random_crop_box(width, height, key) if self.train else augment.central_crop_box(width, height)
+            return augment.resized(image, self.config.size, box)
 
 
 @dataclass
