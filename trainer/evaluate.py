@@ -40,7 +40,7 @@ def evaluate_phase(
         ranks.
     """
     config, split = phase.config, phase.split
-    rank: dict[str, Any] = {"rank": world.rank, "world_size": world.size}
+    rank: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": world.device}
 
     def held_out(samples: Samples) -> Iterator[Batch]:
         return watched(
@@ -77,8 +77,8 @@ def evaluate(
     """Mean loss and accuracy over the held-out samples, and scores of all predictions. Collective; the same on all ranks.
 
     Args:
-        batches: as many on every rank, because ZeRO-3 gathers weights in each forward pass. The entry ``weight``, [B], is 0
-            for a sample that only fills up its batch.
+        batches: on the device; as many on every rank, because ZeRO-3 gathers weights in each forward pass. The entry ``weight``,
+            [B], is 0 for a sample that only fills up its batch.
         score: scores of the predictions [N, ...] for all held-out samples in order; called on rank 0.
     """
     device = world.device
@@ -86,9 +86,9 @@ def evaluate(
     predictions: list[Tensor] = []
     with engine.evaluation_mode(), buffers.average_buffers(engine.task):
         for batch in batches:
-            on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-            weight = on_device.pop("weight").double()
-            losses, correct, *predicted = engine.forward(on_device)
+            weight = batch["weight"].double()
+            inputs = {name: tensor for name, tensor in batch.items() if name != "weight"}
+            losses, correct, *predicted = engine.forward(inputs)
             sums += torch.stack([(losses.double() * weight).sum(), (correct.double() * weight).sum(), weight.sum()])
             predictions += predicted
     dist.all_reduce(sums)
@@ -129,8 +129,6 @@ def evaluate_average(
     if not isinstance(optimizer, optimizers.WeightAverage) or not optimizer.has_average:
         return {}
     with buffers.preserve_buffers(engine.task), optimizer.averaged():
-        engine.recompute_batch_norm(
-            {name: t.to(world.device) for name, t in batch.items()} for batch in training_batches
-        )
+        engine.recompute_batch_norm(training_batches)
         results = evaluate(engine, batches, world)
     return {f"{name}_averaged": results[name] for name in ("loss", "accuracy") if name in results}

@@ -84,7 +84,7 @@ class PhaseLoop:
             self.dataset.train, seed=self.seed, start=run.position.samples - self.phase.first_sample,
             steps=self.end - run.position.step, global_batch=split.global_batch, micro=split.micro,
             accumulation=split.accumulation, rank=run.world.rank, world_size=run.world.size,
-            workers=self.phase.config.data.workers, pin_memory=run.world.device.type == "cuda",
+            workers=self.phase.config.data.workers, device=run.world.device,
         )  # fmt: skip
 
     def train(self) -> None:
@@ -135,9 +135,8 @@ class PhaseLoop:
         for index in range(accumulation):
             run.heartbeat.at(step - 1, arrival.DATA)
             began = time.monotonic()
-            loaded = next(self.batches)
+            batch = next(self.batches)
             self.step_metrics.waited_for_data(time.monotonic() - began)
-            batch = {name: t.to(run.world.device, non_blocking=True) for name, t in loaded.items()}
             is_last = index == accumulation - 1
             run.heartbeat.at(step - 1, arrival.UPDATE if is_last else arrival.BACKWARD)
             if is_last:

@@ -26,7 +26,11 @@ _KINDS = ("text", "images", "labelled_text", "labelled_tokens", "question_answer
 
 
 class Samples(Protocol):
-    """The rows of one split, and how they are made into batches. Picklable, so that worker processes can do it."""
+    """The rows of one split, and how they are made into batches. Picklable, so that worker processes can do it.
+
+    Where a part of the work is better done in the training process, on its device, samples also have ``worker_batch``, with the
+    arguments of `batch`, and ``finish``: `batch` is then ``finish(worker_batch(indices, keys))``.
+    """
 
     def __len__(self) -> int: ...
 

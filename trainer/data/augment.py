@@ -1,4 +1,7 @@
-"""Crops and flips of images. Every random choice is a function of the sample's key."""
+"""The random choices of crops and flips, functions of the sample's key, and the crop with resizing.
+
+`finishing` applies the choices that need no decoding, on the device.
+"""
 
 from __future__ import annotations
 
@@ -8,48 +11,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bellwether.trainer.data.sampling import random_bits, uniform
+from bellwether.trainer.data.sampling import Integers, random_bits, uniform
 
-Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 _ATTEMPTS = 10
 
 
-def normalise(pixels: Bytes, mean: list[float], std: list[float]) -> Floats:
-    """``(pixels / 255 - mean) / std`` per channel: [..., C] uint8 to [..., C] float32."""
-    scale = np.array([1 / (255 * s) for s in std], dtype=np.float32)
-    shift = np.array([m / s for m, s in zip(mean, std, strict=True)], dtype=np.float32)
-    return pixels * scale - shift
+def margin(size: int) -> int:
+    """Pixels by which the crop ``pad`` pads each side: 4 for size 32, as for CIFAR in He et al. 2015, section 4.2."""
+    return size // 8
 
 
-def pad_crop(images: Floats, keys: npt.ArrayLike, flip: bool) -> Floats:
-    """Pads by size / 8 on each side and crops a random square of the old size; flips half of the images if `flip`.
-
-    As for CIFAR in He et al. 2015, section 4.2: 4 pixels for size 32, filled with zeros after normalization, which is the
-    mean.
-
-    Args:
-        images: [B, S, S, C], normalized.
-        keys: B sample keys.
-    """
-    count, size = images.shape[:2]
-    margin = size // 8
-    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    fractions = uniform(random_bits(keys, 3))
-    corner = (fractions[:, :2] * (2 * margin + 1)).astype(np.int64)
-    rows = corner[:, :1] + np.arange(size)
-    columns = corner[:, 1:] + np.arange(size)
-    if flip:
-        columns = np.where(fractions[:, 2:] < 0.5, columns[:, ::-1], columns)
-    cropped: Floats = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return cropped
+def pad_crop_corners(keys: npt.ArrayLike, size: int) -> Integers:
+    """Upper left corners of random crops of padded images: [B, 2], row and column from 0 to ``2 * margin(size)``."""
+    corners: Integers = (uniform(random_bits(keys, 2)) * (2 * margin(size) + 1)).astype(np.int64)
+    return corners
 
 
-def flip_half(images: Floats, keys: npt.ArrayLike) -> Floats:
-    """Flips half of the images [B, S, S, C] horizontally."""
-    turned = uniform(random_bits(keys, 3))[:, 2] < 0.5
-    return np.where(turned[:, None, None, None], images[:, :, ::-1], images)
+def mirrored_half(keys: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Which half of the images to mirror: [B]."""
+    mirrored: npt.NDArray[np.bool_] = uniform(random_bits(keys, 3))[:, 2] < 0.5
+    return mirrored
 
 
 def random_crop_box(width: int, height: int, key: int) -> tuple[int, int, int, int]:

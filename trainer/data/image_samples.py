@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +17,7 @@ from torch import Tensor
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import Dataset, augment, image_decoding, image_preparation
 from bellwether.trainer.data.cache import prepared
+from bellwether.trainer.data.finishing import Finisher
 from bellwether.trainer.data.image_decoding import Undecodable
 from bellwether.trainer.data.image_inspection import LIST
 from bellwether.trainer.data.image_rows import ImageRows, mapped
@@ -50,10 +51,11 @@ class ImageSamples:
     train: bool
     encoded: ImageRows | None = None
     key: str = "data.source"
-    timed: ClassVar[Callable[[str], AbstractContextManager[None]]] = nullcontext  # `bench` sets one that measures
+    timed: ClassVar[Any] = nullcontext  # `bench` sets one that measures
     _pixels: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        self._finisher = Finisher(self.config.mean, self.config.std)
         self.labels, self.rows = mapped(self.folder / "labels.npy"), mapped(self.folder / "rows.npy")
         if self.encoded is None:
             self._pixels = mapped(self.source / "pixels.npy")
@@ -68,27 +70,35 @@ class ImageSamples:
 
     def __getstate__(self) -> dict[str, Any]:
         # Each worker maps the files itself.
-        return {name: value for name, value in vars(self).items() if name not in ("_pixels", "labels", "rows")}
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_pixels", "_finisher", "labels", "rows")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.__post_init__()
 
     def batch(self, indices: Rows, keys: Rows) -> dict[str, Tensor]:
+        return self.finish(self.worker_batch(indices, keys))
+
+    def worker_batch(self, indices: Rows, keys: Rows) -> dict[str, Tensor]:
+        """``pixels`` uint8 [B, S, S, C], ``labels`` int64 [B], and the choices that `finish` applies."""
         rows, own_keys = np.asarray(indices, dtype=np.int64), np.asarray(keys, dtype=np.int64)
-        config = self.config
-        images = augment.normalise(self._images(self.rows[rows], own_keys), config.mean, config.std)
-        if self.train and config.crop == "pad":
-            images = augment.pad_crop(images, own_keys, config.flip)
-        elif self.train and config.flip:
-            images = augment.flip_half(images, own_keys)
-        return {
-            "pixel_values": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
-            "labels": torch.from_numpy(np.array(self.labels[rows])),
-        }
+        pixels, labels = self._images(self.rows[rows], own_keys), np.array(self.labels[rows])
+        batch = {"pixels": torch.from_numpy(pixels), "labels": torch.from_numpy(labels)}
+        if self.train and self.config.crop == "pad":
+            batch["corner"] = torch.from_numpy(augment.pad_crop_corners(own_keys, self.config.size))
+        if self.train and self.config.flip:
+            batch["mirror"] = torch.from_numpy(augment.mirrored_half(own_keys))
+        return batch
+
+    def finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``pixel_values`` and ``labels`` of a batch of `worker_batch`, on the device of the batch."""
+        rest = {name: tensor for name, tensor in batch.items() if name not in ("pixels", "mirror", "corner")}
+        return {"pixel_values": self._finisher(batch["pixels"], batch.get("mirror"), batch.get("corner")), **rest}
 
     def _images(self, rows: Integers, keys: Integers) -> npt.NDArray[np.uint8]:
-        """[B, S, S, C], before normalization."""
+        """uint8 [B, S, S, C]."""
         if self.encoded is not None:
             return np.stack([self._decoded(int(row), int(key)) for row, key in zip(rows, keys, strict=True)])
         assert self._pixels is not None
@@ -133,11 +143,23 @@ class AugmentedViews:
 
     def batch(self, indices: Rows, keys: Rows) -> dict[str, Tensor]:
         """``keys`` are those of `evaluation_batches`, which are a function of the rows."""
-        original, augmented = self.plain.batch(indices, keys), replace(self.plain, train=True)
+        return self.finish(self.worker_batch(indices, keys))
+
+    def worker_batch(self, indices: Rows, keys: Rows) -> dict[str, Tensor]:
+        """As that of the plain images, and ``views``: a batch of all views, those of the first number first."""
+        augmented = replace(self.plain, train=True)
         mixed = np.asarray(keys, dtype=np.int64) ^ fold_in(self.seed, 0)
         view_keys = (random_bits(mixed, self.count) >> np.uint64(1)).astype(np.int64)
-        views = [augmented.batch(indices, view_keys[:, view])["pixel_values"] for view in range(self.count)]
-        return {**original, "pixel_values": torch.stack([original["pixel_values"], *views], dim=1)}
+        views = augmented.worker_batch(np.tile(np.asarray(indices), self.count), view_keys.T.reshape(-1))
+        named = {f"views.{name}": tensor for name, tensor in views.items()}
+        return {**self.plain.worker_batch(indices, keys), **named}
+
+    def finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        views = {name.removeprefix("views."): t for name, t in batch.items() if name.startswith("views.")}
+        original = self.plain.finish({name: t for name, t in batch.items() if not name.startswith("views.")})
+        pixels = original["pixel_values"]
+        augmented = self.plain.finish(views)["pixel_values"].view(self.count, *pixels.shape)
+        return {**original, "pixel_values": torch.stack([pixels, *augmented], dim=1)}
 
 
 def prepare(config: ImageData) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import signal
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterator, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import Samples
+from bellwether.trainer.data.device import to_device
 from bellwether.trainer.data.sampling import Integers, SampleOrder, sample_keys
 from bellwether.trainer.data.transient import FAILED, retrying
 
@@ -58,7 +59,7 @@ def train_batches(
     rank: int,
     world_size: int,
     workers: int,
-    pin_memory: bool = False,
+    device: torch.device | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Yields the micro-batches of one rank: ``steps * accumulation`` of them, each of ``micro`` samples.
 
@@ -71,7 +72,7 @@ def train_batches(
         start: global sample position of the first step. It can be any number, so that a run resumes where it stopped.
         steps: number of weight updates.
         workers: number of processes that prepare batches in advance; 0: prepare them in this process.
-        pin_memory: copy batches to page-locked memory, for asynchronous copies to a GPU.
+        device: where the batches are yielded; None: on the CPU.
 
     Raises:
         ConfigError: from the iterator, if a sample cannot be read.
@@ -97,11 +98,18 @@ def train_batches(
                     positions = sorted_positions[first : first + micro]
                 yield _Job(order(positions), sample_keys(seed, positions), None)
 
-    return _batches(samples, jobs, steps * accumulation, workers, pin_memory)
+    return _batches(samples, jobs, steps * accumulation, workers, device)
 
 
 def evaluation_batches(
-    samples: Samples, *, limit: int | None, micro: int, rank: int, world_size: int, workers: int
+    samples: Samples,
+    *,
+    limit: int | None,
+    micro: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    device: torch.device | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Yields one rank's share of the held-out samples, each of which appears once over all ranks.
 
@@ -110,6 +118,7 @@ def evaluation_batches(
 
     Args:
         limit: use at most this many samples, spread evenly over all of them; None: use all.
+        device: where the batches are yielded; None: on the CPU.
     """
     held_out = evaluation_rows(len(samples), limit)
     count = len(held_out)
@@ -123,7 +132,7 @@ def evaluation_batches(
             rows = held_out[positions % count]
             yield _Job(rows, sample_keys(0, rows), weight)
 
-    return _batches(samples, jobs, batches, workers, pin_memory=False)
+    return _batches(samples, jobs, batches, workers, device)
 
 
 def evaluation_rows(total: int, limit: int | None) -> Integers:
@@ -136,12 +145,12 @@ class _Batches(Dataset[Any]):
     """Maps a job to a batch, in a worker. Errors are returned as values, so that they can be raised unchanged."""
 
     def __init__(self, samples: Samples) -> None:
-        self.samples = samples
+        self.make = getattr(samples, "worker_batch", samples.batch)
+        self.retry = getattr(samples, "retry", 0.0)
 
     def __getitem__(self, job: _Job) -> dict[str, Tensor] | ConfigError | OSError | _Failure:
         try:
-            retry = getattr(self.samples, "retry", 0.0)
-            batch = retrying(retry, lambda: self.samples.batch(job.rows, job.keys), listed=True)
+            batch = retrying(self.retry, lambda: self.make(job.rows, job.keys), listed=True)
         except ConfigError as error:
             return error
         except Exception as error:
@@ -163,8 +172,20 @@ class _Jobs(Sampler[_Job], Sized):
 
 
 def _batches(
-    samples: Samples, jobs: Callable[[], Iterator[_Job]], count: int, workers: int, pin_memory: bool
+    samples: Samples, jobs: Callable[[], Iterator[_Job]], count: int, workers: int, device: torch.device | None
 ) -> Iterator[dict[str, Tensor]]:
+    """Batches on a device. What a worker does not do, the samples' `finish` does there."""
+    device = device or torch.device("cpu")
+    loaded = _loaded(samples, jobs, count, workers, pin_memory=device.type == "cuda")
+    try:
+        yield from to_device(loaded, device, getattr(samples, "finish", dict))
+    finally:
+        loaded.close()
+
+
+def _loaded(
+    samples: Samples, jobs: Callable[[], Iterator[_Job]], count: int, workers: int, pin_memory: bool
+) -> Generator[dict[str, Tensor]]:
     workers = min(workers, count)
     worker_options: dict[str, Any] = {}
     if workers:
