@@ -22,6 +22,7 @@ from bellwether.trainer.data import augment
 from bellwether.trainer.data.image_decoding import BACKGROUND, LARGE, Traits, Undecodable, decode
 from bellwether.trainer.data.image_rows import ImageRows
 from bellwether.trainer.data.summary import UNDECODABLE, SourceSummary
+from bellwether.trainer.data.transient import retrying
 from bellwether.trainer.log import EVERY_RANK
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class _Image:
 
 
 def inspect(
-    rows: ImageRows, channels: int, size: int | None, folder: Path, summary: SourceSummary, key: str
+    rows: ImageRows, channels: int, size: int | None, folder: Path, summary: SourceSummary, key: str, retry: float = 0.0
 ) -> Inspection:
     """Decodes all images, and stores them in ``folder/pixels.npy`` if `size` is given.
 
@@ -67,6 +68,7 @@ def inspect(
         size: height and width at which the images are stored; None: images are only checked.
         summary: takes the counts.
         key: the config key that names the images, for the log.
+        retry: seconds for which a read that fails in passing is repeated.
 
     Raises:
         OSError: if a file cannot be read for a reason that is not the image's.
@@ -80,7 +82,7 @@ def inspect(
 
     def one(name: str, read: Callable[[], bytes]) -> _Image | str:
         try:
-            data = read()
+            data = retrying(retry, read)
             image, traits = decode(data, channels, name, header_only=size is None)
         except Undecodable as error:
             return str(error)

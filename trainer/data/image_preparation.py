@@ -97,7 +97,7 @@ def _inspected(
     bytes_decoded = len(rows) * config.size**2 * config.channels
     size = None if config.crop == "resized" or bytes_decoded > DECODED_LIMIT else config.size
     summary = SourceSummary()
-    inspection = inspect(rows, config.channels, size, folder, summary, key)
+    inspection = inspect(rows, config.channels, size, folder, summary, key, config.retry)
     np.save(folder / "plain.npy", inspection.plain)
     kept = np.setdiff1d(np.arange(len(rows)), list(inspection.undecodable))
     if not len(kept):
