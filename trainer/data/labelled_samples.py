@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 
 from bellwether.trainer import scores
-from bellwether.trainer.data import Dataset, labelled_rows, text_sources, tokenizer
-from bellwether.trainer.data.cache import digest, prepared
+from bellwether.trainer.data import Dataset, labelled_preparation, labelled_rows
+from bellwether.trainer.data.labelled_preparation import Sources
 from bellwether.trainer.data.labelled_rows import LabelledRows
 from bellwether.trainer.data.labels import Classes, Numbers, classes_of
 from bellwether.trainer.data.sources import split
 from bellwether.trainer.data.summary import DataSummary
-from bellwether.trainer.data.text_sources import TextSource
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.labelled_text import LabelledText
 
-_REVISION = 1
+_REVISION = 2
 _CLASSES = "classes.json"
 _ROWS = 1000  # tokenized at a time
 _MULTIPLE = 8  # of which a padded length is one, for tensor cores
@@ -106,31 +105,15 @@ class LabelledSamples:
 
 
 def prepare(config: LabelledText) -> dict[str, Any]:
-    """Prepares labelled text. See `bellwether.trainer.config.schema.data.DataConfig.prepare`."""
-    words = tokenizer.given(config)
-    sources = {"data.source": text_sources.locate(config, "data.source", config.source)}
-    if config.validation is not None:
-        sources["data.validation"] = text_sources.locate(config, "data.validation", config.validation)
-    key = {
-        "revision": _REVISION, "sources": {key: source.fingerprint for key, source in sources.items()},
-        "columns": [*config.text_columns, config.label_column, *config.column_names], "task": config.task,
-        "encoding": config.encoding, "length": config.sequence_length, "tokenizer": digest(words.backend_tokenizer.to_str()),
-        "share": None if config.validation is not None else config.validation_share,
-    }  # fmt: skip
-    entry = prepared(config.cache, "labelled", key, lambda folder: _prepare(config, words, sources, folder))
-    summary = DataSummary.read(entry)
-    summary.name = config.source
-    summary.source.add(sources["data.source"].listing)
-    if "data.validation" in sources:
-        summary.held_out["validation"].add(sources["data.validation"].listing)
-    return {"entry": str(entry), "tokenizer": tokenizer.stored(config, words), "summary": summary.to_json()}
+    """Prepares labelled text. See `bellwether.trainer.data.labelled_preparation.prepare`."""
+    key = {"revision": _REVISION, "columns": [*config.text_columns, config.label_column], "task": config.task}
+    return labelled_preparation.prepare(config, "labelled", key, lambda *given: _prepare(config, *given))
 
 
 def open_prepared(config: LabelledText, facts: dict[str, Any]) -> Dataset:
     """The labelled text that `prepare` has prepared."""
-    entry, words = Path(facts["entry"]), tokenizer.open_prepared(facts["tokenizer"])
+    entry, words, summary = labelled_preparation.opened(facts)
     names = json.loads((entry / _CLASSES).read_text(encoding="utf-8"))
-    summary = DataSummary.from_json(facts["summary"]) if "summary" in facts else None
     train, held_out = (samples(config, words, entry, part) for part in ("train", "validation"))
     return Dataset(
         train, held_out, vocabulary_size=len(words), classes=None if names is None else len(names), labels=names,
@@ -147,7 +130,7 @@ def samples(config: LabelledText, words: Any, folder: Path, part: str) -> Labell
     )
 
 
-def _prepare(config: LabelledText, words: Any, sources: Mapping[str, TextSource], folder: Path) -> None:
+def _prepare(config: LabelledText, words: Any, sources: Sources, folder: Path) -> None:
     train = labelled_rows.read(config, sources["data.source"])
     labels = classes_of(train.labels, train.named, config)
     summary = DataSummary("labelled-text", config.source, train.summary)

@@ -5,7 +5,7 @@ Reading a config must not import torch and numpy, so the methods import them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,10 +33,15 @@ class LabelledTokens(TokenizedData):
     def key_of(self, column: str) -> str:
         return "label_column" if column == self.label_column else "words_column"
 
-    def load(self) -> Dataset:
+    def prepare(self) -> dict[str, Any]:
         from bellwether.trainer.data import token_samples
 
-        return token_samples.load(self)
+        return token_samples.prepare(self)
+
+    def open(self, facts: dict[str, Any]) -> Dataset:
+        from bellwether.trainer.data import token_samples
+
+        return token_samples.open_prepared(self, facts)
 
     def zeros(self, count: int) -> dict[str, Tensor]:
         import torch

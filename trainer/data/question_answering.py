@@ -5,7 +5,7 @@ Reading a config must not import torch and numpy, so the methods import them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,10 +46,15 @@ class QuestionAnswering(TokenizedData):
     def key_of(self, column: str) -> str:
         return "source"
 
-    def load(self) -> Dataset:
+    def prepare(self) -> dict[str, Any]:
         from bellwether.trainer.data import question_samples
 
-        return question_samples.load(self)
+        return question_samples.prepare(self)
+
+    def open(self, facts: dict[str, Any]) -> Dataset:
+        from bellwether.trainer.data import question_samples
+
+        return question_samples.open_prepared(self, facts)
 
     def zeros(self, count: int) -> dict[str, Tensor]:
         import torch

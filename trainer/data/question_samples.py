@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from bellwether.trainer import scores
-from bellwether.trainer.data import Dataset, questions, text_sources, tokenizer
-from bellwether.trainer.data.cache import digest, prepared
+from bellwether.trainer.data import Dataset, labelled_preparation, questions
 from bellwether.trainer.data.corpus import content_hash
+from bellwether.trainer.data.labelled_preparation import Sources
 from bellwether.trainer.data.labelled_samples import LabelledSamples
 from bellwether.trainer.data.questions import Question
 from bellwether.trainer.data.sources import split
 from bellwether.trainer.data.summary import DataSummary, SourceSummary
-from bellwether.trainer.data.text_sources import TextSource
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.question_answering import QuestionAnswering
@@ -68,23 +67,15 @@ class QuestionSamples(LabelledSamples):
         return int(self.spans[begin + first, 0]), int(self.spans[begin + last, 1])
 
 
-def load(config: QuestionAnswering) -> Dataset:
-    """Prepares questions. See `bellwether.trainer.data.load`."""
-    words = tokenizer.given(config)
-    sources = {"data.source": text_sources.locate(config, "data.source", config.source)}
-    if config.validation is not None:
-        sources["data.validation"] = text_sources.locate(config, "data.validation", config.validation)
-    key = {
-        "revision": _REVISION, "sources": {key: source.fingerprint for key, source in sources.items()}, "encoding": config.encoding,
-        "length": config.sequence_length, "stride": config.stride, "tokenizer": digest(words.backend_tokenizer.to_str()),
-        "share": None if config.validation is not None else config.validation_share,
-    }  # fmt: skip
-    entry = prepared(config.cache, "questions", key, lambda folder: _prepare(config, words, sources, folder))
-    summary = DataSummary.read(entry)
-    summary.name = config.source
-    summary.source.add(sources["data.source"].listing)
-    if "data.validation" in sources:
-        summary.held_out["validation"].add(sources["data.validation"].listing)
+def prepare(config: QuestionAnswering) -> dict[str, Any]:
+    """Prepares questions. See `bellwether.trainer.data.labelled_preparation.prepare`."""
+    key = {"revision": _REVISION, "stride": config.stride}
+    return labelled_preparation.prepare(config, "questions", key, lambda *given: _prepare(config, *given))
+
+
+def open_prepared(config: QuestionAnswering, facts: dict[str, Any]) -> Dataset:
+    """What `prepare` has prepared."""
+    entry, words, summary = labelled_preparation.opened(facts)
     train, held_out = (
         QuestionSamples(
             entry, part, config.sequence_length, words.pad_token_id or 0, (entry / f"{part}-types.bin").exists(), max_answer=config.max_answer
@@ -130,7 +121,7 @@ def _scorer(
     return score
 
 
-def _prepare(config: QuestionAnswering, words: Any, sources: Mapping[str, TextSource], folder: Path) -> None:
+def _prepare(config: QuestionAnswering, words: Any, sources: Sources, folder: Path) -> None:
     summary = DataSummary("question-answering", config.source)
     train, held_out, of_held_out = questions.read(config, sources["data.source"], summary.source), [], summary.source
     if "data.validation" in sources:

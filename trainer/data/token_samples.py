@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bellwether.trainer import scores
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import Dataset, rows, text_sources, tokenizer
-from bellwether.trainer.data.cache import digest, prepared
+from bellwether.trainer.data import Dataset, labelled_preparation, rows
 from bellwether.trainer.data.corpus import content_hash
+from bellwether.trainer.data.labelled_preparation import Sources
 from bellwether.trainer.data.labelled_samples import LabelledSamples
 from bellwether.trainer.data.labels import Classes, classes_of
 from bellwether.trainer.data.sources import split
@@ -68,25 +68,16 @@ class _Sentences:
         return np.array([content_hash(" ".join(words)) for words in self.words], dtype=np.uint64)
 
 
-def load(config: LabelledTokens) -> Dataset:
-    """Prepares labelled words. See `bellwether.trainer.data.load`."""
-    words = tokenizer.given(config)
-    sources = {"data.source": text_sources.locate(config, "data.source", config.source)}
-    if config.validation is not None:
-        sources["data.validation"] = text_sources.locate(config, "data.validation", config.validation)
-    key = {
-        "revision": _REVISION, "sources": {key: source.fingerprint for key, source in sources.items()},
-        "columns": [config.words_column, config.label_column], "encoding": config.encoding, "length": config.sequence_length,
-        "tokenizer": digest(words.backend_tokenizer.to_str()),
-        "share": None if config.validation is not None else config.validation_share,
-    }  # fmt: skip
-    entry = prepared(config.cache, "tokens-labelled", key, lambda folder: _prepare(config, words, sources, folder))
+def prepare(config: LabelledTokens) -> dict[str, Any]:
+    """Prepares labelled words. See `bellwether.trainer.data.labelled_preparation.prepare`."""
+    key = {"revision": _REVISION, "columns": [config.words_column, config.label_column]}
+    return labelled_preparation.prepare(config, "tokens-labelled", key, lambda *given: _prepare(config, *given))
+
+
+def open_prepared(config: LabelledTokens, facts: dict[str, Any]) -> Dataset:
+    """What `prepare` has prepared."""
+    entry, words, summary = labelled_preparation.opened(facts)
     names = json.loads((entry / _CLASSES).read_text(encoding="utf-8"))
-    summary = DataSummary.read(entry)
-    summary.name = config.source
-    summary.source.add(sources["data.source"].listing)
-    if "data.validation" in sources:
-        summary.held_out["validation"].add(sources["data.validation"].listing)
     train, held_out = (
         TokenSamples(entry, part, config.sequence_length, words.pad_token_id or 0, (entry / f"{part}-types.bin").exists())
         for part in ("train", "validation")
@@ -103,7 +94,7 @@ def load(config: LabelledTokens) -> Dataset:
     )  # fmt: skip
 
 
-def _prepare(config: LabelledTokens, words: Any, sources: Mapping[str, TextSource], folder: Path) -> None:
+def _prepare(config: LabelledTokens, words: Any, sources: Sources, folder: Path) -> None:
     train = _read(config, sources["data.source"])
     classes = classes_of([label for labels in train.labels for label in labels], train.named, config)
     assert isinstance(classes, Classes)

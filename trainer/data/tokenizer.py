@@ -53,7 +53,7 @@ def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iter
     return words, stored(config, words)
 
 
-def stored(config: TextData | LabelledText, words: Any) -> Place:
+def stored(config: TextData | TokenizedData, words: Any) -> Place:
     """A copy in the cache: asking the hub for a tokenizer takes a dozen requests, which one process a machine makes."""
     key = {"tokenizer": words.backend_tokenizer.to_str(), "class": type(words).__name__, "revision": _REVISION}
     entry = prepared(config.cache, "tokenizer", {"digest": digest(key)}, lambda folder: _save(words, folder))
