@@ -36,7 +36,8 @@ def evaluate_phase(
 
     Returns:
         ``loss``, ``accuracy`` and ``examples``; where configured also ``loss_augmented``, ``accuracy_augmented``,
-        ``loss_averaged`` and ``accuracy_averaged``; and the dataset's scores. No accuracy where it is not defined. The same on all
+        ``loss_averaged`` and ``accuracy_averaged``; and the dataset's scores. With several sets of held-out data
+        also ``loss_NAME`` and ``accuracy_NAME`` of each; the plain ones are those of the first. No accuracy where it is not defined. The same on all
         ranks.
     """
     config, split = phase.config, phase.split
@@ -54,6 +55,9 @@ def evaluate_phase(
         return dataset.score(predictions, evaluation_rows(len(dataset.validation), config.evaluate.limit))
 
     results = evaluate(engine, held_out(dataset.validation), world, score if dataset.score else None)
+    for index, (name, samples) in enumerate(dataset.held_out.items()):
+        of_set = evaluate(engine, held_out(samples), world) if index else dict(results)
+        results |= {f"{key}_{name}": of_set[key] for key in ("loss", "accuracy")}
     if config.evaluate.augment:
         assert isinstance(dataset.validation, image_samples.ImageSamples)
         views = image_samples.AugmentedViews(dataset.validation, config.evaluate.augment, config.seed)

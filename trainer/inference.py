@@ -209,7 +209,7 @@ def held_out_of(folder: Path) -> str:
     """
     run = _run_of(folder)
     data = None if run is None else load(run / "config.yaml", quiet=True).data
-    if data is None or data.validation is None:
+    if data is None or not isinstance(data.validation, str):
         problem = "the run holds out a share of its training data" if data is not None else "belongs to no run"
         raise ConfigError("RUN_OR_FOLDER", str(folder), problem, "name labelled data: --data FILE")
     return data.validation

@@ -20,7 +20,7 @@ from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.distributed import raised_by_all_ranks, run_on_rank0
 from bellwether.trainer.engine import Batch, build
 from bellwether.trainer.evaluate import evaluate_phase
-from bellwether.trainer.metrics import KINDS
+from bellwether.trainer.metrics import HELD, KINDS
 from bellwether.trainer.phases import Phase
 from bellwether.trainer.replicas import ReplicaCheck
 from bellwether.trainer.run_state import Run
@@ -276,5 +276,7 @@ def results_text(evaluation: dict[str, float]) -> str:
     if "accuracy" in evaluation:
         parts.append(f"accuracy {evaluation['accuracy']:.2%}")
     parts += [f"{kind} {evaluation[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in evaluation]
+    sets = [key.removeprefix("loss_") for key in evaluation if key.startswith("loss_") and key not in HELD]
+    parts += [f"{name} {evaluation[f'loss_{name}']:.4f}" for name in sets]
     parts += [f"{name.replace('_', ' ')} {evaluation[name]:.4f}" for name in scores.NAMES if name in evaluation]
     return f"{', '.join(parts)} ({evaluation['examples']:,} samples)"

@@ -87,6 +87,8 @@ def test_phases_override_the_keys_of_the_run(base: Path) -> None:
 
 
 ERRORS = {
+    "data.validation=5": ["data.validation", "5", "not held-out data; write a path, or paths by name"],
+    "data.validation={averaged: a.txt}": ["data.validation", "'averaged' cannot name held-out data"],
     "engine.deepspeed={train_batch_size: 3}": ["engine.deepspeed.train_batch_size", "3", "set batch.global"],
     "engine.deepspeed={zero_optimization: {stage: 1}}": [
         "engine.deepspeed.zero_optimization.stage",

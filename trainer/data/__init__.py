@@ -6,8 +6,8 @@ Importing this package imports neither torch nor numpy, because configs are vali
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bellwether.trainer.config.schema.data import DataConfig
@@ -58,6 +58,7 @@ class Dataset:
 
     Attributes:
         train, validation: the samples of the two splits.
+        held_out: all sets of held-out data by name, where there are several; `validation` is the first.
         vocabulary_size: size of the tokenizer's vocabulary, for text.
         next_sentence: whether text comes in pairs of segments, for next-sentence prediction.
         classes, channels, labels: number and names of the classes, and channels of the images, for images.
@@ -79,6 +80,7 @@ class Dataset:
     score: Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], dict[str, float]] | None = None
     fingerprint: str = ""
     summary: DataSummary | None = None
+    held_out: Mapping[str, Samples] = field(default_factory=dict)
 
 
 def load(config: DataConfig) -> Dataset:

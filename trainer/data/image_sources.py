@@ -51,7 +51,7 @@ def locate(config: ImageData, key: str = "data.source") -> ImageSource:
         ConfigError: if it does not exist, its format cannot be determined, or its layout is not understood.
     """
     name = config.source if key == "data.source" else config.validation
-    assert name is not None
+    assert isinstance(name, str)
     form: str = config.format
     is_builtin = form == "auto" and key == "data.source" and builtin.find("images", name) is not None
     if is_builtin or form in ("text", "hub") or not sources.is_local(config):

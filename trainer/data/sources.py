@@ -60,14 +60,14 @@ def locate(config: DataConfig, key: str = "data.source") -> Source:
     """
     held_out = key == "data.validation"
     name = config.validation if held_out else config.source
-    assert name is not None
+    assert isinstance(name, str)
     form: str = config.format
     built_in = builtin.find(config.kind, config.source) if form == "auto" else None
     if built_in is not None and not held_out:
         return Source(built_in.fingerprint, built_in.rows)
     if form == "hub" or (form == "auto" and built_in is None and not is_path(config.source)):
         # For a hub dataset, `validation` is the name of one of its splits.
-        return hub(config, config.validation if held_out else config.split, key)
+        return hub(config, name if held_out else config.split, key)
     found = SourceSummary()
     files = files_of(name, suffixes(form), key, found)
     form = _format(files, name, key) if form == "auto" else form

@@ -6,7 +6,7 @@ Reading a config must not import torch and numpy, so the methods import them.
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -35,6 +35,8 @@ def encoding_name(name: str) -> str:
 
 class TextData(DataConfig):
     """Text for masked language modelling, packed into sequences without padding."""
+
+    has_sets: ClassVar[bool] = True
 
     kind: Literal["text"]
     source: str = Field(

@@ -184,7 +184,7 @@ def open_prepared(config: TextData, facts: dict[str, Any]) -> Dataset:
     summary = DataSummary.from_json(facts["summary"]) if "summary" in facts else None
     return Dataset(
         train, next(iter(parts.values())), vocabulary_size=size, tokenizer=words, fingerprint=facts["fingerprint"],
-        summary=summary, next_sentence=config.next_sentence,
+        summary=summary, next_sentence=config.next_sentence, held_out=parts if len(parts) > 1 else {},
     )  # fmt: skip
 
 

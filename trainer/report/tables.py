@@ -71,6 +71,8 @@ def evaluations(facts: Facts) -> Table:
         _column(key, share if key.startswith("accuracy") else number, key.replace("_", ", "))
         for key in ("loss", "accuracy", *extra)
     ]
+    sets = dict.fromkeys(key for line in lines for key in line if key.startswith("loss_") and key not in HELD)
+    held += [_column(key, number, key.replace("_", ", ", 1)) for key in sets]
     return Table([_column("step"), _column("samples"), *held, _column("examples")], lines)
 
 

@@ -345,3 +345,29 @@ def test_vocabulary_of_any_editor_is_read(
     assert data.vocabulary_size == len(pieces)
     assert data.tokenizer.get_vocab() == {piece: index for index, piece in enumerate(pieces)}
     assert data.tokenizer.tokenize("ab") == ["a", "##b"]
+
+
+def test_several_sets_of_held_out_data(tmp_path: Path, text_config: Config, cache_misses: list[str]) -> None:
+    for name, count in (("train", 300), ("books", 40), ("wiki", 30)):
+        (tmp_path / f"{name}.txt").write_text(
+            "\n".join(f"{name} number {i} of some words {i * i}" for i in range(count))
+        )
+    shared: dict[str, Any] = {
+        "source": str(tmp_path / "train.txt"), "cache": str(tmp_path / "cache"), "sequence_length": 16, "max_unknown": 1.0,
+    }  # fmt: skip
+    sets = {name: str(tmp_path / f"{name}.txt") for name in ("wiki", "books")}
+    data = load(text_config(validation=sets, **shared))
+    assert list(data.held_out) == ["wiki", "books"]
+    assert data.validation is data.held_out["wiki"], "the first one decides targets"
+    assert data.summary is not None
+    assert data.summary.rows_held_out == {"wiki": 30, "books": 40}
+    assert data.summary.held_out["books"].files_read == 1
+    assert cache_misses == ["_train", "_tokenize", "_tokenize", "_tokenize"]
+    cache_misses.clear()
+    load(text_config(validation={"books": sets["books"]}, **shared))
+    assert not cache_misses, "each set is prepared by itself"
+    sets["wiki"] = str(tmp_path / "train.txt")
+    with pytest.raises(
+        ConfigErrors, match=r"data.validation.wiki: 300 of 300 held-out rows .100.0%. are training rows"
+    ):
+        load(text_config(validation=sets, **shared))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from bellwether.trainer.config.schema.kinds import Kind
 from bellwether.trainer.config.schema.section import FRACTION, SECONDS, Share, unit
@@ -15,15 +16,31 @@ if TYPE_CHECKING:
     from bellwether.trainer.data import Dataset, Samples
 
 
+def _held_out(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, dict) and value and all(isinstance(inner, str) for inner in value.values()):
+        wrong = [name for name in value if not re.fullmatch(r"[A-Za-z0-9][\w-]*", str(name)) or name in _NO_SETS]
+        if not wrong:
+            return value
+        raise ValueError(f"{wrong[0]!r} cannot name held-out data; use letters, digits, '_' and '-'")
+    raise ValueError("not held-out data; write a path, or paths by name as in {books: books.txt, wiki: wiki.txt}")
+
+
+_NO_SETS = ("augmented", "averaged")  # kinds of results
+
+
 class DataConfig(Kind):
     """The dataset: keys that all kinds of data have. docs/extending.md shows how to add a source of rows.
 
     Attributes:
         metric: the metric by which runs are compared where no target is set, and whether higher is better.
+        has_sets: whether `validation` may name several sets.
     """
 
     package: ClassVar[str] = "bellwether.trainer.data"
     metric: ClassVar[tuple[str, bool]] = ("val/loss", False)
+    has_sets: ClassVar[bool] = False
 
     source: str = Field(description="a built-in dataset, a file, folder or glob, or the name of a hub dataset")
     format: Literal["auto", "text", "json", "csv", "parquet", "imagefolder", "webdataset", "hub"] = Field(
@@ -31,10 +48,11 @@ class DataConfig(Kind):
     )
     subset: str | None = Field(None, description="configuration name of a hub dataset")
     split: str = Field("train", description="split of a hub dataset to train on")
-    validation: str | None = Field(
+    validation: Annotated[str | dict[str, str] | None, BeforeValidator(_held_out)] = Field(
         None,
-        description="held-out data: a path or glob, or the name of a split of a hub dataset; null: hold out "
-        "`validation_share` of the training data",
+        description="held-out data: a path or glob, or the name of a split of a hub dataset; for unlabelled text also several sets by name, "
+        "as in {books: books.txt, wiki: wiki.txt}, of which the first one decides targets; null: hold out `validation_share` of the "
+        "training data",
     )
     validation_share: Share = Field(
         0.05, description="fraction of the rows to hold out when `validation` is null", json_schema_extra=FRACTION
@@ -67,6 +85,12 @@ class DataConfig(Kind):
         json_schema_extra=unit("processes"),
     )
 
+    @model_validator(mode="after")
+    def _one_set(self) -> DataConfig:
+        if isinstance(self.validation, dict) and not self.has_sets:
+            raise ValueError("validation: several sets by name are for kind: text; name one path")
+        return self
+
     @property
     def tokens_per_sample(self) -> int | None:
         """Tokens of a sample, for throughput in tokens; None if samples are not made of tokens."""
@@ -74,6 +98,8 @@ class DataConfig(Kind):
 
     def held_out_keys(self) -> list[tuple[str, str, str]]:
         """Name, key and value of each set of held-out data; none where a share of the rows is held out."""
+        if isinstance(self.validation, dict):
+            return [(name, f"data.validation.{name}", value) for name, value in self.validation.items()]
         return [] if self.validation is None else [("validation", "data.validation", self.validation)]
 
     @property
