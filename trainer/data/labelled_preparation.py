@@ -29,7 +29,7 @@ def prepare(
     """
     words = tokenizer.given(config)
     sources = {"data.source": text_sources.locate(config, "data.source", config.source)}
-    if config.validation is not None:
+    if isinstance(config.validation, str):
         sources["data.validation"] = text_sources.locate(config, "data.validation", config.validation)
     whole = {
         **key, "sources": {key: source.fingerprint for key, source in sources.items()}, "column_names": config.column_names,
