@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from bellwether.trainer import buffers
 from bellwether.trainer.config import Config, ConfigError
 from bellwether.trainer.distributed import World, run_on_all_ranks
 from bellwether.trainer.libraries import import_deepspeed
+from bellwether.trainer.models.partitioned import numel, partitioning
 from bellwether.trainer.optimization import make_optimizer, make_schedule, with_averaging
 from bellwether.trainer.param_groups import GroupCount, count_groups, param_groups
 from bellwether.trainer.phases import Phase
@@ -219,6 +221,16 @@ class _BatchAsArgument(nn.Module):
         return self.model(**batch)
 
 
+def partitioned(phase: Phase) -> AbstractContextManager[None]:
+    """Context in which the model of a phase is built: under ZeRO-3, each layer is split over the ranks as soon as it exists."""
+    offload = phase.config.engine.deepspeed.get("zero_optimization", {}).get("offload_param") or {}
+    if (
+        phase.config.engine.stage < 3 or offload.get("device") == "nvme"
+    ):  # parts on NVMe have the type of training from the start
+        return partitioning(None)
+    return partitioning(deepspeed_config(phase, sys.maxsize))
+
+
 def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     """Build the engine of one phase around a model. Collective.
 
@@ -232,7 +244,7 @@ def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     counts = count_groups(optimizer.param_groups, phase.lr)
     optimizer = with_averaging(optimizer, phase)
     schedule = make_schedule(optimizer, phase)
-    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    trained = sum(numel(p) for p in task.parameters() if p.requires_grad)
     try:
         engine, *_ = import_deepspeed().initialize(
             model=task, optimizer=optimizer, config=deepspeed_config(phase, trained)

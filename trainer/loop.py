@@ -18,7 +18,7 @@ from bellwether.trainer.config import ConfigError
 from bellwether.trainer.data.loader import train_batches
 from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.distributed import raised_by_all_ranks, run_on_rank0
-from bellwether.trainer.engine import Batch, build
+from bellwether.trainer.engine import Batch, build, partitioned
 from bellwether.trainer.evaluate import evaluate_phase
 from bellwether.trainer.metrics import HELD, KINDS
 from bellwether.trainer.phases import Phase
@@ -46,7 +46,10 @@ class PhaseLoop:
         self.end = min(run.stop_step, phase.last_step)
         config = phase.config
         torch.manual_seed(run.config.seed)
-        task = models.build(config.model, self.dataset, activation_checkpointing=config.engine.activation_checkpointing)
+        with partitioned(phase):
+            task = models.build(
+                config.model, self.dataset, activation_checkpointing=config.engine.activation_checkpointing
+            )
         self.engine = build(task, phase, run.world)
         run.note(f"trains {param_groups.describe(self.engine.groups)}")
         run.metrics.write(

@@ -17,6 +17,7 @@ from bellwether.trainer.config import Config, ConfigError, ConfigErrors, phases
 from bellwether.trainer.config.key_paths import KeyPath, Origins, dotted, origin_of
 from bellwether.trainer.config.schema import DataConfig, Optimizer
 from bellwether.trainer.distributed import raised_by_all_ranks
+from bellwether.trainer.models.partitioned import numel
 
 
 def param_groups(task: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -124,7 +125,7 @@ def count_groups(groups: Iterable[dict[str, Any]], lr: float) -> list[GroupCount
     return [
         GroupCount(
             float(group["weight_decay"]), bool(group["trust_ratio"]), float(f"{float(group['lr']) / lr:.6g}"),
-            len(group["params"]), sum(p.numel() for p in group["params"]),
+            len(group["params"]), sum(numel(p) for p in group["params"]),
         )
         for group in groups
     ]  # fmt: skip

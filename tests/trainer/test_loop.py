@@ -191,7 +191,7 @@ def test_fp16_with_dynamic_loss_scale(ranks: Ranks, workspace: Path, stage: int)
     # SGD, whose result depends on the scale of the gradient.
     raw = text(
         workspace, f"fp16-{stage}", engine={"stage": stage, "precision": "fp16"}, duration="12 steps",
-        optimizer={"name": "sgd", "lr": 0.3},
+        optimizer={"name": "sgd", "lr": 0.1},
     )  # fmt: skip
     ranks.run(run_config, raw)
     assert losses(raw)[-1] < losses(raw)[0] - 0.05

@@ -60,27 +60,27 @@ class BertModel(ModelConfig):
         """`BertForMaskedLM`, or `BertForPreTraining` for pairs, with the tokenizer's vocabulary. The output weights are tied to the word embeddings."""
         from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
+        from bellwether.trainer.models.partitioned import construct
         from bellwether.trainer.models.pretrained import checkpoint_activations
         from bellwether.trainer.models.tasks import MaskedLanguageModelling
 
         layers, hidden = SIZES[self.size]
         pad = getattr(dataset.tokenizer, "pad_token_id", None)
         model_class = BertForPreTraining if dataset.next_sentence else BertForMaskedLM
-        model = model_class(
-            BertConfig(
-                vocab_size=dataset.vocabulary_size,
-                hidden_size=hidden,
-                num_hidden_layers=layers,
-                num_attention_heads=hidden // 64,
-                intermediate_size=4 * hidden,
-                hidden_dropout_prob=self.dropout,
-                attention_probs_dropout_prob=self.dropout,
-                max_position_embeddings=self.max_positions,
-                type_vocab_size=2,
-                pad_token_id=pad if pad is not None else 0,
-                attn_implementation="sdpa",
-            )
+        config = BertConfig(
+            vocab_size=dataset.vocabulary_size,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 64,
+            intermediate_size=4 * hidden,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            max_position_embeddings=self.max_positions,
+            type_vocab_size=2,
+            pad_token_id=pad if pad is not None else 0,
+            attn_implementation="sdpa",
         )
+        model = construct(lambda: model_class(config))
         if activation_checkpointing:
             checkpoint_activations(model)
         return MaskedLanguageModelling(model)

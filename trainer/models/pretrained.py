@@ -21,8 +21,12 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import Dataset
-from bellwether.trainer.models import auto_classes  # noqa: F401  (registers our own architectures)
+from bellwether.trainer.models import (
+    auto_classes,  # noqa: F401  (registers our own architectures)
+    partitioned,
+)
 from bellwether.trainer.models.architecture import Architecture, local_folder, longest_sequence
+from bellwether.trainer.models.load_in_parts import load_in_parts
 
 log = logging.getLogger(__name__)
 
@@ -226,9 +230,24 @@ def build(section: Architecture, config: Any, auto_class: str | None = None) -> 
     config._attn_implementation = attention(auto, config)
     if not _has_storage():
         return _without_values(auto, config)
-    if section.init is not None:
-        return _load(auto, section, config)
-    return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+    def make() -> Any:
+        return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+    # Our own architectures, which are small, change weights in their constructors.
+    in_parts = type(config).__module__.startswith("transformers.")
+    if section.init is None:
+        return partitioned.construct(make) if in_parts else make()
+    folder = local_folder(section.init)
+    if partitioned.is_active() and in_parts and folder is not None:
+        _check_files(section.init, folder)
+        model = partitioned.construct(make)
+        info = load_in_parts(model, folder)
+        if not _lost(model, info["missing_keys"]):
+            _check_weights(section.init, model, info)
+            return model
+        say("transformers renames tensors of this architecture: each rank reads the whole model before it is split")
+    return _load(auto, section, config)
 
 
 def say(text: str) -> None:
@@ -326,7 +345,7 @@ def _check_weights(init: str, model: nn.Module, info: dict[str, Any]) -> None:
             raise ConfigError(
                 "model.init", init, problem, "remove the keys of model.config that change the architecture"
             )
-    lost = [name for name in missing if _in_body(model, name) and "pooler" not in name]
+    lost = _lost(model, missing)
     if lost:
         problem = (
             f"it lacks {len(lost):,} of the {len(body):,} tensors of the {type(model).__name__}'s body: {_names(lost)}"
@@ -342,6 +361,11 @@ def _check_weights(init: str, model: nn.Module, info: dict[str, Any]) -> None:
     if unexpected:
         text += f"; left out: {len(unexpected):,} ({_names(unexpected)})"
     log.info(text)
+
+
+def _lost(model: nn.Module, missing: Iterable[str]) -> list[str]:
+    """The missing tensors without which pretrained weights are not those of this architecture."""
+    return [name for name in missing if _in_body(model, name) and "pooler" not in name]
 
 
 def _in_body(model: nn.Module, name: str) -> bool:

@@ -133,7 +133,7 @@ def test_activations_match_a_real_pass_at_another_batch_size(model: dict[str, An
         loss = losses.mean()
         saved = live.bytes
         loss.backward()
-    assert profile.saved(20) == pytest.approx(saved, rel=0.001)
+    assert profile.saved(20) == pytest.approx(saved, rel=0.001, abs=100)  # the losses of the samples
     # The peak within a segment may be at another moment than at the measured batch sizes.
     assert max(s.fixed + 20 * s.per_sample for s in profile.segments) == pytest.approx(live.peak, rel=0.03)
 
