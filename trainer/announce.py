@@ -10,8 +10,11 @@ from pathlib import Path
 
 from bellwether.trainer import run_paths, rundir
 from bellwether.trainer.config import Config, dump
+from bellwether.trainer.data import Dataset
 from bellwether.trainer.data.summary import lines
+from bellwether.trainer.data.unigram import unigram_loss
 from bellwether.trainer.phases import notes, rows
+from bellwether.trainer.report.facts import UNIGRAM
 from bellwether.trainer.run_state import Run
 
 log = logging.getLogger(__name__)
@@ -76,7 +79,15 @@ def _plan_tables(run: Run) -> list[list[tuple[str, str]]]:
         # Of labelled text, the classes are what a guess would be drawn from.
         if count is not None and (label == "classes" or first.score is None)
     ]
-    return [[*rows(phase), *of_data, *_pretrained(phase.config)] for phase in run.phases]
+    return [
+        [*rows(phase), *of_data, *_unigram(dataset), *_pretrained(phase.config)]
+        for phase, dataset in zip(run.phases, run.datasets, strict=True)
+    ]
+
+
+def _unigram(dataset: Dataset) -> list[tuple[str, str]]:
+    loss = unigram_loss(dataset)
+    return [] if loss is None else [(UNIGRAM, f"{loss:.4f}, the held-out loss of token frequencies alone")]
 
 
 def _pretrained(config: Config) -> list[tuple[str, str]]:

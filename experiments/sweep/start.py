@@ -33,6 +33,7 @@ def sweep(path: str, request: LaunchRequest, jobs: int | None, retry: bool) -> i
     console.setup()
     sweep_ = spec.read(path)
     check(sweep_, path, sweep_.processes if request.on == "local" else None)
+    check_target(sweep_, path, prepare=request.on == "local" and not request.dry_run)
     for note in [] if request.dry_run else notes(sweep_):
         _log.warning("%s", note)
     if request.on == "slurm":
@@ -85,6 +86,33 @@ def check(sweep: Sweep, path: str, processes: int | None) -> None:
                 for key, values in sweep.space_of(optimizer).items():
                     for value in values if isinstance(values, list) else values.bounds(batch / sweep.batches[0]):
                         spec.config(sweep, {**first, key: value})
+
+
+def check_target(sweep: Sweep, path: str, *, prepare: bool) -> None:
+    """Refuse a loss of masked language modelling that token frequencies alone reach: a sweep to it measures no learning of language.
+
+    Args:
+        prepare: prepare the data for it, as the first trial would; else data that are not prepared are not checked.
+
+    Raises:
+        ConfigError: naming the unigram loss.
+    """
+    goal = sweep.target
+    if goal is None or goal.at_least or goal.metric != "loss":
+        return
+    # Imported here because they import torch.
+    from bellwether.trainer import data
+    from bellwether.trainer.data.unigram import unigram_loss
+
+    for config in phases(spec.base(sweep)):
+        dataset = data.load(config.data) if prepare else data.peek(config.data)
+        frequencies = None if dataset is None else unigram_loss(dataset)
+        if frequencies is not None and goal.value >= frequencies:
+            problem = (
+                f"token frequencies alone have a held-out loss of {frequencies:.2f} (unigram loss): a model reaches the target by "
+                "learning its output bias"
+            )
+            raise ConfigError("target", str(goal), problem, f"write a loss clearly below {frequencies:.2f}", path)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ class Run:
         rows = [
             ("model", "bert base, 109,514,298 parameters"),
             ("vocabulary", "30,522 (WordPiece)"),
+            ("unigram loss", "7.2163, the held-out loss of token frequencies alone"),
             ("processes", "8"),
         ]
         first = [
@@ -244,7 +246,7 @@ def test_page_shows_what_the_run_logged(full: Path) -> None:
     text = Page((full / "report.html").read_text(encoding="utf-8")).text
     for part in (
         NAME, "finished", "1,556,480", "1 restart", "2 launches", "2 phases", "LAMB", "ZeRO-2", "<wiki> & books",
-        "guessing: ln 30,522 = 10.33", "restart", "held-out", "phase 2", "layer 18", "30,522 (WordPiece)", "128 tokens",
+        "guessing: ln 30,522 = 10.33", "token frequencies alone: 7.22", "restart", "held-out", "phase 2", "layer 18", "30,522 (WordPiece)", "128 tokens",
         "512 tokens", "checkpoints/step-00000400", "Bellwether 0.1.0+g1a2b3c4", "2,048", "after 4,096",
     ):  # fmt: skip
         assert part in text, part
@@ -423,6 +425,14 @@ def test_report_of_long_run_is_small(tmp_path: Path) -> None:
     assert write(run.path).stat().st_size < 700_000
 
 
+def test_held_out_loss_above_that_of_token_frequencies_is_no_learning(full: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(full, run)
+    text = (run / "metrics.jsonl").read_text().replace("7.2163,", "1.0163,")
+    (run / "metrics.jsonl").write_text(text)
+    assert "1.0163   of token frequencies alone: nothing more has been learnt" in summary(run)
+
+
 def test_summary(full: Path) -> None:
     text = summary(full)
     found = dict(re.findall(r"^  (\S.*?)  +(\S.*)$", text, flags=re.MULTILINE))
@@ -430,6 +440,7 @@ def test_summary(full: Path) -> None:
     assert re.fullmatch(r"1\d\.\d{4}   guessing: ln\(30,522\) = 10\.3262", found["first loss"])
     assert 1 < float(found["last loss"]) < 2.5
     assert 1 < float(found["held-out loss"]) < 2.5
+    assert found["unigram loss"] == "7.2163   of token frequencies alone"
     assert re.fullmatch(r"[45]\d\.\d\d %", found["held-out accuracy"])
     assert (found["steps"], found["samples"]) == ("400", "1,556,480")
     assert re.fullmatch(r"3,\d{3} samples/s   \(4\d\d,\d{3} tokens/s\)", found["throughput"])

@@ -57,7 +57,7 @@ def curve(
 
 
 def loss(facts: Facts) -> Chart | None:
-    """Training loss, raw and smoothed, the held-out points, and the loss of uniform guessing."""
+    """Training loss, raw and smoothed, the held-out points, and the losses of uniform guessing and of token frequencies alone."""
     x, y = column(facts.history.train, "loss")
     _, held = column(facts.history.eval, "loss")
     if not np.isfinite([*y, *held]).any():
@@ -68,6 +68,8 @@ def loss(facts: Facts) -> Chart | None:
     if facts.expectation is not None:
         entries, level = facts.expectation
         chart.level(level, f"guessing: ln {entries:,} = {level:.2f}")
+    if facts.unigram is not None:
+        chart.level(facts.unigram, f"token frequencies alone: {facts.unigram:.2f}")
     lost = x[~np.isfinite(y)]
     if len(lost):
         chart.ax.plot(

@@ -22,6 +22,7 @@ CONFIG = "config.yaml"
 ABSENT = "–"
 # An untrained model gives each entry the same probability: its loss is ln(entries).
 _ENTRIES = ("vocabulary", "classes")
+UNIGRAM = "unigram loss"  #: label of its row in the plan
 # Steps that the noise scale is averaged over: optimizers.noise_scale.HORIZON, whose import would load torch.
 SMOOTHED = 200
 SMOOTHED_SHORT = 50  # SHORT_HORIZON
@@ -105,6 +106,12 @@ class Facts:
             if label.lower() in _ENTRIES and digits and int(digits[0]) > 1:
                 return int(digits[0]), math.log(int(digits[0]))
         return None
+
+    @cached_property
+    def unigram(self) -> float | None:
+        """Held-out loss of a model that knows the frequencies of tokens alone; None if the plan has no such row."""
+        found = [match for value in self.plan.get(UNIGRAM, []) if (match := re.match(r"\d+\.\d+", value))]
+        return float(found[-1][0]) if found else None
 
     @cached_property
     def best_score(self) -> tuple[str | None, float | None, int | None]:

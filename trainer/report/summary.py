@@ -24,6 +24,8 @@ def summary(run: Path) -> str:
     if h.eval:
         held = h.eval[-1]
         rows.append(("held-out loss", number(held.get("loss"))))
+        if facts.unigram is not None:
+            rows.append(("unigram loss", number(facts.unigram) + _learnt(held.get("loss"), facts.unigram)))
         accuracies = [("held-out accuracy", "accuracy"), *((f"... {kind}", f"accuracy_{kind}") for kind in KINDS)]
         rows += [(label, share(held[key])) for label, key in accuracies if held.get(key) is not None]
         rows += [(f"held-out {key.replace('_', ' ')}", number(held[key])) for key in NAMES if held.get(key) is not None]
@@ -59,6 +61,12 @@ def summary(run: Path) -> str:
     head = f"{facts.name}: {h.state}"
     rule = "-" * max(len(line) for line in [head, *body])
     return "\n".join([head, rule, *body])
+
+
+def _learnt(loss: object, unigram: float) -> str:
+    if not isinstance(loss, int | float) or loss < unigram:
+        return "   of token frequencies alone"
+    return "   of token frequencies alone: nothing more has been learnt"
 
 
 def aligned(rows: list[tuple[str, str]]) -> list[str]:

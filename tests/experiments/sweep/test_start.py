@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bellwether.experiments.sweep import spec
-from bellwether.experiments.sweep.start import outline
+from bellwether.experiments.sweep.start import check_target, outline
 from bellwether.experiments.sweep.start import sweep as start
 from bellwether.launcher.launch import LaunchRequest
 from bellwether.trainer.config import ConfigError, ConfigErrors, load
-from tests.experiments.sweep.digits_sweep import ROOT, write
+from tests.experiments.sweep.digits_sweep import ROOT, SWEEP, write
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,39 @@ def test_sweep_with_an_invalid_config_is_refused_before_the_first_trial(
     with pytest.raises((ConfigError, ConfigErrors), match=message):
         start(str(file), LaunchRequest(config=str(file), overrides=(), on="local", **request_), None, False)
     assert not (tmp_path / "runs").exists()
+
+
+def test_target_that_token_frequencies_reach_is_refused_before_the_first_trial(tmp_path: Path) -> None:
+    words = [f"{a}{b}" for a in ("ba", "ko", "ri", "su") for b in ("ten", "la", "mo", "vi")]
+    draw = random.Random(0)
+    lines = [" ".join(draw.choices(words, k=20)) for _ in range(300)]
+    (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
+    text = {
+        "config": str(ROOT / "configs/bert-tiny.yaml"), "optimizers": {"lamb": {"set": {"optimizer.name": "lamb"}}},
+        "set": {"data.source": str(tmp_path / "lines.txt"), "data.vocabulary_size": 128, "data.sequence_length": 32},
+    }  # fmt: skip
+    text["set"] |= {
+        "duration": "4 steps",
+        "evaluate.every": "2 steps",
+        "batch.micro": 16,
+        "data.cache": str(tmp_path / "cache"),
+    }  # type: ignore[operator]
+    raw = {**SWEEP, "runs": str(tmp_path / "runs"), **text, "target": "loss <= 3.5"}
+    file = tmp_path / "SWEEP.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    request = LaunchRequest(config=str(file), overrides=(), on="local")
+    with pytest.raises(
+        ConfigError, match=r"target: .*token frequencies alone have a held-out loss of [23]\.\d\d .*clearly below"
+    ):
+        start(str(file), request, None, False)
+    assert not (tmp_path / "runs").exists()
+    check_target(spec.read(write_target(file, raw, "loss <= 1.5")), str(file), prepare=True)
+    check_target(spec.read(write_target(file, raw, "accuracy >= 0.01")), str(file), prepare=True)
+
+
+def write_target(file: Path, raw: dict[str, Any], target: str) -> Path:
+    file.write_text(yaml.safe_dump({**raw, "target": target}))
+    return file
 
 
 def test_config_is_refused_as_a_sweep_and_a_sweep_as_a_config(tmp_path: Path) -> None:

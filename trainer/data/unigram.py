@@ -1,0 +1,41 @@
+"""The loss of a model that knows nothing but how often each token occurs: what masked language modelling has to be held against.
+
+A held-out loss above it means that only the output bias was learnt.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bellwether.trainer.data import Dataset
+from bellwether.trainer.data.packing import Stream
+from bellwether.trainer.data.text_samples import TextSamples
+
+_MOST = 2**24  # tokens that are counted
+_BLOCKS = 256  # they are read in, spread evenly over the text
+
+
+def unigram_loss(dataset: Dataset) -> float | None:
+    """Held-out cross-entropy of predicting each token by its frequency in the training text, in nats; None for other data.
+
+    Counts are of tokens without separators, which are not masked, each plus one. Of long texts a part is counted.
+    """
+    train, held_out = dataset.train, dataset.validation
+    if not isinstance(train, TextSamples) or not isinstance(held_out, TextSamples):
+        return None
+    size = train.vocabulary_size
+    counts = _counts(train.stream, size) + 1.0
+    weight = _counts(held_out.stream, size)
+    return float(-(weight * np.log(counts / counts.sum())).sum() / weight.sum())
+
+
+def _counts(stream: Stream, size: int) -> npt.NDArray[np.float64]:
+    tokens = np.memmap(stream.path, dtype=stream.dtype, mode="r")
+    if len(tokens) <= _MOST:
+        return np.bincount(tokens, minlength=size).astype(np.float64)
+    length = _MOST // _BLOCKS
+    starts = np.linspace(0, len(tokens) - length, _BLOCKS).astype(np.int64)
+    return np.sum(
+        [np.bincount(tokens[start : start + length], minlength=size) for start in starts], axis=0, dtype=np.float64
+    )
