@@ -134,7 +134,9 @@ def _fit(runs: Runs, warnings: list[str]) -> Fit:
         math.exp(log_s_min), b_crit, low, high, math.exp(found.log_shape), int(np.unique(runs.batch).size),
         len(runs.batch), int((~runs.reached).sum()), 0.0, used=runs, draws=draws,
     )  # fmt: skip
-    deviations = np.log(runs.samples / done.curve(runs.batch))[runs.reached]
+    # The target was reached between two evaluations, in the middle as far as anyone knows.
+    middle = np.sqrt(runs.samples * np.maximum(runs.samples - runs.width, runs.samples / 2))
+    deviations = np.log(middle / done.curve(runs.batch))[runs.reached]
     return Fit(
         **{
             **vars(done),

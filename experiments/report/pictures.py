@@ -32,7 +32,9 @@ def samples_note(facts: Facts) -> str:
     if not fits:
         return "median and range over the seeds"
     band = "; band: 90 %" if any(len(fit.draws) for fit in fits) else ""
-    return f"line: fitted curve{band}; B_crit takes twice the samples of a small batch"
+    width = any(fit.used is not None and fit.used.width.any() for fit in fits)
+    between = ", between the evaluation that reached the target and the one before" if width else ""
+    return f"line: fitted curve{between}{band}; B_crit takes twice the samples of a small batch"
 
 
 def steps(facts: Facts) -> Chart | None:
