@@ -154,6 +154,11 @@ class Classifier:
             labelled_samples.write(self.config, self.words, rows, labels, Path(temporary), "rows")
             for found in rows.summary.findings:
                 log.warning("%s", found)
+            if rows.summary.unknown_share > self.config.max_unknown:
+                log.warning(
+                    "%.1f%% of the tokens are [UNK]: the model's tokenizer does not know this text",
+                    100 * rows.summary.unknown_share,
+                )
             samples = labelled_samples.samples(self.config, self.words, Path(temporary), "rows")
             return (*outputs(self.task, samples, batch, device), np.array(samples.labels))
 
@@ -194,25 +199,29 @@ def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> R
     task.model.load_state_dict(trained.state_dict())
     losses, predictions = outputs(task, dataset.validation, batch, device)
     found = {"loss": float(losses.mean())}
+    by_class: dict[str, dict[str, float]] = {}
     if dataset.score is None:  # the predictions are whether each sample is right
         found["accuracy"] = float(predictions.mean())
     else:
         found |= dataset.score(predictions, np.arange(len(losses)))
-    return Results({**found, "examples": len(losses)}, {})
+    if isinstance(task, SequenceClassification) and dataset.labels is not None:
+        samples: Any = dataset.validation
+        found["accuracy"] = float((predictions.argmax(axis=1) == samples.labels).mean())
+        by_class = scores.by_class(dataset.labels, predictions.argmax(axis=1), samples.labels)
+    return Results({**found, "examples": len(losses)}, by_class)
 
 
-def held_out_of(folder: Path) -> str:
-    """The held-out file of a run's data.
+def held_out_of(folder: Path) -> str | None:
+    """The held-out file of a run's data; None if the run holds out a share of its training data.
 
     Raises:
-        ConfigError: if it has none of its own.
+        ConfigError: if the folder belongs to no run.
     """
     run = _run_of(folder)
-    data = None if run is None else load(run / "config.yaml", quiet=True).data
-    if data is None or not isinstance(data.validation, str):
-        problem = "the run holds out a share of its training data" if data is not None else "belongs to no run"
-        raise ConfigError("RUN_OR_FOLDER", str(folder), problem, "name labelled data: --data FILE")
-    return data.validation
+    if run is None:
+        raise ConfigError("RUN_OR_FOLDER", str(folder), "belongs to no run", "name labelled data: --data FILE")
+    held_out = load(run / "config.yaml", quiet=True).data.validation
+    return held_out if isinstance(held_out, str) else None
 
 
 def is_classifier(folder: Path) -> bool:
@@ -251,7 +260,16 @@ def _export_of(folder: Path) -> tuple[Path, dict[str, Any]]:
     data = load(run / "config.yaml", quiet=True).data
     if not isinstance(data, LabelledText):
         return export, {}
-    kept = ("text_columns", "label_column", "sequence_length", "lowercase", "cache")
+    kept = (
+        "text_columns",
+        "label_column",
+        "column_names",
+        "encoding",
+        "sequence_length",
+        "lowercase",
+        "cache",
+        "max_unknown",
+    )
     return export, {key: getattr(data, key) for key in kept}
 
 

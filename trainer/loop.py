@@ -61,7 +61,9 @@ class PhaseLoop:
         )  # before other weights than the initial ones are loaded
         noise = self._load_checkpoint()
         self.engine.schedule.seek(run.position.samples - phase.first_sample)
-        self.step_metrics = StepMetrics(self.engine, phase, run.world, noise)
+        # Micro-batches of like length are no random samples.
+        is_sorted = hasattr(self.dataset.train, "lengths")
+        self.step_metrics = StepMetrics(self.engine, phase, run.world, None if is_sorted else noise)
         every = run.config.engine.replica_check
         self.replicas = ReplicaCheck(self.engine, phase, run.world, every, run.position.step)
         # Everything random is a function of (seed, phase, position): no random state is saved.

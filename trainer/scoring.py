@@ -35,12 +35,14 @@ def evaluate(
     from bellwether.trainer import inference
 
     folder = Path(model).expanduser()
-    if inference.is_classifier(folder):
-        if data is None:
-            data = inference.held_out_of(folder)
+    is_classifier = inference.is_classifier(folder)
+    if is_classifier and data is None:
+        data = inference.held_out_of(folder)
+    if is_classifier and data is not None:
         results = inference.Classifier.load(folder, data, **columns).results(batch, _device(device))
     elif columns:
-        raise ConfigError("RUN_OR_FOLDER", model, "holds no sequence classifier", f"leave out {', '.join(columns)}")
+        problem = "is scored on the held-out data of its run" if is_classifier else "holds no sequence classifier"
+        raise ConfigError("RUN_OR_FOLDER", model, problem, f"leave out {', '.join(columns)}")
     else:
         results = inference.results_of_run(folder, data, batch, _device(device))
     if as_json:

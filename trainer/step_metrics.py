@@ -28,10 +28,11 @@ class StepMetrics:
     """Means over the steps since the last `read`. Nothing here waits for the device between two reads.
 
     Args:
-        noise: `state` of the gradient noise estimate to resume from; empty to start a new one.
+        noise: `state` of the gradient noise estimate to resume from; empty to start a new one; None: the noise is not measured,
+            because the samples of a micro-batch are not a random part of the global batch.
     """
 
-    def __init__(self, engine: Engine, phase: Phase, world: World, noise: dict[str, float]) -> None:
+    def __init__(self, engine: Engine, phase: Phase, world: World, noise: dict[str, float] | None) -> None:
         self._engine, self._phase, self._world = engine, phase, world
         self._lr = 0.0
         self._grad_norm: float | Tensor | None = None
@@ -39,7 +40,7 @@ class StepMetrics:
         self._noise: NoiseScale | None = None
         split = phase.split
         # A single micro-batch that is the whole batch has no noise to compare with.
-        if phase.config.log.noise_scale and split.micro < split.global_batch:
+        if noise is not None and phase.config.log.noise_scale and split.micro < split.global_batch:
             self._noise = NoiseScale(engine.task, split.micro, split.global_batch)
             self._noise.estimate.load_state(noise)
         self._restart()

@@ -76,6 +76,9 @@ def test_fine_tuned_run_resumes_to_the_same_bits_and_is_scored_alike_without_an_
     assert losses(whole) == losses(halves)
 
     history = read(run_of(whole))
+    assert not any(
+        "noise_scale" in line for line in history.train
+    )  # micro-batches of like length are no random samples
     best = max(history.eval, key=lambda line: line["matthews"])
     assert best["matthews"] > 0.5
     scores = evaluate(capsys, str(run_of(whole)))
@@ -297,6 +300,21 @@ def test_runs_of_other_kinds_are_scored_as_in_training(
         "accuracy": pytest.approx(line["accuracy"]),
         "examples": line["examples"],
     }
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_run_that_holds_out_a_share_is_scored_on_it(
+    ranks: Ranks, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = config(given, "share", duration="4 steps", data={"validation": None, "validation_share": 0.2})
+    ranks.run(run_config, raw)
+    line = read(run_of(raw)).eval[-1]
+    scores = evaluate(capsys, str(run_of(raw)))
+    assert scores["examples"] == line["examples"] == 40
+    assert {key: scores[key] for key in ("accuracy", "matthews")} == pytest.approx(
+        {key: line[key] for key in ("accuracy", "matthews")}
+    )
+    assert sum(row["examples"] for row in scores["classes"].values()) == 40
 
 
 def test_folder_without_a_model_is_refused(given: Path, capsys: pytest.CaptureFixture[str]) -> None:

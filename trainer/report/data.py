@@ -24,7 +24,7 @@ def summaries(facts: Facts) -> list[DataSummary]:
 def table(facts: Facts) -> Table:
     """The lines that the log has before the first step."""
     found = [row for each in summaries(facts) for row in rows(each)]
-    return Table([("", "name", lambda row: row[0]), ("", "note", lambda row: row[1])], found)
+    return Table([("", "name", lambda row: row[0]), ("", "text", lambda row: row[1])], found)
 
 
 def histogram(facts: Facts) -> Chart | None:
