@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 # Files up to this total size are identified by their content, larger ones by path, size and modification time.
 CONTENT_LIMIT = 2**28
+_SAMPLED, _SAMPLE = 64, 1 << 16  # files, and bytes at each of their ends
 _LEFTOVER_AGE = 24 * 3600  # seconds until a temporary directory of another machine counts as abandoned
 _LOCK_POLL = 1.0  # seconds
 _BUILDS: ContextVar[bool] = ContextVar("builds", default=True)
@@ -74,19 +75,31 @@ def digest(key: Any) -> str:
 
 
 def files_fingerprint(files: Sequence[Path]) -> dict[str, Any]:
-    """Identifies files by name, size and content if they have at most 256 MiB together, else by path, size and time.
+    """Identifies files by name, size and content if they have at most 256 MiB together, else by path, size, time and samples.
 
-    Every rank computes it at the start of a run, which leaves no time to read more.
+    It is computed at the start of each run, which leaves no time to read more. The samples are the first and the last bytes of
+    some files: a file that was replaced by one of its size, with its time kept, is found there if anywhere.
     """
     stats = [f.stat() for f in files]
     if sum(s.st_size for s in stats) > CONTENT_LIMIT:
         rows = [(str(f.absolute()), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]
-        return {"files": len(files), "by": "path, size and time", "digest": digest(rows)}
+        return {"files": len(files), "by": "path, size, time and samples", "digest": digest([rows, _samples(files)])}
     content = hashlib.sha256()
     for file, stat in zip(files, stats, strict=True):
         content.update(f"{file.parent.name}/{file.name}\0{stat.st_size}\0".encode("utf-8", "surrogateescape"))
         content.update(file.read_bytes())
     return {"files": len(files), "by": "content", "digest": content.hexdigest()[:32]}
+
+
+def _samples(files: Sequence[Path]) -> list[str]:
+    """A hash of the first and the last bytes of at most `_SAMPLED` files, evenly chosen."""
+    found = []
+    for index in range(min(_SAMPLED, len(files))):
+        with files[index * len(files) // min(_SAMPLED, len(files))].open("rb") as stream:
+            ends = stream.read(_SAMPLE)
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _SAMPLE))
+            found.append(hashlib.sha256(ends + stream.read(_SAMPLE)).hexdigest()[:16])
+    return found
 
 
 def local_path(key: str, name: str) -> Path:

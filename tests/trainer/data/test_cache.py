@@ -115,3 +115,6 @@ def test_large_files_are_identified_by_size_and_time(tmp_path: Path, monkeypatch
     assert files_fingerprint([file]) == before
     os.utime(file, (1, 2))
     assert files_fingerprint([file]) != before
+    file.write_text("two")
+    os.utime(file, (1, 1))
+    assert files_fingerprint([file]) != before, "samples of the content count too"

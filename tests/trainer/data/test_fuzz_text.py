@@ -22,7 +22,7 @@ from bellwether.trainer.data.formats import Options, Unreadable
 from bellwether.trainer.data.summary import SourceSummary
 from bellwether.trainer.data.text import TextData
 
-fuzz = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+fuzz = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
 NAMES = [f"a{suffix}" for form in formats.FORMATS for suffix in form.suffixes]
 LEFT_OUT = ("unreadable rows", "rows without text", "rows of white space", "rows without the column 'text'")
 

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bellwether.trainer.data import shards
+
+
+def write(task: tuple[int, str], folder: Path) -> shards.Facts:
+    """Writes a number to a file, and notes that it was done; fails where it is told to."""
+    number, log = task
+    with open(log, "a") as file:
+        file.write(f"{number}\n")
+    (folder / "number").write_text(str(number))
+    if Path(f"{log}.fail-{number}").exists():
+        raise OSError(5, "I/O error")
+    return {"number": number}
+
+
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=[pytest.mark.process, pytest.mark.full])])
+def test_work_continues_where_it_was_ended(tmp_path: Path, processes: bool) -> None:
+    log = tmp_path / "log"
+    tasks = [(number, str(log)) for number in range(6)]
+    sizes = [10**9 if processes else 1] * 6
+    (tmp_path / "log.fail-3").touch()
+    with pytest.raises(OSError, match="I/O error"):
+        shards.run(tmp_path, "part", tasks, write, sizes)
+    done = {int(path.name[-5:]) for path in tmp_path.glob("part-*") if "partial" not in path.name}
+    assert 3 not in done
+    assert not list(tmp_path.glob("*.partial-*"))
+    (tmp_path / "log.fail-3").unlink()
+    log.write_text("")
+    found = shards.run(tmp_path, "part", tasks, write, sizes)
+    assert [shards.facts(shard) for shard in found] == [{"number": number} for number in range(6)]
+    assert {int(line) for line in log.read_text().split()} == set(range(6)) - done
+    assert [(shard / "number").read_text() for shard in found] == [str(number) for number in range(6)]
