@@ -134,6 +134,8 @@ def _progress(history: metrics.History, beat: dict[str, Any]) -> list[tuple[str,
             seconds = sum(recent) / len(recent)
             tokens = f", {last['tokens_per_s']:,.0f} tokens/s" if last.get("tokens_per_s") else ""
             rows.append(("throughput", f"{last['samples_per_s']:,.0f} samples/s{tokens}, {seconds:.3g} s a step"))
+            if last.get("data_wait") is not None:
+                rows.append(("data wait", f"{last['data_wait']:.1%} of the time"))
             if total > step:
                 rows.append(("left", f"{duration((total - step) * seconds)} of training"))
     if history.checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import socket
 import time
@@ -26,6 +27,10 @@ from bellwether.trainer.replicas import ReplicaCheck
 from bellwether.trainer.run_state import Run
 from bellwether.trainer.step_metrics import StepMetrics
 from bellwether.trainer.trajectory import TrajectoryProbe
+
+log = logging.getLogger(__name__)
+
+SLOW_DATA = 0.05  # share of the time of a step
 
 
 def train_phase(run: Run, phase: Phase) -> None:
@@ -69,6 +74,7 @@ class PhaseLoop:
         # Everything random is a function of (seed, phase, position): no random state is saved.
         self.seed = fold_in(run.config.seed, phase.index)
         self.batches = self._open_batches()
+        self.warned_of_data = False
 
     def _load_checkpoint(self) -> dict[str, float]:
         """Load the newest checkpoint into the engine; returns the gradient noise estimate to resume from."""
@@ -167,6 +173,7 @@ class PhaseLoop:
             run.heartbeat.at(step, arrival.METRICS)
             values, layers = self.step_metrics.read(run.position)
             self.write("train", **values)
+            self.warn_of_slow_data(values["data_wait"])
             run.heartbeat.at(step, arrival.REPLICAS)
             if math.isfinite(values["loss"]):
                 self.replicas.check_if_due(step)
@@ -179,6 +186,16 @@ class PhaseLoop:
                 self.write("layers", step=step, samples=run.position.samples, trust_ratio=layers)
         if run.progress is not None:
             run.progress.update(step, values)
+
+    def warn_of_slow_data(self, share: float) -> None:
+        """Say once in a phase which key to change if training waits for data. The first step starts the workers."""
+        step, data = self.run.position.step, self.phase.config.data
+        if share > SLOW_DATA and not self.warned_of_data and step > self.phase.first_step + 1:
+            self.warned_of_data = True
+            log.warning(
+                "step %s: %.0f %% of the time was spent waiting for data: raise data.workers, which is %d for each rank; "
+                "`bellwether bench data` shows what a batch takes", f"{step:,}", 100 * share, data.workers,
+            )  # fmt: skip
 
     def write(self, event: str, **values: Any) -> None:
         """Write an event of the metrics. A file system that hangs for minutes is waited for."""

@@ -9,7 +9,7 @@ plan       phases: for each phase a list of {"label", "value"} rows
 groups     step, samples, phase, groups: for each param group {weight_decay, trust_ratio (bool), lr_factor, parameters, elements}; one per
            launch and phase
 train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, tokens_per_s (text only),
-           step_time (s), data_time (s of it that rank 0 waited for data), memory_gib,
+           step_time (s), data_time (s of it that rank 0 waited for data), data_wait (data_time as a share of step_time), memory_gib,
            trust_ratio {min, median, max} (absent without trust ratios),
            noise_scale (samples; absent until it can be estimated), noise_scale_error (its standard error),
            noise_scale_recent (over fewer steps), noise_scale_spikes (steps left out so far; absent if none)

@@ -32,7 +32,9 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("distance", "update_norm", "weight_norm", "cosine"), _NUMBER),
     **dict.fromkeys(("step", "samples", "examples"), int),
     **dict.fromkeys(("device", "path", "reason"), str),
-    **dict.fromkeys(("time", "seconds", "step_time", "data_time", "epoch", "lr", "grad_norm", *HELD), _NUMBER),
+    **dict.fromkeys(
+        ("time", "seconds", "step_time", "data_time", "data_wait", "epoch", "lr", "grad_norm", *HELD), _NUMBER
+    ),
     **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib", "startup"), _NUMBER),
     **dict.fromkeys(("noise_scale", "noise_scale_error", "noise_scale_recent", "noise_scale_spikes"), _NUMBER),
 }

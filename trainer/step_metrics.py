@@ -99,6 +99,7 @@ class StepMetrics:
             "samples_per_s": samples_per_s,
             "step_time": seconds,
             "data_time": self._data_seconds / self._steps,
+            "data_wait": self._data_seconds / self._steps / seconds,
             "memory_gib": _peak_memory_gib(self._world.device),
         }
         if self._grad_norm is not None:

@@ -172,11 +172,11 @@ def test_status_and_logs_of_a_run_without_a_scheduler(tmp_path: Path, capsys: py
     (tmp_path / "config.yaml").write_text("# bellwether\nname: x\n")
     writer = metrics.Metrics(tmp_path)
     writer.write("start", step=0, samples=0, resumed_from=None)
-    writer.write("train", step=10, samples=100, loss=1.5, lr=0.1, samples_per_s=20.0, step_time=0.5)
+    writer.write("train", step=10, samples=100, loss=1.5, lr=0.1, samples_per_s=20.0, step_time=0.5, data_wait=0.125)
     writer.close()
     assert status(tmp_path) == 0
     out = capsys.readouterr().out
-    for words in ("not running, not finished", "1.5000 at step 10", "20 samples/s, 0.5 s a step"):
+    for words in ("not running, not finished", "1.5000 at step 10", "20 samples/s, 0.5 s a step", "12.5% of the time"):
         assert words in out, out
     assert re.search(r"^ *step +10$", out, re.MULTILINE), out
     assert cli.main(["logs", str(tmp_path)]) == 2

@@ -6,6 +6,7 @@ generator, so that they are equal on every machine and with every version of eve
 
 from __future__ import annotations
 
+from threading import Thread
 from typing import Any, overload
 
 import numpy as np
@@ -16,6 +17,7 @@ Bits = npt.NDArray[np.uint64]
 
 _STEP = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
 _MASK = 2**64 - 1
+_AHEAD = 2**18  # rows; shorter permutations take a few milliseconds
 _ORDER = 0x6F72646572  # separates the seeds of sample orders from those of sample keys
 
 
@@ -73,7 +75,8 @@ class SampleOrder:
     """The row at each global sample position: an independent permutation of all rows for each epoch.
 
     The permutation of epoch e depends on (seed, e) alone; a position belongs to epoch ``position // length``. A global
-    batch may span two epochs, so the last two permutations are cached.
+    batch may span two epochs, so the last two permutations are cached. That of the next epoch of a large dataset is computed
+    by a thread from the middle of an epoch on, so that its end takes no longer than other steps.
 
     Args:
         seed: of the run, or of one phase of it.
@@ -88,6 +91,7 @@ class SampleOrder:
             raise ValueError(f"no order of {length} rows")
         self.seed, self.length = seed, length
         self._epochs: dict[int, Integers] = {}
+        self._next: tuple[int, Thread] | None = None  # the epoch that a thread computes into `_epochs`
 
     @overload
     def __call__(self, position: int) -> int: ...
@@ -102,11 +106,25 @@ class SampleOrder:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             rows[here] = self._permutation(int(epoch))[offsets[here]]
+            if self.length >= _AHEAD and offsets[here].max() >= self.length // 2:
+                self._compute_ahead(int(epoch) + 1)
         return rows if isinstance(position, np.ndarray) else int(rows)
 
     def _permutation(self, epoch: int) -> Integers:
+        if self._next is not None and self._next[0] == epoch:
+            self._next[1].join()
+            self._next = None
         if epoch not in self._epochs:
-            while len(self._epochs) >= 2:
-                del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = permutation(fold_in(self.seed ^ _ORDER, epoch), self.length)
-        return self._epochs[epoch]
+            self._compute(epoch)
+        found = self._epochs[epoch]
+        while len(self._epochs) > 2:
+            del self._epochs[min(self._epochs)]
+        return found
+
+    def _compute(self, epoch: int) -> None:
+        self._epochs[epoch] = permutation(fold_in(self.seed ^ _ORDER, epoch), self.length)
+
+    def _compute_ahead(self, epoch: int) -> None:
+        if self._next is None and epoch not in self._epochs:
+            self._next = epoch, Thread(target=self._compute, args=(epoch,), daemon=True)
+            self._next[1].start()

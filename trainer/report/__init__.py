@@ -76,6 +76,7 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
     lr = value("train", "lr", "green", smooth=False, from_zero=True)
     grad_norm = value("train", "grad_norm", "plum")
     throughput = value("train", "samples_per_s", "blue", from_zero=True)
+    data_wait = value("train", "data_wait", "plum", from_zero=True)
     distance = value("walk", "distance", "green", smooth=False, from_zero=True)
     ratios, updates, weights = (
         partial(by_layer, event=event, key=key)
@@ -89,6 +90,7 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
             Picture("learning-rate", "Learning rate", "", lr, expected=True),
             Picture("gradient-norm", "Gradient norm", "before clipping", grad_norm, expected=True),
             Picture("throughput", "Throughput", "samples per second", throughput, expected=True),
+            Picture("data-wait", "Waiting for data", "share of the time of a step", data_wait),
             Picture("noise-scale", "Gradient noise scale", noise_note, noise_scale),
         ],
         "Trust ratios": [

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 
+from bellwether.trainer.data import sampling
 from bellwether.trainer.data.sampling import SampleOrder, fold_in, permutation, random_bits, sample_keys, uniform
 
 
@@ -75,3 +79,22 @@ def test_random_bits_are_uniform_and_uncorrelated() -> None:
 def test_order_of_no_rows_is_refused() -> None:
     with pytest.raises(ValueError, match=r"0 rows"):
         SampleOrder(1, 0)
+
+
+def test_next_epochs_permutation_is_computed_ahead_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    length = 1000
+    expected = SampleOrder(3, length)(np.arange(5 * length))
+    where: list[bool] = []
+    real = sampling.permutation
+
+    def recorded(*args: int) -> Any:
+        where.append(threading.current_thread() is threading.main_thread())
+        return real(*args)
+
+    monkeypatch.setattr(sampling, "permutation", recorded)
+    monkeypatch.setattr(sampling, "_AHEAD", 1)
+    order = SampleOrder(3, length)
+    found = [order(np.arange(first, first + 40)) for first in range(0, 5 * length, 40)]
+    assert np.array_equal(np.concatenate(found), expected)
+    assert where == [True, *[False] * 5]
+    assert np.array_equal(order(np.arange(40)), expected[:40]), "an earlier epoch is computed again"
