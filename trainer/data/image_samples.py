@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import Dataset, augment, image_decoding, image_preparation
+from bellwether.trainer.data import Dataset, augment, image_decoding, image_preparation, jpeg
 from bellwether.trainer.data.cache import prepared
 from bellwether.trainer.data.finishing import Finisher
 from bellwether.trainer.data.image_decoding import Undecodable
@@ -57,6 +58,7 @@ class ImageSamples:
     def __post_init__(self) -> None:
         self._finisher = Finisher(self.config.mean, self.config.std)
         self.labels, self.rows = mapped(self.folder / "labels.npy"), mapped(self.folder / "rows.npy")
+        self._plain = mapped(self.source / "plain.npy")
         if self.encoded is None:
             self._pixels = mapped(self.source / "pixels.npy")
 
@@ -71,7 +73,9 @@ class ImageSamples:
     def __getstate__(self) -> dict[str, Any]:
         # Each worker maps the files itself.
         return {
-            name: value for name, value in vars(self).items() if name not in ("_pixels", "_finisher", "labels", "rows")
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_pixels", "_finisher", "_plain", "labels", "rows")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -110,7 +114,10 @@ class ImageSamples:
             with self.timed("read"):
                 data = self.encoded.read(row)
             with self.timed("decode"):
-                image, _ = image_decoding.decode(data, self.config.channels)
+                pixels = jpeg.decode(data) if self._is_fast(row) else None
+                image = (
+                    image_decoding.decode(data, self.config.channels)[0] if pixels is None else Image.fromarray(pixels)
+                )
         except Undecodable as error:  # every image could be decoded when it was prepared
             problem = f"cannot be decoded any more: {error}"
             raise ConfigError(self.key, self.encoded.name(row), problem, "restore the file") from error
@@ -118,8 +125,16 @@ class ImageSamples:
             if self.config.crop != "resized":
                 return augment.resized(image, self.config.size)
             width, height = image.size
-            box = augment.random_crop_box(width, height, key) if self.train else augment.central_crop_box(width, height)
+            if not self.train:
+                return augment.resized(image, self.config.size, augment.central_crop_box(width, height))
+            box = augment.random_crop_box(width, height, key)
+            if pixels is not None:
+                return jpeg.resized_crop(pixels, self.config.size, box)
             return augment.resized(image, self.config.size, box)
+
+    def _is_fast(self, row: int) -> bool:
+        """Whether the fast decoder is asked for, and gives Pillow's pixels for this image."""
+        return self.config.decoder == "simplejpeg" and self.config.channels == 3 and bool(self._plain[row])
 
 
 @dataclass
@@ -194,6 +209,9 @@ def prepare(config: ImageData) -> dict[str, Any]:
 def open_prepared(config: ImageData, facts: dict[str, Any]) -> Dataset:
     """The images that `prepare` has prepared."""
     entry = Path(facts["entry"])
+    decoder = "" if config.decoder == "pillow" else f"-{jpeg.version()}"
+    if image_preparation.is_decoded(entry / "source"):
+        decoder = ""  # by Pillow, once
     names = json.loads((entry / "classes.json").read_text(encoding="utf-8"))
 
     def samples(split: str) -> ImageSamples:
@@ -206,5 +224,5 @@ def open_prepared(config: ImageData, facts: dict[str, Any]) -> Dataset:
     summary = DataSummary.from_json(facts["summary"]) if "summary" in facts else None
     return Dataset(
         samples("train"), samples("validation"),
-        classes=len(names), channels=config.channels, labels=names, fingerprint=entry.name, summary=summary,
+        classes=len(names), channels=config.channels, labels=names, fingerprint=entry.name + decoder, summary=summary,
     )  # fmt: skip

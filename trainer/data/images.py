@@ -34,6 +34,11 @@ class ImageData(DataConfig):
         "(ImageNet)",
     )
     flip: bool = Field(True, description="flip half of the training images horizontally")
+    decoder: Literal["pillow", "simplejpeg"] = Field(
+        "pillow",
+        description="how JPEGs are decoded for each batch; simplejpeg: faster, crops differ from Pillow's by rounding and at "
+        "their border",
+    )
     mean: list[float] = Field([0.5, 0.5, 0.5], description="mean of each channel, subtracted from pixel values in 0..1")
     std: list[float] = Field(
         [0.25, 0.25, 0.25], description="standard deviation of each channel, by which pixel values in 0..1 are divided"
