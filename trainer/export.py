@@ -15,6 +15,7 @@ from bellwether.trainer.data import Dataset
 from bellwether.trainer.data.loader import train_batches
 from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.models import build
+from bellwether.trainer.models.architecture import for_checkpoint
 from bellwether.trainer.models.norm import norms
 
 
@@ -25,7 +26,8 @@ def export(source: Path, run: Path, config: Config, data: Dataset) -> Path:
     earlier export is replaced once the new one is complete.
     """
     torch.manual_seed(config.seed)
-    task = build(config.model, data)
+    with for_checkpoint():
+        task = build(config.model, data)
     if checkpoint.load_into_model(source, task) and any(norms(task)):
         _recompute_batch_norm(task, config, data)
     partial, final = run / "export.partial", run / "export"

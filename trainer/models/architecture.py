@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +22,24 @@ from bellwether.trainer.models.presets import PRESETS
 
 # Keys of a saved config.json that describe the saved weights and the program that saved them, not the architecture.
 _OF_THE_SAVED = ("architectures", "transformers_version", "dtype", "torch_dtype", "auto_map", "_name_or_path")
+
+
+_FOR_CHECKPOINT: ContextVar[bool] = ContextVar("models are built for the weights of a checkpoint", default=False)
+
+
+@contextmanager
+def for_checkpoint() -> Iterator[None]:
+    """Inside this context models are built for the weights of a checkpoint: those of ``init`` are not read, and nothing is said."""
+    token = _FOR_CHECKPOINT.set(True)
+    try:
+        yield
+    finally:
+        _FOR_CHECKPOINT.reset(token)
+
+
+def is_for_checkpoint() -> bool:
+    """Whether models are built for the weights of a checkpoint."""
+    return _FOR_CHECKPOINT.get()
 
 
 class Architecture(ModelConfig):

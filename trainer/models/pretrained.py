@@ -25,7 +25,7 @@ from bellwether.trainer.models import (
     auto_classes,  # noqa: F401  (registers our own architectures)
     partitioned,
 )
-from bellwether.trainer.models.architecture import Architecture, local_folder, longest_sequence
+from bellwether.trainer.models.architecture import Architecture, is_for_checkpoint, local_folder, longest_sequence
 from bellwether.trainer.models.load_in_parts import load_in_parts
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ def build(section: Architecture, config: Any, auto_class: str | None = None) -> 
 
     # Our own architectures, which are small, change weights in their constructors.
     in_parts = type(config).__module__.startswith("transformers.")
-    if section.init is None:
+    if section.init is None or is_for_checkpoint():
         return partitioned.construct(make) if in_parts else make()
     folder = local_folder(section.init)
     if partitioned.is_active() and in_parts and folder is not None:
@@ -251,8 +251,8 @@ def build(section: Architecture, config: Any, auto_class: str | None = None) -> 
 
 
 def say(text: str) -> None:
-    """Log, unless the model is built without values: for a check or a plan, which a run follows that says it."""
-    if _has_storage():
+    """Log, unless the model is built without values, for a check or a plan, or after training: a run says it at its start."""
+    if _has_storage() and not is_for_checkpoint():
         log.info(text)
 
 

@@ -17,7 +17,7 @@ from bellwether.trainer.config import ConfigError
 from bellwether.trainer.config.schema import ModelConfig
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.models import pretrained
-from bellwether.trainer.models.architecture import Architecture
+from bellwether.trainer.models.architecture import Architecture, for_checkpoint
 from bellwether.trainer.models.presets import PRESETS
 
 NO_SAMPLES: Any = None
@@ -138,6 +138,16 @@ def test_refusals_name_key_value_and_fix(folder: Path, tmp_path: Path) -> None:
     assert "expected int, got str" in refusal(Encoder(config={**TINY, "hidden_size": "x"}))
     assert "transformers has no AutoModelForMaskedLM of vit" in refusal(Encoder(config={"model_type": "vit"}))
     assert "does not exist" in refusal(Encoder(config="no.json"))
+
+
+def test_model_for_a_checkpoint_needs_no_pretrained_weights(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "model.safetensors").unlink()
+    caplog.set_level("INFO", "bellwether")
+    with for_checkpoint():
+        model = build(Classifier(init=str(folder)), num_labels=3)
+    assert model.classifier.weight.shape == (3, 16)
+    assert not caplog.messages
+    assert "has no model.safetensors" in refusal(Classifier(init=str(folder)))
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:
