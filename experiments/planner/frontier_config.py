@@ -17,16 +17,23 @@ _RECIPES = {"bert": "mlperf-bert", "resnet": "mlperf-resnet"}  # of MLPerf's ref
 
 
 def write(
-    option: Option, config: Config, parent: str, source: str, overrides: Sequence[str], per_node: int, folder: Path
+    option: Option,
+    config: Config,
+    parent: str,
+    source: str,
+    overrides: Sequence[str],
+    optimizer: str | None,
+    per_node: int,
+    folder: Path,
 ) -> Path:
     """Write ``NAME-GPUS-BATCH.yaml`` into a folder. Returns its path."""
-    settings, origin = _settings(option, config, source)
+    settings, origin = _settings(option, config, source, optimizer)
     length = math.ceil(option.samples.high / option.batch) * option.batch
     keys: dict[str, Any] = {
         "name": f"{config.name}-{option.gpus}-{option.batch}", "batch": {"global": option.batch, "micro": config.batch.micro},
         "duration": f"{length} samples", **settings,
     }  # fmt: skip
-    if settings.get("schedule") is not None:  # a recipe has a length of its own
+    if isinstance(settings.get("schedule"), str):  # a recipe has a length of its own
         del keys["duration"]
     below = Path(parent)
     name = str(below.resolve()) if below.is_file() else parent
@@ -44,15 +51,15 @@ def write(
     return path
 
 
-def _settings(option: Option, config: Config, source: str) -> tuple[dict[str, Any], str]:
+def _settings(option: Option, config: Config, source: str, optimizer: str | None) -> tuple[dict[str, Any], str]:
     """Keys of optimizer and schedule at the batch size, and where they are from."""
     path = Path(source)
     if path.suffix.lower() == ".json":
         name = next((recipe for benchmark, recipe in _RECIPES.items() if benchmark in path.stem), None)
         if name is not None:
             return {"schedule": name}, f"the recipe {name}, which has the hyperparameters of these measurements"
-    elif io.is_sweep(path):
-        return _of_sweep(option.batch, path)
+    elif (found := _of_sweep(option.batch, path, optimizer)) is not None:
+        return found
     if config.schedule.recipe is not None:
         return {"schedule": config.schedule.recipe}, f"the config's recipe {config.schedule.recipe}"
     if config.scaling.base_batch is not None and config.scaling.rule != "none":
@@ -63,21 +70,23 @@ def _settings(option: Option, config: Config, source: str) -> tuple[dict[str, An
     )
 
 
-def _of_sweep(batch: int, path: Path) -> tuple[dict[str, Any], str]:
-    """The best settings of a sweep at the nearest measured batch size."""
-    settings = io.settings(path)
+def _of_sweep(batch: int, path: Path, optimizer: str | None) -> tuple[dict[str, Any], str] | None:
+    """The best settings of a sweep at the nearest measured batch size; None if the file is not a sweep's, or has no target."""
+    folder = path if path.is_dir() else path.parent
+    settings = io.settings(folder)
     goal = io.target(None, settings)
     if goal is None:
-        return {}, "the config's, UNCHANGED: the sweep has no target"
-    cells = [cell for cell in aggregate.group_trials(io.read(path), goal, io.early_stop(settings)) if cell.reached]
-    cell = min(cells, key=lambda each: (abs(math.log(each.batch / batch)), each.best.steps))
+        return None
+    cells = aggregate.choose(aggregate.group_trials(io.read(path), goal, io.early_stop(settings)), optimizer, str(path))
+    cell = min((cell for cell in cells if cell.reached), key=lambda each: abs(math.log(each.batch / batch)))
     keys: dict[str, Any] = {}
-    for key, value in cell.best.parameters.items():
-        if key in ("batch.global", "duration"):
-            continue
-        section = keys
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = value
+    variant = (settings.get("optimizers") or {}).get(cell.optimizer) or {}
+    found = {**(settings.get("set") or {}), **(variant.get("set") or {}), **cell.best.parameters}
+    for key, value in found.items():
+        if key.startswith(("optimizer.", "schedule.", "scaling.")):
+            section = keys
+            *parents, last = key.split(".")
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[last] = value
     return keys, f"the best of the sweep at batch {cell.batch:,}, {cell.optimizer}"

@@ -107,7 +107,14 @@ def show(request: FrontierRequest) -> int:
     frontier_picture.draw(found.options, found.front, found.limit, found.chosen, request.price is not None, picture)
     if found.chosen is not None:
         written = frontier_config.write(
-            found.chosen, found.config, request.config, request.source, request.overrides, request.gpus_per_node, folder
+            found.chosen,
+            found.config,
+            request.config,
+            request.source,
+            request.overrides,
+            request.optimizer,
+            request.gpus_per_node,
+            folder,
         )
     if request.json:
         print(json.dumps(_json(found, picture, written), indent=1, allow_nan=False))
@@ -177,7 +184,10 @@ def _lines(found: Frontier, picture: Path, written: Path | None) -> Iterator[str
         yield _row(chosen, money, chosen in on_front, True)
     yield "\n  * on the Pareto front: nothing else is both faster and cheaper;  > recommended"
     last = found.limit
-    yield f"  do not go beyond {last.gpus:,} GPUs at batch {last.batch:,}: there, twice the money saves less than a quarter of the time"
+    if last == on_front[-1]:
+        yield f"  up to {last.gpus:,} GPUs (--max-gpus {request.max_gpus}) more of them pay: twice the money saves a quarter of the time and more"
+    else:
+        yield f"  do not go beyond {last.gpus:,} GPUs at batch {last.batch:,}: there, twice the money saves less than a quarter of the time"
     yield f"  batch sizes above {max(o.batch for o in found.options):,} were not measured, and are not considered"
     yield ""
     if chosen is None:

@@ -102,10 +102,12 @@ def test_table_picture_and_config_of_the_recommended_point(
     assert "bellwether launch" in text
     assert cli.main(["frontier", TINY, *arguments]) == 0
     output = capsys.readouterr().out
-    assert "do not go beyond" in output
+    assert "up to 64 GPUs (--max-gpus 64) more of them pay" in output
     assert "recommended: " in output
     assert "batch sizes above 4,096 were not measured" in output
     assert "GPU hours" in output
+    assert cli.main(["frontier", TINY, *arguments, "--max-gpus", "4096"]) == 0
+    assert "do not go beyond" in capsys.readouterr().out
     assert cli.main(["frontier", TINY, *arguments, "--budget", "0.001"]) == 1
     assert "no option is the least time within a budget of 0.001 GPU hours" in capsys.readouterr().out
 
@@ -152,6 +154,32 @@ def test_recommended_point_of_mlperfs_file_has_its_recipe(
     (config,) = phases(load_checked(found["config"], []))
     assert config.schedule.recipe == "mlperf-bert"
     assert found["workload"] == "MLPerf bert"
+
+
+def test_config_after_a_sweep_has_the_settings_of_the_chosen_optimizer_at_the_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    head = "trial,dataset,model,optimizer,batch_size,seed,status,parameter/optimizer.lr,step,samples,val/loss"
+    rows = [
+        f"{n},text,bert-tiny,{name},{batch},0,complete,{lr},{steps},{steps * batch},{loss}"
+        for n, (name, batch, lr, end) in enumerate(
+            (o, b, f * b, 4000 / b + f) for o, f in (("adamw", 1), ("lamb", 2)) for b in (64, 256, 1024)
+        )
+        for steps, loss in ((int(end) - 1, 3.0), (int(end) + 1, 1.9))
+    ]
+    Path("measurements.csv").write_text("\n".join([head, *rows]) + "\n")
+    Path("sweep.yaml").write_text(
+        "target: loss <= 2\nset: {schedule.warmup: 0.2, data.sequence_length: 32}\noptimizers: {lamb: {set: {optimizer.name: lamb}}, adamw: {}}\n"
+    )
+    assert (
+        cli.main(["frontier", TINY, "--from", ".", "--throughput", "9", "--optimizer", "lamb", "--output", "out"]) == 0
+    )
+    (file,) = Path("out").glob("*.yaml")
+    (config,) = phases(load_checked(str(file), []))
+    assert (config.optimizer.name, config.optimizer.lr) == ("lamb", pytest.approx(2 * config.batch.global_))
+    assert str(config.schedule.warmup) == "0.2"
+    assert "the best of the sweep" in file.read_text()
 
 
 def test_times_agree_with_mlperfs() -> None:
