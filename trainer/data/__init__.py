@@ -6,12 +6,14 @@ Importing this package imports neither torch nor numpy, because configs are vali
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bellwether.trainer.config.errors import ConfigErrors
 from bellwether.trainer.config.schema.data import DataConfig
-from bellwether.trainer.data.summary import DataSummary, check
+from bellwether.trainer.data.summary import DataSummary, check, lines
 from bellwether.trainer.data.transient import retrying
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Dataset", "Samples", "load", "peek"]
+
+log = logging.getLogger(__name__)
 
 # The modules that define a kind of data, in the order in which messages list them.
 _KINDS = ("text", "images", "labelled_text", "labelled_tokens", "question_answering")
@@ -107,7 +111,12 @@ def prepare(config: DataConfig) -> dict[str, Any]:
         what ``config.open`` makes the dataset from, in any process of the machine.
     """
     facts = prepare_unchecked(config)
-    check(DataSummary.from_json(facts["summary"]), config)
+    found = DataSummary.from_json(facts["summary"])
+    try:
+        check(found, config)
+    except ConfigErrors:
+        log.info("%s", "\n".join(lines(found)))  # what a run shows before its first step
+        raise
     return facts
 
 

@@ -202,13 +202,14 @@ class DataSummary:
 def refusals(summary: DataSummary, config: DataConfig) -> list[ConfigError]:
     """The counts that exceed a limit of the config, each with the key that sets the limit."""
     errors = []
+    named = {"data.source": summary.name, **{key: value for _, key, value in config.held_out_keys()}}
     for key, part in summary.parts():
         if part.undecodable and config.on_error == "refuse":
             errors.append(undecodable_error(part, key))
         if part.unknown_share > config.max_unknown:
             problem = f"{part.unknown_share:.1%} of the tokens are [UNK]: the tokenizer does not know this text"
             advice = f"choose another data.tokenizer, or allow it by data.max_unknown; it is {config.max_unknown:g}"
-            errors.append(ConfigError(key, summary.name, problem, advice))
+            errors.append(ConfigError(key, named.get(key), problem, advice))
     if (empty := summary.source.classes_empty) and not config.allow_empty_classes:
         problem = f"{len(empty)} of {len(summary.source.classes)} classes have no images: {_names(empty)}"
         advice = "add images, or write data.allow_empty_classes: true"

@@ -70,7 +70,7 @@ def test_summary_counts_what_was_read(tmp_path: Path, text_config: Config, vocab
 
 @pytest.mark.parametrize("keys, message", [
     ({}, r"data.source: .*thai.txt': 100.0% of the tokens are \[UNK\].*data.max_unknown; it is 0.05"),
-    ({"source": "plain.txt", "validation": "thai.txt"}, r"data.validation: .*100.0% of the tokens are \[UNK\]"),
+    ({"source": "plain.txt", "validation": "thai.txt"}, r"data.validation: '.*thai.txt': 100.0% of the tokens are \[UNK\]"),
     ({"source": "plain.txt", "validation": "plain.txt"}, "data.validation: 300 of 300 held-out rows .100.0%. are training"),
     ({"max_unknown": 1.0}, None),
     ({"source": "plain.txt", "validation": "plain.txt", "max_overlap": 1.0}, None),

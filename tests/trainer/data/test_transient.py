@@ -181,3 +181,15 @@ def test_missing_path_is_still_a_mistake(tmp_path: Path, capfd: pytest.CaptureFi
     assert main(["data", "bert-tiny", *overrides]) == 2
     assert "no such file, folder or glob" in capfd.readouterr().err
     assert time.monotonic() - began < 10
+
+
+def test_run_ends_with_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    from bellwether.trainer import __main__ as trainer
+    from bellwether.trainer import run
+
+    def fail(config: Any) -> int:
+        raise OSError(signals.READ_FAILED, "I/O: a.txt, also after 10 s of data.retry", "a.txt")
+
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    monkeypatch.setattr(run, "run", fail)
+    assert trainer._run("bert-tiny", []) == signals.IO == 74
