@@ -34,6 +34,7 @@ class Samples(Protocol):
 
     Where a part of the work is better done in the training process, on its device, samples also have ``worker_batch``, with the
     arguments of `batch`, and ``finish``: `batch` is then ``finish(worker_batch(indices, keys))``.
+    ``worker_imports`` names modules that the fork server of the workers imports once for all of them.
     """
 
     def __len__(self) -> int: ...

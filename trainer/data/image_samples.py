@@ -21,7 +21,7 @@ from bellwether.trainer.data.cache import prepared
 from bellwether.trainer.data.finishing import Finisher
 from bellwether.trainer.data.image_decoding import Undecodable
 from bellwether.trainer.data.image_inspection import LIST
-from bellwether.trainer.data.image_rows import ImageRows, mapped
+from bellwether.trainer.data.image_rows import ImageRows, TableRows, mapped
 from bellwether.trainer.data.image_sources import locate
 from bellwether.trainer.data.sampling import Integers, fold_in, random_bits
 from bellwether.trainer.data.summary import UNDECODABLE, DataSummary
@@ -64,6 +64,11 @@ class ImageSamples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def worker_imports(self) -> tuple[str, ...]:
+        """Modules that the fork server of the workers imports once for all of them."""
+        return ("datasets",) if isinstance(self.encoded, TableRows) else ()
 
     @property
     def retry(self) -> float:

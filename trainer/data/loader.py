@@ -199,6 +199,7 @@ def _loaded(
                 "bellwether.trainer.data.loader",
                 type(samples).__module__,
                 "PIL.Image",
+                *getattr(samples, "worker_imports", ()),
             ]
         )
         worker_options = {"multiprocessing_context": context, "worker_init_fn": _start_worker}

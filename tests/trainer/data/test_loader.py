@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import Samples, load
+from bellwether.trainer.data import Samples, load, loader
 from bellwether.trainer.data.loader import WorkerError, evaluation_batches, train_batches
 from bellwether.trainer.data.text import TextData
 from tests.trainer.data.helpers import Plain
@@ -255,3 +255,20 @@ def test_fork_server_ignores_preemption_signals() -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.stdout == "alive\n", done.stderr
+
+
+def test_modules_of_samples_are_imported_once_by_the_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Plain):
+        worker_imports = ("datasets",)
+
+    preloaded: list[list[str]] = []
+
+    class Context:
+        def set_forkserver_preload(self, names: list[str]) -> None:
+            preloaded.append(names)
+            raise InterruptedError  # no process is started
+
+    monkeypatch.setattr(loader.multiprocessing, "get_context", lambda method: Context())
+    with pytest.raises(InterruptedError):
+        next(train(Slow(20), workers=1))
+    assert preloaded[0][-1] == "datasets"
