@@ -24,6 +24,7 @@ from bellwether.trainer.data.labelled_text import LabelledText
 from bellwether.trainer.data.labels import Classes, Numbers, classes_of
 from bellwether.trainer.data.loader import evaluation_batches
 from bellwether.trainer.data.text_sources import TextSource
+from bellwether.trainer.models.architecture import for_checkpoint
 from bellwether.trainer.models.tasks import SequenceClassification, Task
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,8 @@ def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> R
     config = load(run / "config.yaml", () if data is None else (f"data.validation={data}",), quiet=True)
     last = phases(config)[-1]
     dataset: Dataset = last.data.load()
-    task = models.build(last.model, dataset)
+    with for_checkpoint():
+        task = models.build(last.model, dataset)
     # Into the model of the task, which has hooks.
     trained = type(task.model).from_pretrained(export, use_safetensors=True, dtype=torch.float32)
     task.model.load_state_dict(trained.state_dict())

@@ -16,7 +16,6 @@ class QuestionAnsweringModel(Architecture):
 
     data_kind: ClassVar[str] = "question-answering"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
-    assumed_mfu: ClassVar[float] = 0.35
 
     kind: Literal["question-answering"]
 

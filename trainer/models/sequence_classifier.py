@@ -16,7 +16,6 @@ class SequenceClassifier(Architecture):
 
     data_kind: ClassVar[str] = "labelled-text"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    assumed_mfu: ClassVar[float] = 0.35
     assumed_classes: ClassVar[int] = 2
 
     kind: Literal["sequence-classifier"]

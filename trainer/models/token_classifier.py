@@ -16,7 +16,6 @@ class TokenClassifier(Architecture):
 
     data_kind: ClassVar[str] = "labelled-tokens"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
-    assumed_mfu: ClassVar[float] = 0.35
     assumed_classes: ClassVar[int] = 9
 
     kind: Literal["token-classifier"]
