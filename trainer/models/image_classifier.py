@@ -39,22 +39,22 @@ class ImageClassifierModel(Architecture):
                 )
 
     def build(self, dataset: Dataset, activation_checkpointing: bool) -> Task:
-        from bellwether.trainer.models import pretrained, residual
+        from bellwether.trainer.models import model_config, pretrained, residual
         from bellwether.trainer.models.norm import BatchNorm2d
         from bellwether.trainer.models.tasks import Classification
 
         data: Any = getattr(dataset.train, "config", None)
         fresh: dict[str, Any] = {} if self.init is not None else {"image_size": getattr(data, "size", None)}
-        saved = pretrained.make_config(self)
+        saved = model_config.make_config(self)
         if self.init is not None:
             _check_images(self.init, saved, dataset.channels, data)
         keys = {
             **residual.input_and_classes(dataset),
             **{k: v for k, v in fresh.items() if v is not None and hasattr(saved, k)},
         }
-        model = pretrained.build(self, pretrained.make_config(self, **keys))
+        model = pretrained.build(self, model_config.make_config(self, **keys))
         if self.init is not None and saved.num_labels == dataset.classes and _names(saved) != (dataset.labels or []):
-            pretrained.say(
+            model_config.say(
                 f"the head of {self.init} is kept: as many classes, with other names ({', '.join(_names(saved)[:4])}, ...)"
             )
         BatchNorm2d.replace(model)
@@ -94,7 +94,7 @@ def _check_images(init: str, config: Any, channels: int | None, data: Any) -> No
 
 def _compare_normalization(init: str, data: Any) -> None:
     """Say where the images are normalized otherwise than those that the weights were trained on."""
-    from bellwether.trainer.models import pretrained
+    from bellwether.trainer.models import model_config
 
     folder = local_folder(init)
     file = None if folder is None else folder / "preprocessor_config.json"
@@ -107,4 +107,4 @@ def _compare_normalization(init: str, data: Any) -> None:
     for key, name in (("mean", "image_mean"), ("std", "image_std")):
         there, here = saved.get(name), getattr(data, key)
         if there is not None and [round(v, 3) for v in there] != [round(v, 3) for v in here]:
-            pretrained.say(f"data.{key} is {here}; the weights of {init} were trained with {there}")
+            model_config.say(f"data.{key} is {here}; the weights of {init} were trained with {there}")

@@ -53,18 +53,13 @@ class MaskedLMModel(Architecture):
             raise ValueError(f"data.sequence_length: {length} tokens do not fit the {longest} positions of the model")
 
     def build(self, dataset: Dataset, activation_checkpointing: bool) -> Task:
-        from bellwether.trainer.models import pretrained
+        from bellwether.trainer.models import model_config, pretrained
         from bellwether.trainer.models.tasks import MaskedLanguageModelling
 
-        pretrained.check_tokenizer(self, dataset.tokenizer)
-        config = pretrained.make_config(self, **pretrained.text_keys(self, dataset))
-        pretrained.check_length(config, dataset)
-        model = pretrained.build(self, config, "AutoModelForPreTraining" if dataset.next_sentence else self.auto_class)
-        if activation_checkpointing:
-            pretrained.checkpoint_activations(model)
+        auto_class = "AutoModelForPreTraining" if dataset.next_sentence else self.auto_class
+        model = pretrained.build_for_text(self, dataset, activation_checkpointing, auto_class)
         task = MaskedLanguageModelling(model)
         if not task.gathers:
-            pretrained.say(
-                f"the head of {config.model_type} computes the logits of all positions, not of the masked ones alone"
-            )
+            kind = model.config.model_type
+            model_config.say(f"the head of {kind} computes the logits of all positions, not of the masked ones alone")
         return task

@@ -23,10 +23,5 @@ class QuestionAnsweringModel(Architecture):
         from bellwether.trainer.models import pretrained
         from bellwether.trainer.models.tasks import QuestionAnswering
 
-        pretrained.check_tokenizer(self, dataset.tokenizer)
-        config = pretrained.make_config(self, **pretrained.text_keys(self, dataset))
-        pretrained.check_length(config, dataset)
-        model = pretrained.build(self, config)
-        if activation_checkpointing:
-            pretrained.checkpoint_activations(model)
+        model = pretrained.build_for_text(self, dataset, activation_checkpointing)
         return QuestionAnswering(model, getattr(dataset.train, "max_answer", 30))

@@ -24,23 +24,18 @@ class SequenceClassifier(Architecture):
         from bellwether.trainer.models import pretrained
         from bellwether.trainer.models.tasks import SequenceClassification
 
-        pretrained.check_tokenizer(self, dataset.tokenizer)
-        config = pretrained.make_config(self, **pretrained.text_keys(self, dataset), **of_labels(dataset))
-        pretrained.check_length(config, dataset)
         self._compare_classes(dataset.labels or [])
-        model = pretrained.build(self, config)
-        if activation_checkpointing:
-            pretrained.checkpoint_activations(model)
+        model = pretrained.build_for_text(self, dataset, activation_checkpointing, **of_labels(dataset))
         return SequenceClassification(model)
 
     def _compare_classes(self, names: list[str]) -> None:
         """Say that a pretrained head of as many classes was trained on others."""
-        from bellwether.trainer.models import pretrained
+        from bellwether.trainer.models import model_config
 
         trained = list((self.keys().get("id2label") or {}).values()) if self.init is not None else []
         is_named = any(name != f"LABEL_{index}" for index, name in enumerate(trained))
         if is_named and len(trained) == len(names) and trained != names:
-            pretrained.say(
+            model_config.say(
                 f"the head of {self.init} predicts {', '.join(trained)}, and is trained further as {', '.join(names)}"
             )
 

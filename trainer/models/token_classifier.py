@@ -25,12 +25,6 @@ class TokenClassifier(Architecture):
         from bellwether.trainer.models.sequence_classifier import of_labels
         from bellwether.trainer.models.tasks import TokenClassification
 
-        pretrained.check_tokenizer(self, dataset.tokenizer)
-        keys = {**pretrained.text_keys(self, dataset), **of_labels(dataset)}
-        del keys["problem_type"]
-        config = pretrained.make_config(self, **keys)
-        pretrained.check_length(config, dataset)
-        model = pretrained.build(self, config)
-        if activation_checkpointing:
-            pretrained.checkpoint_activations(model)
+        keys = {key: value for key, value in of_labels(dataset).items() if key != "problem_type"}
+        model = pretrained.build_for_text(self, dataset, activation_checkpointing, **keys)
         return TokenClassification(model, getattr(dataset.train, "sequence_length", None))

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.config.schema import ModelConfig
 from bellwether.trainer.data import Dataset
-from bellwether.trainer.models import pretrained
+from bellwether.trainer.models import model_config, pretrained
 from bellwether.trainer.models.architecture import Architecture, for_checkpoint
 from bellwether.trainer.models.presets import PRESETS
 
@@ -51,7 +51,9 @@ def build(section: Architecture, vocabulary: int = 100, seed: int = 0, **changes
     torch.manual_seed(seed)
     tokenizer = SimpleNamespace(pad_token_id=0, cls_token_id=2, sep_token_id=3)
     data = Dataset(NO_SAMPLES, NO_SAMPLES, vocabulary_size=vocabulary, tokenizer=tokenizer)
-    return pretrained.build(section, pretrained.make_config(section, **pretrained.text_keys(section, data), **changes))
+    return pretrained.build(
+        section, model_config.make_config(section, **model_config.text_keys(section, data), **changes)
+    )
 
 
 @pytest.fixture
