@@ -33,7 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """A short id for a long text; None leaves the id to pytest."""
+    """A short id for a long text, and for bytes; None leaves the id to pytest.
+
+    Compressed bytes hold the time, and the workers of pytest-xdist must find tests of the same names.
+    """
+    if isinstance(val, bytes):
+        return f"{len(val)} bytes"
     if isinstance(val, str) and len(val) > 400:
         return f"{val[:40].encode('unicode_escape').decode()}... ({len(val)} characters)"
     return None
