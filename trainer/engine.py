@@ -223,10 +223,11 @@ class _BatchAsArgument(nn.Module):
 
 def partitioned(phase: Phase) -> AbstractContextManager[None]:
     """Context in which the model of a phase is built: under ZeRO-3, each layer is split over the ranks as soon as it exists."""
-    offload = phase.config.engine.deepspeed.get("zero_optimization", {}).get("offload_param") or {}
-    if (
-        phase.config.engine.stage < 3 or offload.get("device") == "nvme"
-    ):  # parts on NVMe have the type of training from the start
+    zero = phase.config.engine.deepspeed.get("zero_optimization")
+    offload = zero.get("offload_param") if isinstance(zero, dict) else None
+    # Parts on NVMe have the type of training from the start.
+    on_nvme = isinstance(offload, dict) and offload.get("device") == "nvme"
+    if phase.config.engine.stage < 3 or on_nvme:
         return partitioning(None)
     return partitioning(deepspeed_config(phase, sys.maxsize))
 

@@ -111,7 +111,7 @@ def load(path: Path, engine: Engine, world: World, verified: bool = False, new_p
         raise ConfigError("resume", str(path), problem, "resume from another checkpoint")
     manifest = read_manifest(path, world)
     frozen = dict(engine.frozen())
-    thawed = new_phase and set(manifest.frozen) != set(frozen)
+    thawed = new_phase and _trained(engine) != set(manifest.parameters)
     wanted = list(_wanted(engine))
     if thawed:
         wanted += [(name, 0, engine.elements(parameter)) for name, parameter in frozen.items()]
@@ -122,7 +122,7 @@ def load(path: Path, engine: Engine, world: World, verified: bool = False, new_p
         for name, parameter in frozen.items():
             with engine.gathered(parameter, modify=True):
                 if parameter.numel():
-                    files.read("frozen" if name in manifest.frozen else "weight", name, 0, parameter.view(-1))
+                    files.read("weight" if name in manifest.parameters else "frozen", name, 0, parameter.view(-1))
         _fill_buffers(engine, files, manifest, world)
     engine.publish_weights()
     if thawed:
@@ -197,15 +197,20 @@ def load_into_model(path: Path, task: nn.Module) -> bool:
     return trained == "average"
 
 
+def _trained(engine: Engine) -> set[str]:
+    """The names of the parameters that this engine trains."""
+    return {p.name for shard in engine.optimizer.shards for p in shard.parameters}
+
+
 def _fill_weights(engine: Engine, files: Files, manifest: Manifest) -> None:
     """Loads the weights of this rank's slices, trained or frozen when they were saved, and no optimizer state."""
-    _check_names({p.name for shard in engine.optimizer.shards for p in shard.parameters} | {n for n, _ in engine.frozen()},
-                 {*manifest.parameters, *manifest.frozen}, str(files.path))  # fmt: skip
+    ours = _trained(engine) | {name for name, _ in engine.frozen()}
+    _check_names(ours, {*manifest.parameters, *manifest.frozen}, str(files.path))
     for shard in engine.optimizer.shards:
         flat = shard.tensor.detach().contiguous()
         for parameter_slice, view in shard.views(flat):
             name = shard.parameters[parameter_slice.index].name
-            files.read("frozen" if name in manifest.frozen else "weight", name, parameter_slice.start, view)
+            files.read("weight" if name in manifest.parameters else "frozen", name, parameter_slice.start, view)
         shard.tensor.detach().copy_(flat)
 
 

@@ -146,7 +146,7 @@ def _flush(path: Path) -> None:
     os.close(descriptor)
 
 
-def _prune(root: Path, keep: int, kept: Sequence[Path]) -> None:
+def _prune(root: Path, keep: int, kept: Sequence[Path] = ()) -> None:
     """Delete all but the newest checkpoints, and what killed processes have left, while training goes on."""
     for old in run_paths.checkpoints(root)[:-keep]:
         if old in kept:

@@ -68,6 +68,11 @@ def recording() -> Iterator[list[Path]]:
         _USED.reset(token)
 
 
+def may_build() -> bool:
+    """Whether entries may be built: not inside `found_only`."""
+    return _BUILDS.get()
+
+
 def digest(key: Any) -> str:
     """A hash of a JSON-like value, in 32 hexadecimal digits."""
     text = json.dumps(key, sort_keys=True, ensure_ascii=False)

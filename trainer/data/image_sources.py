@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import builtin, sources
+from bellwether.trainer.data import builtin, cache, sources
 from bellwether.trainer.data.cache import CONTENT_LIMIT, digest, local_path
 from bellwether.trainer.data.image_folders import SUFFIXES, ImageFiles, list_files, list_folder
 from bellwether.trainer.data.image_shards import ShardImages, list_shards
@@ -57,7 +57,8 @@ def locate(config: ImageData, key: str = "data.source") -> ImageSource:
     if is_builtin or form in ("text", "hub") or not sources.is_local(config):
         return _table(config, key)
     path, found = local_path(key, name), SourceSummary()
-    await_path(path, config.retry)
+    if cache.may_build():  # a look at what is prepared, as for a plan, does not wait
+        await_path(path, config.retry)
     if path.is_dir():
         files = list(walk(key, path, found, broken_links=True))
         known = {".tar": "webdataset", ".parquet": "parquet", **dict.fromkeys(SUFFIXES, "imagefolder")}

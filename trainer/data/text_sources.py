@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import builtin, formats, listing, sources
+from bellwether.trainer.data import builtin, cache, formats, listing, sources
 from bellwether.trainer.data.cache import files_fingerprint, local_path
 from bellwether.trainer.data.summary import SourceSummary
 from bellwether.trainer.data.transient import await_path
@@ -56,7 +56,8 @@ def locate(config: TextData | TokenizedData, key: str, name: str) -> TextSource:
         # For a hub dataset, held-out data is the name of one of its splits.
         source = sources.hub(config, name if held_out else config.split, key)
         return TextSource(key, name, source.fingerprint, rows=source.open)
-    await_path(local_path(key, name), config.retry)
+    if cache.may_build():  # a look at what is prepared, as for a plan, does not wait
+        await_path(local_path(key, name), config.retry)
     found = SourceSummary()
     files = _files(config, key, name, found)
     found.files_read = len(files)
