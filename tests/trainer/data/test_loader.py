@@ -172,11 +172,12 @@ def test_abandoned_iterator_leaves_no_worker() -> None:
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from tests.trainer.data.helpers import Plain
 from bellwether.trainer.data.loader import train_batches
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and background jobs of a shell ignore it
     batches = train_batches(Plain(20), seed=1, start=0, steps=10**6, global_batch=4, micro=4, accumulation=1,
                             rank=0, world_size=1, workers=2)
     print(*{int(next(batches)["process"][0]) for _ in range(4)}, flush=True)
