@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import formats
-from bellwether.trainer.data.formats import delimited, json_rows, values
+from bellwether.trainer.data.formats import delimited, json_rows, parquet, values
 from bellwether.trainer.data.formats.opening import text_lines
 from bellwether.trainer.data.summary import SourceSummary
 from bellwether.trainer.data.text_sources import TextSource
@@ -40,21 +40,26 @@ def read(config: TokenizedData, source: TextSource, columns: Sequence[str], summ
                 f"data.{config.key_of(column)}", column, f"{file} {error.problem}", error.advice
             ) from error
         except formats.Unreadable as error:
-            raise ConfigError(
-                source.key, source.name, f"{file} cannot be read: {error.problem}", error.advice
-            ) from error
+            raise source.unreadable(error) from error
 
 
 def class_names(source: TextSource, column: str) -> list[str] | None:
-    """The names that a file or dataset gives to the numbers in a column (`datasets.ClassLabel`), or None."""
+    """The names that a file or dataset gives to the numbers in a column (`datasets.ClassLabel`), or None.
+
+    Raises:
+        ConfigError: if a parquet file cannot be read.
+    """
     if source.rows is not None:
         return _names_in(source.rows().features, column)
     if not source.files or source.files[0][1].name != "parquet":
         return None
     from datasets import Features
-    from pyarrow import parquet
 
-    return _names_in(Features.from_arrow_schema(parquet.read_schema(source.files[0][0])), column)
+    try:
+        with parquet.opened(source.files[0][0]) as table:
+            return _names_in(Features.from_arrow_schema(table.schema_arrow), column)
+    except formats.Unreadable as error:
+        raise source.unreadable(error) from error
 
 
 def _names_in(features: Any, column: str) -> list[str] | None:
@@ -102,15 +107,8 @@ def _of_json(file: Path, options: formats.Options, columns: Sequence[str], summa
 
 def _of_parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow
-    from pyarrow import parquet
 
-    try:
-        table = parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise formats.Unreadable(file, f"is no complete parquet file: {error}") from error
-    with table:
+    with parquet.opened(file) as table:
         names = table.schema_arrow.names
         for column in columns:
             if names.count(column) != 1:

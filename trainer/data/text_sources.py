@@ -37,6 +37,10 @@ class TextSource:
     rows: Callable[[], Any] | None = None
     listing: SourceSummary = field(default_factory=SourceSummary)
 
+    def unreadable(self, error: formats.Unreadable) -> ConfigError:
+        """The error of one of its files as one of the key."""
+        return ConfigError(self.key, self.name, f"{error.file} cannot be read: {error.problem}", error.advice)
+
 
 def locate(config: TextData | TokenizedData, key: str, name: str) -> TextSource:
     """Finds the text that a key names.

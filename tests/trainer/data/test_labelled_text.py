@@ -214,3 +214,13 @@ def test_numbers_in_text_files_are_classes_in_the_order_of_numbers_or_values(tmp
     assert LabelledText(kind="labelled-text", **common).load().labels == ["-1", "9", "10"]
     regression = LabelledText(kind="labelled-text", task="regression", **common).load()
     assert regression.train.batch([0, 1, 2], [0] * 3)["labels"].tolist() == [10.0, 9.0, -1.0]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(200) + b"PAR1"], ids=["empty", "cut", "damaged"])
+def test_damaged_parquet_file_is_named(tmp_path: Path, tokenizer: Path, content: bytes) -> None:
+    (tmp_path / "a.parquet").write_bytes(content)
+    config = LabelledText(
+        kind="labelled-text", source=str(tmp_path / "a.parquet"), tokenizer=str(tokenizer), cache=str(tmp_path / "cache")
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"data\.source: .*a\.parquet cannot be read: is "):
+        config.load()

@@ -17,22 +17,34 @@ def _text_types(types: Any) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str | None]:
+def opened(file: Path) -> Any:
+    """A `pyarrow.parquet.ParquetFile`, whose schema can be read.
+
+    Raises:
+        Unreadable: if the file is empty or damaged.
+    """
     import pyarrow
-    from pyarrow import parquet, types
+    from pyarrow import parquet
 
     if not file.stat().st_size:
         raise Unreadable(file, "is empty")
-    column = options.column
     try:
         table = parquet.ParquetFile(file)
-        schema = table.schema_arrow
-        names = schema.names
+        table.schema_arrow.names  # noqa: B018  (a damaged schema fails only when it is read)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise Unreadable(file, f"is no complete parquet file: {error}") from error
-    with table:
+    return table
+
+
+def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str | None]:
+    import pyarrow
+    from pyarrow import types
+
+    column = options.column
+    with opened(file) as table:
+        schema, names = table.schema_arrow, table.schema_arrow.names
         outer = column if column in names else column.partition(".")[0]
         if (count := names.count(outer)) != 1:
             raise NoColumn(file, f"has {count} columns of this name" if count else "has no such column", names)
