@@ -111,8 +111,8 @@ def load(config: TextData, source: TextSource) -> Corpus:
     summary = SourceSummary.from_json(facts["summary"])
     corpus = Corpus(entry.name, parts, facts["counts"], entry / _HASHES, summary)
     if not len(corpus):
-        found = next((f for f in summary.findings if f.done == "left out"), None)
-        raise ConfigError(source.key, source.name, "has no rows with text", str(found) if found else "name other data")
+        advice = summary.first_left_out("name other data")
+        raise ConfigError(source.key, source.name, "has no rows with text", advice)
     return corpus
 
 
@@ -131,8 +131,7 @@ def _read(config: TextData, source: TextSource, folder: Path) -> None:
         except formats.NoColumn as error:
             raise ConfigError("data.column", config.column, f"{error.file} {error.problem}", error.advice) from error
         except formats.Unreadable as error:
-            problem = f"{error.file} cannot be read: {error.problem}"
-            raise ConfigError(source.key, source.name, problem, error.advice) from error
+            raise source.unreadable(error) from error
     _merge(folder, done)
 
 

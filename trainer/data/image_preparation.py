@@ -22,7 +22,7 @@ import numpy as np
 
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import image_labels, image_rows
-from bellwether.trainer.data.image_facts import duplicate_counts, summarize
+from bellwether.trainer.data.image_facts import summarize
 from bellwether.trainer.data.image_folders import ImageFiles
 from bellwether.trainer.data.image_inspection import Inspection, inspect
 from bellwether.trainer.data.image_rows import FileRows, ImageRows, TableRows
@@ -73,10 +73,8 @@ def prepare(folder: Path, config: ImageData, source: ImageSource, validation: Im
         (folder / name).mkdir()
         np.save(folder / name / "labels.npy", of.labels[chosen])
         np.save(folder / name / "rows.npy", of.rows[chosen])
-    summary.rows_train, summary.rows_held_out = len(train), {"validation": len(held_out)}
     hashes, held_hashes = part.inspection.hashes[part.rows[train]], held.inspection.hashes[held.rows[held_out]]
-    summary.duplicates_train, overlap = duplicate_counts(hashes, held_hashes)
-    summary.overlap = {"validation": overlap}
+    summary.count_rows(hashes, {"validation": held_hashes})
     summary.write(folder)
 
 

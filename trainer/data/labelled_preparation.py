@@ -1,4 +1,4 @@
-"""What the preparations of all kinds of labelled text have in common: sources, tokenizer, cache entry and summary."""
+"""What the preparations of all kinds of labelled text have in common: sources, tokenizer, cache entry, summary and token files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bellwether.trainer.data import text_sources, tokenizer
 from bellwether.trainer.data.cache import digest, prepared
-from bellwether.trainer.data.summary import DataSummary
+from bellwether.trainer.data.summary import DataSummary, SourceSummary
 from bellwether.trainer.data.text_sources import TextSource
 
 if TYPE_CHECKING:
@@ -46,6 +48,43 @@ def prepare(
 
 
 def opened(facts: Mapping[str, Any]) -> tuple[Path, Any, DataSummary | None]:
-    """Cache entry, tokenizer and summary that `prepare` has told of."""
+    """Cache entry, tokenizer and summary from the facts that `prepare` returns; no summary where they are without it."""
     summary = DataSummary.from_json(facts["summary"]) if "summary" in facts else None
     return Path(facts["entry"]), tokenizer.open_prepared(facts["tokenizer"]), summary
+
+
+class TokenWriter:
+    """Writes the token stream of one split, and counts its tokens.
+
+    The files are ``{part}-ids.bin``, uint32; ``{part}-types.bin``, uint8, where the tokenizer has token types; and at the end
+    ``{part}-ends.npy``, where each row ends in the stream.
+
+    Args:
+        unknown: number of the token ``[UNK]``.
+    """
+
+    def __init__(self, folder: Path, part: str, summary: SourceSummary, unknown: int | None) -> None:
+        self._folder, self._part, self._summary, self._unknown = folder, part, summary, unknown
+        self._ids, self._types = (folder / f"{part}-ids.bin").open("wb"), (folder / f"{part}-types.bin").open("wb")
+        self._lengths: list[int] = []
+
+    def __enter__(self) -> TokenWriter:
+        return self
+
+    def write(self, encoded: Any) -> None:
+        """Append the rows of a `BatchEncoding` of transformers."""
+        for row in encoded["input_ids"]:
+            ids = np.array(row, dtype=np.uint32)
+            self._ids.write(ids.tobytes())
+            self._lengths.append(len(ids))
+            self._summary.tokens += len(ids)
+            self._summary.unknown_tokens += int(np.count_nonzero(ids == self._unknown))
+        self._types.writelines(bytes(row) for row in encoded.get("token_type_ids", ()))
+
+    def __exit__(self, *error: object) -> None:
+        has_types = self._types.tell() > 0
+        self._ids.close()
+        self._types.close()
+        if not has_types:
+            (self._folder / f"{self._part}-types.bin").unlink()
+        np.save(self._folder / f"{self._part}-ends.npy", np.cumsum(self._lengths, dtype=np.int64))

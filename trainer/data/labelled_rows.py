@@ -75,8 +75,8 @@ def read(config: LabelledText, source: TextSource, labelled: bool = True) -> Lab
             found.labels.append(row.get(config.label_column))
         lengths[sum(map(len, found.texts[-1])).bit_length()] += 1
     if not found.texts:
-        lost = next((finding for finding in found.summary.findings if finding.done == "left out"), None)
-        raise ConfigError(source.key, source.name, "has no rows with text", str(lost) if lost else "name other data")
+        advice = found.summary.first_left_out("name other data")
+        raise ConfigError(source.key, source.name, "has no rows with text", advice)
     each = [sum(map(len, texts)) for texts in found.texts]
     found.summary.longest, found.summary.shortest = max(each), min(each)
     found.summary.histogram_of = "texts by length in characters"

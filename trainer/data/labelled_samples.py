@@ -142,10 +142,7 @@ def _prepare(config: LabelledText, words: Any, sources: Sources, folder: Path) -
         train, held_out = train.select(of_train), train.select(of_held_out)
     for part, rows in (("train", train), ("validation", held_out)):
         write(config, words, rows, labels, folder, part)
-    hashes = train.hashes()
-    summary.rows_train, summary.rows_held_out = len(train), {"validation": len(held_out)}
-    summary.duplicates_train = len(hashes) - len(np.unique(hashes))
-    summary.overlap = {"validation": int(np.isin(held_out.hashes(), hashes).sum())}
+    summary.count_rows(train.hashes(), {"validation": held_out.hashes()})
     summary.write(folder)
     (folder / _CLASSES).write_text(json.dumps(labels.names), encoding="utf-8")
 
@@ -162,26 +159,16 @@ def write(
         ConfigError: if a label is missing, or is no class of `labels`.
     """
     numbers = np.zeros(len(rows), np.int64) if labels is None else labels.numbers(rows.labels, rows.places)
-    lengths: list[int] = []
     summary = rows.summary
-    with (folder / f"{part}-ids.bin").open("wb") as ids, (folder / f"{part}-types.bin").open("wb") as types:
+    with labelled_preparation.TokenWriter(folder, part, summary, words.unk_token_id) as writer:
         for first in range(0, len(rows), _ROWS):
             texts = [list(column) for column in zip(*rows.texts[first : first + _ROWS], strict=True)]
             encoded = words(*texts, truncation="longest_first", max_length=config.sequence_length)
-            tokens = [np.array(row, dtype=np.uint32) for row in encoded["input_ids"]]
-            ids.write(np.concatenate(tokens).tobytes())
-            types.writelines(bytes(row) for row in encoded.get("token_type_ids", ()))
-            lengths += [len(row) for row in tokens]
-            summary.tokens += sum(map(len, tokens))
-            summary.unknown_tokens += sum(int(np.count_nonzero(row == words.unk_token_id)) for row in tokens)
+            writer.write(encoded)
             if cut := sum(bool(encoding.overflowing) for encoding in encoded.encodings):
                 summary.note(
                     "texts longer than data.sequence_length", f"cut to {config.sequence_length} tokens", count=cut
                 )
-        has_types = types.tell() > 0
-    if not has_types:
-        (folder / f"{part}-types.bin").unlink()
-    np.save(folder / f"{part}-ends.npy", np.cumsum(lengths))
     np.save(folder / f"{part}-labels.npy", numbers)
     if labels is not None and labels.names is not None:
         for name, count in zip(labels.names, np.bincount(numbers, minlength=len(labels.names)).tolist(), strict=True):

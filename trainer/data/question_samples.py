@@ -137,9 +137,7 @@ def _prepare(config: QuestionAnswering, words: Any, sources: Sources, folder: Pa
     hashes, others = (
         np.array([content_hash(f"{q.question}\t{q.context}") for q in part], np.uint64) for part in (train, held_out)
     )
-    summary.rows_train, summary.rows_held_out = len(train), {"validation": len(held_out)}
-    summary.duplicates_train = len(hashes) - len(np.unique(hashes))
-    summary.overlap = {"validation": int(np.isin(others, hashes).sum())}
+    summary.count_rows(hashes, {"validation": others})
     summary.write(folder)
 
 
@@ -147,12 +145,11 @@ def _write(
     config: QuestionAnswering, words: Any, asked: list[Question], folder: Path, part: str, summary: SourceSummary
 ) -> None:
     """Tokenize questions in windows."""
-    ends: list[int] = []
     labels: list[tuple[int, int]] = []
     of_question: list[int] = []
     spans: list[npt.NDArray[np.int32]] = []
     found: set[int] = set()
-    with (folder / f"{part}-ids.bin").open("wb") as ids, (folder / f"{part}-types.bin").open("wb") as types:
+    with labelled_preparation.TokenWriter(folder, part, summary, words.unk_token_id) as writer:
         for begin in range(0, len(asked), _QUESTIONS):
             chosen = asked[begin : begin + _QUESTIONS]
             # A question of any length must leave room for the text.
@@ -161,7 +158,8 @@ def _write(
                 truncation="only_second", max_length=config.sequence_length, stride=config.stride,
                 return_overflowing_tokens=True, return_offsets_mapping=True,
             )  # fmt: skip
-            for window, row in enumerate(encoded["input_ids"]):
+            writer.write(encoded)
+            for window in range(len(encoded["input_ids"])):
                 question = encoded["overflow_to_sample_mapping"][window]
                 is_text = [number == 1 for number in encoded.sequence_ids(window)]
                 offsets = np.where(np.array(is_text)[:, None], np.array(encoded["offset_mapping"][window]), -1).astype(
@@ -173,20 +171,11 @@ def _write(
                 labels.append(label)
                 spans.append(offsets)
                 of_question.append(begin + question)
-                ids.write(np.array(row, dtype=np.uint32).tobytes())
-                ends.append((ends[-1] if ends else 0) + len(row))
-                summary.unknown_tokens += row.count(words.unk_token_id)
-            types.writelines(bytes(row) for row in encoded.get("token_type_ids", ()))
-        has_types = types.tell() > 0
-    if not has_types:
-        (folder / f"{part}-types.bin").unlink()
-    summary.tokens += ends[-1]
     lost = [question for index, question in enumerate(asked) if question.answers and index not in found]
     for each in lost:
         summary.note("answers that no window holds as a whole", "trained on as if there were none", each.place)
-    arrays = {"ends": ends, "labels": labels, "questions": of_question}
-    for name, values in arrays.items():
-        np.save(folder / f"{part}-{name}.npy", np.array(values, dtype=np.int64))
+    np.save(folder / f"{part}-labels.npy", np.array(labels, dtype=np.int64))
+    np.save(folder / f"{part}-questions.npy", np.array(of_question, dtype=np.int64))
     np.save(folder / f"{part}-spans.npy", np.concatenate(spans))
 
 

@@ -48,8 +48,7 @@ def read(config: QuestionAnswering, source: TextSource, summary: SourceSummary) 
             summary.documents += 1
             found.append(question)
     if not found:
-        lost = next((finding for finding in summary.findings if finding.done == "left out"), None)
-        advice = str(lost) if lost else "name a file of SQuAD, or rows with question, context and answers"
+        advice = summary.first_left_out("name a file of SQuAD, or rows with question, context and answers")
         raise ConfigError(source.key, source.name, "has no questions", advice)
     lengths = [len(question.context) for question in found]
     summary.longest, summary.shortest = max(lengths), min(lengths)
@@ -76,9 +75,7 @@ def _rows(config: QuestionAnswering, source: TextSource, summary: SourceSummary)
             for place, row in json_rows.rows(file, formats.Options("data", config.encoding), summary):
                 yield from _nested(place, row, summary)
         except formats.Unreadable as error:
-            raise ConfigError(
-                source.key, source.name, f"{file} cannot be read: {error.problem}", error.advice
-            ) from error
+            raise source.unreadable(error) from error
 
 
 def _nested(place: str, row: Any, summary: SourceSummary) -> Iterator[rows.Row]:

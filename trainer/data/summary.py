@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 from bellwether.trainer.config.errors import ConfigError, ConfigErrors
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from bellwether.trainer.config.schema.data import DataConfig
+
+    Hashes = npt.NDArray[np.uint64]
 
 FILE = "summary.json"
 UNDECODABLE = "undecodable images"  # a kind of `Finding`
@@ -104,6 +109,10 @@ class SourceSummary:
         self.undecodable += 1
         self.note(UNREADABLE, "left out", example)
 
+    def first_left_out(self, otherwise: str) -> str:
+        """What was left out first, as the advice where nothing is left; ``otherwise`` if nothing was left out."""
+        return next((str(finding) for finding in self.findings if finding.done == "left out"), otherwise)
+
     def ignore(self, file: Path) -> None:
         """Count a file that is not read."""
         suffix = file.suffix.lower() or file.name
@@ -166,6 +175,20 @@ class DataSummary:
     @property
     def duplicates_held_out(self) -> int:
         return sum(self.overlap.values())
+
+    def count_rows(self, train: Hashes, held_out: Mapping[str, Hashes]) -> None:
+        """Count the rows of each split, and those whose content an earlier or a training row has.
+
+        Args:
+            train: a hash of the content of each training row.
+            held_out: those of each set of held-out rows.
+        """
+        import numpy as np  # not at the top: a config is read without it
+
+        unique = np.unique(train)
+        self.rows_train, self.duplicates_train = len(train), len(train) - len(unique)
+        self.rows_held_out = {name: len(hashes) for name, hashes in held_out.items()}
+        self.overlap = {name: int(np.isin(hashes, unique).sum()) for name, hashes in held_out.items()}
 
     def parts(self) -> Iterator[tuple[str, SourceSummary]]:
         """``data.source`` and the sets of held-out data, each with the key that names it."""

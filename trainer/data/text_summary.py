@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,12 @@ def load(
     key = {"revision": 1, "train": entry.name, "held_out": {name: each.name for name, each in entries.items()}}
 
     def build(folder: Path) -> None:
-        rows, overlap = _duplicates(corpus, held_out, mask)
-        found = DataSummary("text", config.source, **rows, overlap=overlap)
+        found = DataSummary("text", config.source)
+        hashes = corpus.hashes()
+        sets = {name: each.hashes() for name, each in held_out.items()}
+        if mask is not None:
+            sets = {"validation": hashes[mask]}
+        found.count_rows(hashes if mask is None else hashes[~mask], sets)
         found.source = _with_tokens(corpus.summary, entry)
         found.held_out = {name: _with_tokens(each.summary, entries[name]) for name, each in held_out.items()}
         found.write(folder)
@@ -45,22 +49,6 @@ def load(
     summary = DataSummary.read(prepared(config.cache, "summary", key, build))
     summary.name = config.source
     return summary
-
-
-def _duplicates(
-    corpus: Corpus, held_out: Mapping[str, Corpus], mask: npt.NDArray[np.bool_] | None
-) -> tuple[dict[str, Any], dict[str, int]]:
-    hashes = corpus.hashes()
-    train = hashes if mask is None else hashes[~mask]
-    sets = {name: each.hashes() for name, each in held_out.items()}
-    if mask is not None:
-        sets = {"validation": hashes[mask]}
-    unique = np.unique(train)
-    rows = {
-        "rows_train": len(train), "rows_held_out": {name: len(each) for name, each in sets.items()},
-        "duplicates_train": len(train) - len(unique),
-    }  # fmt: skip
-    return rows, {name: int(np.isin(each, unique).sum()) for name, each in sets.items()}
 
 
 def _with_tokens(summary: SourceSummary, entry: Path) -> SourceSummary:

@@ -107,10 +107,7 @@ def _prepare(config: LabelledTokens, words: Any, sources: Sources, folder: Path)
         train, held_out = train.select(of_train), train.select(of_held_out)
     for part, sentences in (("train", train), ("validation", held_out)):
         _write(config, words, sentences, classes, folder, part)
-    hashes = train.hashes()
-    summary.rows_train, summary.rows_held_out = len(train.words), {"validation": len(held_out.words)}
-    summary.duplicates_train = len(hashes) - len(np.unique(hashes))
-    summary.overlap = {"validation": int(np.isin(held_out.hashes(), hashes).sum())}
+    summary.count_rows(train.hashes(), {"validation": held_out.hashes()})
     summary.write(folder)
     (folder / _CLASSES).write_text(json.dumps(classes.names), encoding="utf-8")
 
@@ -134,8 +131,8 @@ def _read(config: LabelledTokens, source: TextSource) -> _Sentences:
             found.labels.append(labels)
             found.places.append(place)
     if not found.words:
-        lost = next((finding for finding in found.summary.findings if finding.done == "left out"), None)
-        raise ConfigError(source.key, source.name, "has no sentences", str(lost) if lost else "name other data")
+        advice = found.summary.first_left_out("name other data")
+        raise ConfigError(source.key, source.name, "has no sentences", advice)
     lengths = [sum(map(len, words)) + len(words) - 1 for words in found.words]
     found.summary.longest, found.summary.shortest = max(lengths), min(lengths)
     return found
@@ -145,13 +142,13 @@ def _write(
     config: LabelledTokens, tokenizer: Any, sentences: _Sentences, classes: Classes, folder: Path, part: str
 ) -> None:
     summary = sentences.summary
-    ends: list[int] = []
     labels: list[npt.NDArray[np.int64]] = []
-    with (folder / f"{part}-ids.bin").open("wb") as ids, (folder / f"{part}-types.bin").open("wb") as types:
+    with labelled_preparation.TokenWriter(folder, part, summary, tokenizer.unk_token_id) as writer:
         for first in range(0, len(sentences.words), _ROWS):
             chosen = sentences.words[first : first + _ROWS]
             encoded = tokenizer(chosen, is_split_into_words=True, truncation=True, max_length=config.sequence_length)
-            for index, row in enumerate(encoded["input_ids"]):
+            writer.write(encoded)
+            for index in range(len(chosen)):
                 place = sentences.places[first + index]
                 numbers = classes.numbers(sentences.labels[first + index], [place] * len(chosen[index]))
                 of_tokens = _of_first_pieces(encoded.word_ids(index), numbers)
@@ -159,15 +156,6 @@ def _write(
                     what = "words beyond data.sequence_length, or of which the tokenizer makes nothing"
                     summary.note(what, "neither trained on nor scored", place, lost)
                 labels.append(of_tokens)
-                ids.write(np.array(row, dtype=np.uint32).tobytes())
-                ends.append((ends[-1] if ends else 0) + len(row))
-                summary.unknown_tokens += row.count(tokenizer.unk_token_id)
-            types.writelines(bytes(row) for row in encoded.get("token_type_ids", ()))
-        has_types = types.tell() > 0
-    if not has_types:
-        (folder / f"{part}-types.bin").unlink()
-    summary.tokens += ends[-1]
-    np.save(folder / f"{part}-ends.npy", np.array(ends))
     every = np.concatenate(labels)
     np.save(folder / f"{part}-labels.npy", every)
     counts = np.bincount(every[every != IGNORED], minlength=len(classes.names)).tolist()
