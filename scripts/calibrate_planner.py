@@ -10,11 +10,9 @@ constants are fitted here by least squares of logarithms; the planner's are thes
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from bellwether.experiments.planner.model_info import model_info
 from bellwether.experiments.planner.network import Network
 from bellwether.experiments.planner.step_time import Machines
 from bellwether.trainer.config import validate
+from scripts import results_page
 
 BEGIN, END = "<!-- written by scripts/calibrate_planner.py -->", "<!-- end of calibration -->"
 ROWS = Path("tests/experiments/planner")
@@ -180,11 +179,8 @@ def main() -> int:
         for row, e, used in zip(measured, error, fitted, strict=True)
     ]
     small, large = np.abs(error[fitted & (size < 100)]), np.abs(error[fitted & (size >= 100)])
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     text = "\n".join([
-        BEGIN, "", f"{date.today()}, commit {commit}: `python -m scripts.calibrate_planner docs/results/planner.md`. {len(measured)} rows; of the "
+        f"{results_page.measured()}: `python -m scripts.calibrate_planner docs/results/planner.md`. {len(measured)} rows; of the "
         f"{len(small)} fitted ones below 100 GPUs {np.mean(small < np.log(1.15)):.0%} are within 15 %, of the {len(large)} others "
         f"{np.mean(large < np.log(1.3)):.0%} within 30 %.", "",
         f"Fitted: matrix products at {c.bert:.0%} of the peak for BERT and {c.resnet:.0%} for ResNet; {c.traffic:.1f} bytes of traffic for each "
@@ -192,14 +188,9 @@ def main() -> int:
         f"{c.fp8:.2f} times as fast as bf16; PyTorch's ResNet {c.torch_resnet:.2f} times as slow as MLPerf's, which is {c.resnet / c.torch_resnet:.0%} "
         f"of the peak and {c.traffic * c.torch_resnet:.1f} bytes.", "",
         "| model | GPU | nodes | micro-batch | measured, ms a step | computed | ratio | source |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |", *lines, "", END,
+        "| --- | --- | --- | --- | --- | --- | --- | --- |", *lines,
     ])  # fmt: skip
-    if len(sys.argv) < 2:
-        print(text)
-        return 0
-    path = Path(sys.argv[1])
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    path.write_text(before + text + rest.partition(END)[2], encoding="utf-8")
+    results_page.write(sys.argv[1] if len(sys.argv) > 1 else None, BEGIN, END, text)
     return 0
 
 

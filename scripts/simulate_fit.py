@@ -9,16 +9,14 @@ minutes on one core.
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 from dataclasses import dataclass, field, replace
-from datetime import date
-from pathlib import Path
 
 import numpy as np
 
 from bellwether.experiments.analysis.critical_batch import Fit, fit
 from bellwether.experiments.analysis.growth import Floats, log_growth
+from scripts import results_page
 
 BEGIN, END = "<!-- written by scripts/simulate_fit.py -->", "<!-- end -->"
 DRAWS = 200
@@ -140,21 +138,13 @@ def main() -> int:
         )
         rows.append(f"| {case.name} | {found.covered:.0%} | {middle} | {low} to {high} |")
         print(rows[-1], file=sys.stderr, flush=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     text = "\n".join([
-        BEGIN, "", f"{date.today()}, commit {commit}: `python -m scripts.simulate_fit docs/results/fit.md`, {DRAWS} draws a row, whose "
+        f"{results_page.measured()}: `python -m scripts.simulate_fit docs/results/fit.md`, {DRAWS} draws a row, whose "
         f"standard error is 2 %. The least coverage is {worst:.0%}.", "",
         "| measurements | the 90 % interval covers B_crit | median estimate / B_crit | median interval / B_crit |",
-        "| --- | --- | --- | --- |", *rows, "", END,
+        "| --- | --- | --- | --- |", *rows,
     ])  # fmt: skip
-    if len(sys.argv) < 2:
-        print(text)
-    else:
-        path = Path(sys.argv[1])
-        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-        path.write_text(before + text + rest.partition(END)[2], encoding="utf-8")
+    results_page.write(sys.argv[1] if len(sys.argv) > 1 else None, BEGIN, END, text)
     return 0 if worst >= LEAST else 1
 
 

@@ -14,13 +14,11 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts import results_page
 from scripts.scaling_all_ranks import LAYOUTS, all_ranks
 from scripts.scaling_muon import muon_loads
 from scripts.scaling_one_rank import ENGINES, one_rank
@@ -167,9 +166,8 @@ def main() -> None:
     engines, cuts = engine_table(model, worlds, 4 * numel)
     steps = step_table(model, worlds, truth, cuts)
     muon = muon_table(model, worlds)
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     text = "\n\n".join([
-        f"{date.today().isoformat()}, commit {commit.stdout.strip() or 'unknown'}, DeepSpeed {deepspeed.__version__}, "
+        f"{results_page.measured()}, DeepSpeed {deepspeed.__version__}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}: BERT, {numel:,} elements in "
         f"{len(truth.weights)} parameters, {len(truth.ratios)} of them with a trust ratio. The script took "
         f"{(time.monotonic() - started) / 60:.0f} minutes on one thread.",
@@ -179,9 +177,7 @@ def main() -> None:
     ])  # fmt: skip
     print(f"\n{text}")
     if arguments.write:
-        before, _, rest = arguments.write.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        arguments.write.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+        results_page.write(arguments.write, BEGIN, END, text)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ number, geometric mean and deviation of the runs at each batch size). Takes seco
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from statistics import NormalDist
 
@@ -24,6 +22,7 @@ from bellwether.experiments.analysis import critical_batch
 from bellwether.experiments.analysis.critical_batch import Fit
 from bellwether.experiments.planner import frontier
 from bellwether.experiments.planner.compute_time import ComputeTime
+from scripts import results_page
 from scripts.calibrate_planner import ROWS, links, profile
 
 BEGIN, END = "<!-- written by scripts/validate_frontier.py -->", "<!-- end -->"
@@ -153,25 +152,17 @@ def main() -> int:
     ]
     small = [p for p in found if p.run.gpus < 100]
     large = [p for p in found if p.run.gpus >= 100]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     summary = (
-        f"{date.today()}, commit {commit}: `python -m scripts.validate_frontier docs/results/frontier.md`. {len(found)} rows. Of {len(small)} below "
+        f"{results_page.measured()}: `python -m scripts.validate_frontier docs/results/frontier.md`. {len(found)} rows. Of {len(small)} below "
         f"100 GPUs {np.mean([abs(np.log(p.ratio)) < np.log(1.15) for p in small]):.0%} are within 15 %, of {len(large)} from 100 GPUs on "
         f"{np.mean([abs(np.log(p.ratio)) < np.log(1.3) for p in large]):.0%} within 30 %. The 90 % intervals cover "
         f"{np.mean([p.covered for p in found]):.0%} of all rows."
     )
     text = "\n".join([
-        BEGIN, "", summary, "", "| model | GPU | nodes | batch | minutes, measured | computed | 90 % interval | ratio | source |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |", *lines, "", END,
+        summary, "", "| model | GPU | nodes | batch | minutes, measured | computed | 90 % interval | ratio | source |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |", *lines,
     ])  # fmt: skip
-    if len(sys.argv) < 2:
-        print(text)
-        return 0
-    path = Path(sys.argv[1])
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    path.write_text(before + text + rest.partition(END)[2], encoding="utf-8")
+    results_page.write(sys.argv[1] if len(sys.argv) > 1 else None, BEGIN, END, text)
     return 0
 
 

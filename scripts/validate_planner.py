@@ -9,13 +9,12 @@ some minutes on two cores.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
+
+from scripts import results_page
 
 BEGIN, END = "<!-- written by scripts/validate_planner.py -->", "<!-- end -->"
 _MIB = 2**20
@@ -101,21 +100,13 @@ def main() -> int:
     ]  # fmt: skip
     found = list(rows())
     worst = max(abs(error) for _, error in found)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     table = [heads, ["-" * len(head) for head in heads], *(row for row, _ in found)]
     when = (
-        f"{date.today()}, commit {commit}, 2 CPU cores, DeepSpeed {version('deepspeed')}, torch {version('torch')}: "
+        f"{results_page.measured()}, 2 CPU cores, DeepSpeed {version('deepspeed')}, torch {version('torch')}: "
         f"`python -m scripts.validate_planner`. MiB of the rank with the most. The largest error of the peak is {worst:.1%}."
     )
-    text = "\n".join([BEGIN, "", when, "", *("| " + " | ".join(row) + " |" for row in table), "", END])
-    if len(sys.argv) < 2:
-        print(text)
-        return 0
-    path = Path(sys.argv[1])
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    path.write_text(before + text + rest.partition(END)[2], encoding="utf-8")
+    text = "\n".join([when, "", *("| " + " | ".join(row) + " |" for row in table)])
+    results_page.write(sys.argv[1] if len(sys.argv) > 1 else None, BEGIN, END, text)
     return 0 if worst <= 0.1 else 1
 
 
