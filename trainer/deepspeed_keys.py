@@ -1,6 +1,6 @@
 """Refuses keys of ``engine.deepspeed`` that DeepSpeed would ignore, or reject with an error that names no key.
 
-DeepSpeed's config is made from a mapping that records which keys are looked up, at every level: a key that nobody asks for is
+DeepSpeed's config is made from a mapping that records which keys are looked up, at every level: a key that is never looked up is
 unknown, and those that were asked for are the known ones, whatever DeepSpeed's version. Where it has pydantic models, these know.
 """
 
@@ -70,7 +70,7 @@ def _errors(given: dict[str, Any], config: Config) -> Iterator[ConfigError]:
 
 
 def _unknown(recording: _Recording, given: Any, path: KeyPath) -> Iterator[ConfigError]:
-    """The keys that nobody looked up, in a section that was not handed on as a whole."""
+    """The keys that were not looked up, in a section that was not handed on as a whole."""
     for key, value in given.items() if isinstance(given, dict) else ():
         inner = dict.get(recording, key)
         if key not in recording.asked and recording.asked and not (path and recording.whole):

@@ -1,4 +1,4 @@
-"""One process a machine locates and prepares the data, and asks the hub for them. It tells the others where they are."""
+"""One process a machine locates and prepares the data, and asks the hub for them. The other processes get the paths."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def mark(config: DataConfig, entries: Sequence[Path]) -> None:
 
 
 def is_warm(config: DataConfig) -> bool:
-    """Whether the data were prepared, and nobody has removed them since."""
+    """Whether the data were prepared, and have not been removed since."""
     file = _file(config)
     try:
         return all((file.parent / name / "key.json").exists() for name in json.loads(file.read_text(encoding="utf-8")))

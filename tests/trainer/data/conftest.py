@@ -9,6 +9,7 @@ import pytest
 
 from bellwether.trainer.data import transient
 from bellwether.trainer.data.text import TextData
+from tests.trainer.labelled import save_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +36,11 @@ def text_config(corpus: Path) -> Callable[..., TextData]:
         return TextData(kind="text", **{**defaults, "sequence_length": 32, **keys})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tokenizer that knows the words of `tests.trainer.labelled`."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return folder

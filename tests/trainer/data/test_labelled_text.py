@@ -16,14 +16,7 @@ from bellwether.trainer.config import ConfigError
 from bellwether.trainer.data import labelled_samples
 from bellwether.trainer.data.labelled_text import LabelledText
 from bellwether.trainer.data.loader import train_batches
-from tests.trainer.labelled import save_tokenizer, topics, write
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder)
-    return folder
+from tests.trainer.labelled import topics, write
 
 
 @pytest.fixture

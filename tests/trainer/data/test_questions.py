@@ -18,14 +18,7 @@ from bellwether.trainer.data import load
 from bellwether.trainer.data.question_answering import QuestionAnswering
 from bellwether.trainer.data.question_samples import QuestionSamples
 from bellwether.trainer.models import tasks
-from tests.trainer.labelled import save_tokenizer, squad
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder)
-    return folder
+from tests.trainer.labelled import squad
 
 
 @pytest.fixture
