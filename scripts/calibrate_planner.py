@@ -2,7 +2,7 @@
 
     python -m scripts.calibrate_planner docs/results/planner.md
 
-Measurements: tests/experiments/planner/mlperf_rows.csv, from the logs of mlcommons/training_results_v2.1, v3.0, v3.1 and v4.0 (batch size,
+Measurements: trainer/mlperf/submissions.csv, from the logs of mlcommons/training_results_v2.1, v3.0, v3.1 and v4.0 (batch size,
 mean of samples and minutes over the runs, logged throughput), and nvidia_rows.csv, from the tables of NVIDIA DeepLearningExamples. The
 constants are fitted here by least squares of logarithms; the planner's are these, rounded. Takes seconds.
 """
@@ -31,6 +31,7 @@ from scripts import results_page
 
 BEGIN, END = "<!-- written by scripts/calibrate_planner.py -->", "<!-- end of calibration -->"
 ROWS = Path("tests/experiments/planner")
+SUBMISSIONS = Path("trainer/mlperf/submissions.csv")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Row:
 def rows(folder: Path = ROWS) -> list[Row]:
     """All measurements."""
     found = []
-    for raw in _read(folder / "mlperf_rows.csv"):
+    for raw in _read(SUBMISSIONS):
         nodes, per_node, batch = int(raw["nodes"]), int(raw["per_node"]), int(raw["batch"])
         # Without a logged throughput the time to the target is taken, which includes the evaluations.
         speed = float(raw["samples_per_s"] or int(raw["samples"]) / (60 * float(raw["minutes"])))

@@ -23,7 +23,7 @@ from bellwether.experiments.analysis.critical_batch import Fit
 from bellwether.experiments.planner import frontier
 from bellwether.experiments.planner.compute_time import ComputeTime
 from scripts import results_page
-from scripts.calibrate_planner import ROWS, links, profile
+from scripts.calibrate_planner import ROWS, SUBMISSIONS, links, profile
 
 BEGIN, END = "<!-- written by scripts/validate_frontier.py -->", "<!-- end -->"
 
@@ -84,7 +84,7 @@ def curve(benchmark: str, folder: Path = ROWS) -> Fit:
 def runs(folder: Path = ROWS) -> list[Run]:
     """The rows of MLPerf."""
     found = []
-    for row in _read(folder / "mlperf_rows.csv"):
+    for row in _read(SUBMISSIONS):
         nodes, per_node, batch, minutes = (
             int(row["nodes"]),
             int(row["per_node"]),

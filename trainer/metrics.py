@@ -48,6 +48,7 @@ from bellwether.trainer import abandoned, file_errors
 from bellwether.trainer.metrics_format import BY_NAME, EVENTS, FILE, HELD, KINDS, OF_STEPS, Line, number, parse
 
 if TYPE_CHECKING:
+    from bellwether.trainer.mlperf.result_log import ResultLog
     from bellwether.trainer.trackers import Trackers
 
 __all__ = ["FILE", "HELD", "KINDS", "History", "Line", "Metrics", "read"]
@@ -67,6 +68,7 @@ class Metrics:
         trackers: names, see `bellwether.trainer.trackers`.
         name: of the run in the trackers.
         config: of the run, for the trackers.
+        result_log: for MLPerf, written after each event that changes it; None: none.
 
     Example:
         >>> import tempfile
@@ -80,9 +82,16 @@ class Metrics:
     """
 
     def __init__(
-        self, run: Path | None, trackers: Sequence[str] = (), *, name: str = "", config: Mapping[str, Any] | None = None
+        self,
+        run: Path | None,
+        trackers: Sequence[str] = (),
+        *,
+        name: str = "",
+        config: Mapping[str, Any] | None = None,
+        result_log: ResultLog | None = None,
     ) -> None:
         self._file: BinaryIO | None = None
+        self._result_log = result_log
         self._trackers: Trackers | None = None
         self._sent: set[tuple[str, int]] = set()  # to the trackers, by an earlier launch
         if run is None:
@@ -118,6 +127,8 @@ class Metrics:
         self._append(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
         if self._names:
             self._track(event, line)
+        if self._result_log is not None and event in ("start", "eval", "end"):
+            self._result_log.write()
 
     def _append(self, data: bytes) -> None:
         """Append one line, or raise: on a disk that becomes full the system writes a part of it, without an error."""

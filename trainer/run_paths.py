@@ -15,6 +15,7 @@ from bellwether.trainer.config import Config
 FINISHED = "finished.json"
 HEARTBEAT = Path("logs", "heartbeat.json")
 DATA = "data.json"
+MLLOG = "mllog.txt"
 RANK0_LOG = Path("logs", "rank0.log")
 _CHECKPOINT = re.compile(r"^step-\d{8}$")
 

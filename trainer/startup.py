@@ -15,7 +15,8 @@ from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.divergence import DivergenceDetector
 from bellwether.trainer.heartbeat import Heartbeat
 from bellwether.trainer.metrics import Metrics, read
-from bellwether.trainer.phases import plan, stop_step
+from bellwether.trainer.mlperf.result_log import ResultLog
+from bellwether.trainer.phases import Phase, plan, stop_step
 from bellwether.trainer.preemption import StopConsensus
 from bellwether.trainer.progress import Progress
 from bellwether.trainer.resume import check_phases, check_position, check_unchanged
@@ -50,7 +51,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
         config, directory, world, planned, datasets, position,
         newest_checkpoint=source, verified_checkpoint=own, stop_step=stop_step(config, planned),
         heartbeat=heartbeat, stop_consensus=stop_consensus, divergence=DivergenceDetector(config.divergence),
-        metrics=Metrics(directory if world.is_main else None, config.log.trackers, name=config.name, config=dump(config)),
+        metrics=_metrics(directory, config, planned[0]) if world.is_main else Metrics(None),
         progress=Progress() if world.is_main else None,
         target_reached=run_on_rank0(world, lambda: rundir.has_reached(directory, position, config.evaluate.target)),
     )  # fmt: skip
@@ -61,6 +62,11 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
         vars(run.divergence).update(detector)
     heartbeat.total = planned[-1].last_step
     return run
+
+
+def _metrics(directory: Path, config: Config, first: Phase) -> Metrics:
+    result_log = None if config.log.mlperf.benchmark is None else ResultLog(directory, first)
+    return Metrics(directory, config.log.trackers, name=config.name, config=dump(config), result_log=result_log)
 
 
 def _best_so_far(run: Run, score: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def write(run: Path) -> Path:
     Returns:
         the path of the report.
     """
-    from bellwether.trainer.report import data, tables
+    from bellwether.trainer.report import data, mlperf, tables
     from bellwether.trainer.report.html import render
 
     run = Path(run)
@@ -36,7 +36,7 @@ def write(run: Path) -> Path:
         "run.html", title=facts.name, kind="report of a run", state=facts.history.state, about=_about(facts),
         facts=facts, headlines=tables.headlines(facts), sections=draw(_sections(), facts, run / "plots"),
         layers=tables.layers(facts), goodput=tables.goodput(facts), interval=suggest(facts.history, facts.goodput),
-        data=data.table(facts),
+        data=data.table(facts), mlperf=mlperf.table(facts),
         tables={
             "Evaluations": tables.evaluations(facts), "Parameter groups": tables.groups(facts),
             "Checkpoints": tables.checkpoints(facts),
@@ -66,6 +66,7 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
     from bellwether.trainer.report.curves import accuracy, between, curve, loss, noise_scale, scores, trust_ratio
     from bellwether.trainer.report.data import histogram
     from bellwether.trainer.report.heatmap import by_layer
+    from bellwether.trainer.report.mlperf import strip
 
     def value(event: str, key: str, colour: str, **options: Any) -> Draw[Facts]:
         return partial(curve, event=event, key=key, colour=colour, **options)
@@ -104,5 +105,6 @@ def _sections() -> dict[str, list[Picture[Facts]]]:
             Picture("weight-norms", "Weights by layer", f"norm; {layers_note}", weights),
             Picture("between", "Between iterates", between_note, between),
         ],
+        "MLPerf": [Picture("mlperf", "Training to the target", "beside runs of the same batch size", strip)],
         "Data": [Picture("data", "Data", "what was read before rows were held out", histogram)],
     }

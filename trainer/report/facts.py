@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import yaml
 
@@ -17,6 +17,10 @@ from bellwether.optimizers.registry import is_layer_wise
 from bellwether.trainer.best import BestEvaluation
 from bellwether.trainer.goodput import Goodput, account
 from bellwether.trainer.metrics import History, Line, read
+from bellwether.trainer.run_paths import MLLOG
+
+if TYPE_CHECKING:
+    from bellwether.trainer.mlperf.placement import Placement
 
 CONFIG = "config.yaml"
 ABSENT = "–"
@@ -122,6 +126,17 @@ class Facts:
         best = BestEvaluation(score)
         best.replay(line for line in self.history.eval if finite(line.get(score)))
         return (score, best.value, best.step) if best.step >= 0 else (score, None, None)
+
+    @cached_property
+    def placement(self) -> Placement | None:
+        """The run among MLPerf's reference points and submissions; None without ``log.mlperf.benchmark``."""
+        log = self.run / MLLOG
+        if not log.exists():
+            return None
+        from bellwether.trainer.mlperf import placement
+
+        result = placement.read(log)
+        return None if result is None else placement.place(result)
 
     @cached_property
     def last(self) -> Line:

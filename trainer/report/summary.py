@@ -32,6 +32,8 @@ def summary(run: Path) -> str:
     score, value, step = facts.best_score
     if score is not None and step is not None:
         rows.append((f"best {score.replace('_', ' ')}", f"{number(value)}   (step {step:,})"))
+    if facts.placement is not None:
+        rows.append((f"MLPerf {facts.placement.result.benchmark.name}", str(facts.placement)))
     if facts.noise is not None:
         known = f"about {about(facts.noise.scale)} samples over the last {SMOOTHED} steps"
         if facts.noise.recent is not None:

@@ -99,4 +99,16 @@ class Config(Section):
             raise ValueError(
                 f"schedule.scale_decay: optimizer.weight_decay_mode: {self.optimizer.weight_decay_mode} already follows the learning rate; remove it"
             )
+        self._check_benchmark()
         return self
+
+    def _check_benchmark(self) -> None:
+        """MLPerf's log knows one batch size and one schedule, of a model of the benchmark's kind."""
+        benchmark = self.log.mlperf.benchmark
+        kind = {"bert": "text", "resnet": "images"}.get(benchmark or "", self.data.kind)
+        if self.data.kind != kind:
+            raise ValueError(f"log.mlperf.benchmark: needs data.kind: {kind}; remove it, or write another")
+        if benchmark is not None and len(self.phases) > 1:
+            raise ValueError(
+                f"log.mlperf.benchmark: has one batch size and schedule, and the run {len(self.phases)} phases; remove one of them"
+            )

@@ -61,6 +61,22 @@ class Checkpoint(Section):
     export: bool = Field(True, description="export the finished model to export/ in save_pretrained format")
 
 
+class Mlperf(Section):
+    """The run's log for MLPerf training, mllog.txt, and its place in the report among reference points and submissions."""
+
+    benchmark: Literal["bert", "resnet"] | None = Field(
+        None, description="benchmark of MLPerf training that the run is measured by; null: no mllog.txt is written"
+    )
+    division: Literal["closed", "open"] = Field("open", description="division of the submission")
+    status: Literal["onprem", "cloud", "preview", "research"] = Field(
+        "research", description="status of the submission"
+    )
+    organization: Annotated[str, Field(min_length=1)] = Field("unnamed", description="who submits")
+    platform: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="name of the system; null: number of processes and their device"
+    )
+
+
 class Log(Section):
     """Metrics on the terminal, in metrics.jsonl and in experiment trackers."""
 
@@ -83,6 +99,7 @@ class Log(Section):
         description="estimate the gradient noise scale, a rough guide to the critical batch size; costs one norm of the gradients "
         "per micro-batch",
     )
+    mlperf: Mlperf = Mlperf()
 
 
 class Interpolate(Section):

@@ -1,0 +1,1 @@
+"""MLPerf training: the result log of a run, and its place among reference convergence points and submissions."""
