@@ -10,6 +10,7 @@ from typing import Any
 
 from bellwether.commands import (
     bench,
+    compare,
     convert,
     data,
     doctor,
@@ -44,6 +45,7 @@ COMMANDS = (
     lr_find,
     sweep,
     report,
+    compare,
     evaluate,
     predict,
     fit,

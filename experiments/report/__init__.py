@@ -85,7 +85,7 @@ def write(path: str | Path, facts: Facts) -> Path:
     Raises:
         ConfigError: if a file of that name exists that is not a sweep's report.
     """
-    from bellwether.experiments.report import headlines, tables
+    from bellwether.experiments.report import compare, headlines, tables
     from bellwether.trainer.report.chart import draw
     from bellwether.trainer.report.html import render
 
@@ -103,6 +103,7 @@ def write(path: str | Path, facts: Facts) -> Path:
         laws=tables.laws(facts),
         law_notes=[(series.name, note) for series in facts.series if series.law for note in series.law.notes],
         bills=tables.bills(facts) if billed else None, sides=tables.sides(facts), settings=tables.settings(facts),
+        ranked=compare.table(facts.comparison), rank_notes=facts.comparison.notes if facts.comparison else [],
         trials=tables.trials(facts),
     )  # fmt: skip
     run_paths.publish(file, page)
@@ -121,7 +122,7 @@ def _about(facts: Facts) -> list[str]:
 
 
 def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
-    from bellwether.experiments.report import panels, pictures
+    from bellwether.experiments.report import compare, panels, pictures
     from bellwether.trainer.report.chart import Picture
 
     if not facts.trials:
@@ -141,6 +142,7 @@ def _sections(facts: Facts) -> dict[str, list[Picture[Facts]]]:
         "rates": [Picture("best-lr", "Best learning rate against batch", rates_note, pictures.rates)],
         "bills": [] if facts.target is None else hours if facts.price is None else hours + cost,
         "sides": [],
+        "ranked": [Picture("compare", "Share of the races", "won, or lost by at most this factor", compare.picture)],
         "heat": [Picture("heat", f"Best {facts.measure}", heat_note, panels.heat)],
         "courses": [
             Picture(f"course-{index}", series.name, course_note, panels.course(index))

@@ -20,6 +20,7 @@ from bellwether.experiments.analysis.aggregate import (
     group_trials,
     peak_lr,
 )
+from bellwether.experiments.analysis.comparison import Comparison, compare
 from bellwether.experiments.analysis.outcome import VERDICTS, EarlyStop, Outcome, Verdict
 from bellwether.experiments.report.lr_scaling import Law, law
 from bellwether.experiments.sweep.measurements import Target, Trial
@@ -72,8 +73,8 @@ class Series:
 
     @property
     def largest(self) -> int:
-        """The largest batch size that reached the target."""
-        return max(cell.batch for cell in self.cells if cell.reached)
+        """The largest batch size that the fit uses: some seed reached the target."""
+        return max(cell.batch for cell in self.cells if cell.best.reached)
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ class Facts:
     def series(self) -> list[Series]:
         names = list(dict.fromkeys(cell.optimizer for cell in self.cells))
         return [self._series(name, [cell for cell in self.cells if cell.optimizer == name]) for name in names]
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """The optimizers, ranked by the steps to the target; None without a target, or where there is nothing to compare."""
+        return None if self.target is None else compare({self.name: self.cells}, lambda run: run.steps)
 
     @cached_property
     def batches(self) -> list[int]:

@@ -35,6 +35,7 @@ SHORTEST = {
     "convert": ["FROM", "TO"],
     "recipe": [],
     "plan": ["CONFIG", "--gpu=NAME"],
+    "compare": ["PATH"],
     "frontier": ["CONFIG", "--from=FILE", "--throughput=1"],
     "bench": ["data", "CONFIG"],
     "keys": [],

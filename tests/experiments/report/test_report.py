@@ -339,6 +339,13 @@ def directory(path: Path, trials: Sequence[Trial], sweep: str = "target: accurac
     return path
 
 
+def test_page_where_half_of_the_seeds_missed_at_every_batch(tmp_path: Path) -> None:
+    """Some seeds reached the target, so there is a fit, though no batch size reached it in the median."""
+    runs = [trial(0, batch, 100 if seed else math.inf, seed=seed) for batch in (64, 128, 256) for seed in (0, 1)]
+    path = directory(tmp_path / "sweep", runs, "target: accuracy >= 0.9\n")
+    assert report.write(path, report.load(path)).exists()
+
+
 def test_page_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [*curve(), *curve(9000, 700, NAME), *[trial(0, 2048, math.inf, best=0.87, seed=s) for s in range(3)]]
     runs[3] = replace(runs[3], status="failed", measurements=[])
@@ -367,7 +374,7 @@ def test_page_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert len(page.ids) == len(set(page.ids))
     assert ">2,048</text>" in raw  # batch sizes in full, on the axes too
     assert sorted(file.stem for file in (path / "plots").iterdir()) == [
-        "best-lr", "cost", "course-0", "course-1", "hours", "samples", "steps",
+        "best-lr", "compare", "cost", "course-0", "course-1", "hours", "samples", "steps",
     ]  # fmt: skip
     # All colours are variables of the page.
     assert set(re.findall(r"(?:stroke|fill): (#[0-9a-f]+)", raw)) == set()
