@@ -18,7 +18,7 @@ from bellwether.launcher.doctor import table
 from bellwether.launcher.doctor.result import GREEN
 from bellwether.launcher.forwarded_env import forwarded_env
 from bellwether.launcher.squeue import is_queued
-from bellwether.trainer import deepspeed_keys, run_paths
+from bellwether.trainer import deepspeed_keys, existing_run, run_paths
 from bellwether.trainer.checked_config import load_checked
 from bellwether.trainer.config import Config, ConfigError, phases
 from bellwether.trainer.data.warm import is_warm
@@ -80,6 +80,7 @@ def launch(request: LaunchRequest) -> int:
     config = load_checked(request.config, request.overrides)
     deepspeed_keys.check(config)
     _check_options(request)
+    existing_run.check_early(config)
     if not request.dry_run:
         rows = doctor.quick_checks(request.on, config.runs)
         problems = [row for row in rows if row.state != GREEN]

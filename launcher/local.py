@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from bellwether.launcher import console
-from bellwether.trainer import run_paths
+from bellwether.trainer import existing_run, run_paths
 from bellwether.trainer.config import Config, ConfigError, load, phases
 from bellwether.trainer.phases import splits
+from bellwether.trainer.report.summary import summary
+
+log = logging.getLogger(__name__)
 
 
 def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
@@ -25,6 +29,12 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
     checked = load(config, overrides)
     nproc = _process_count(checked, nproc)
     splits(phases(checked), nproc)
+    existing_run.check_early(checked)
+    if existing_run.is_complete(checked):
+        run = run_paths.directory(checked)
+        log.info("nothing is left to do: %s is finished", run)
+        print(summary(run))
+        return 0
 
     from bellwether.launcher import ranks
     from bellwether.trainer import rendezvous, store

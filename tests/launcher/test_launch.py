@@ -12,7 +12,7 @@ from bellwether import cli
 from bellwether.launcher import console, ssh
 from bellwether.launcher.logs import logs
 from bellwether.launcher.status import status
-from bellwether.trainer import metrics
+from bellwether.trainer import config, metrics, rundir
 
 CONFIG = str(Path(__file__).parents[2] / "configs/resnet-digits.yaml")
 
@@ -111,6 +111,18 @@ def test_invalid_options_and_configs_are_refused(
     assert out == ""
     assert words in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("where", ["local", "slurm", "mpi"])
+def test_run_directory_of_another_config_is_refused_before_anything_is_submitted(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, lock = rundir.prepare(config.load(CONFIG, [f"runs={tmp_path}"]))
+    lock.close()
+    (run / "metrics.jsonl").touch()
+    arguments = ["launch", CONFIG, f"runs={tmp_path}", "seed=7", "--on", where, "--nodes", "1", "--tasks-per-node", "1"]
+    assert cli.main([*arguments[: None if where != "local" else -4], "--dry-run"]) == 2
+    assert f"seed: 7: {run} was made with 1" in capsys.readouterr().err
 
 
 def test_ssh_refuses_hosts_with_different_slots(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

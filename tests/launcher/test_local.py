@@ -34,19 +34,17 @@ def test_train_prints_a_summary_and_writes_report_and_export(space: Path) -> Non
     assert (space / "runs/done/export/model.safetensors").is_file()
     assert steps(space, "done") == [1, 2, 3, 4]
     assert "2 processes" in error
-    # The same command on a finished run changes nothing.
-    status, out, error = finish(
-        start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=3", "log.report=true")
-    )
-    assert status == 0, error
-    assert steps(space, "done") == [1, 2, 3, 4]
-    # A different config for the same run directory is refused, with one message.
-    status, out, error = finish(
-        start(space, "bellwether", "train", "quick.yaml", "--nproc", "2", "name=done", "seed=4", "log.report=true")
-    )
+    # Neither the same command on a finished run nor another config for its directory starts a process.
+    launches = len(list((space / "runs/done/logs/ranks").glob("*")))
+    again = finish(start(space, *arguments))
+    assert (again[0], "nothing is left to do" in again[2]) == (0, True), again
+    assert re.search(r"held-out loss +\d", again[1])
+    status, out, error = finish(start(space, *arguments[:-2], "seed=4"))
     assert status == 2, error
     assert error.count("seed: 4") == 1
     assert "Traceback" not in error
+    assert steps(space, "done") == [1, 2, 3, 4]
+    assert len(list((space / "runs/done/logs/ranks").glob("*"))) == launches
 
 
 @pytest.mark.full

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bellwether.trainer import build_locks, rundir
+from bellwether.trainer import build_locks, existing_run, rundir
 from bellwether.trainer import config as c
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors
 
@@ -251,3 +251,28 @@ def test_lock_waits_for_an_earlier_attempt_of_the_same_job_but_not_for_another_j
         rundir._lock(run)
     assert time.monotonic() - started < 1, "waits for another job"
     again.close()
+
+
+def test_run_is_complete_for_the_same_config_until_a_result_is_gone(config: Config) -> None:
+    run = prepared(config)
+    assert not existing_run.is_complete(config)
+    (run / "export").mkdir()
+    for name in ("report.html", "finished.json"):
+        (run / name).touch()
+    assert existing_run.is_complete(config)
+    # A run that ended at a target or for want of progress may have more to train under another config.
+    assert not existing_run.is_complete(changed(config, evaluate={"limit": 5}))
+    assert existing_run.is_complete(c.validate(c.dump(config)))
+    (run / "report.html").unlink()
+    assert not existing_run.is_complete(config)
+    assert not existing_run.is_complete(changed(config, name="other"))
+
+
+def test_directory_that_cannot_be_read_is_left_to_the_run(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(run: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(run))
+
+    monkeypatch.setattr(existing_run, "_stored", denied)
+    existing_run.check_early(config)
+    with pytest.raises(ConfigError, match="cannot be written: Permission denied"):
+        rundir.prepare(config)
