@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/optimizers.md"
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_script_draws_every_figure(tmp_path: Path) -> None:
     arguments = [sys.executable, str(ROOT / "scripts/draw_optimizers.py"), "--quick", "--out", str(tmp_path)]

@@ -21,10 +21,9 @@ QUICK = Path(__file__).parent / "quick_deepspeed"
 PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}
 
 
-# Each engine once: hf_trainer_deepspeed.py covers hf_trainer.py.
+# Each engine once: hf_trainer_deepspeed.py covers hf_trainer.py, DeepSpeed and accelerate, each of which has a script of its own in
+# the full matrix.
 ONCE = (
-    "accelerate_loop.py",
-    "deepspeed_zero.py",
     "fsdp2.py",
     "hf_trainer_deepspeed.py",
     "python docs/examples/plain_torch.py",

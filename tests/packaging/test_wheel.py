@@ -73,7 +73,7 @@ def test_trainer_runs_next_to_a_module_of_that_name(installed: Environment) -> N
 
 def test_train_command_finds_a_shipped_recipe(installed: Environment) -> None:
     arguments = ("duration=2 steps", "batch.global=8", "batch.micro=4", "evaluate.limit=8", "data.cache=cache")
-    out = installed.run("bellwether", "train", "bert-tiny", "--nproc", "2", "data.sequence_length=32", *arguments)
+    out = installed.run("bellwether", "train", "bert-tiny", "data.sequence_length=32", *arguments)
     assert "held-out loss" in out
     assert steps(installed.folder / "runs" / "bert-tiny")[-1] == 2
 
