@@ -1,20 +1,22 @@
 """Estimates the gradient noise scale from gradients that training computes anyway.
 
 McCandlish et al. 2018 (1812.06162, appendix A.1): the gradient of a batch of B samples is G plus noise of covariance
-Sigma / B, so its squared norm is |G|^2 + tr(Sigma) / B on average. Two batch sizes determine both: here the micro-batches
-of all ranks, whose norms are computed during the backward pass, and the global batch, whose norm is the one used for
-clipping. ``B_simple = tr(Sigma) / |G|^2`` is the gradient noise scale. McCandlish et al. take it as a prediction of the critical batch
+Sigma / B, so its squared norm is |G|^2 + tr(Sigma) / B on average. Two batch sizes determine both: here a micro-batch of each
+rank, whose norm is computed during the backward pass, and the global batch, whose norm is the one used for clipping. ``B_simple = tr(Sigma) / |G|^2`` is the gradient noise scale. McCandlish et al. take it as a prediction of the critical batch
 size; measured ones have been found several times larger or smaller (docs/measuring.md; 2505.23971).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 # Steps of the moving averages: the values of a single step are far too noisy, and their ratio would be biased.
 HORIZON = 200
@@ -168,7 +170,8 @@ class NoiseEstimate:
 
 
 class NoiseScale:
-    """Measures the noise scale in the backward passes of training. Costs a norm of each gradient, no extra pass.
+    """Measures the noise scale in the backward passes of training. No extra pass: it costs the norm of each gradient in the first backward
+    pass of a measured step, whose micro-batch stands for the others.
 
     In your own training loop, under DDP or DeepSpeed::
 
@@ -180,37 +183,44 @@ class NoiseScale:
         print(noise.read())                                                # now and then
 
     Args:
-        model: hooks are registered on its trainable parameters.
+        model: hooks are registered on its trainable parameters while a measured backward pass is due.
         micro: samples of each backward pass of each rank.
         batch: samples of an update, over all ranks.
+        every: measure each so many steps, beginning with the first.
 
     Raises:
         ValueError: if a micro-batch is the whole batch, from which the noise cannot be estimated.
     """
 
-    def __init__(self, model: nn.Module, micro: int, batch: int) -> None:
+    def __init__(self, model: nn.Module, micro: int, batch: int, every: int = 1) -> None:
         if not 1 <= micro < batch:
             raise ValueError(f"micro={micro}: must be at least 1, and less than batch={batch}")
+        if every < 1:
+            raise ValueError(f"every={every}: must be at least 1 step")
         self.estimate = NoiseEstimate(micro, batch)
-        self._micro, self._batch = micro, batch
-        self._norms: list[Tensor] = []
-        self._sum: Tensor | None = None
+        self._micro, self._batch, self._every = micro, batch, every
+        self._taken = 0  # steps, measured or not
+        self._params = [p for p in model.parameters() if p.requires_grad]
+        self._hooks: list[RemovableHandle] = []
+        self._norms: dict[int, Tensor] = {}  # of the gradients of the measured pass, by the number of the parameter
         self._small: list[Tensor] = []
         self._big: list[Tensor] = []
-        # A hook gets the gradient of this backward pass alone, before it is accumulated, reduced or sharded.
-        self._hooks = [p.register_hook(self._record) for p in model.parameters() if p.requires_grad]
+        self._register()
 
-    def _record(self, gradient: Tensor) -> None:
+    def _register(self) -> None:
+        """Watch the next backward pass if its step is to be measured."""
+        if self._taken % self._every == 0:
+            # A hook gets the gradient of this backward pass alone, before it is accumulated, reduced or sharded.
+            self._hooks = [p.register_hook(partial(self._record, number)) for number, p in enumerate(self._params)]
+
+    def _record(self, number: int, gradient: Tensor) -> None:
+        if number in self._norms:  # the next pass has begun: the first one had no gradient for some parameter
+            self.close()
+            return
         # float32, as the squares of fp16 would overflow.
-        self._norms.append(torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32))
-        if len(self._norms) == len(self._hooks):
-            self._fold()
-
-    def _fold(self) -> None:
-        if self._norms:
-            square = torch.stack(self._norms).double().square().sum()
-            self._sum = square if self._sum is None else self._sum + square
-            self._norms = []
+        self._norms[number] = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+        if len(self._norms) == len(self._params):
+            self.close()
 
     def step(self, norm: float | Tensor, factor: float = 1.0) -> None:
         """Record the end of a step.
@@ -219,15 +229,17 @@ class NoiseScale:
             norm: of the gradient of the global batch, before clipping; a tensor is not synchronized here.
             factor: of the loss, if the norm does not include it: the loss scale of fp16.
         """
-        self._fold()
-        if self._sum is None:
-            return
-        world_size = dist.get_world_size() if dist.is_initialized() else 1
-        accumulation = self._batch // (self._micro * world_size)
-        # The loss of each micro-batch is divided by their number, so the mean of the squares is the sum times that number.
-        self._small.append(self._sum * (accumulation / factor**2))
-        self._big.append(torch.as_tensor(norm, dtype=torch.float64, device=self._sum.device).square())
-        self._sum = None
+        self.close()
+        if self._norms:
+            square = torch.stack(list(self._norms.values())).double().square().sum()
+            world_size = dist.get_world_size() if dist.is_initialized() else 1
+            accumulation = self._batch // (self._micro * world_size)
+            # The loss of each micro-batch is divided by their number.
+            self._small.append(square * (accumulation / factor) ** 2)
+            self._big.append(torch.as_tensor(norm, dtype=torch.float64, device=square.device).square())
+            self._norms = {}
+        self._taken += 1
+        self._register()
 
     def read(self) -> dict[str, float]:
         """The values of `NoiseEstimate.values`, in samples, if there are estimates yet. Collective."""
@@ -239,9 +251,22 @@ class NoiseScale:
             for values in zip(small.tolist(), big.tolist(), strict=True):
                 self.estimate.add(*values)
             self._small, self._big = [], []
-        return self.estimate.values()
+        found = self.estimate.values()
+        return {**found, "noise_scale_every": self._every} if found and self._every > 1 else found
+
+    def state(self) -> dict[str, float]:
+        """For `load_state`: numbers by name."""
+        return {**self.estimate.state(), "taken": self._taken}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Restore `state`. The micro-batch size and the interval may differ."""
+        self.close()
+        self._taken = int(state.get("taken", 0))
+        self.estimate.load_state({key: value for key, value in state.items() if key != "taken"})
+        self._register()
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks; the next `step` registers them again where they are due."""
         for hook in self._hooks:
             hook.remove()
+        self._hooks = []

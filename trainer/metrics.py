@@ -12,7 +12,8 @@ train      step, samples, phase, epoch, loss, lr, grad_norm, samples_per_s, toke
            step_time (s), data_time (s of it that rank 0 waited for data), data_wait (data_time as a share of step_time), memory_gib,
            trust_ratio {min, median, max} (absent without trust ratios),
            noise_scale (samples; absent until it can be estimated), noise_scale_error (its standard error),
-           noise_scale_recent (over fewer steps), noise_scale_spikes (steps left out so far; absent if none)
+           noise_scale_recent (over fewer steps), noise_scale_spikes (steps left out so far; absent if none),
+           noise_scale_every (steps between two measurements; absent if each is measured)
 layers     step, samples, trust_ratio {parameter name: value}
 walk       step, samples, distance (from the run's first weights), update_norm, weight_norm, cosine (between this
            update and the one before) of all trained parameters, see `bellwether.optimizers.Trajectory`
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["FILE", "HELD", "KINDS", "History", "Line", "Metrics", "read"]
 
 # Counters and clocks, which are not curves.
-_NOT_CURVES = ("step", "samples", "phase", "time", "examples")
+_NOT_CURVES = ("step", "samples", "phase", "time", "examples", "noise_scale_every")
 
 
 class Metrics:

@@ -41,8 +41,8 @@ class StepMetrics:
         split = phase.split
         # A single micro-batch that is the whole batch has no noise to compare with.
         if noise is not None and phase.config.log.noise_scale and split.micro < split.global_batch:
-            self._noise = NoiseScale(engine.task, split.micro, split.global_batch)
-            self._noise.estimate.load_state(noise)
+            self._noise = NoiseScale(engine.task, split.micro, split.global_batch, _noise_interval(phase))
+            self._noise.load_state(noise)
         self._restart()
 
     def _restart(self) -> None:
@@ -63,7 +63,7 @@ class StepMetrics:
 
     def noise_state(self) -> dict[str, float] | None:
         """State of the gradient noise estimate for a checkpoint; None where the noise is not measured."""
-        return self._noise.estimate.state() if self._noise else None
+        return self._noise.state() if self._noise else None
 
     def waited_for_data(self, seconds: float) -> None:
         """Take the time that this rank waited for a micro-batch."""
@@ -126,6 +126,12 @@ class StepMetrics:
             return {}
         self._next_layers_step = step + max(1, self._phase.steps // _LAYER_LINES)
         return self._engine.in_model_order(trust_ratios)
+
+
+def _noise_interval(phase: Phase) -> int:
+    """Steps between two measurements of the gradient noise: by default 2,000 or more of them in a phase, and at least each 10th step."""
+    given = phase.config.log.noise_scale_every
+    return given if given is not None else min(10, max(1, phase.steps // 2000))
 
 
 def _summary(trust_ratios: dict[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from bellwether.experiments.analysis import convergence_points, io
 from bellwether.experiments.analysis.critical_batch import Fit
 from bellwether.trainer import metrics
 from bellwether.trainer.config import ConfigError
-from bellwether.trainer.report.facts import SMOOTHED, Facts, about
+from bellwether.trainer.report.facts import Facts, about
 
 # How far a critical batch size may lie from the gradient noise scale: sweeps here measured 5 to 12 times as much (docs/measuring.md).
 NOISE_FACTOR = 12
@@ -115,7 +115,7 @@ def _from_run(run: Path) -> CriticalBatch:
         problem = f"its {metrics.FILE} has no noise_scale above 0"
         raise ConfigError("--critical-batch", str(run), problem, "give a run that logged it, a file or a number")
     if noise.early:
-        problem = f"its noise scale is a mean over {noise.steps:,} steps, and needs {SMOOTHED}"
+        problem = f"its noise scale is a mean over {noise.steps:,} steps, and needs {noise.horizon:,}"
         raise ConfigError(
             "--critical-batch", str(run), problem, f"give a longer run, or write {noise.scale:.0f} anyway"
         )

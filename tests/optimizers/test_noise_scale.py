@@ -53,6 +53,8 @@ def test_no_estimate_without_signal() -> None:
     assert estimate.scale is None
     with pytest.raises(ValueError, match="micro=8"):
         NoiseScale(Quadratic(), 8, 8)
+    with pytest.raises(ValueError, match="every=0"):
+        NoiseScale(Quadratic(), 2, 8, 0)
 
 
 def norms(random: torch.Generator, signal: float, spread: float) -> tuple[float, float]:
@@ -176,12 +178,62 @@ def _ddp(steps: int) -> dict[str, float]:
     return noise.read()
 
 
+def _one_process(every: int = 1, steps: int = 12, skip: int | None = None) -> tuple[NoiseScale, list[int]]:
+    """Steps of two micro-batches; the hooks that are registered before each backward pass."""
+    model, registered = Quadratic(), []
+    noise = NoiseScale(model, MICRO, MICRO * ACCUMULATION, every)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        for part in range(ACCUMULATION):
+            registered.append(len(noise._hooks))
+            x = (SPREAD * torch.randn(MICRO, SIZE, generator=random, dtype=torch.float64)).float()
+            loss = model(x).mean() if skip is None or part != skip else (model.parts[0].square().sum())
+            (loss / ACCUMULATION).backward()
+        noise.step(nn.utils.clip_grad_norm_(model.parameters(), math.inf))
+        model.zero_grad()
+    return noise, registered
+
+
+def test_hooks_are_registered_for_one_backward_pass_of_each_measured_step_alone() -> None:
+    assert _one_process(steps=3)[1] == [2, 0, 2, 0, 2, 0]
+    assert _one_process(every=3, steps=7)[1] == [2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 2, 0]
+
+
+def test_measured_micro_batch_is_the_first_even_where_a_parameter_has_no_gradient() -> None:
+    noise, registered = _one_process(skip=0)  # the first micro-batch reaches one parameter of two
+    assert registered == [2, 2] * 12  # it may still come
+    # |w|^2 has the gradient 2 w: 7 elements of 1. The values of the second micro-batch do not enter.
+    assert torch.stack(noise._small).tolist() == pytest.approx([28.0] * 12)
+
+
+def test_interval_of_measurements_goes_on_after_a_resume() -> None:
+    noise, _ = _one_process(every=4, steps=6)
+    noise.read()
+    resumed = NoiseScale(Quadratic(), MICRO, MICRO * ACCUMULATION, 4)
+    resumed.load_state(noise.state())
+    assert resumed._hooks == []  # after 6 steps, the next one that is measured is the 9th
+    for _ in range(2):
+        resumed.step(1.0)
+    assert len(resumed._hooks) == 2
+    assert resumed.estimate.long == noise.estimate.long
+
+
+def test_measuring_each_third_step_is_unbiased_and_says_so() -> None:
+    noise, _ = _one_process(every=3, steps=9 * HORIZON)
+    found = noise.read()
+    assert found["noise_scale"] == pytest.approx(TRUTH, rel=0.1)
+    assert abs(found["noise_scale"] - TRUTH) < 3 * found["noise_scale_error"]
+    assert found["noise_scale_every"] == 3
+    assert noise.estimate.long.steps == 3 * HORIZON
+
+
 def check(results: list[dict[str, float]], rounding: float = 0.0) -> None:
     assert all(result == results[0] for result in results)
     scale, error = results[0]["noise_scale"], results[0]["noise_scale_error"]
     assert scale == pytest.approx(TRUTH, rel=0.05)
     assert abs(scale - TRUTH) < 3 * error + rounding * TRUTH
-    assert error < 0.05 * TRUTH
+    # One micro-batch stands for the two of a rank: 0.05 of the truth for one process in these 50 dimensions.
+    assert error < 0.06 * TRUTH
 
 
 # Stage 3 is among the cases in 16 bit.

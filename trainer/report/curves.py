@@ -113,10 +113,13 @@ def noise_scale(facts: Facts) -> Chart | None:
     chart = over_samples(facts)
     chart.ax.set_yscale("log")
     _band(chart, x, np.maximum(y - error, y / 10), y + error, "plum", "± its standard error")
+    every = facts.noise.every if facts.noise is not None else 1
     recent = column(lines, "noise_scale_recent")[1]
     if np.isfinite(recent).any():
-        chart.ax.plot(x, recent, color=LIGHT["plum"], linewidth=0.8, alpha=0.6, label=f"over {SMOOTHED_SHORT} steps")
-    chart.ax.plot(x, y, color=LIGHT["plum"], label=f"over {SMOOTHED} steps")
+        chart.ax.plot(
+            x, recent, color=LIGHT["plum"], linewidth=0.8, alpha=0.6, label=f"over {SMOOTHED_SHORT * every:,} steps"
+        )
+    chart.ax.plot(x, y, color=LIGHT["plum"], label=f"over {SMOOTHED * every:,} steps")
     tip(chart, lines, "noise_scale", "noise scale", "plum", lambda value: f"{value:,.4g}")
     for batch in dict.fromkeys(facts.over_phases("batch", "global")):
         chart.level(batch, f"batch {batch:,}")

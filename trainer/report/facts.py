@@ -41,11 +41,17 @@ class Noise:
     steps: int  #: that it was estimated from
     recent: float | None = None  #: over the newest quarter of the steps
     spikes: int = 0  #: steps left out, as their gradients were far larger than usual
+    every: int = 1  #: steps between two that are measured
+
+    @property
+    def horizon(self) -> int:
+        """Steps that it is averaged over."""
+        return SMOOTHED * self.every
 
     @property
     def early(self) -> str | None:
         """The progress towards a usable estimate, if it has fewer steps than it is averaged over; else None."""
-        return f"{self.steps:,} of {SMOOTHED:,} steps" if self.steps < SMOOTHED else None
+        return f"{self.steps:,} of {self.horizon:,} steps" if self.steps < self.horizon else None
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,7 @@ class Facts:
                 return Noise(
                     scale, error if finite(error) else None, line["step"] - next(before, 0),
                     recent if finite(recent) and recent > 0 else None, int(line.get("noise_scale_spikes") or 0),
+                    int(line.get("noise_scale_every") or 1),
                 )  # fmt: skip
         return None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from bellwether.trainer.checkpoint_interval import suggest
 from bellwether.trainer.metrics import KINDS
 from bellwether.trainer.progress import duration
-from bellwether.trainer.report.facts import SMOOTHED, SMOOTHED_SHORT, Facts, about, count, number, rate, share
+from bellwether.trainer.report.facts import SMOOTHED_SHORT, Facts, about, count, number, rate, share
 from bellwether.trainer.scores import NAMES
 
 
@@ -35,9 +35,9 @@ def summary(run: Path) -> str:
     if facts.placement is not None:
         rows.append((f"MLPerf {facts.placement.result.benchmark.name}", str(facts.placement)))
     if facts.noise is not None:
-        known = f"about {about(facts.noise.scale)} samples over the last {SMOOTHED} steps"
+        known = f"about {about(facts.noise.scale)} samples over the last {facts.noise.horizon:,} steps"
         if facts.noise.recent is not None:
-            known += f", {about(facts.noise.recent)} over the last {SMOOTHED_SHORT}"
+            known += f", {about(facts.noise.recent)} over the last {SMOOTHED_SHORT * facts.noise.every:,}"
         if facts.noise.spikes:
             known += f"; {count(facts.noise.spikes, 'spike')} left out"
         early = f"too early to tell: {facts.noise.early}"

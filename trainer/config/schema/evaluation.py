@@ -97,7 +97,13 @@ class Log(Section):
     noise_scale: bool = Field(
         True,
         description="estimate the gradient noise scale, a rough guide to the critical batch size; costs one norm of the gradients "
-        "per micro-batch",
+        "of one micro-batch of a measured step",
+    )
+    noise_scale_every: Count | None = Field(
+        None,
+        description="interval between steps in which the gradient noise is measured; null: 1 in phases of less than 4,000 steps, "
+        "growing to 10 from 20,000 steps on",
+        json_schema_extra=STEPS,
     )
     mlperf: Mlperf = Mlperf()
 
