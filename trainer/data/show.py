@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from bellwether.trainer import data, log
-from bellwether.trainer.config import load, phases
+from bellwether.trainer.config import ConfigError, load, phases
 from bellwether.trainer.data import summary
+from bellwether.trainer.data.images import ImageData
 from bellwether.trainer.data.summary import DataSummary
 
 
@@ -21,6 +24,28 @@ def prepare(path: str, overrides: Sequence[str]) -> int:
         for cache in sorted({phase.data.cache for phase in phases(load(path, overrides, quiet=True))}):
             print(f"prepared in {time.monotonic() - began:.0f} s; runs find the data in {cache}")
     return status
+
+
+def pack(path: str, overrides: Sequence[str], short_side: int | None, quality: int, output: str | None) -> int:
+    """Write a smaller copy of the images of a config, and print how to train on it; returns the exit status.
+
+    Raises:
+        ConfigError: if an option is missing or wrong, or the data are not images.
+    """
+    if short_side is None or output is None:
+        key = "--short-side" if short_side is None else "--output"
+        raise ConfigError(key, None, "is needed for a copy of images", "write --short-side 256 --output DIR")
+    if quality > 100:
+        raise ConfigError("--quality", quality, "is above 100", "write 95")
+    log.setup()
+    config = load(path, overrides).data
+    if not isinstance(config, ImageData):
+        raise ConfigError("--short-side", short_side, f"is for images, and data.kind is {config.kind}", "leave it out")
+    from bellwether.trainer.data import image_packing
+
+    packed = image_packing.pack(config, short_side, quality, Path(output), os.cpu_count() or 1)
+    print("\n".join(image_packing.describe(packed, Path(output), short_side, quality)))
+    return 0
 
 
 def show(path: str, overrides: Sequence[str], as_json: bool) -> int:
