@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bellwether.trainer.models.document_attention import document_inputs
+from bellwether.trainer.models.vocabulary import VocabularyHead
 
 
 class Task(nn.Module):
@@ -50,16 +51,19 @@ class MaskedLanguageModelling(Task):
 
     Every sample has the same number of masked tokens k. The logits over the vocabulary are computed at these positions
     only, about one in seven, which saves most of the head's time and memory: the hidden states [B, L, H] that the body returns
-    are replaced by those at the masked positions, [B, k, H], before the architecture's own head sees them. Other types than
-    `GATHERED_HEADS` compute all logits.
+    are replaced by those at the masked positions, [B, k, H], before the architecture's own head sees them. Its last layer computes the
+    losses (`bellwether.trainer.models.vocabulary`). Other types than `GATHERED_HEADS` compute all logits.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._positions: Tensor | None = None
         self.gathers = model.config.model_type in GATHERED_HEADS
+        self._head: tuple[VocabularyHead, ...] = ()  # in a tuple, or its parameters would have a second name
         if self.gathers:
             model.base_model.register_forward_hook(self._gather)
+            head = VocabularyHead.replace(model)
+            self._head = () if head is None else (head,)
 
     def forward(  # type: ignore[override]
         self,
@@ -71,17 +75,22 @@ class MaskedLanguageModelling(Task):
         **inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """With ``next_sentence_label`` [B] its loss is added; the correctness is that of the masked tokens."""
-        output = self._run(input_ids, masked_positions, **inputs)
-        logits = (output.logits if next_sentence_label is None else output.prediction_logits).float()
-        losses = (
-            functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-            .view_as(labels)
-            .mean(dim=1)
-        )
+        name = "logits" if next_sentence_label is None else "prediction_logits"
+        if self.gathers and self._head:
+            with self._head[0].losses_of(labels):
+                output = self._run(input_ids, masked_positions, **inputs)
+            token_losses, correct = getattr(output, name).unbind(dim=2)
+            correct = correct.detach()
+        else:
+            output = self._run(input_ids, masked_positions, **inputs)
+            logits = getattr(output, name).float()
+            token_losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            token_losses, correct = token_losses.view_as(labels), (logits.argmax(dim=2) == labels).float()
+        losses = token_losses.mean(dim=1)
         if next_sentence_label is not None:
             of_pairs = output.seq_relationship_logits.float()
             losses = losses + functional.cross_entropy(of_pairs, next_sentence_label, reduction="none")
-        return losses, (logits.argmax(dim=2) == labels).float().mean(dim=1)
+        return losses, correct.mean(dim=1)
 
     def logits(self, input_ids: Tensor, masked_positions: Tensor, **inputs: Tensor) -> Tensor:
         """The logits at the masked positions: [B, L] tokens and [B, k] positions to [B, k, V]."""
