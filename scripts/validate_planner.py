@@ -67,7 +67,8 @@ def rows() -> Iterator[tuple[list[str], float]]:
         for name, world_size, raw, accumulation in cases():
             config, micro = validate(raw), raw["batch"]["micro"]
             profile = activations.measure(config, data_of(config), on_gpu=False)
-            sharding = Sharding.from_config(config, state_tensors(config, profile), profile.elements)
+            states = state_tensors(config, profile)
+            sharding = Sharding.from_config(config, states, profile.elements, world_size=world_size, on_gpu=False)
             estimated = memory.peak(profile, sharding, world_size, micro, accumulation)
             between = memory.resident(profile, sharding, world_size)
             if "large" in name:  # in a new process, to measure its resident size

@@ -18,7 +18,8 @@ from bellwether.optimizers import ShardedOptimizer, WarmupConstant
 from bellwether.optimizers.param_groups import named
 from bellwether.optimizers.rounding import SIXTEEN_BITS
 from bellwether.optimizers.shards import deepspeed as zero_shards
-from bellwether.trainer import buffers
+from bellwether.trainer import buffers, communication
+from bellwether.trainer.acceleration import accelerate
 from bellwether.trainer.config import Config, ConfigError
 from bellwether.trainer.distributed import World, run_on_all_ranks
 from bellwether.trainer.libraries import import_deepspeed
@@ -240,6 +241,7 @@ def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     """
     check_precision(phase.config, world)
     task.to(world.device)
+    accelerate(task, phase.config.engine, world.device)
     groups = param_groups(task, phase.config.optimizer)
     optimizer = make_optimizer(groups, phase.config, phase.lr)
     counts = count_groups(optimizer.param_groups, phase.lr)
@@ -248,7 +250,7 @@ def build(task: nn.Module, phase: Phase, world: World) -> Engine:
     trained = sum(numel(p) for p in task.parameters() if p.requires_grad)
     try:
         engine, *_ = import_deepspeed().initialize(
-            model=task, optimizer=optimizer, config=deepspeed_config(phase, trained)
+            model=task, optimizer=optimizer, config=deepspeed_config(phase, trained, world.device.type == "cuda")
         )
         optimizers.attach(engine)
     except _NOT_FROM_THE_CONFIG:
@@ -304,21 +306,15 @@ def _check_precision_here(precision: str, device: torch.device) -> None:
         raise ConfigError("engine.precision", precision, problem, f"supported there: {', '.join(supported)}")
 
 
-def reduce_bucket(elements: int) -> int:
-    """Gradient elements that ZeRO reduces at a time: DeepSpeed's default, but no more than the model has.
-
-    DeepSpeed allocates buffers of this size whether or not a model fills them.
-    """
-    return min(500_000_000, elements)
-
-
-def deepspeed_config(phase: Phase, elements: int) -> dict[str, Any]:
+def deepspeed_config(phase: Phase, elements: int, on_gpu: bool = True) -> dict[str, Any]:
     """DeepSpeed's config for a phase; keys of ``engine.deepspeed`` override ours.
 
     Args:
         elements: number of elements of all trained parameters.
     """
     engine = phase.config.engine
+    weight_bytes = 4 if engine.precision == "fp32" else 2
+    reduction = communication.choose(engine.stage, weight_bytes, elements, phase.split.world_size, on_gpu)
     config: dict[str, Any] = {
         "train_batch_size": phase.split.global_batch,
         "train_micro_batch_size_per_gpu": phase.split.micro,
@@ -327,7 +323,11 @@ def deepspeed_config(phase: Phase, elements: int) -> dict[str, Any]:
         "gradient_clipping": phase.config.optimizer.clip,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": engine.stage, "reduce_bucket_size": reduce_bucket(elements)},
+        "zero_optimization": {
+            "stage": engine.stage,
+            "reduce_bucket_size": reduction.bucket,
+            "overlap_comm": reduction.overlap,
+        },
         "bf16": {"enabled": engine.precision == "bf16"},
         "fp16": {"enabled": engine.precision == "fp16"},
         "steps_per_print": 2**62,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from bellwether.optimizers.recipes import recipe
 from bellwether.optimizers.scaling import scaled_lr, scaled_warmup
+from bellwether.trainer import communication
 from bellwether.trainer.config import Config, ConfigError, Duration
 from bellwether.trainer.config.schema import Optimizer
 
@@ -205,7 +206,8 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
         ("peak lr", lr),
         ("warm-up", warmup),
         ("schedule", decay),
-        ("engine", f"ZeRO {config.engine.stage}, {config.engine.precision}"),
+        ("engine", config.engine.label),
+        ("gradients", communication.description(phase)),
     ]
 
 

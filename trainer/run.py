@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from bellwether.trainer import (
     accelerated,
+    acceleration,
     build_locks,
     checkpoint,
     deepspeed_keys,
@@ -59,6 +60,7 @@ def train(config: Config, world: World) -> int:
     for line in run_on_all_ranks(world, lambda: build_locks.remove_stale() if world.local_rank == 0 else [])[0]:
         log.warning(line)
     check_precision(config, world)
+    acceleration.configure(config.engine, world.device)
     run_on_rank0(world, lambda: deepspeed_keys.check(config))
     run_on_rank0(world, lambda: trackers.check_installed(config.log.trackers))
     timeout = timedelta(seconds=config.engine.collective_timeout)

@@ -80,11 +80,12 @@ def phase_plan(phase: Phase, info: ModelInfo, machines: Machines, critical: Crit
         )
     profile = measure(config, info.data)
     states = state_tensors(config, profile)
-    stages = [
-        _stage_plan(profile, Sharding.from_config(config, states, profile.elements, stage), machines, phase)
-        for stage in range(4)
-    ]
-    sharding = Sharding.from_config(config, states, profile.elements)
+
+    def sharding_of(stage: int) -> Sharding:
+        return Sharding.from_config(config, states, profile.elements, stage, world_size=machines.world_size)
+
+    stages = [_stage_plan(profile, sharding_of(stage), machines, phase) for stage in range(4)]
+    sharding = sharding_of(config.engine.stage)
     most = stages[sharding.stage].largest_micro
     best = split(phase.split.global_batch, most, phase.split.world_size) if most else None
     scaling = Scaling(phase, profile, sharding, machines, stages[sharding.stage].step)

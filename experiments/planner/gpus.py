@@ -19,15 +19,16 @@ class Gpu:
     memory: float  # GiB
     bf16: float  # TFLOP/s of the matrix units; 0: not supported
     fp16: float  # TFLOP/s of the matrix units
-    fp32: float  # TFLOP/s; not TF32, because torch multiplies matrices in full fp32 by default
+    fp32: float  # TFLOP/s; not TF32, which `engine.tf32` turns on
     bandwidth: float  # GB/s of its memory
     watts: float  # maximum power
     link: float  # GB/s to the other GPUs of the node
     network: float  # Gbit/s per GPU between nodes, as in the vendor's systems
 
     def peak(self, precision: str) -> float:
-        """FLOP/s in a precision of `engine.precision`."""
-        return 1e12 * {"fp32": self.fp32, "fp16": self.fp16, "bf16": self.bf16}[precision]
+        """FLOP/s in a precision of `engine.precision`, or in tf32, which all GPUs with bf16 multiply half as fast as that."""
+        tf32 = max(self.fp32, self.bf16 / 2)
+        return 1e12 * {"fp32": self.fp32, "tf32": tf32, "fp16": self.fp16, "bf16": self.bf16}[precision]
 
 
 # Sources: NVIDIA's data sheets of V100 (2020), A100 (2021), H100 (2023), H200 and HGX B200 (2024), L40S (2023), the Ada

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from bellwether.experiments.planner.activations import Profile, Segment
+from bellwether.trainer import communication
 from bellwether.trainer.config import Config, ConfigError
 
 
@@ -28,18 +29,27 @@ class Sharding:
     rounding: str = ""  # stochastic_rounding or kahan_sum, of bf16 weights
 
     @classmethod
-    def from_config(cls, config: Config, states: float, elements: int, stage: int | None = None) -> Sharding:
+    def from_config(
+        cls,
+        config: Config,
+        states: float,
+        elements: int,
+        stage: int | None = None,
+        *,
+        world_size: int = 1,
+        on_gpu: bool = True,
+    ) -> Sharding:
         """What DeepSpeed makes of a config, including its own defaults.
 
         Args:
             states: elements of optimizer state for each element of the weights.
             elements: of all trained parameters.
             stage: of ZeRO; None: the config's.
+            on_gpu: the processes have GPUs, and their network; else gloo.
 
         Raises:
             ConfigError: if the config offloads, which the planner does not support.
         """
-        from bellwether.trainer.engine import reduce_bucket
         from bellwether.trainer.libraries import import_deepspeed
 
         import_deepspeed()
@@ -52,8 +62,13 @@ class Sharding:
                 raise ConfigError(
                     key_path, zero_config[key], "the planner does not support offloading", "plan without it"
                 )
-        zero_config.setdefault("reduce_bucket_size", reduce_bucket(elements))
-        zero = DeepSpeedZeroConfig(**{**zero_config, "stage": config.engine.stage if stage is None else stage})
+        stage, weight_bytes = (
+            config.engine.stage if stage is None else stage,
+            4 if config.engine.precision == "fp32" else 2,
+        )
+        chosen = communication.choose(stage, weight_bytes, elements, world_size, on_gpu)
+        ours = {"reduce_bucket_size": chosen.bucket, "overlap_comm": chosen.overlap}
+        zero = DeepSpeedZeroConfig(**{**ours, **zero_config, "stage": stage})
         rounding = next((key for key in ("stochastic_rounding", "kahan_sum") if getattr(config.optimizer, key)), "")
         return cls(
             zero.stage, config.engine.precision, states, zero.reduce_bucket_size, zero.allgather_bucket_size,

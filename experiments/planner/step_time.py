@@ -62,7 +62,7 @@ class StepTime:
 
 def compute_time(profile: Profile, machines: Machines, config: Config) -> ComputeTime:
     """The time of a micro-batch on one GPU."""
-    micro, peak = config.batch.micro, machines.gpu.peak(config.engine.precision)
+    micro, peak = config.batch.micro, machines.gpu.peak(config.engine.arithmetic)
     if machines.throughput is not None:
         return ComputeTime.measured(micro / machines.throughput, micro, profile)
     profile = shortened(profile, config, machines.mean_length)
@@ -70,7 +70,7 @@ def compute_time(profile: Profile, machines: Machines, config: Config) -> Comput
         return ComputeTime.measured(micro * profile.flops / (machines.mfu * peak), micro, profile)
     model = config.model
     return ComputeTime.estimate(
-        profile, machines.gpu, config.engine.precision, model.matrix_efficiency, model.memory_traffic
+        profile, machines.gpu, config.engine.arithmetic, model.matrix_efficiency, model.memory_traffic
     )
 
 

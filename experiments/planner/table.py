@@ -213,8 +213,8 @@ def _assumptions(plans: Sequence[PhasePlan], price: float | None) -> Iterator[st
         f"network: alpha + bytes / beta; {network.link / 1e9:,.0f} GB/s within a node and {network.port / 1e9:,.0f} GB/s per GPU "
         f"between nodes, {BANDWIDTH_EFFICIENCY:.0%} of nominal; {network.hop_in * 1e6:.0f} and {network.hop_out * 1e6:.0f} us "
         f"per hop, {network.start * 1e6:.0f} us to start; no other traffic",
-        "overlap: stage 3, and other stages with zero_optimization.overlap_comm, hide communication behind computation as far "
-        "as possible; otherwise nothing is hidden",
+        "overlap: stages 1 to 3 hide communication behind computation as far as possible, where the run does "
+        "(zero_optimization.overlap_comm); otherwise nothing is hidden",
         "update: bytes moved by the optimizer at 80 % of the memory bandwidth; no checkpoints, evaluation or restarts",
         f"energy: {gpu.watts:,.0f} W per GPU at all times; without hosts, network and cooling",
     ]
@@ -227,7 +227,7 @@ def _assumptions(plans: Sequence[PhasePlan], price: float | None) -> Iterator[st
 
 def _computation(plan: PhasePlan) -> Iterator[str]:
     machines, config = plan.machines, plan.phase.config
-    gpu, precision, micro = machines.gpu, config.engine.precision, config.batch.micro
+    gpu, precision, micro = machines.gpu, config.engine.arithmetic, config.batch.micro
     time = compute_time(plan.profile, machines, config)
     if machines.throughput is not None:
         source = f"{machines.throughput:,g} samples/s per GPU as measured with micro-batches of {micro}"

@@ -163,7 +163,8 @@ def estimated(model: dict[str, Any], workspace: Path) -> tuple[activations.Profi
     """The planner's profile, and its bytes of a rank of two between steps and at the peak of a step."""
     config = validate({**text(workspace, "unused", engine={"stage": 3}), "model": model})
     profile = activations.measure(config, dataset(config.data), on_gpu=False)
-    sharding = Sharding.from_config(config, estimate.state_tensors(config, profile), profile.elements)
+    states = estimate.state_tensors(config, profile)
+    sharding = Sharding.from_config(config, states, profile.elements, world_size=2, on_gpu=False)
     between, peak = memory.resident(profile, sharding, 2), memory.peak(profile, sharding, 2, config.batch.micro, 4)
     return profile, int(between.total), int(peak.total)
 

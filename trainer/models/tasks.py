@@ -134,7 +134,13 @@ def _at(states: Tensor, positions: Tensor) -> Tensor:
 
 
 class Classification(Task):
-    """Predict the class of an image. Correctness is 1 or 0."""
+    """Predict the class of an image. Correctness is 1 or 0.
+
+    Attributes:
+        channels_last: whether images are laid out in memory as [B, S, S, C].
+    """
+
+    channels_last = False
 
     def forward(self, *, pixel_values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Images [B, C, S, S]; or V views of each, [B, V, C, S, S], whose predicted probabilities are averaged."""
@@ -150,7 +156,8 @@ class Classification(Task):
     def _logits(self, pixel_values: Tensor) -> Tensor:
         # The engine casts the model, but not the batch.
         dtype = next(self.model.parameters()).dtype
-        return self.model(pixel_values.to(dtype)).logits.float()
+        layout = torch.channels_last if self.channels_last else torch.preserve_format
+        return self.model(pixel_values.to(dtype, memory_format=layout)).logits.float()
 
 
 def accepted_inputs(model: Any) -> list[str]:

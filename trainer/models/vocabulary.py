@@ -80,9 +80,7 @@ class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy [N] in float32 and correctness [N] of hidden states [N, H], without the logits of all N rows at once."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
         parts = chunks(len(labels), len(weight))
         matrix, offsets = _padded(weight, bias)
         losses, correct = hidden.new_empty(len(labels), dtype=torch.float32), []

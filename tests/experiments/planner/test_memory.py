@@ -56,6 +56,7 @@ CASES = [
     *((MUON, {"stage": stage, "precision": "bf16"}, 1) for stage in (0, 2, 3)),
     (RESNET, {"stage": 2, "precision": "fp32"}, 1),
     *((RESNET, {"stage": stage, "precision": "fp32", "deepspeed": {}}, 2) for stage in (1, 2, 3)),  # our own bucket
+    *((BERT, {"stage": stage, "precision": "fp32", "deepspeed": {}}, 2) for stage in (1, 2)),  # and our own overlap
 ]
 
 
@@ -75,7 +76,8 @@ def test_estimated_memory_and_traffic_match_a_real_run(
     raw = config_of(model, **engine)
     config = validate(raw)
     profile = activations.measure(config, data_of(config), on_gpu=False)
-    sharding = Sharding.from_config(config, estimate.state_tensors(config, profile), profile.elements)
+    states = estimate.state_tensors(config, profile)
+    sharding = Sharding.from_config(config, states, profile.elements, world_size=ranks.world_size, on_gpu=False)
     estimated = memory.peak(profile, sharding, ranks.world_size, 8, accumulation)
     between = memory.resident(profile, sharding, ranks.world_size)
     measured = max(ranks.run(train, raw, accumulation), key=lambda s: s.peak)

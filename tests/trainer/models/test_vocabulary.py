@@ -49,7 +49,12 @@ def result(layer: VocabularyHead, hidden: Tensor, labels: Tensor, plain: bool) -
             losses, correct = layer(hidden)[0].unbind(1)
     (losses * torch.arange(1, 1 + len(losses))).sum().backward()
     assert hidden.grad is not None
-    return [losses.detach(), correct.detach().float(), hidden.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
+    return [
+        losses.detach(),
+        correct.detach().float(),
+        hidden.grad,
+        *(p.grad for p in layer.parameters() if p.grad is not None),
+    ]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -64,7 +69,8 @@ def test_losses_and_gradients_equal_those_of_plain_logits(
     padded_results, plain = (result(layer, hidden, labels, plain) for plain in (False, True))
     assert len(plain) == (5 if bias else 4)
     for ours, expected in zip(padded_results, plain, strict=True):
-        assert ours.dtype == expected.dtype and ours.shape == expected.shape
+        assert ours.dtype == expected.dtype
+        assert ours.shape == expected.shape
         torch.testing.assert_close(ours, expected, **TOLERANCES[dtype])
 
 
@@ -116,7 +122,8 @@ def test_memory_of_logits_does_not_grow_with_the_micro_batch(monkeypatch: pytest
 def test_chunks_are_equal_parts_and_only_for_many_logits() -> None:
     assert chunks(1280, 30522) == [slice(0, 1280)]  # 64 samples of BERT-large at length 128
     parts = chunks(10240, 30522)  # 512 samples
-    assert len(parts) == 5 and {part.stop - part.start for part in parts} == {2048}
+    assert len(parts) == 5
+    assert {part.stop - part.start for part in parts} == {2048}
     assert 2048 * padded(30522) <= vocabulary.CHUNK
     assert chunks(3, 2**40) == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
@@ -137,14 +144,17 @@ def test_parameters_and_trust_ratios_are_those_of_the_unpadded_model(make: Make)
         ratios.append(optimizer.trust_ratios())
         weights.append(task.state_dict())
     name = "model.bert.embeddings.word_embeddings.weight"
-    assert ratios[0].keys() == ratios[1].keys() and name in ratios[0]
+    assert ratios[0].keys() == ratios[1].keys()
+    assert name in ratios[0]
     assert all(ratio == pytest.approx(ratios[1][key], rel=1e-3) for key, ratio in ratios[0].items())
     assert ratios[0][name] == pytest.approx(ratios[1][name], rel=1e-5)
     assert {key: value.shape for key, value in weights[0].items()} == {k: v.shape for k, v in weights[1].items()}
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_attention_gets_a_mask_only_where_there_is_one(make: Make, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_gets_a_mask_only_where_there_is_one(
+    make: Make, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, masks = functional.scaled_dot_product_attention, []
 
     def attention(*args: Any, **kwargs: Any) -> Tensor:

@@ -54,6 +54,24 @@ class Engine(Section):
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass to save memory"
     )
+    compile: Literal["none", "layers"] = Field(
+        "none",
+        description="layers: torch.compile for each layer of an encoder or each residual block; dropout then draws other random numbers; "
+        "not under stage 3, nor with activation_checkpointing",
+    )
+    channels_last: bool | None = Field(
+        None,
+        description="whether images are laid out in memory with their channels last, which GPUs convolve faster; null: on GPUs only",
+    )
+    cudnn_benchmark: bool = Field(
+        False,
+        description="let cuDNN choose its convolutions by trying them at the start, on GPUs; a resumed run may choose others, and then "
+        "differs by rounding",
+    )
+    tf32: bool = Field(
+        False,
+        description="multiply matrices and convolve in TF32 where precision is fp32, on GPUs: 10 bits of mantissa, several times as fast",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="cuda uses NCCL, cpu uses gloo; auto: cuda if there is a GPU"
     )
@@ -111,6 +129,36 @@ class Engine(Section):
         bf16 = self.deepspeed.get("bf16")
         asked = isinstance(bf16, dict) and bf16.get("bf16_master_weights_and_grads") is True
         return asked and self.precision == "bf16" and self.stage > 0
+
+    @property
+    def arithmetic(self) -> str:
+        """The precision of matrix products on GPUs: `precision`, or tf32 where it replaces fp32."""
+        return "tf32" if self.tf32 and self.precision == "fp32" else self.precision
+
+    @property
+    def label(self) -> str:
+        """Stage, precision, and what else makes a step faster, for plans."""
+        parts = [f"ZeRO {self.stage}", self.precision]
+        parts += ["TF32 on GPUs"] if self.arithmetic == "tf32" else []
+        parts += ["compiled layers"] if self.compile == "layers" else []
+        if self.channels_last is not None:
+            parts.append("channels last" if self.channels_last else "channels first")
+        parts += ["cuDNN's fastest convolutions"] if self.cudnn_benchmark else []
+        return ", ".join(parts)
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Engine:
+        if self.compile != "none" and self.stage == 3:
+            raise ValueError(
+                "compile: ZeRO 3 gathers the weights inside of each layer, which torch.compile does not trace; write none, "
+                "or stage: 2"
+            )
+        if self.compile != "none" and self.activation_checkpointing:
+            raise ValueError(
+                "compile: what activation_checkpointing recomputes would draw other dropout in a compiled layer, and update BatchNorm's "
+                "statistics twice; write none, or activation_checkpointing: false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ours(self) -> Engine:
