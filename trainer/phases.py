@@ -201,6 +201,7 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
             "length",
             f"{phase.steps:,} steps, {phase.samples:,} samples, {phase.samples / phase.epoch:,.2f} epochs of {phase.epoch:,}",
         ),
+        *([] if config.loss.is_plain else [("loss", str(config.loss))]),
         ("optimizer", _optimizer(optimizer)),
         *([("averaging", _averaging(phase))] if config.averaging.kind != "none" else []),
         ("peak lr", lr),

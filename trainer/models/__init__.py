@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from bellwether.trainer.config.errors import ConfigError
+
 if TYPE_CHECKING:
+    from bellwether.trainer.config.schema.loss import Loss
     from bellwether.trainer.config.schema.models import ModelConfig
     from bellwether.trainer.data import Dataset
     from bellwether.trainer.models.tasks import Task
@@ -28,7 +31,9 @@ _KINDS = (
 )
 
 
-def build(config: ModelConfig, dataset: Dataset, *, activation_checkpointing: bool = False) -> Task:
+def build(
+    config: ModelConfig, dataset: Dataset, *, activation_checkpointing: bool = False, loss: Loss | None = None
+) -> Task:
     """A model with newly initialized weights, and the task that it is trained on.
 
     The weights are drawn from torch's global generator: call `torch.manual_seed` first.
@@ -38,8 +43,20 @@ def build(config: ModelConfig, dataset: Dataset, *, activation_checkpointing: bo
         dataset: gives the size of the vocabulary, or the number of channels and classes.
         activation_checkpointing: store only the input of each layer or block, and recompute its activations in the backward
             pass. BatchNorm's running statistics are updated only once.
+        loss: the section `loss` of a config; None: the default.
+
+    Raises:
+        ConfigError: if the model predicts a number, and the loss is not the default.
     """
-    return config.build(dataset, activation_checkpointing)
+    task = config.build(dataset, activation_checkpointing)
+    if loss is not None and not loss.is_plain:
+        from bellwether.trainer.models.losses import ClassificationLoss
+
+        if getattr(task, "is_regression", False):
+            problem = "the labels are numbers, whose loss is the squared error"
+            raise ConfigError("loss", str(loss), problem, "remove the section")
+        task.training_loss = ClassificationLoss(loss.kind, loss.label_smoothing, loss.threshold)
+    return task
 
 
 for _kind in _KINDS:

@@ -21,6 +21,7 @@ class ImageClassifierModel(Architecture):
     """Any AutoModelForImageClassification of transformers, such as ConvNeXt, ViT and ResNet, with fresh or pretrained weights."""
 
     data_kind: ClassVar[str] = "images"
+    losses: ClassVar[tuple[str, ...]] = ("cross-entropy", "bce")
     assumed_classes: ClassVar[int] = 1000
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
 

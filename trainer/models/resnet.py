@@ -26,6 +26,7 @@ class ResNetModel(ModelConfig):
     """ResNet of transformers, for ImageNet-like input (He et al. 2015)."""
 
     data_kind: ClassVar[str] = "images"
+    losses: ClassVar[tuple[str, ...]] = ("cross-entropy", "bce")
     assumed_classes: ClassVar[int] = 1000
 
     kind: Literal["resnet"]

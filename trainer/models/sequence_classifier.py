@@ -15,6 +15,7 @@ class SequenceClassifier(Architecture):
     """A pretrained encoder with a new head, which predicts the class of a text or pair, or a number for it."""
 
     data_kind: ClassVar[str] = "labelled-text"
+    losses: ClassVar[tuple[str, ...]] = ("cross-entropy",)
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     assumed_classes: ClassVar[int] = 2
 

@@ -18,6 +18,7 @@ class _SmallResNet(ModelConfig):
     """Keys that both architectures have."""
 
     data_kind: ClassVar[str] = "images"
+    losses: ClassVar[tuple[str, ...]] = ("cross-entropy", "bce")
 
     depth: Count
     zero_init_last: bool = Field(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bellwether.trainer.models.document_attention import document_inputs
+from bellwether.trainer.models.losses import PLAIN, ClassificationLoss, MixedLabels, correctness
 from bellwether.trainer.models.vocabulary import VocabularyHead
 
 
@@ -19,11 +20,20 @@ class Task(nn.Module):
 
     Attributes:
         model: the `PreTrainedModel`, which is exported.
+        training_loss: of classification, in training mode. In evaluation mode the loss is the plain cross-entropy, so that
+            held-out losses of all runs can be compared.
     """
+
+    training_loss: ClassificationLoss = PLAIN
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+
+    @property
+    def loss(self) -> ClassificationLoss:
+        """The loss of classification in the current mode."""
+        return self.training_loss if self.training else PLAIN
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, ...]:
         """Loss and correctness of each sample, both float32 [B]. `bellwether.trainer.data.Samples` describes a batch.
@@ -134,7 +144,7 @@ def _at(states: Tensor, positions: Tensor) -> Tensor:
 
 
 class Classification(Task):
-    """Predict the class of an image. Correctness is 1 or 0.
+    """Predict the class of an image. Correctness is 1 or 0; of mixed images, the share of the predicted class.
 
     Attributes:
         channels_last: whether images are laid out in memory as [B, S, S, C].
@@ -142,7 +152,14 @@ class Classification(Task):
 
     channels_last = False
 
-    def forward(self, *, pixel_values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self,
+        *,
+        pixel_values: Tensor,
+        labels: Tensor,
+        other_labels: Tensor | None = None,
+        label_share: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Images [B, C, S, S]; or V views of each, [B, V, C, S, S], whose predicted probabilities are averaged."""
         if pixel_values.dim() == 5:
             count, views = pixel_values.shape[:2]
@@ -150,8 +167,11 @@ class Classification(Task):
             logits = log_probabilities.logsumexp(1) - math.log(views)
         else:
             logits = self._logits(pixel_values)
-        losses = functional.cross_entropy(logits, labels, reduction="none")
-        return losses, (logits.argmax(dim=1) == labels).float()
+        mixed = None
+        if other_labels is not None:
+            assert label_share is not None
+            mixed = MixedLabels(other_labels, label_share)
+        return self.loss(logits, labels, mixed), correctness(logits, labels, mixed)
 
     def _logits(self, pixel_values: Tensor) -> Tensor:
         # The engine casts the model, but not the batch.
@@ -183,8 +203,7 @@ class SequenceClassification(Task):
             losses, correct = (predicted - labels) ** 2, torch.full_like(labels, math.nan)
         else:
             predicted = logits
-            losses = functional.cross_entropy(logits, labels, reduction="none")
-            correct = (logits.argmax(dim=1) == labels).float()
+            losses, correct = self.loss(logits, labels), correctness(logits, labels)
         return (losses, correct) if self.training else (losses, correct, predicted)
 
 
@@ -201,7 +220,7 @@ class TokenClassification(Task):
     def forward(self, *, labels: Tensor, **inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Labels [B, L], -100 where there is nothing to predict."""
         logits = self.model(**{name: inputs[name] for name in self._inputs if name in inputs}).logits.float()
-        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        losses = self.loss(logits.transpose(1, 2), labels)
         is_word = labels != -100
         count = is_word.sum(dim=1).clamp(min=1)
         predicted = logits.argmax(dim=2)

@@ -15,6 +15,7 @@ class TokenClassifier(Architecture):
     """A pretrained encoder with a new head, which predicts the class of each word."""
 
     data_kind: ClassVar[str] = "labelled-tokens"
+    losses: ClassVar[tuple[str, ...]] = ("cross-entropy",)
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     assumed_classes: ClassVar[int] = 9
 

@@ -110,7 +110,9 @@ class Facts:
 
     @cached_property
     def expectation(self) -> tuple[int, float] | None:
-        """(entries, ln(entries)), the loss of uniform guessing; None if the plan has no such row."""
+        """(entries, ln(entries)), the loss of uniform guessing; None if the plan has no such row, or for another loss."""
+        if any(value.startswith("bce") for value in self.plan.get("loss", [])):
+            return None
         for label, value in ((label, value) for label, values in self.plan.items() for value in values):
             digits = re.match(r"\d+", re.sub(r"(?<=\d)[,_](?=\d{3})", "", value))
             if label.lower() in _ENTRIES and digits and int(digits[0]) > 1:

@@ -13,6 +13,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from bellwether.trainer.config.schema.data import DataConfig
 from bellwether.trainer.config.schema.engine import Batch, Engine
 from bellwether.trainer.config.schema.evaluation import Checkpoint, Evaluate, Log, Trajectory
+from bellwether.trainer.config.schema.loss import Loss
 from bellwether.trainer.config.schema.models import ModelConfig
 from bellwether.trainer.config.schema.optimization import Averaging, Optimizer, Scaling, Schedule
 from bellwether.trainer.config.schema.section import Count, Section, unit
@@ -50,6 +51,7 @@ class Config(Section):
     )
     model: SerializeAsAny[ModelConfig] = Field(description="The model architecture.")
     data: SerializeAsAny[DataConfig] = Field(description="The dataset.")
+    loss: Loss = Loss()
     batch: Batch
     optimizer: Optimizer
     averaging: Averaging = Averaging()
@@ -84,6 +86,11 @@ class Config(Section):
         if self.data.kind != data_kind:
             raise ValueError(f"data.kind: model.kind {self.model.kind} needs data.kind: {data_kind}")
         self.model.check_data(self.data)
+        if not (self.loss.is_plain or self.loss.kind in self.model.losses):
+            key = "label_smoothing" if self.loss.kind == "cross-entropy" else "kind"
+            possible = " or ".join(f"kind: {kind}" for kind in self.model.losses)
+            advice = f"write {possible}" if possible else "remove the section loss"
+            raise ValueError(f"loss.{key}: model.kind: {self.model.kind} cannot be trained on it; {advice}")
         if self.evaluate.augment and not self.data.augments:
             raise ValueError(
                 f"evaluate.augment: {self.evaluate.augment} views need images with data.crop or data.flip; remove it"

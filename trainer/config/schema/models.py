@@ -20,6 +20,7 @@ class ModelConfig(Kind):
         matrix_efficiency: share of a GPU's peak that its matrix products reach, for the planner.
         memory_traffic: bytes read and written for each byte saved for the backward pass, for the planner. Both: docs/results/planner.md.
         assumed_classes: number of classes that the planner assumes while the data have not been read.
+        losses: the values of `loss.kind` that it can be trained on; none where the loss is no classification's.
     """
 
     package: ClassVar[str] = "bellwether.trainer.models"
@@ -27,6 +28,7 @@ class ModelConfig(Kind):
     matrix_efficiency: ClassVar[float] = 0.38
     memory_traffic: ClassVar[float] = 7.0
     assumed_classes: ClassVar[int] = 10
+    losses: ClassVar[tuple[str, ...]] = ()
 
     @property
     def label(self) -> str:
