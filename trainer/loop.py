@@ -53,7 +53,10 @@ class PhaseLoop:
         torch.manual_seed(run.config.seed)
         with partitioned(phase):
             task = models.build(
-                config.model, self.dataset, activation_checkpointing=config.engine.activation_checkpointing, loss=config.loss
+                config.model,
+                self.dataset,
+                activation_checkpointing=config.engine.activation_checkpointing,
+                loss=config.loss,
             )
         self.engine = build(task, phase, run.world)
         run.note(f"trains {param_groups.describe(self.engine.groups)}")

@@ -60,30 +60,40 @@ class Phase:
         return end // period > (end - batch) // period
 
 
-def split(global_batch: int, most: int, world_size: int, key: str = "batch") -> Split:
+def split(global_batch: int, most: int, world_size: int, key: str = "batch", unit: int = 1) -> Split:
     """Split a global batch over ``world_size`` ranks, with the largest micro-batch of at most ``most`` that divides it.
+
+    Args:
+        unit: the micro-batch is a multiple of it, see `bellwether.trainer.config.schema.data.DataConfig.unit`.
 
     Raises:
         ConfigError: if the ranks cannot have equal shares, naming the nearest global batches that work.
     """
-    if global_batch % world_size:
-        below = global_batch // world_size * world_size
-        near = [b for b in (below, below + world_size) if b > 0]
+    whole = world_size * unit
+    if global_batch % whole:
+        below = global_batch // whole * whole
+        near = [b for b in (below, below + whole) if b > 0]
+        shares = "equally" if unit == 1 else f"in multiples of {unit} samples, which are mixed with each other,"
         raise ConfigError(
             f"{key}.global",
             global_batch,
-            f"cannot be divided equally among {world_size} processes",
+            f"cannot be divided {shares} among {world_size} processes",
             f"the nearest that can: {' and '.join(map(str, near))}",
         )
+    if most < unit:
+        problem = f"is less than the {unit} samples that are mixed with each other"
+        raise ConfigError(f"{key}.micro", most, problem, f"write at least {unit}")
     per_rank = global_batch // world_size
-    micro = next(m for m in range(min(most, per_rank), 0, -1) if per_rank % m == 0)
+    micro = next(m for m in range(min(most, per_rank), 0, -1) if per_rank % m == 0 and m % unit == 0)
     return Split(global_batch, micro, per_rank // micro, world_size)
 
 
 def splits(phases: Sequence[Config], world_size: int) -> list[Split]:
     """`split` for each phase; errors name the phase's key."""
     keys = [f"phases[{index}].batch" if len(phases) > 1 else "batch" for index in range(len(phases))]
-    return [split(c.batch.global_, c.batch.micro, world_size, key) for c, key in zip(phases, keys, strict=True)]
+    return [
+        split(c.batch.global_, c.batch.micro, world_size, key, c.data.unit) for c, key in zip(phases, keys, strict=True)
+    ]
 
 
 def notes(phase: Phase) -> list[str]:
@@ -201,6 +211,8 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
             "length",
             f"{phase.steps:,} steps, {phase.samples:,} samples, {phase.samples / phase.epoch:,.2f} epochs of {phase.epoch:,}",
         ),
+        *config.data.plan(),
+        *config.model.plan(),
         *([] if config.loss.is_plain else [("loss", str(config.loss))]),
         ("optimizer", _optimizer(optimizer)),
         *([("averaging", _averaging(phase))] if config.averaging.kind != "none" else []),

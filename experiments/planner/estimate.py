@@ -87,7 +87,8 @@ def phase_plan(phase: Phase, info: ModelInfo, machines: Machines, critical: Crit
     stages = [_stage_plan(profile, sharding_of(stage), machines, phase) for stage in range(4)]
     sharding = sharding_of(config.engine.stage)
     most = stages[sharding.stage].largest_micro
-    best = split(phase.split.global_batch, most, phase.split.world_size) if most else None
+    unit = config.data.unit
+    best = split(phase.split.global_batch, most, phase.split.world_size, unit=unit) if most >= unit else None
     scaling = Scaling(phase, profile, sharding, machines, stages[sharding.stage].step)
     return PhasePlan(phase, info, profile, sharding, machines, stages, best, scaling.strong(), scaling.weak(critical))
 

@@ -148,10 +148,12 @@ def compute(request: FrontierRequest) -> Frontier:
 
     def step_seconds(n: int, batch: int) -> float | None:
         per_node = min(n, request.gpus_per_node)
-        if n % per_node or batch % n:
+        if n % per_node or batch % (n * config.data.unit):
             return None
         machines = Machines(gpu, n // per_node, per_node, throughput=request.throughput)
-        return step_time(profile, sharding, machines, config, split(batch, config.batch.micro, n)).total
+        return step_time(
+            profile, sharding, machines, config, split(batch, config.batch.micro, n, unit=config.data.unit)
+        ).total
 
     counts = [2**k for k in range(64) if 2**k <= request.max_gpus]
     counts = sorted(

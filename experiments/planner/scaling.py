@@ -54,7 +54,8 @@ class Scaling:
     def strong(self) -> list[Row]:
         """More GPUs for the same global batch, as long as it divides evenly."""
         batch = self.phase.split.global_batch
-        return [self._row(gpus, batch) for gpus in doublings(self.phase.split.world_size) if batch % gpus == 0]
+        unit = self.phase.config.data.unit
+        return [self._row(gpus, batch) for gpus in doublings(self.phase.split.world_size) if batch % (gpus * unit) == 0]
 
     def weak(self, critical: CriticalBatch | None) -> list[Row]:
         """The same samples per GPU: the global batch grows, and learning rate and warm-up with it."""
@@ -76,7 +77,8 @@ class Scaling:
         notes: tuple[str, ...] = (),
     ) -> Row:
         own_split = self.phase.split
-        shares = split(batch, self.phase.config.batch.micro, gpus)
+        config = self.phase.config
+        shares = split(batch, config.batch.micro, gpus, unit=config.data.unit)
         times = step_time(self.profile, self.sharding, self.machines, self.phase.config, shares)
         throughput = batch / times.total
         own_throughput_per_gpu = own_split.global_batch / self.step.total / own_split.world_size

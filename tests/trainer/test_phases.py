@@ -4,7 +4,7 @@ import pytest
 
 from bellwether.trainer import config as c
 from bellwether.trainer.config import Config, ConfigError, Duration, Span
-from bellwether.trainer.phases import plan, rows, split, stop_step, wasteful
+from bellwether.trainer.phases import Split, plan, rows, split, stop_step, wasteful
 
 
 def config(**changes: object) -> Config:
@@ -46,6 +46,15 @@ def test_batch_that_cannot_be_split_is_refused_naming_the_nearest(batch: int, wo
     with pytest.raises(ConfigError, match=near) as caught:
         split(batch, 32, world)
     assert "batch.global" in str(caught.value)
+
+
+def test_samples_that_are_mixed_stay_in_one_micro_batch() -> None:
+    assert split(240, 25, 8, unit=2) == Split(240, 10, 3, 8)
+    assert split(60, 5, 6, unit=2) == Split(60, 2, 5, 6)
+    with pytest.raises(ConfigError, match=r"batch.global: 24: .* in multiples of 2 samples.*: 16 and 32"):
+        split(24, 8, 8, unit=2)
+    with pytest.raises(ConfigError, match=r"batch.micro: 1: is less than the 2 samples.*; write at least 2"):
+        split(24, 1, 4, unit=2)
 
 
 def test_small_micro_batch_gets_advice() -> None:

@@ -34,6 +34,7 @@ class Samples(Protocol):
 
     Where a part of the work is better done in the training process, on its device, samples also have ``worker_batch``, with the
     arguments of `batch`, and ``finish``: `batch` is then ``finish(worker_batch(indices, keys))``.
+    ``unit`` is that of `DataConfig`; B is then a multiple of it.
     ``worker_imports`` names modules that the fork server of the workers imports once for all of them.
     """
 
@@ -52,7 +53,8 @@ class Samples(Protocol):
         Returns:
             Text: ``input_ids`` int64 [B, L], masked already; ``masked_positions`` int64 [B, k], ascending; ``labels``
             int64 [B, k], the original tokens at these positions; what `TextSamples` adds. Images: ``pixel_values`` float32 [B, C, S, S],
-            normalized; ``labels`` int64 [B]. Labelled text: see `bellwether.trainer.data.labelled_samples`.
+            normalized; ``labels`` int64 [B]; of training images ``sample_keys`` int64 [B], the keys, and of mixed ones ``other_labels``
+            int64 [B] and ``label_share`` float32 [B], the share of ``labels``. Labelled text: see `bellwether.trainer.data.labelled_samples`.
         """
         ...
 

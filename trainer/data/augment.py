@@ -56,9 +56,9 @@ def random_crop_box(width: int, height: int, key: int) -> tuple[int, int, int, i
     return left, top, left + w, top + h
 
 
-def central_crop_box(width: int, height: int) -> tuple[float, float, float, float]:
-    """The crop box of evaluation: resize the short side to 256/224 of the size, then crop the central square."""
-    side = min(width, height) * 224 / 256
+def central_crop_box(width: int, height: int, share: float = 224 / 256) -> tuple[float, float, float, float]:
+    """The crop box of evaluation: a central square whose side is `share` of the short side."""
+    side = min(width, height) * share
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 

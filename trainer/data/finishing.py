@@ -1,4 +1,5 @@
-"""The last steps from bytes to the model's input: crop of padded images, mirroring, normalization, [B, S, S, C] to [B, C, S, S].
+"""The last steps from bytes to the model's input: crop of padded images, mirroring, normalization, [B, S, S, C] to [B, C, S, S],
+erasing and mixing.
 
 Workers send uint8, a quarter of the bytes of float32, and the training process finishes a batch on its device. The result has
 the bits of normalizing first, as long as the device rounds each operation as IEEE 754 says: nothing is fused.
@@ -56,6 +57,41 @@ class Finisher:
             shift = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)])
             self._factors[device] = scale[:, None, None].to(device), shift[:, None, None].to(device)
         return self._factors[device]
+
+
+def erase(images: Tensor, box: Tensor) -> Tensor:
+    """Images [B, C, S, S] with the mean in a rectangle each, [B, 4]: top, left, bottom, right. The images are normalized."""
+    return images.masked_fill_(_inside(box, images.shape[2])[:, None], 0)
+
+
+def mix(images: Tensor, own_share: Tensor, box: Tensor | None) -> Tensor:
+    """Each image [B, C, S, S] mixed with the other one of its pair, which are images 0 and 1, 2 and 3, ...
+
+    Args:
+        own_share: float32 [B], the share of the image itself in each pixel.
+        box: int64 [B, 4], top, left, bottom, right of the rectangle that the other image fills; None: none has one.
+    """
+    other = other_of_pair(images)
+    share = own_share[:, None, None, None]
+    mixed = images * share + other * (1 - share)
+    return mixed if box is None else torch.where(_inside(box, images.shape[2])[:, None], other, mixed)
+
+
+def other_of_pair(tensor: Tensor) -> Tensor:
+    """[B, ...] with each two neighbours exchanged.
+
+    >>> other_of_pair(torch.tensor([1, 2, 3, 4])).tolist()
+    [2, 1, 4, 3]
+    """
+    return tensor.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def _inside(box: Tensor, size: int) -> Tensor:
+    """bool [B, S, S]."""
+    along = torch.arange(size, device=box.device)
+    top, left, bottom, right = box[:, :, None].unbind(1)
+    rows, columns = (top <= along) & (along < bottom), (left <= along) & (along < right)
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def _cropped(pixels: Tensor, mirror: Tensor | None, corner: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import Dataset, augment, image_decoding, image_preparation, jpeg
+from bellwether.trainer.data import (
+    Dataset,
+    augment,
+    finishing,
+    image_decoding,
+    image_preparation,
+    jpeg,
+    mixing,
+    randaugment,
+)
 from bellwether.trainer.data.cache import prepared
 from bellwether.trainer.data.finishing import Finisher
 from bellwether.trainer.data.image_decoding import Undecodable
@@ -31,6 +40,8 @@ if TYPE_CHECKING:
 
 _REVISION = 3
 
+_FINISHED = ("pixels", "mirror", "corner", "erase", "own_share", "box")
+
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
 
@@ -41,7 +52,7 @@ class ImageSamples:
     Attributes:
         folder: the prepared split.
         source: the prepared part that its rows are of.
-        train: whether to crop and flip at random.
+        train: whether to augment at random.
         encoded: the encoded images of `source`; None if it has the decoded ones.
         key: the config key that names the images, for errors.
     """
@@ -71,6 +82,11 @@ class ImageSamples:
         return ("datasets",) if isinstance(self.encoded, TableRows) else ()
 
     @property
+    def unit(self) -> int:
+        """See `DataConfig.unit`."""
+        return self.config.unit
+
+    @property
     def retry(self) -> float:
         """How long a read of an image is repeated, in seconds."""
         return self.config.retry
@@ -91,27 +107,62 @@ class ImageSamples:
         return self.finish(self.worker_batch(indices, keys))
 
     def worker_batch(self, indices: Rows, keys: Rows) -> dict[str, Tensor]:
-        """``pixels`` uint8 [B, S, S, C], ``labels`` int64 [B], and the choices that `finish` applies."""
+        """``pixels`` uint8 [B, S, S, C], ``labels`` int64 [B], of training images ``sample_keys`` int64 [B], and the choices that
+        `finish` applies."""
         rows, own_keys = np.asarray(indices, dtype=np.int64), np.asarray(keys, dtype=np.int64)
         pixels, labels = self._images(self.rows[rows], own_keys), np.array(self.labels[rows])
         batch = {"pixels": torch.from_numpy(pixels), "labels": torch.from_numpy(labels)}
-        if self.train and self.config.crop == "pad":
-            batch["corner"] = torch.from_numpy(augment.pad_crop_corners(own_keys, self.config.size))
-        if self.train and self.config.flip:
-            batch["mirror"] = torch.from_numpy(augment.mirrored_half(own_keys))
-        return batch
+        return {**batch, **self._choices(own_keys)} if self.train else batch
+
+    def _choices(self, keys: Integers) -> dict[str, Tensor]:
+        config, size = self.config, self.config.size
+        chosen: dict[str, npt.NDArray[Any]] = {"sample_keys": keys}
+        if config.crop == "pad":
+            chosen["corner"] = augment.pad_crop_corners(keys, size)
+        if config.flip:
+            chosen["mirror"] = augment.mirrored_half(keys)
+        if config.erase:
+            chosen["erase"] = mixing.erased(keys, size, config.erase)
+        if config.mixup or config.cutmix:
+            own, box = mixing.mixing(keys, size, config.mixup, config.cutmix, config.mix_share)
+            areas = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
+            chosen["own_share"], chosen["label_share"] = own, own - (areas / size**2).astype(np.float32)
+            if config.cutmix:
+                chosen["box"] = box
+        return {name: torch.from_numpy(array) for name, array in chosen.items()}
 
     def finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``pixel_values`` and ``labels`` of a batch of `worker_batch`, on the device of the batch."""
-        rest = {name: tensor for name, tensor in batch.items() if name not in ("pixels", "mirror", "corner")}
-        return {"pixel_values": self._finisher(batch["pixels"], batch.get("mirror"), batch.get("corner")), **rest}
+        """A batch for the model, of one of `worker_batch`, on its device."""
+        rest = {name: tensor for name, tensor in batch.items() if name not in _FINISHED}
+        images = self._finisher(batch["pixels"], batch.get("mirror"), batch.get("corner"))
+        if "erase" in batch:
+            images = finishing.erase(images, batch["erase"])
+        if "own_share" in batch:
+            images = finishing.mix(images, batch["own_share"], batch.get("box"))
+            rest["other_labels"] = finishing.other_of_pair(batch["labels"])
+        return {"pixel_values": images, **rest}
 
     def _images(self, rows: Integers, keys: Integers) -> npt.NDArray[np.uint8]:
         """uint8 [B, S, S, C]."""
         if self.encoded is not None:
-            return np.stack([self._decoded(int(row), int(key)) for row, key in zip(rows, keys, strict=True)])
-        assert self._pixels is not None
-        return np.asarray(self._pixels[rows])
+            images = [self._decoded(int(row), int(key)) for row, key in zip(rows, keys, strict=True)]
+        else:
+            assert self._pixels is not None
+            if not self._randomly_changed:
+                return np.asarray(self._pixels[rows])
+            images = list(self._pixels[rows])
+        if self._randomly_changed:
+            with self.timed("randaugment"):
+                images = [self._changed(image, int(key)) for image, key in zip(images, keys, strict=True)]
+        return np.stack(images)
+
+    @property
+    def _randomly_changed(self) -> bool:
+        return self.train and self.config.randaugment is not None
+
+    def _changed(self, pixels: npt.NDArray[np.uint8], key: int) -> npt.NDArray[np.uint8]:
+        image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+        return np.asarray(randaugment.augmented(image, key, self.config)).reshape(pixels.shape)
 
     def _decoded(self, row: int, key: int) -> npt.NDArray[np.uint8]:
         assert self.encoded is not None
@@ -131,7 +182,8 @@ class ImageSamples:
                 return augment.resized(image, self.config.size)
             width, height = image.size
             if not self.train:
-                return augment.resized(image, self.config.size, augment.central_crop_box(width, height))
+                central = augment.central_crop_box(width, height, self.config.test_crop)
+                return augment.resized(image, self.config.held_out_size, central)
             box = augment.random_crop_box(width, height, key)
             if pixels is not None:
                 return jpeg.resized_crop(pixels, self.config.size, box)
@@ -167,7 +219,7 @@ class AugmentedViews:
 
     def worker_batch(self, indices: Rows, keys: Rows) -> dict[str, Tensor]:
         """As that of the plain images, and ``views``: a batch of all views, those of the first number first."""
-        augmented = replace(self.plain, train=True)
+        augmented = replace(self.plain, train=True, config=self.plain.config.only_cropped())
         mixed = np.asarray(keys, dtype=np.int64) ^ fold_in(self.seed, 0)
         view_keys = (random_bits(mixed, self.count) >> np.uint64(1)).astype(np.int64)
         views = augmented.worker_batch(np.tile(np.asarray(indices), self.count), view_keys.T.reshape(-1))

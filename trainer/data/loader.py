@@ -80,6 +80,9 @@ def train_batches(
     """
     if micro * accumulation * world_size != global_batch:
         raise ValueError(f"{micro} x {accumulation} x {world_size} ranks do not make a global batch of {global_batch}")
+    unit = getattr(samples, "unit", 1)
+    if micro % unit or start % unit:
+        raise ValueError(f"micro-batches of {micro} from sample {start} on would cut units of {unit} samples")
     order = SampleOrder(seed, len(samples))
     lengths = getattr(samples, "lengths", None)
 

@@ -15,7 +15,8 @@ from bellwether.trainer.data.cache import digest, local_path
 # Keys that change nothing about what is prepared.
 _OTHER = {
     "cache", "workers", "retry", "max_unknown", "max_overlap", "allow_empty_classes", "on_error", "sequence_length", "mask_share",
-    "flip", "mean", "std",
+    "flip", "mean", "std", "randaugment", "randaugment_ops", "randaugment_std", "randaugment_share", "erase", "mixup", "cutmix",
+    "mix_share", "test_size", "test_crop",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.models.modeling_residual import BasicBlock, PreActivationBlock
 from bellwether.trainer.models.norm import BatchNorm2d, frozen_statistics, norms
+from bellwether.trainer.models.stochastic_depth import StochasticDepth
 from bellwether.trainer.models.tasks import Classification
 
 
@@ -27,13 +28,16 @@ def input_and_classes(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def prepare(model: nn.Module, zero_init_last: bool, activation_checkpointing: bool) -> Classification:
+def prepare(
+    model: nn.Module, zero_init_last: bool, activation_checkpointing: bool, stochastic_depth: float = 0.0
+) -> Classification:
     """Prepares a newly initialized ResNet for training.
 
     Args:
         zero_init_last: initialize the last BatchNorm weight of each block to 0, so that each block starts as its shortcut
             (Goyal et al. 2017, section 5.1).
         activation_checkpointing: see `bellwether.trainer.models.build`.
+        stochastic_depth: rate at which the branch of the last block is left out, see `bellwether.trainer.models.stochastic_depth`.
     """
     BatchNorm2d.replace(model)
     if zero_init_last:
@@ -41,7 +45,14 @@ def prepare(model: nn.Module, zero_init_last: bool, activation_checkpointing: bo
             nn.init.zeros_(list(norms(getattr(block, "layer", block)))[-1].weight)
     if activation_checkpointing:
         checkpoint_blocks(model)
-    return Classification(model)
+    depth = StochasticDepth([branch(block) for block in blocks(model)], stochastic_depth) if stochastic_depth else None
+    return Classification(model, depth)
+
+
+def branch(block: nn.Module) -> nn.Module:
+    """The module of a residual block whose output is added to the shortcut."""
+    name = "bn2" if isinstance(block, BasicBlock) else "gain" if isinstance(block, PreActivationBlock) else "layer"
+    return block.get_submodule(name)
 
 
 def checkpoint_blocks(model: nn.Module, names: Collection[str] = ()) -> bool:

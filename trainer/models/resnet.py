@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from bellwether.trainer.config.schema.models import ModelConfig
+from bellwether.trainer.config.schema.section import FRACTION
 
 if TYPE_CHECKING:
     from bellwether.trainer.data import Dataset
@@ -35,6 +36,16 @@ class ResNetModel(ModelConfig):
         True, description="initialize the last BatchNorm weight of each block to 0 (Goyal et al. 2017)"
     )
 
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="rate at which the last block's branch is left out in training, sample by sample; that of the blocks before it "
+        "falls to 0 at the first (Huang et al. 2016)",
+        json_schema_extra=FRACTION,
+    )
+
+    def plan(self) -> list[tuple[str, str]]:
+        return [("depth", f"stochastic, rate 0 to {self.stochastic_depth:g}")] if self.stochastic_depth else []
+
     @property
     def label(self) -> str:
         return f"resnet-{self.depth}"
@@ -50,4 +61,5 @@ class ResNetModel(ModelConfig):
             depths=depths, hidden_sizes=widths, layer_type=layer_type, embedding_size=64,
             **residual.input_and_classes(dataset),
         )  # fmt: skip
-        return residual.prepare(ResNetForImageClassification(config), self.zero_init_last, activation_checkpointing)
+        model = ResNetForImageClassification(config)
+        return residual.prepare(model, self.zero_init_last, activation_checkpointing, self.stochastic_depth)

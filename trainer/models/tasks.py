@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from bellwether.trainer.models.document_attention import document_inputs
 from bellwether.trainer.models.losses import PLAIN, ClassificationLoss, MixedLabels, correctness
+from bellwether.trainer.models.stochastic_depth import StochasticDepth
 from bellwether.trainer.models.vocabulary import VocabularyHead
 
 
@@ -152,6 +153,10 @@ class Classification(Task):
 
     channels_last = False
 
+    def __init__(self, model: Any, depth: StochasticDepth | None = None) -> None:
+        super().__init__(model)
+        self._depth = depth
+
     def forward(  # type: ignore[override]
         self,
         *,
@@ -159,8 +164,11 @@ class Classification(Task):
         labels: Tensor,
         other_labels: Tensor | None = None,
         label_share: Tensor | None = None,
+        sample_keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Images [B, C, S, S]; or V views of each, [B, V, C, S, S], whose predicted probabilities are averaged."""
+        if self._depth is not None:
+            self._depth.start(sample_keys)
         if pixel_values.dim() == 5:
             count, views = pixel_values.shape[:2]
             log_probabilities = self._logits(pixel_values.flatten(0, 1)).log_softmax(1).view(count, views, -1)

@@ -312,3 +312,38 @@ def test_cifar(shared_data: Path, config: Callable[..., ImageData]) -> None:
     pixels = data.train.batch(range(9000), range(9000))["pixel_values"]
     # The test set's own channel means are 0.494, 0.485, 0.450.
     np.testing.assert_allclose(pixels.mean(dim=(0, 2, 3)), [0.494, 0.485, 0.450], atol=0.005)
+
+
+def test_held_out_images_have_their_own_size_and_crop(pictures: Path, config: Callable[..., ImageData]) -> None:
+    """A picture whose central half is white: the crop decides what is seen."""
+    for file in sorted((pictures / "red").iterdir()):
+        image = Image.new("RGB", (40, 80))
+        image.paste((255, 255, 255), (10, 30, 30, 50))
+        image.save(file.with_suffix(".png"))
+        if file.suffix != ".png":
+            file.unlink()
+
+    def red(**keys: Any) -> Any:
+        data = load(config(source=str(pictures), crop="resized", mean=[0.0], std=[1.0], max_overlap=1.0, **keys))
+        row = int(np.flatnonzero(data.validation.labels == 2)[0])
+        assert data.train.batch([0], [0])["pixel_values"].shape[2:] == (16, 16)
+        return data.validation.batch([row], [0])["pixel_values"][0, 0]
+
+    usual, half, whole = red(), red(test_size=24, test_crop=0.5), red(test_crop=1.0)
+    assert usual.shape == whole.shape == (16, 16)
+    assert half.shape == (24, 24)
+    assert half.min() == 1
+    assert whole.mean() == pytest.approx(0.25, abs=0.01)
+    assert usual.mean() == pytest.approx((0.5 / 0.875) ** 2, abs=0.02)
+
+
+def test_views_for_test_time_augmentation_are_only_cropped_and_flipped(config: Callable[..., ImageData]) -> None:
+    keys: dict[str, Any] = {"crop": "resized", "size": 8, "test_size": 12, "mean": [0.3], "std": [0.3]}
+    strong = {"randaugment": 9, "erase": 1.0, "mixup": 1.0, "cutmix": 1.0}
+    found, plain = (
+        image_samples.AugmentedViews(load(config(**keys, **extra)).validation, 3, 1).batch(range(5), range(5))  # type: ignore[arg-type]
+        for extra in (strong, {})
+    )
+    assert found["pixel_values"].shape == (5, 4, 1, 12, 12)
+    assert found.keys() == plain.keys()
+    assert torch.equal(found["pixel_values"], plain["pixel_values"])

@@ -119,7 +119,9 @@ def test_the_loss_of_a_number_cannot_be_smoothed(monkeypatch: pytest.MonkeyPatch
 
     config = ModelConfig.model_validate({"kind": "cifar-resnet"})
     monkeypatch.setattr(type(config), "build", lambda *_: Regression())
-    with pytest.raises(ConfigError, match=r"loss: .*label smoothing 0\.1.*: the labels are numbers.*remove the section"):
+    with pytest.raises(
+        ConfigError, match=r"loss: .*label smoothing 0\.1.*: the labels are numbers.*remove the section"
+    ):
         build(config, NO_SAMPLES, loss=Loss(label_smoothing=0.1))
 
 

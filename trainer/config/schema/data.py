@@ -107,6 +107,15 @@ class DataConfig(Kind):
         """Whether training samples are augmented at random, so that evaluation can average over augmented views."""
         return False
 
+    @property
+    def unit(self) -> int:
+        """Training samples at positions 0 .. unit - 1, unit .. 2 unit - 1, ... depend on each other and stay in one micro-batch."""
+        return 1
+
+    def plan(self) -> list[tuple[str, str]]:
+        """Rows of a phase's plan, label and value: what is done to the samples."""
+        return []
+
     def load(self) -> Dataset:
         """Prepares the dataset or finds it prepared. See `bellwether.trainer.data.load`."""
         return self.open(self.prepare())

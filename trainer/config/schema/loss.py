@@ -42,7 +42,7 @@ class Loss(Section):
         return self == Loss()
 
     def __str__(self) -> str:
-        parts = [self.kind]
+        parts: list[str] = [self.kind]
         if self.label_smoothing:
             parts.append(f"label smoothing {self.label_smoothing:g}")
         if self.threshold is not None:

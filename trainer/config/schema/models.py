@@ -35,6 +35,10 @@ class ModelConfig(Kind):
         """A short name of this architecture and size, for tables of results."""
         return self.kind
 
+    def plan(self) -> list[tuple[str, str]]:
+        """Rows of a phase's plan, label and value: what is done to the model in training."""
+        return []
+
     def check_data(self, data: DataConfig) -> None:
         """Checks that the model can be trained on these data, beyond their kind.
 
