@@ -30,6 +30,7 @@ def test_sizes_and_times_have_a_unit() -> None:
         "seed", "divergence", "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.momentum",
         "optimizer.trust_bounds", "optimizer.trust_coefficient", "optimizer.clip", "averaging.decay", "schedule.power", "schedule.warmup_power",
         "optimizer.adam_lr", "optimizer.adam_eps", "optimizer.ns_coefficients", "schedule.momentum", "model.depth", "model.width", "data.mean", "data.std",
+            "data.randaugment", "data.randaugment_std", "data.mixup", "data.cutmix",
     }  # fmt: skip
     for key in keys():
         if "integer" in key.type or "number" in key.type:

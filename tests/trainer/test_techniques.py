@@ -39,7 +39,7 @@ def test_progressive_resizing_with_all_techniques_resumes_to_the_same_bits(ranks
     for key, value in wanted.items():
         assert torch.equal(value, found[key]), key
     assert losses(halves) == losses(whole)
-    held_out = read(Path(whole["runs"]) / whole["name"]).evals
+    held_out = read(Path(whole["runs"]) / whole["name"]).eval
     # Binary cross-entropy of training is near ln 2 = 0.69, cross-entropy of held-out images near ln 10 = 2.3.
     assert losses(whole)[0] == pytest.approx(0.69, abs=0.15)
     assert [line["loss"] for line in held_out] == pytest.approx([2.3, 2.3], abs=0.4)

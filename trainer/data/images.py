@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from bellwether.trainer.config.schema.data import DataConfig
-from bellwether.trainer.config.schema.section import FRACTION, PIXELS, Count, Share
+from bellwether.trainer.config.schema.section import FRACTION, PIXELS, Count, Share, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ class ImageData(DataConfig):
         None, description="magnitude of RandAugment (Cubuk et al. 2019), as timm counts it; null: none"
     )
     randaugment_ops: Annotated[int, Field(gt=0, le=15)] = Field(
-        2, description="operations of RandAugment for each image"
+        2, description="operations of RandAugment for each image", json_schema_extra=unit("operations")
     )
     randaugment_std: Annotated[float, Field(ge=0)] = Field(
         0.5, description="standard deviation of the magnitude, which differs between operations and images"
