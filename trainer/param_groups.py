@@ -54,6 +54,8 @@ def check_patterns(config: Config, origins: Origins, source: str) -> None:
     each = [phase.optimizer for phase in phases(config)]
     names = parameter_names(config)
     errors: dict[str, ConfigError] = {}
+    if error := _other_model(config):
+        errors[str(error)] = error
     for index, optimizer in enumerate(each):
         prefix: KeyPath = ("phases", index) if config.phases else ()
         for error in _unmatched(optimizer, names, origins, source, prefix):
@@ -64,11 +66,33 @@ def check_patterns(config: Config, origins: Origins, source: str) -> None:
 
 def parameter_names(config: Config) -> list[str]:
     """The names of a model's parameters, which do not depend on its data. Takes no memory."""
+    return list(_parameter_shapes(config))
+
+
+def _parameter_shapes(config: Config) -> dict[str, list[int]]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
         dataset, _ = config.data.assumed(_NoSamples(config.data), config.model.assumed_classes)
-        return [name for name, _ in named(models.build(config.model, dataset))]
+        return {name: list(parameter.shape) for name, parameter in named(models.build(config.model, dataset))}
+
+
+def _other_model(config: Config) -> ConfigError | None:
+    """An error for a phase whose images have a size for which the model has other parameters, as learned positions."""
+    each = phases(config)
+    sizes = [getattr(phase.data, "size", None) for phase in each]
+    if len(set(sizes)) == 1:
+        return None
+    first = _parameter_shapes(each[0])
+    for index, phase in enumerate(each):
+        if sizes[index] == sizes[0]:
+            continue
+        for name, shape in _parameter_shapes(phase).items():
+            if shape != first[name]:
+                problem = f"the model's {name} would be {shape}, and was {first[name]} in the first phase"
+                advice = f"write {sizes[0]}, or take a model without learned positions"
+                return ConfigError(f"phases[{index}].data.size", sizes[index], problem, advice)
+    return None
 
 
 @dataclass(frozen=True)

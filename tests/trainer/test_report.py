@@ -530,6 +530,16 @@ def test_loss_of_uniform_guessing(tmp_path: Path, label: str, value: str, expect
     assert Facts.load(run.path).expectation == expected
 
 
+def test_binary_cross_entropy_has_no_loss_of_uniform_guessing(tmp_path: Path) -> None:
+    for loss, known in (
+        ("bce, classes of a share above 0.2 present", False),
+        ("cross-entropy, label smoothing 0.1", True),
+    ):
+        run = Run(tmp_path / loss[:3])
+        run.line("plan", phases=[[{"label": "loss", "value": loss}, {"label": "classes", "value": "10"}]])
+        assert (Facts.load(run.path).expectation is not None) == known
+
+
 def test_smoothing_keeps_lines_up_to_their_ends_and_phase_boundaries() -> None:
     line = np.linspace(10.0, 2.0, 200)
     np.testing.assert_allclose(smoothed(line), line, rtol=1e-9)  # float64 rounding

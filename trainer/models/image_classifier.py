@@ -66,6 +66,9 @@ class ImageClassifierModel(Architecture):
                 pretrained.checkpoint_activations(model)
         if data is not None:
             pretrained.check_input_size(model, data.zeros(2)["pixel_values"])
+            if data.test_size is not None:
+                held_out = data.model_copy(update={"size": data.test_size})
+                pretrained.check_input_size(model, held_out.zeros(2)["pixel_values"], "data.test_size")
             if self.init is not None:
                 _compare_normalization(self.init, data)
         return Classification(model)

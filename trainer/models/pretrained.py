@@ -62,7 +62,7 @@ def build_for_text(
     return model
 
 
-def check_input_size(model: nn.Module, pixel_values: Tensor) -> None:
+def check_input_size(model: nn.Module, pixel_values: Tensor, key: str = "data.size") -> None:
     """Where the model is built without values, for a check or a plan: refuse images that it cannot take.
 
     Raises:
@@ -76,7 +76,7 @@ def check_input_size(model: nn.Module, pixel_values: Tensor) -> None:
     except (RuntimeError, ValueError) as error:
         problem = f"the {type(model).__name__} cannot take images of this size: {' '.join(str(error).split())[:200]}"
         raise ConfigError(
-            "data.size", pixel_values.shape[-1], problem, "choose another size, or fewer stages or smaller patches"
+            key, pixel_values.shape[-1], problem, "choose another size, or fewer stages or smaller patches"
         ) from error
 
 

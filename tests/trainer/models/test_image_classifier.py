@@ -16,7 +16,7 @@ from bellwether.trainer.data import Dataset
 from bellwether.trainer.models import build
 from bellwether.trainer.models.norm import BatchNorm2d
 from bellwether.trainer.models.tasks import Task
-from bellwether.trainer.param_groups import parameter_names
+from bellwether.trainer.param_groups import check_patterns, parameter_names
 from tests.trainer.models import families
 
 GREY = {"kind": "images", "size": 8, "mean": [0.5], "std": [0.5]}
@@ -118,6 +118,24 @@ def test_size_that_the_stages_do_not_allow_is_refused_before_the_start() -> None
     ):
         parameter_names(config({"config": "convnext-tiny"}))
     assert len(parameter_names(config({"config": "convnext-tiny"}, {**GREY, "size": 32}))) > 100
+
+
+def test_other_sizes_of_phases_and_held_out_images_are_refused_where_positions_are_learned() -> None:
+    vit, resnet = {"config": families.classifier("vit")}, {"config": families.classifier("resnet")}
+    sizes: dict[str, Any] = {"crop": "resized", **GREY}
+    resized = [{"duration": "1 steps"}, {"duration": "1 steps", "data": {"size": 16}}]
+
+    def check(model: dict[str, Any], data: dict[str, Any], **keys: Any) -> None:
+        check_patterns(config(model, data).model_copy(update=keys), {}, "x")
+
+    with pytest.raises(
+        ConfigErrors, match=r"phases\[1\].data.size: 16: .*position.* and was .*; write 8, or take a model"
+    ):
+        check(vit, sizes, phases=resized)
+    check(resnet, sizes, phases=resized)
+    with pytest.raises(ConfigError, match=r"data.test_size: 16: the ViTForImageClassification cannot take images"):
+        check(vit, {**sizes, "test_size": 16})
+    check(resnet, {**sizes, "test_size": 16})
 
 
 def test_our_own_residual_networks_start_from_their_exports(make: Callable[..., Task], tmp_path: Path) -> None:
