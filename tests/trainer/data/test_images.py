@@ -332,7 +332,7 @@ def test_held_out_images_have_their_own_size_and_crop(pictures: Path, config: Ca
     usual, half, whole = red(), red(test_size=24, test_crop=0.5), red(test_crop=1.0)
     assert usual.shape == whole.shape == (16, 16)
     assert half.shape == (24, 24)
-    assert half.min() == 1
+    assert half[2:-2, 2:-2].min() == 1  # Pillow's antialiasing takes a little from outside of the crop
     assert whole.mean() == pytest.approx(0.25, abs=0.01)
     assert usual.mean() == pytest.approx((0.5 / 0.875) ** 2, abs=0.02)
 
