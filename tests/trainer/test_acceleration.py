@@ -200,3 +200,21 @@ def test_plan_names_what_differs_from_the_default() -> None:
     every = Engine(stage=1, tf32=True, compile="layers", channels_last=True, cudnn_benchmark=True)
     assert every.label == "ZeRO 1, fp32, TF32 on GPUs, compiled layers, channels last, cuDNN's fastest convolutions"
     assert Engine(precision="bf16", tf32=True).label == "ZeRO 2, bf16"
+
+
+def test_compiled_blocks_lose_the_same_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of stochastic depth. A second batch needs no other code."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compile, "BACKEND", backend)
+    monkeypatch.setitem(MODELS, "depth", ({"kind": "cifar-resnet", "depth": 14, "stochastic_depth": 0.5}, PIXELS))
+    plain, task = task_of("depth"), task_of("depth", compile="layers")
+    for keys in ([5, 6, 7], [8, 9, 10]):
+        given = {**PIXELS, "sample_keys": torch.tensor(keys)}
+        expected, found = passes(plain, given), passes(task, given)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert len(graphs) == len(compile.layers(task.model))
