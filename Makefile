@@ -9,7 +9,7 @@ WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train check check-min test test-all lint format bench-optimizers lock clean
+.PHONY: help setup train check check-min test test-all lint format bench-optimizers bench-train gpu-bundle lock clean
 
 help:  ## this list
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
@@ -45,6 +45,12 @@ format: setup  ## rewrite the code as ruff wants it
 
 bench-optimizers: setup  ## one step of each optimizer, timed beside torch's and others'; ARGS="--json FILE"
 	@$(BIN)/python scripts/bench_optimizers.py $(ARGS)
+
+bench-train: setup  ## training beside torch DDP, HF Trainer and accelerate, in 10 minutes; ARGS="--page FILE"
+	@$(BIN)/python -m scripts.bench_train $(ARGS)
+
+gpu-bundle: setup  ## the wheels that scripts/gpu_suite.sh needs on a machine without network; ARGS="--python 3.12"
+	@$(BIN)/python -m scripts.gpu_suite.bundle $(ARGS)
 
 # One resolution for every Python and platform; what only the CUDA build of torch needs goes to a file of its own.
 # Versions that still fit are kept, so the diff shows what was asked for and no more.
