@@ -110,6 +110,17 @@ def test_collectives_see_copies_that_are_copied_back() -> None:
     assert seen != [own.data_ptr()]
 
 
+def test_result_that_is_a_view_of_an_argument_is_kept() -> None:
+    """As DeepSpeed's reduce-scatter under ZeRO-3 has it."""
+
+    def reduce_scatter(output: torch.Tensor, given: torch.Tensor) -> None:
+        output.copy_(10 * given[:2])
+
+    given = torch.ones(4)
+    host_collectives.through_host(reduce_scatter, everything=True)(given[:2], given)
+    assert given.tolist() == [10, 10, 1, 1]
+
+
 def test_parts_have_functions_and_fit_into_the_time() -> None:
     for part in PARTS:
         assert callable(part.load())

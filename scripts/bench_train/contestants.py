@@ -52,7 +52,7 @@ CONTESTANTS = [
     Contestant(REFERENCE, "loops:ddp", "the masked head, AdamW(fused=True)", "gradient_as_bucket_view=True, static_graph=True"),
     Contestant("Bellwether", "ours:run", "none",
                "engine.stage=0 engine.replica_check=null log.noise_scale=false log.every='1000 steps'"),
-    Contestant("HF Trainer", "trainers:hf_trainer", "none",
+    Contestant("HF Trainer", "trainers:hf_trainer", "average_tokens_across_devices=False, without which its loss is that of all processes added",
                "the masked head, ddp_find_unused_parameters=False, ddp_broadcast_buffers=False, average_tokens_across_devices=False",
                needs="transformers"),
     Contestant("accelerate", "loops:accelerate", "the model's own loss, AdamW()",

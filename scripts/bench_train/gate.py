@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 class Stop(BaseException):
     """Ends a contestant's loop from inside; no library may catch it as an error."""
+
+
+_loading = False  # whether this process is preparing a batch, whose operations are not counted
+
+
+def uncounted(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches, of which the preparation is not counted."""
+    global _loading
+    while True:
+        _loading = True
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        finally:
+            _loading = False
+        yield batch
 
 
 class Counts(TorchDispatchMode):
@@ -24,8 +41,12 @@ class Counts(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aten = torch.ops.aten
-        self.operations += 1
-        if function in (aten._local_scalar_dense.default, aten.nonzero.default, aten.is_nonzero.default):
+        self.operations += not _loading
+        if not _loading and function in (
+            aten._local_scalar_dense.default,
+            aten.nonzero.default,
+            aten.is_nonzero.default,
+        ):
             self.waits += 1
         return function(*args, **(kwargs or {}))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from scripts.bench_train.gate import Gate
+from scripts.bench_train.gate import Gate, uncounted
 from scripts.bench_train.shared import Setup
 
 # What is given up: the noise scale's estimate, the comparison of replicas between checkpoints, and a log line of each ten steps.
@@ -21,6 +21,7 @@ def run(setup: Setup, gate: Gate) -> None:
 
     losses: list[Any] = []
     add, log, start = StepMetrics.add, PhaseLoop.log, PhaseLoop.train
+    open_batches = PhaseLoop._open_batches
 
     def added(self: StepMetrics, result: Any) -> None:
         losses[:] = [result.loss]
@@ -35,7 +36,11 @@ def run(setup: Setup, gate: Gate) -> None:
         gate.open()
         start(self)
 
+    def opened(self: PhaseLoop) -> Any:
+        return uncounted(open_batches(self))
+
     StepMetrics.add, PhaseLoop.log, PhaseLoop.train = added, logged, started  # type: ignore[method-assign]
+    PhaseLoop._open_batches = opened  # type: ignore[method-assign]
     world = distributed.start("cpu", timedelta(seconds=120))
     train(validate(_raw(setup)), world)
 

@@ -17,6 +17,7 @@ from bellwether.trainer.config import Config, validate
 from bellwether.trainer.data import Dataset, load
 from bellwether.trainer.data.loader import train_batches
 from bellwether.trainer.data.sampling import fold_in
+from scripts.bench_train.gate import uncounted
 
 LR, CLIP = 1e-3, 1.0
 
@@ -58,11 +59,11 @@ class Setup:
     def batches(self) -> Iterator[dict[str, Tensor]]:
         """The micro-batches of a run of Bellwether, from its loader: the same work for each contestant."""
         micro = self.config.batch.micro
-        return train_batches(
+        return uncounted(train_batches(
             self.dataset.train, seed=fold_in(self.config.seed, 0), start=0, steps=1_000_000, global_batch=self.config.batch.global_,
             micro=micro, accumulation=self.config.batch.global_ // (micro * self.world_size), rank=self.rank,
             world_size=self.world_size, workers=0,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def as_transformers(self) -> Iterator[dict[str, Tensor]]:
         """The same batches as transformers' collators make them: a label at each position, -100 where nothing is masked."""
@@ -92,4 +93,5 @@ class Loss(torch.nn.Module):
         self.task = task
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        batch.pop("num_items_in_batch", None)  # which transformers' Trainer passes to whatever takes keywords
         return {"loss": self.task(**batch)[0].mean()}

@@ -95,7 +95,7 @@ def notes(results: list[Result], about: dict[str, Any]) -> list[str]:
         f"Same weights, samples, masks, batches, AdamW at a constant rate without decay, gradients clipped at 1. The first {about['losses']} "
         f"losses have to agree with torch DDP's within {TOLERANCE}; a contestant with others gets no ratio.",
         "All take their batches from Bellwether's loader, whose work is a part of each time.",
-        "Operations are counted at torch's dispatcher, with those of the loader; a fused optimizer's C++ is none or one. One that reads a value "
+        "Operations are counted at torch's dispatcher, without those of the loader; a fused optimizer's C++ is none or one. One that reads a value "
         "is where the host would wait for a GPU. Bellwether's and DeepSpeed's reads are of values on the CPU in part "
         "(`tests/trainer/test_device_waits.py`).",
         f"Load of the machine before and after: {about['load']}.",

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from scripts.bench_train.gate import Gate
 from scripts.bench_train.shared import CLIP, LR, Loss, Setup
 
-HF_BEST = {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False, "average_tokens_across_devices": False}
+# Without it, transformers 5.23 multiplies the loss by the number of processes where a model takes keywords and has a loss of its own.
+HF_DEFAULTS = {"average_tokens_across_devices": False}
+HF_BEST = {**HF_DEFAULTS, "ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
 
 
 class _Batches(IterableDataset):
@@ -35,7 +37,7 @@ def hf_trainer(setup: Setup, gate: Gate) -> None:
     arguments = TrainingArguments(
         output_dir=str(setup.folder / "trainer"), max_steps=1_000_000, per_device_train_batch_size=setup.config.batch.micro,
         learning_rate=LR, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=CLIP, use_cpu=True, ddp_backend="gloo",
-        report_to=[], save_strategy="no", disable_tqdm=True, **(HF_BEST if setup.best else {}),
+        report_to=[], save_strategy="no", disable_tqdm=True, **(HF_BEST if setup.best else HF_DEFAULTS),
     )  # fmt: skip
     if arguments.world_size != setup.world_size:
         raise RuntimeError(f"transformers has started {arguments.world_size} processes, not {setup.world_size}")

@@ -58,7 +58,9 @@ def through_host(collective: Callable[..., Any], everything: bool = False) -> Ca
 
         result = collective(*map(on_host, args), **{name: on_host(value) for name, value in options.items()})
         with torch.no_grad():
-            for tensor, copy in pairs:
+            for tensor, copy in reversed(
+                pairs
+            ):  # results come first in torch's signatures, and may be views of an argument
                 tensor.copy_(copy)
         return Finished() if async_op else result
 
