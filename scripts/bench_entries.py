@@ -84,7 +84,7 @@ def entries(setting: Setting, device: torch.device, peers: dict[str, str]) -> li
             Entry("Lars", "timm", _timm_lars, problem=peers["timm"]),
         ]
         if device.type == "cuda":
-            found.append(Entry("Lamb", "DeepSpeed FusedLamb", _deepspeed_lamb))
+            found.append(Entry("Lamb", "DeepSpeed FusedLamb", _deepspeed_lamb, problem=peers.get("deepspeed", "")))
     kernels = [name for name in NAMES if name != "auto" and NEEDS.get(name, device.type) == device.type]
     if not setting.all_entries:
         kernels.remove("reference")

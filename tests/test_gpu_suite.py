@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scripts.gpu_suite import __main__ as suite
-from scripts.gpu_suite import bundle, exactness, host_collectives, report, unpack
+from scripts.gpu_suite import bundle, exactness, host_collectives, report, switches, unpack, workloads
 from scripts.gpu_suite.context import Context, read
 from scripts.gpu_suite.parts import NAMES, PARTS, Part
 
@@ -74,13 +74,21 @@ def test_missing_wheels_are_unpacked(tmp_path: Path) -> None:
     for name in ("torch-9.9-py3-none-any.whl", "not_installed-1.0-py3-none-any.whl"):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr("not_installed/__init__.py", "x = 1")
+            archive.writestr(
+                "not_installed-1.0.dist-info/METADATA",
+                "Requires-Dist: numpy>=99\nRequires-Dist: torch>=2\nRequires-Dist: pytest>=99\n",
+            )
             archive.writestr("not_installed-1.0.data/purelib/other.py", "")
             archive.writestr("not_installed-1.0.data/scripts/tool", "")
-    wheels = unpack.missing(tmp_path)
-    assert [wheel.name for wheel in wheels] == ["not_installed-1.0-py3-none-any.whl"]  # any torch that is there stays
+    with zipfile.ZipFile(tmp_path / "numpy-99.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("numpy/__init__.py", "")
+    wheels, lacking = unpack.missing(tmp_path)
+    # A torch that is there stays, a numpy that is too old does not.
+    assert [wheel.name for wheel in wheels] == ["not_installed-1.0-py3-none-any.whl", "numpy-99.0-py3-none-any.whl"]
+    assert lacking == [f"not-installed needs pytest>=99, and {pytest.__version__} is installed"]
     unpack.unpack(wheels, tmp_path / "site")
     files = sorted(str(file.relative_to(tmp_path / "site")) for file in (tmp_path / "site").rglob("*.py"))
-    assert files == ["not_installed/__init__.py", "other.py"]
+    assert files == ["not_installed/__init__.py", "numpy/__init__.py", "other.py"]
     assert not (tmp_path / "site" / "tool").exists()
 
 
@@ -119,6 +127,15 @@ def test_result_that_is_a_view_of_an_argument_is_kept() -> None:
     given = torch.ones(4)
     host_collectives.through_host(reduce_scatter, everything=True)(given[:2], given)
     assert given.tolist() == [10, 10, 1, 1]
+
+
+def test_switches_that_this_version_lacks_are_found_out() -> None:
+    raw = workloads.bert(True, 128, 4)
+    assert switches.has_key(raw, "engine.stage")
+    assert not switches.has_key(raw, "engine.no_such_key")
+    assert switches.has_key(raw, "scripts.gpu_suite.exactness:UPDATES")
+    assert not switches.has_key(raw, "scripts.gpu_suite.exactness:NOTHING")
+    assert not switches.has_key(raw, "scripts.gpu_suite.nothing:NOTHING")
 
 
 def test_parts_have_functions_and_fit_into_the_time() -> None:

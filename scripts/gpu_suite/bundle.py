@@ -28,8 +28,8 @@ WANTED = ("deepspeed", "datasets", "pydantic", "optuna", "argcomplete", "xxhash"
 # What it has: torch's and transformers' own dependencies, and large packages that come with the images in use.
 PRESENT = {
     "torch", "triton", "transformers", "accelerate", "pyarrow", "safetensors", "mpi4py", "numpy", "tokenizers", "huggingface-hub",
-    "sympy", "networkx", "jinja2", "markupsafe", "fsspec", "filelock", "typing-extensions", "setuptools", "pyyaml", "regex", "requests",
-    "tqdm", "packaging", "pillow", "certifi", "urllib3", "idna", "charset-normalizer", "httpx", "httpcore", "anyio", "h11", "sniffio",
+    "sympy", "networkx", "jinja2", "markupsafe", "setuptools", "pyyaml", "regex", "requests",
+    "tqdm", "pillow", "certifi", "urllib3", "idna", "charset-normalizer", "httpx", "httpcore", "anyio", "h11", "sniffio",
 }  # fmt: skip
 LIMIT = 64 * 2**20
 

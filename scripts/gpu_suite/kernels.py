@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(context: Context) -> None:
     few = ["tests/optimizers/test_kernels.py", "-k", "triton and cached_tables"]
     where = few if context.dry else ["tests/gpu"]
-    # Without the project's options, which need pytest-xdist; what one test prints is of no use here.
     command = [
         sys.executable,
         "-m",

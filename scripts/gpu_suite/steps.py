@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,9 +108,12 @@ def measure(
         batches: endless micro-batches on the device; None: four random ones by turns.
     """
     on_gpu = world.device.type == "cuda"
+    held = 0
     if on_gpu:
+        gc.collect()  # an earlier engine is held by cycles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
     with engine(raw, world) as (built, config):
         micro, accumulation = _split(config, world)
         source = _random(config, micro, world.device) if batches is None else batches(config)
@@ -127,7 +131,7 @@ def measure(
             Spread.of(times), config.batch.global_, losses=[first, *map(float, losses[1:])], first=elapsed
         )
         if on_gpu:
-            found.peak = torch.cuda.max_memory_allocated()
+            found.peak = torch.cuda.max_memory_allocated() - held
             if profiled:
                 found.kernels, found.idle = _profile(step, profiled, accumulation)
     return found
@@ -165,6 +169,7 @@ def _profile(step: Callable[[], Tensor], count: int, accumulation: int) -> tuple
     ranges = [
         (event.time_range.start, event.time_range.end)
         for event in profiler.events() or []
-        if event.device_type == DeviceType.CUDA
+        # An annotation lasts from its first kernel to its last one.
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
     ]
     return len(ranges) / (count * accumulation), idle_share(ranges)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from pydantic import BaseModel
 
@@ -20,6 +23,7 @@ class Switch:
     """A key, its values without and with it, and the config on which it counts.
 
     Attributes:
+        key: of a config; or ``module:NAME``, a constant of the code that no key sets.
         tolerance: relative, of the losses of the first updates with it: what another order of sums, or fewer bits, leave in them.
     """
 
@@ -44,13 +48,15 @@ def _resnet(dry: bool) -> Changes:
     return workloads.resnet(dry, 256)
 
 
+_VOCABULARY = "bellwether.trainer.models.vocabulary"
 SWITCHES = [
     Switch("engine.compile", "none", "layers", _bert),
     Switch("engine.compile", "none", "layers", _resnet),
     Switch("engine.channels_last", False, True, _resnet),
     Switch("engine.cudnn_benchmark", False, True, _resnet),
     Switch("engine.tf32", False, True, _bert_fp32),
-    Switch("model.pad_vocabulary", 1, 64, _bert),
+    Switch(f"{_VOCABULARY}:MULTIPLE", 1, 64, _bert),
+    Switch(f"{_VOCABULARY}:KEPT", 2**62, 0, _bert),  # the logits in chunks, or all at once
     Switch("engine.activation_checkpointing", False, True, _bert),
 ]
 
@@ -77,9 +83,7 @@ def run(context: Context) -> None:
 
 def _compare(context: Context, switch: Switch, raw: Changes) -> None:
     counts: dict[str, Any] = {"count": 2, "warmup": 1} if context.dry else {"count": 15, "warmup": 5, "profiled": 2}
-    off, on = (
-        steps.measure(changed(raw, switch.key, value), context.world, **counts) for value in (switch.off, switch.on)
-    )
+    off, on = (_measured(raw, switch.key, value, context, counts) for value in (switch.off, switch.on))
     gain = on.step.ratio(off.step)
     context.row(
         switch=switch.key, value=str(switch.on), model=raw["model"]["kind"], **{
@@ -96,6 +100,14 @@ def _compare(context: Context, switch: Switch, raw: Changes) -> None:
     )
 
 
+def _measured(raw: Changes, key: str, value: Any, context: Context, counts: dict[str, Any]) -> steps.StepTimes:
+    module, _, name = key.partition(":")
+    if not name:
+        return steps.measure(changed(raw, key, value), context.world, **counts)
+    with mock.patch.object(importlib.import_module(module), name, value):
+        return steps.measure(raw, context.world, **counts)
+
+
 def changed(raw: Changes, key: str, value: Any) -> Changes:
     """
     >>> changed({"engine": {"stage": 1}}, "engine.tf32", True)
@@ -106,7 +118,10 @@ def changed(raw: Changes, key: str, value: Any) -> Changes:
 
 
 def has_key(raw: Changes, key: str) -> bool:
-    """Whether the config of this version has a key, for a config's kind of model."""
+    """Whether this version has a key, in a config of this kind of model, or a constant."""
+    if ":" in key:
+        module, _, constant = key.partition(":")
+        return importlib.util.find_spec(module) is not None and hasattr(importlib.import_module(module), constant)
     from bellwether.trainer.config import validate
 
     value: Any = validate({"name": "x", "duration": "1 steps", **raw})
