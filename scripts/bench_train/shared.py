@@ -69,7 +69,7 @@ class Setup:
         """The same batches as transformers' collators make them: a label at each position, -100 where nothing is masked."""
         for batch in self.batches():
             if "masked_positions" not in batch:
-                yield batch
+                yield {name: batch[name] for name in ("pixel_values", "labels")}
                 continue
             labels = torch.full_like(batch["input_ids"], -100)
             labels.scatter_(1, batch["masked_positions"], batch["labels"])
