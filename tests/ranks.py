@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -62,6 +64,16 @@ class Ranks:
         if errors:
             raise AssertionError("\n".join(errors))
         return [results[rank] for rank in range(self.world_size)]
+
+    def run_until_killed(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> None:
+        """Call a function that kills a rank, and then kill the others."""
+        for inbox in self.inbox:
+            inbox.put((function, args))
+        ended = wait([process.sentinel for process in self.processes], timeout)
+        status = [process.exitcode for process in self.processes]
+        self.close()
+        assert ended, f"{function.__name__}{args} killed no rank in {timeout:.0f} s"
+        assert -signal.SIGKILL in status, f"{function.__name__}{args}: {status}"
 
     def close(self) -> None:
         for process in self.processes:

@@ -1,7 +1,8 @@
 """How often a run should save: the interval of Young (1974) and Daly (2006) from measured costs and failures.
 
-With a checkpoint that costs C seconds and a mean time between failures M, time lost to saving and to redoing steps is least near
-an interval of sqrt(2 C M) (J. W. Young, CACM 17(9), 1974; J. T. Daly, FGCS 22(3), 2006). It is a suggestion: nothing changes it.
+With a checkpoint for which training stands still for C seconds and a mean time between failures M, time lost to saving and to redoing
+steps is least near an interval of sqrt(2 C M) (J. W. Young, CACM 17(9), 1974; J. T. Daly, FGCS 22(3), 2006). While training goes on,
+one checkpoint is written at a time, so that the interval is no shorter than that takes. It is a suggestion: nothing changes it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Interval:
 
     seconds: float
     steps: int
-    cost: float  # seconds that a checkpoint takes
+    cost: float  # seconds for which training stands still for a checkpoint
     mtbf: float  # seconds between failures of the run
     failures: int  # 0: `mtbf` is the default for its nodes
     nodes: int
@@ -32,7 +33,7 @@ class Interval:
     def __str__(self) -> str:
         seen = f"{self.failures} seen" if self.failures else f"assumed for {self.nodes} node{'s' * (self.nodes > 1)}"
         return (
-            f"every {self.steps:,} steps ({duration(self.seconds)}): a checkpoint takes {self.cost:.3g} s, "
+            f"every {self.steps:,} steps ({duration(self.seconds)}): a checkpoint stops training for {self.cost:.3g} s, "
             f"a failure comes every {_days(self.mtbf)} ({seen})"
         )
 
@@ -43,7 +44,9 @@ def _days(seconds: float) -> str:
 
 def suggest(history: History, goodput: Goodput) -> Interval | None:
     """The interval for a run, or None while no checkpoint and no step has been measured."""
-    costs = [float(line["seconds"]) for line in history.checkpoint if line.get("seconds")]
+    saved = [line for line in history.checkpoint if line.get("seconds")]
+    # The end of a phase or run waits for the writing, which a checkpoint on the way does not.
+    costs = [line.get("blocked_seconds", line["seconds"]) - line.get("waited_seconds", 0.0) for line in saved]
     times = [float(line["step_time"]) for line in history.train if line.get("step_time")]
     if not costs or not times:
         return None
@@ -51,5 +54,6 @@ def suggest(history: History, goodput: Goodput) -> Interval | None:
     nodes = nodes if isinstance(nodes, int) and nodes > 0 else 1
     mtbf = goodput.running / goodput.failures if goodput.failures else DEFAULT_MTBF / nodes
     cost, step_time = statistics.median(costs), statistics.median(times)
-    seconds = math.sqrt(2 * cost * mtbf)
+    writing = statistics.median(line["seconds"] for line in saved)
+    seconds = max(math.sqrt(2 * cost * mtbf), writing)
     return Interval(seconds, max(1, round(seconds / step_time)), cost, mtbf, goodput.failures, nodes)

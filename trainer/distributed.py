@@ -180,9 +180,18 @@ def run_on_all_ranks(world: World, act: Callable[[], T]) -> list[T]:
     Returns:
         what the function returned on each rank, of the types of `run_on_rank0`.
     """
+    return agree(act, world.rank, lambda data: messages.all_gather(data, world.device))
+
+
+def agree(act: Callable[[], T], rank: int, all_gather: Callable[[bytes], list[bytes]]) -> list[T]:
+    """`run_on_all_ranks` over any connection of the ranks.
+
+    Args:
+        all_gather: returns the bytes of all ranks, in order.
+    """
     result, error, data = _outcome(act)
-    outcomes: list[tuple[Any, Exception | None]] = [_decode(one) for one in messages.all_gather(data, world.device)]
-    outcomes[world.rank] = result, error
+    outcomes: list[tuple[Any, Exception | None]] = [_decode(one) for one in all_gather(data)]
+    outcomes[rank] = result, error
     for _, one in outcomes:
         if one is not None:
             raise raised_by_all_ranks(one)

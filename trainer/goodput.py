@@ -194,27 +194,41 @@ def _one_launch(result: Goodput, launch: _Launch, furthest: int) -> None:
     started = float(launch.start["time"])
     result.seconds[STARTING] += max(0.0, started - launch.begun) if launch.begun else _startup(launch.start)
     step, cursor, is_first = int(launch.start["step"]), started, True
+    spare = 0.0  # seconds before the cursor that no line has accounted for
     for line in launch.lines:
-        at, event, measured = float(line["time"]), line["event"], 0.0
+        at, event, measured, seconds = float(line["time"]), line["event"], 0.0, line.get("seconds")
         gap = max(0.0, at - cursor)
         if event == "train":
-            count, each = max(0, line["step"] - step), float(line.get("step_time") or 0.0)
-            measured = min(count * each, gap)
-            again = min(count, max(0, furthest - step)) / count if count else 0.0
-            waited = min(measured, count * float(line.get("data_time") or 0.0)) * (1 - again)
-            result.seconds[LOST] += measured * again
-            result.seconds[DATA] += waited
-            result.seconds[TRAINING] += measured * (1 - again) - waited
+            measured = _steps(result, line, step, furthest, gap)
             step = max(step, int(line["step"]))
+        elif event == "checkpoint" and "blocked_seconds" in line:
+            # Recorded while training went on: training has stood still for it at some moment before.
+            blocked = min(float(line["blocked_seconds"]), spare + gap)
+            result.seconds[SAVING] += blocked
+            cursor += max(0.0, blocked - spare)
+            spare = max(0.0, spare - blocked)
+            continue
         elif event in ("checkpoint", "eval"):
-            seconds = line.get("seconds")
             measured = min(float(seconds), gap) if isinstance(seconds, int | float) else gap
             result.seconds[SAVING if event == "checkpoint" else EVALUATING] += measured
-        # Before the first step the engine is built and the checkpoint is loaded.
-        if is_first and measured:
+        if not is_first:
+            spare += gap - measured
+        elif measured:  # before the first step the engine is built and the checkpoint is loaded
             result.seconds[STARTING] += gap - measured
         is_first = is_first and not measured
-        cursor = max(cursor, at) if measured or not is_first else cursor
+        cursor = cursor if is_first else max(cursor, at)
+
+
+def _steps(result: Goodput, line: Line, step: int, furthest: int, gap: float) -> float:
+    """Add the steps of a train line after a step; returns their seconds, which are no more than those since the line before."""
+    count, each = max(0, line["step"] - step), float(line.get("step_time") or 0.0)
+    measured = min(count * each, gap)
+    again = min(count, max(0, furthest - step)) / count if count else 0.0
+    waited = min(measured, count * float(line.get("data_time") or 0.0)) * (1 - again)
+    result.seconds[LOST] += measured * again
+    result.seconds[DATA] += waited
+    result.seconds[TRAINING] += measured * (1 - again) - waited
+    return measured
 
 
 def _startup(start: Line) -> float:

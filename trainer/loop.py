@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bellwether.trainer import arrival, checkpoint, messages, models, param_groups, scores, signals
+from bellwether.trainer import arrival, checkpoint, messages, models, param_groups, saving, scores, signals
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.data.loader import train_batches
@@ -37,6 +37,7 @@ def train_phase(run: Run, phase: Phase) -> None:
     """Train one phase to its end, or to where the run stops: updates the run's position and newest checkpoint. Collective."""
     loop = PhaseLoop(run, phase)
     loop.train()
+    saving.finish(run)
     loop.engine.destroy()
     del loop
     gc.collect()
@@ -117,23 +118,26 @@ class PhaseLoop:
             self.step_metrics.add(self.engine.train_step(micro_batches))
             signals.stepped()
             run.position = Position(step, run.position.samples + phase.split.global_batch, phase.index)
-            stop_requested = run.stop_consensus.answer() != 0
-            saving = stop_requested or step == self.end or phase.due(step, phase.config.checkpoint.every)
-            self.log(saving)
+            agreed = run.stop_consensus.answer()
+            stop_requested = agreed.signal != 0
+            if not agreed.is_saving:
+                saving.finish(run)  # does not wait: all ranks have published it, or failed
+            save_due = stop_requested or step == self.end or phase.due(step, phase.config.checkpoint.every)
+            self.log(save_due)
             if run.diverged:
                 return  # diverged weights must not replace a good checkpoint, and are not evaluated
             evaluating = step == self.end or (phase.due(step, phase.config.evaluate.every) and not stop_requested)
-            if not (saving or evaluating or self.probe.reads(step)):
+            if not (save_due or evaluating or self.probe.reads(step)):
                 self.write_trajectory(step_seed)  # writes nothing, and keeps weights where the next step needs them
                 continue  # a pause waits for the device
             with self.step_metrics.paused():
                 self.write_trajectory(step_seed)
                 # The checkpoint first: after a signal there may be only minutes left.
-                if saving:
+                if save_due:
                     self.save()
                 if evaluating:
                     is_best = self.evaluate()
-                    if (is_best or run.has_ended) and not saving:
+                    if (is_best or run.has_ended) and not save_due:
                         self.save()
 
     def seed_torch(self, step: int) -> int:
@@ -154,7 +158,7 @@ class PhaseLoop:
             is_last = index == accumulation - 1
             run.heartbeat.at(step - 1, arrival.UPDATE if is_last else arrival.BACKWARD)
             if is_last:
-                run.stop_consensus.ask()
+                run.stop_consensus.ask(run.saver.is_saving)
             yield batch
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -167,12 +171,12 @@ class PhaseLoop:
             heartbeat.at(step, arrival.EVALUATION_DATA)
         heartbeat.at(step, arrival.EVALUATION)
 
-    def log(self, saving: bool) -> None:
+    def log(self, save_due: bool) -> None:
         """Write the train event where it is due, and check the loss."""
         run, phase, step = self.run, self.phase, self.run.position.step
         values: dict[str, Any] | None = None
         # Also at a phase's first step, where its loss starts; and no checkpoint is saved whose loss was not checked.
-        if saving or phase.due(step, phase.config.log.every) or step == phase.first_step + 1:
+        if save_due or phase.due(step, phase.config.log.every) or step == phase.first_step + 1:
             run.heartbeat.at(step, arrival.METRICS)
             values, layers = self.step_metrics.read(run.position)
             self.write("train", **values)
@@ -217,6 +221,7 @@ class PhaseLoop:
                 run.diverged, run.stop_step = True, run.position.step
                 run.note(f"step {run.position.step}: the loss has diverged, to {loss:.4g}")
         elif math.isnan(loss):
+            saving.finish(run)
             self.check_one_rank()
             newest = run_on_rank0(run.world, lambda: checkpoint.newest(run.checkpoints))
             advice = "lower it, lengthen schedule.warmup, or clip"
@@ -251,22 +256,8 @@ class PhaseLoop:
             self.write(event, step=position.step, samples=position.samples, **values)
 
     def save(self) -> None:
-        """Save a checkpoint."""
-        run, position = self.run, self.run.position
-        run.heartbeat.at(position.step, arrival.CHECKPOINT)
-        started = time.monotonic()
-        self.replicas.check(position.step)
-        run.metrics.sync()
-        fingerprints = [dataset.fingerprint for dataset in run.datasets]
-        path = checkpoint.save(
-            run.checkpoints, self.engine, position, run.world, run.config.checkpoint.keep, fingerprints,
-            noise=self.step_metrics.noise_state(), best=None if run.best is None else run.best.step,
-        )  # fmt: skip
-        self.write(
-            "checkpoint", step=position.step, samples=position.samples, path=path.relative_to(run.directory),
-            seconds=time.monotonic() - started,
-        )  # fmt: skip
-        run.newest_checkpoint = path
+        """Begin a checkpoint; an earlier one is recorded before."""
+        saving.start(self.run, self.engine, self.replicas, self.step_metrics.noise_state())
 
     def evaluate(self) -> bool:
         """Evaluate on the held-out samples, which may end the run; returns whether it is the best evaluation so far."""

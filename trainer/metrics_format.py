@@ -35,6 +35,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(
         ("time", "seconds", "step_time", "data_time", "data_wait", "epoch", "lr", "grad_norm", *HELD), _NUMBER
     ),
+    **dict.fromkeys(("blocked_seconds", "waited_seconds"), (int, float)),
     **dict.fromkeys(("samples_per_s", "tokens_per_s", "memory_gib", "startup"), _NUMBER),
     **dict.fromkeys(
         ("noise_scale", "noise_scale_error", "noise_scale_recent", "noise_scale_spikes", "noise_scale_every"), _NUMBER

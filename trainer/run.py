@@ -107,8 +107,9 @@ def _train_phases(run: Run) -> int:
     signal, started_at = 0, run.position
     try:
         run.stop_consensus.ask()
-        while run.has_work and not (signal := run.stop_consensus.answer()):
-            train_phase(run, run.current_phase)
+        with run.saver:
+            while run.has_work and not (signal := run.stop_consensus.answer().signal):
+                train_phase(run, run.current_phase)
         if run.position != started_at or run.pending_end:
             run.metrics.write(
                 "end", step=run.position.step, samples=run.position.samples, seconds=time.time() - run.started,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bellwether.trainer import checkpoint
 from bellwether.trainer.best import BestEvaluation
-from bellwether.trainer.checkpoint import Position
+from bellwether.trainer.checkpoint import Position, Saver
 from bellwether.trainer.config import Config
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.distributed import World
@@ -30,19 +30,21 @@ class Run:
     phases: list[Phase]
     datasets: list[Dataset]  # one for each phase
     position: Position
-    newest_checkpoint: Path | None  # the next phase starts from it
+    newest_checkpoint: Path | None  # published; the next phase starts from it
     verified_checkpoint: Path | None  # whose checksums were compared at the start
     stop_step: int  # the run's last step, or an earlier one
     heartbeat: Heartbeat
     stop_consensus: StopConsensus
     divergence: DivergenceDetector
     metrics: Metrics
+    saver: Saver
     progress: Progress | None  # None except on rank 0
     pending_eval: bool = False  # the newest checkpoint was saved, but the process ended before its evaluation
     pending_end: bool = False  # the process ended before it wrote how the run had ended
     target_reached: bool = False
     best: BestEvaluation | None = None  # None: the config names no score
     diverged: bool = False
+    late_saves: int = 0  # checkpoints that waited long for the one before
     started: float = field(default_factory=time.time)
 
     @property

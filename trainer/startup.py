@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from bellwether.trainer import checkpoint, rundir
 from bellwether.trainer.best import BestEvaluation
-from bellwether.trainer.checkpoint import Position
+from bellwether.trainer.checkpoint import Position, Saver
 from bellwether.trainer.config import Config, dump, phases
+from bellwether.trainer.control_group import ControlGroup
 from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.divergence import DivergenceDetector
 from bellwether.trainer.heartbeat import Heartbeat
@@ -47,11 +49,12 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
         check_position(planned, position, config, is_own=own is not None)
         if own is not None:
             check_unchanged(config, manifest, datasets)
+    metrics = _metrics(directory, config, planned[0]) if world.is_main else Metrics(None)
     run = Run(
         config, directory, world, planned, datasets, position,
         newest_checkpoint=source, verified_checkpoint=own, stop_step=stop_step(config, planned),
         heartbeat=heartbeat, stop_consensus=stop_consensus, divergence=DivergenceDetector(config.divergence),
-        metrics=_metrics(directory, config, planned[0]) if world.is_main else Metrics(None),
+        metrics=metrics, saver=_saver(config, world, directory, metrics),
         progress=Progress() if world.is_main else None,
         target_reached=run_on_rank0(world, lambda: rundir.has_reached(directory, position, config.evaluate.target)),
     )  # fmt: skip
@@ -67,6 +70,12 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
 def _metrics(directory: Path, config: Config, first: Phase) -> Metrics:
     result_log = None if config.log.mlperf.benchmark is None else ResultLog(directory, first)
     return Metrics(directory, config.log.trackers, name=config.name, config=dump(config), result_log=result_log)
+
+
+def _saver(config: Config, world: World, directory: Path, metrics: Metrics) -> Saver:
+    timeout = timedelta(seconds=config.engine.collective_timeout)
+    group = ControlGroup("save", world, timeout) if config.checkpoint.async_save else None
+    return Saver(directory / "checkpoints", world, group, config.checkpoint.keep, metrics.sync)
 
 
 def _best_so_far(run: Run, score: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from bellwether.launcher import ranks
 from bellwether.trainer import __main__ as main
 from bellwether.trainer import file_errors
-from bellwether.trainer.checkpoint.save import _write
+from bellwether.trainer.checkpoint.snapshot import HostBuffer, Snapshot
 from bellwether.trainer.metrics import Metrics
 
 REASON = "once the disk can be written, the same command resumes from the newest checkpoint"
@@ -36,7 +36,7 @@ def small_files() -> Iterator[None]:
 def test_file_of_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     file = tmp_path / "rank-00000.safetensors"
     with pytest.raises(OSError, match="File too large") as caught:
-        _write(file, {"weight|w|0": torch.zeros(1000)})
+        Snapshot.reserve({"weight|w|0": (torch.float32, 1000)}, HostBuffer(pinned=False)).write(file)
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(file))
     assert file_errors.explain(caught.value) == f"{file}: File too large; {REASON}"
 

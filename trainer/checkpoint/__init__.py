@@ -12,10 +12,13 @@ is pickled.
 from bellwether.trainer.checkpoint.format import Manifest, Position, newest
 from bellwether.trainer.checkpoint.load import load, load_into_model, newest_intact, read_manifest
 from bellwether.trainer.checkpoint.save import path_of, save
+from bellwether.trainer.checkpoint.saver import Saved, Saver
 
 __all__ = [
     "Manifest",
     "Position",
+    "Saved",
+    "Saver",
     "load",
     "load_into_model",
     "newest",

@@ -4,24 +4,47 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial as bind
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import Any, Protocol, TypeVar
 
 from bellwether import __version__
-from bellwether.optimizers.shards.layout import ShardLayout
 from bellwether.trainer import file_errors, run_paths
-from bellwether.trainer.checkpoint.format import Manifest, Position, checksum
-from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
+from bellwether.trainer.checkpoint import snapshot
+from bellwether.trainer.checkpoint.format import Manifest, Position
+from bellwether.trainer.checkpoint.snapshot import HostBuffer, Snapshot
+from bellwether.trainer.distributed import World, run_on_all_ranks
 from bellwether.trainer.engine import Engine
+
+T = TypeVar("T")
 
 # Deleting the thousands of files of a large run takes minutes on some file systems. Python waits for this thread at its exit.
 _deletions = ThreadPoolExecutor(max_workers=1, thread_name_prefix="delete-checkpoints")
+
+
+class RunOnAllRanks(Protocol):
+    """`bellwether.trainer.distributed.run_on_all_ranks` for some connection of the ranks."""
+
+    def __call__(self, act: Callable[[], T]) -> list[T]: ...
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint in memory, as it was at one step boundary."""
+
+    snapshot: Snapshot  # of this rank
+    manifest: Manifest  # without its files
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept when a new one is published."""
+
+    keep: int  # newest ones
+    best: int | None = None  # step of one that is kept however old it is
 
 
 def save(
@@ -44,53 +67,65 @@ def save(
     Raises:
         OSError: on every rank, naming the file, if any rank could not write. Nothing is published then.
     """
-    final = path_of(root, position.step)
+    contents = take(engine, position, world, data, noise, HostBuffer(pinned=False))
+    return write(root, contents, world, bind(run_on_all_ranks, world), Retention(keep, best))
+
+
+def take(
+    engine: Engine, position: Position, world: World, data: list[str], noise: dict[str, float] | None, buffer: HostBuffer
+) -> Contents:  # fmt: skip
+    """Copy all that a checkpoint holds: training may go on when this returns. Collective; arguments as of `save`.
+
+    What is random, and which samples come next, follows from the seed and the position.
+
+    Args:
+        buffer: for this rank's tensors; it must not hold those of a checkpoint that is still being written.
+    """
+    # On all ranks, it may be collective; first, as Swats may switch, which changes tensors.
+    scalars = engine.optimizer.scalars()
+    return Contents(
+        snapshot.take(engine, world, buffer), _manifest(engine, position, world, data, scalars, noise or {})
+    )
+
+
+def write(
+    root: Path, contents: Contents, world: World, run_on_all_ranks: RunOnAllRanks, retention: Retention,
+    before_publishing: Callable[[], None] = lambda: None,
+) -> Path:  # fmt: skip
+    """Write a checkpoint, publish it and delete old ones; may be called in a thread. Collective.
+
+    Args:
+        run_on_all_ranks: on a connection that no other thread uses meanwhile.
+        before_publishing: called on rank 0 when all files are on the disk.
+
+    Raises:
+        OSError: on every rank, naming the file, if any rank could not write. Nothing is published then.
+    """
+    final = path_of(root, contents.manifest.position.step)
     partial = root / f"{final.name}.partial"
-    run_on_rank0(world, lambda: _prepare(partial, final))
+    on_rank_0 = bind(_on_rank_0, world, run_on_all_ranks)
+    on_rank_0(lambda: _prepare(partial, final))
     file = partial / f"rank-{world.rank:05d}.safetensors"
-    scalars = (
-        engine.optimizer.scalars()
-    )  # on all ranks, it may be collective; first, as Swats may switch, which changes tensors
-    tensors = _owned(engine, world)
-    files = run_on_all_ranks(world, lambda: _write(file, tensors))
-    manifest = _manifest(engine, position, world, dict(files), data, scalars, noise or {})
-    run_on_rank0(world, lambda: _publish(partial, final, manifest))
-    kept = () if best is None else (path_of(root, best),)
-    run_on_rank0(world, lambda: _prune(root, keep, kept))
+    try:
+        files = run_on_all_ranks(lambda: (file.name, contents.snapshot.write(file)))
+        on_rank_0(before_publishing)
+        on_rank_0(lambda: _publish(partial, final, replace(contents.manifest, files=dict(files))))
+    except OSError:
+        if world.is_main:  # what was written takes the room that another attempt needs
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    kept = () if retention.best is None else (path_of(root, retention.best),)
+    on_rank_0(lambda: _prune(root, retention.keep, kept))
     return final
+
+
+def _on_rank_0(world: World, run_on_all_ranks: RunOnAllRanks, act: Callable[[], None]) -> None:
+    run_on_all_ranks(lambda: act() if world.is_main else None)
 
 
 def path_of(root: Path, step: int) -> Path:
     """The checkpoint of a step, whether it exists or not."""
     return root / f"step-{step:08d}"
-
-
-def state_tensors(engine: Engine, shard: ShardLayout) -> dict[str, Tensor]:
-    """The optimizer's state tensors that have the layout of a shard, by name."""
-    state = engine.optimizer.state.get(shard.tensor, {})
-    return {k: v for k, v in state.items() if isinstance(v, Tensor) and k != "step"}
-
-
-def _owned(engine: Engine, world: World) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-
-    def keep(kind: str, name: str, start: int, values: Tensor) -> None:
-        tensors[f"{kind}|{name}|{start}"] = values.detach().reshape(-1).to("cpu", copy=True)
-
-    for index, shard in enumerate(engine.optimizer.shards):
-        # Tensors that every rank holds completely are written once, by the ranks in turn.
-        if shard.process_group is None and index % world.size != world.rank:
-            continue
-        for kind, tensor in {"weight": shard.tensor, **state_tensors(engine, shard)}.items():
-            for parameter_slice, view in shard.views(tensor.detach()):
-                keep(kind, shard.parameters[parameter_slice.index].name, parameter_slice.start, view)
-    for name, parameter in engine.frozen():
-        with engine.gathered(parameter):
-            if world.is_main:
-                keep("frozen", name, 0, parameter)
-    for name, buffer in engine.buffers():
-        keep("buffer", name, 0, buffer)
-    return tensors
 
 
 def _prepare(partial: Path, final: Path) -> None:
@@ -100,24 +135,14 @@ def _prepare(partial: Path, final: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _write(file: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    with file_errors.naming(file):
-        # safetensors cannot write a file without tensors.
-        save_file(tensors or {"nothing": torch.zeros(1)}, file)
-        run_paths.apply_umask(file)
-        _flush(file)
-    return file.name, {"bytes": file.stat().st_size, "xxh3_128": checksum(file)}
-
-
 def _manifest(
-    engine: Engine, position: Position, world: World, files: dict[str, Any], data: list[str], scalars: dict[str, float],
-    noise: dict[str, float],
+    engine: Engine, position: Position, world: World, data: list[str], scalars: dict[str, float], noise: dict[str, float]
 ) -> Manifest:  # fmt: skip
     parameters: dict[str, Any] = {}
     kinds: set[str] = set()
     for shard in engine.optimizer.shards:
         step = engine.optimizer.state.get(shard.tensor, {}).get("step")
-        own = sorted(state_tensors(engine, shard))
+        own = sorted(snapshot.state_tensors(engine, shard))
         kinds |= set(own)
         for parameter in shard.parameters:
             parameters[parameter.name] = {
@@ -126,7 +151,7 @@ def _manifest(
                 "states": own,
             }
     return Manifest(
-        position, __version__, world.size, engine.optimizer.name, data, sorted(kinds), parameters, files, engine.loss_scaler_state(),
+        position, __version__, world.size, engine.optimizer.name, data, sorted(kinds), parameters, {}, engine.loss_scaler_state(),
         scalars, noise, [name for name, _ in engine.frozen()],
     )  # fmt: skip
 
@@ -155,4 +180,8 @@ def _prune(root: Path, keep: int, kept: Sequence[Path] = ()) -> None:
         old.rename(old.with_name(f"{old.name}.partial"))
     # Listed now: the next checkpoint is written to a directory of this kind.
     for leftover in sorted(root.glob("step-*.partial")):
-        _deletions.submit(shutil.rmtree, leftover, ignore_errors=True)
+        _delete(leftover)
+
+
+def _delete(folder: Path) -> None:
+    _deletions.submit(shutil.rmtree, folder, ignore_errors=True)

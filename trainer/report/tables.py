@@ -93,6 +93,8 @@ def checkpoints(facts: Facts) -> Table:
 
     return Table([
         _column("step"), _column("samples"), _column("seconds", lambda value: number(value, ".2f"), "seconds to save"),
+        _column("blocked_seconds", lambda value: number(value, ".2f"), "of them training stood still"),
+        _column("waited_seconds", lambda value: number(value, ".2f"), "waiting for the writing"),
         ("path", "path", lambda line: _relative(line["path"], facts.run)),
         ("", "note", lambda line: "" if kept(line) else "not kept"),
     ], facts.history.checkpoint)  # fmt: skip

@@ -57,6 +57,11 @@ class Checkpoint(Section):
     every: IntervalField | None = Field(
         None, description="interval between checkpoints; null: only at the end of each phase"
     )
+    async_save: bool = Field(
+        True,
+        description="copy a checkpoint into host memory and write it while training goes on; the copy is kept, and page-locked beside a "
+        "GPU; false: training stands still until it is written",
+    )
     keep: Count = Field(3, description="number of newest checkpoints to keep", json_schema_extra=unit("checkpoints"))
     export: bool = Field(True, description="export the finished model to export/ in save_pretrained format")
 
