@@ -212,7 +212,7 @@ while true; do
     elif ((status == 0)); then
         echo "$(date '+%F %T') bellwether: attempt $attempt: $tasks tasks on $used, rendezvous at $MASTER_ADDR:$MASTER_PORT"
         # When a rank fails, srun ends the others; otherwise they would wait for it forever.
-        srun --export=ALL --kill-on-bad-exit=1 --wait=60 --cpu-bind=cores --open-mode=append \\
+        srun --export=ALL --kill-on-bad-exit=1 --wait=600 --cpu-bind=cores --open-mode=append \\
             --output="logs/$id/rank%t.log" "${step[@]}" "${options[@]}" "${python[@]}" -m bellwether.trainer "$@"
         status=$?
         find "logs/$id" -maxdepth 1 -name 'rank*.log' -empty -delete # most ranks print nothing

@@ -140,7 +140,9 @@ def _progress(history: metrics.History, beat: dict[str, Any]) -> list[tuple[str,
                 rows.append(("left", f"{duration((total - step) * seconds)} of training"))
     if history.checkpoint:
         last = history.checkpoint[-1]
-        cost = f", for which training stood still for {last['blocked_seconds']:.2g} s" if "blocked_seconds" in last else ""
+        cost = (
+            f", for which training stood still for {last['blocked_seconds']:.2g} s" if "blocked_seconds" in last else ""
+        )
         rows.append(("checkpoint", f"{last['path']}, {duration(time.time() - last['time'])} ago{cost}"))
     return rows
 

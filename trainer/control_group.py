@@ -53,6 +53,10 @@ class ControlGroup:
                 between, first_of_each.index(rank), len(first_of_each), timeout
             )
 
+    def close(self) -> None:
+        """Close the connections. To be called by all ranks before any of them exits."""
+        self._within_machine = self._between_machines = None
+
     def _groups(self) -> list[Any]:
         """Within the machine, between the machines, and then to all ranks of the machine."""
         return list(filter(None, (self._within_machine, self._between_machines, self._within_machine)))

@@ -95,6 +95,11 @@ class Heartbeat:
         """Set what this rank is doing after `step` steps of the run. Costs microseconds. To be called by all ranks alike."""
         self._log.enter(step, activity)
 
+    def stop_watching(self) -> None:
+        """From now on no rank ends the run because of another, which may leave; the file is kept up to date. To be called by all."""
+        self.silence = 0.0
+        stack_dump.disarm()
+
     def close(self, ended: str, failure: str | None = None) -> None:
         """Send no more beats. With ``failure``, the other ranks exit soon instead of waiting for this one in a collective.
 
@@ -124,7 +129,7 @@ class Heartbeat:
             if self.silence:
                 # Where another thread holds the interpreter's lock, this one cannot run, and the stacks are printed.
                 stack_dump.arm(max(2 * self.period, 0.7 * self.silence))
-                if self._closed.is_set():
+                if self._closed.is_set() or not self.silence:
                     stack_dump.disarm()
             try:
                 self._send()

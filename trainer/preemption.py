@@ -48,6 +48,7 @@ class StopConsensus:
         if not self._is_alone:
             self._requests.put(None)
             self._thread.join()
+            self._group.close()
 
     def ask(self, is_saving: bool = False) -> None:
         """Start to ask all ranks whether they have received a signal, and whether they are saving. Collective."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -47,16 +48,25 @@ def run(config: Config) -> int:
     world = distributed.start(config.engine.device, timedelta(seconds=config.engine.collective_timeout))
     distributed.check_world_size(world, config.engine.world_size)
     run_on_all_ranks(world, lambda: accelerated.check(config, world))
-    signal = train(config, world)
-    # Not after a failure: the other ranks may be in a collective that this one would wait for. All together, because gloo
-    # sometimes aborts a process whose peers have exited while it cleans up.
+    return train(config, world, _end_process_group)
+
+
+def _end_process_group() -> None:
+    """End the process group of a run that has not failed; then the ranks need not wait for one another.
+
+    After a failure the other ranks may be in a collective that this one would wait for. All together, because gloo sometimes aborts a
+    process whose peers have exited while it cleans up.
+    """
     dist.barrier()
     dist.destroy_process_group()
-    return signal
 
 
-def train(config: Config, world: World) -> int:
-    """Train in a process group that is up; returns as `run` does. Collective."""
+def train(config: Config, world: World, end_process_group: Callable[[], None] = lambda: None) -> int:
+    """Train in a process group that is up; returns as `run` does. Collective.
+
+    Args:
+        end_process_group: called when training has ended. After that rank 0 alone exports the model and writes the report.
+    """
     for line in run_on_all_ranks(world, lambda: build_locks.remove_stale() if world.local_rank == 0 else [])[0]:
         log.warning(line)
     check_precision(config, world)
@@ -69,8 +79,11 @@ def train(config: Config, world: World) -> int:
         if world.is_main:
             stack.enter_context(output_log.keep(directory))
         heartbeat = stack.enter_context(_heartbeat(config, world, directory))
-        stop_consensus = stack.enter_context(StopConsensus(world, timeout))
-        return _train(prepare(config, world, directory, heartbeat, stop_consensus))
+        with StopConsensus(world, timeout) as stop_consensus:
+            run = prepare(config, world, directory, heartbeat, stop_consensus)
+            run_on_rank0(world, lambda: announce(run))
+            signal = _train_phases(run)
+        return _end(run, signal, end_process_group)
 
 
 def _heartbeat(config: Config, world: World, directory: Path) -> Heartbeat:
@@ -84,22 +97,6 @@ def _lock_directory(config: Config, stack: contextlib.ExitStack) -> Path:
     directory, lock = rundir.prepare(config)
     stack.enter_context(lock)
     return directory
-
-
-def _train(run: Run) -> int:
-    """Phase after phase, then the end of the run; returns as `run` does. Collective."""
-    run_on_rank0(run.world, lambda: announce(run))
-    signal = _train_phases(run)
-    step = run.position.step
-    run.heartbeat.at(step, END)
-    if run.has_work:
-        run.heartbeat.close("saved")
-        log.info("stopped by %s at step %d; the same command resumes from there", signals.name(signal), step)
-        return signal
-    if run.newest_checkpoint is not None or run.diverged:
-        run_on_rank0(run.world, lambda: _finish(run))
-    run.heartbeat.close("finished" if run.finished else "diverged" if run.diverged else "stopped")
-    return 0
 
 
 def _train_phases(run: Run) -> int:
@@ -120,6 +117,24 @@ def _train_phases(run: Run) -> int:
         if run.progress is not None:
             run.progress.close()
     return signal
+
+
+def _end(run: Run, signal: int, end_process_group: Callable[[], None]) -> int:
+    """The end of the run, for which the other ranks do not wait for rank 0; returns as `run` does. Collective."""
+    run.heartbeat.at(run.position.step, END)
+    dist.barrier()  # until all are here, one that fails is noticed
+    run.heartbeat.stop_watching()
+    end_process_group()
+    if run.has_work:
+        run.heartbeat.close("saved")
+        log.info(
+            "stopped by %s at step %d; the same command resumes from there", signals.name(signal), run.position.step
+        )
+        return signal
+    if run.world.is_main and (run.newest_checkpoint is not None or run.diverged):
+        _finish(run)
+    run.heartbeat.close("finished" if run.finished else "diverged" if run.diverged else "stopped")
+    return 0
 
 
 def _end_reason(run: Run) -> str:

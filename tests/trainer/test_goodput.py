@@ -141,11 +141,55 @@ def test_interval_follows_from_the_cost_of_a_checkpoint_and_the_failures(tmp_pat
     assert found.mtbf == pytest.approx(330 - 195)
     assert found.seconds == pytest.approx(math.sqrt(2 * 4 * 135))
     assert found.steps == 33
-    assert str(found) == "every 33 steps (0:00:33): a checkpoint takes 4 s, a failure comes every 0:02:15 (1 seen)"
+    assert (
+        str(found)
+        == "every 33 steps (0:00:33): a checkpoint stops training for 4 s, a failure comes every 0:02:15 (1 seen)"
+    )
     without = suggest(read(tmp_path), Goodput({**account(tmp_path).seconds}))
     assert without is not None
     assert without.mtbf == DEFAULT_MTBF / 2
     assert str(without).endswith("(assumed for 2 nodes)")
+
+
+def beside(run: Path) -> None:
+    """Checkpoints that were written while training went on: the copy takes 0.5 s, the writing 6 s. The end waits for the last one."""
+    train = {"phase": 0, "loss": 1.0, "step_time": 0.9}
+    cost = {"path": "x", "seconds": 6.5, "blocked_seconds": 0.5, "waited_seconds": 0.0}
+    lines(
+        run / "metrics.jsonl",
+        event("start", 1000, 0),
+        event("train", 1011, 10, **train),  # 2 s to build the engine
+        event("eval", 1013.5, 10, phase=0, loss=1.0, accuracy=0.5, examples=8, seconds=2),  # after the copy
+        event("train", 1022.5, 20, **train),
+        event("checkpoint", 1023, 10, **cost),  # a second copy, of 0.5 s, was before this
+        event("train", 1032, 30, **train),
+        event("checkpoint", 1033, 20, **cost),
+        event("checkpoint", 1038.5, 30, path="x", seconds=6.5, blocked_seconds=6.5, waited_seconds=6.0),
+        event("end", 1038.5, 30, seconds=1, reason="finished"),
+    )
+
+
+def test_checkpoints_that_are_written_beside_training_cost_what_it_stood_still_for(tmp_path: Path) -> None:
+    beside(tmp_path)
+    found = account(tmp_path)
+    assert {part: seconds for part, seconds in found.seconds.items() if seconds > 1e-9} == pytest.approx(
+        {"training": 27.0, "saving": 0.5 + 0.5 + 6.5, "evaluating": 2.0, "starting": 2.0}
+    )
+    assert found.total == pytest.approx(38.5)
+
+
+def test_interval_counts_the_copy_and_is_no_shorter_than_the_writing(tmp_path: Path) -> None:
+    beside(tmp_path)
+    often = suggest(read(tmp_path), Goodput({**account(tmp_path).seconds}, failures=1))
+    assert often is not None
+    assert often.cost == pytest.approx(0.5)
+    assert often.seconds == pytest.approx(6.5)  # sqrt(2 * 0.5 * 38.5) is 6.2
+    seldom = suggest(read(tmp_path), Goodput({**account(tmp_path).seconds}))
+    assert seldom is not None
+    assert seldom.seconds == pytest.approx(math.sqrt(2 * 0.5 * DEFAULT_MTBF))
+    assert "stops training for 0.5 s" in str(seldom)
+    page = write(tmp_path).read_text()
+    assert "of them training stood still" in page
 
 
 def test_report_and_summary_show_what_the_time_went_to(tmp_path: Path) -> None:

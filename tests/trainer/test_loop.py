@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,39 @@ def test_run_directory_and_export(ranks: Ranks, workspace: Path) -> None:
     history = read(run)
     assert set(history.train[-1]["trust_ratio"]) == {"min", "median", "max"}
     assert history.eval[-1]["examples"] == 10
+
+
+def _leave_early(raw: dict[str, Any], left: str) -> list[str]:
+    """Train, where rank 0 exports when rank 1 has left; returns what it found."""
+    from bellwether.trainer import run
+
+    finish, found = run._finish, []
+
+    def late(state: Any) -> None:
+        deadline = time.monotonic() + 20
+        while not Path(left).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        found.append("rank 1 has left" if Path(left).exists() else "rank 1 waits")
+        finish(state)
+
+    run._finish = late
+    try:
+        run_config(raw)
+    finally:
+        run._finish = finish
+    if torch.distributed.get_rank() == 1:
+        Path(left).touch()
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_other_ranks_do_not_wait_for_export_and_report(ranks: Ranks, workspace: Path, tmp_path: Path) -> None:
+    raw = images(workspace, "leaves", duration="1 steps")
+    assert ranks.run(_leave_early, raw, str(tmp_path / "left")) == [["rank 1 has left"], []]
+    run = Path(raw["runs"], raw["name"])
+    assert (run / "export" / "model.safetensors").is_file()
+    assert (run / "finished.json").is_file()
+    assert json.loads((run / "logs" / "heartbeat.json").read_text())["ended"] == "finished"
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)

@@ -48,6 +48,32 @@ def test_checksum_changes_with_any_bit(dtype: torch.dtype) -> None:
     assert int(replicas.checksum(tensor)) != before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_checksum_of_eight_bytes_at_a_time_changes_with_any_bit_and_not_with_the_layout(
+    dtype: torch.dtype, offset: int
+) -> None:
+    tensor = torch.randint(0, 256, (513,), dtype=torch.uint8).repeat_interleave(dtype.itemsize)[: 513 * dtype.itemsize]
+    tensor = tensor.view(dtype)[offset : offset + 512].view(16, 32)
+    before = int(replicas.checksum(tensor))
+    assert before == int(replicas.checksum(tensor.t().contiguous().t()))
+    assert before == int(replicas.checksum(tensor.clone()))
+    for bit in range(0, 8 * 512 * dtype.itemsize, 7):
+        changed = tensor.clone()
+        changed.view(-1).view(torch.uint8)[bit // 8] ^= 1 << bit % 8
+        assert int(replicas.checksum(changed)) != before
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_any_value_that_is_not_finite_is_found(value: float) -> None:
+    parts = [torch.ones(5), torch.full((3,), 3e38), torch.full((4,), 6e4, dtype=torch.float16)]
+    assert not replicas.has_not_finite([])
+    assert not replicas.has_not_finite(parts)  # although the sum overflows
+    parts[2][3] = value
+    assert replicas.has_not_finite(parts)
+    assert replicas.has_not_finite([torch.tensor([math.inf, -math.inf])])
+
+
 def corrupt(raw: dict[str, Any], rank: int, step: int, value: float | None) -> str:
     """Train, with one weight of a rank changed after a step, and return how the run ended."""
     original, steps = Engine.train_step, []

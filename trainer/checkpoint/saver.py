@@ -53,7 +53,7 @@ class Saver:
         self, root: Path, world: World, group: ControlGroup | None, keep: int, before_publishing: Callable[[], None]
     ) -> None:
         self._root, self._world, self._keep, self._before_publishing = root, world, keep, before_publishing
-        self._in_thread = group is not None
+        self._group = group
         self._run_on_all_ranks = partial(run_on_all_ranks, world) if group is None else group.run_on_all_ranks
         self._buffer = HostBuffer(pinned=group is not None and world.device.type == "cuda")
         self._save: _Save | None = None
@@ -65,6 +65,8 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and self.is_saving:
             self._thread.join(_SECONDS_AFTER_AN_ERROR)
+        elif kind is None and self._group is not None:
+            self._group.close()
 
     @property
     def is_pending(self) -> bool:
@@ -89,7 +91,7 @@ class Saver:
         contents = take(engine, position, self._world, data, noise, self._buffer)
         self._save, self._written = _Save(position, began), Future()
         act = partial(self._write, contents, Retention(self._keep, best), self._written)
-        if self._in_thread:
+        if self._group is not None:
             # A daemon: the process must be able to exit while another rank never answers.
             self._thread = threading.Thread(target=act, name="save-checkpoint", daemon=True)
             self._thread.start()

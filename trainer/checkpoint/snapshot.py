@@ -104,7 +104,7 @@ class Snapshot:
         return {"bytes": size, "xxh3_128": digest.hexdigest()}
 
     def _blocks(self) -> Iterator[memoryview]:
-        for part in memoryview(self.header), memoryview(self.data.numpy()):
+        for part in memoryview(self.header), self.data.numpy().data:
             for begin in range(0, len(part), _BLOCK):
                 yield part[begin : begin + _BLOCK]
 
