@@ -57,6 +57,14 @@ class PhasePlan:
         return self.chosen.step
 
     @property
+    def checkpoint_copy(self) -> float:
+        """Bytes of host memory in which a rank keeps the copy of a checkpoint while it is written."""
+        if not self.phase.config.checkpoint.async_save:
+            return 0.0
+        weight = 2.0 if self.sharding.bf16_masters else 4.0
+        return self.profile.elements * (weight + 4.0 * self.sharding.states) / self.machines.world_size
+
+    @property
     def hours(self) -> float:
         return self.phase.steps * self.step.total / 3600
 

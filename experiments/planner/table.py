@@ -208,6 +208,11 @@ def _assumptions(plans: Sequence[PhasePlan], price: float | None) -> Iterator[st
         "memory: one pass on fake tensors, with the attention and dropout of GPUs, and DeepSpeed's own buckets; CUDA, NCCL, "
         f"cuDNN and fragmentation use the remaining {machines.headroom:.0%} (--headroom)"
     )
+    if copy := max(plan.checkpoint_copy for plan in plans):
+        assumed.append(
+            f"host memory: {copy / 2**30:.2f} GiB per process hold the copy of a checkpoint (checkpoint.async_save), which is not in "
+            "the table"
+        )
     assumed += _computation(plans[0])
     assumed += [
         f"network: alpha + bytes / beta; {network.link / 1e9:,.0f} GB/s within a node and {network.port / 1e9:,.0f} GB/s per GPU "

@@ -72,7 +72,7 @@ def test_file_is_the_one_that_safetensors_writes(tmp_path: Path) -> None:
     assert written == {"bytes": (tmp_path / "file").stat().st_size, "xxh3_128": checksum(tmp_path / "file")}
 
 
-@covering(lambda ranks, stage: (ranks, stage) in ((2, 2), (1, 0)))
+@covering(lambda ranks, stage: (ranks, stage) == (2, 2))
 @pytest.mark.parametrize("ranks", [1, 2], indirect=True)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_written_while_training_goes_on_it_has_the_same_bits(ranks: Ranks, workspace: Path, stage: int) -> None:
@@ -173,7 +173,7 @@ def _kill(raw: dict[str, Any], stage: str, rank: int) -> None:
     run_config(raw)
 
 
-@covering(lambda stage: stage in ("writing", "before the rename"))
+@covering(lambda stage: stage == "writing")
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_any_stage_it_resumes_to_the_same_bits(
@@ -254,6 +254,7 @@ def _fail_in_flight(raw: dict[str, Any]) -> str:
     return ""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_run_that_fails_still_publishes_what_it_was_writing(ranks: Ranks, workspace: Path) -> None:
     raw = config(workspace, "fails", checkpoint={"every": "2 steps"})
