@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scripts.gpu_suite import __main__ as suite
-from scripts.gpu_suite import bundle, exactness, host_collectives, report, switches, unpack, workloads
+from scripts.gpu_suite import bundle, exactness, host_collectives, published, report, switches, unpack, workloads
 from scripts.gpu_suite.context import Context, read
 from scripts.gpu_suite.parts import NAMES, PARTS, Part
 
@@ -136,6 +136,15 @@ def test_switches_that_this_version_lacks_are_found_out() -> None:
     assert switches.has_key(raw, "scripts.gpu_suite.exactness:UPDATES")
     assert not switches.has_key(raw, "scripts.gpu_suite.exactness:NOTHING")
     assert not switches.has_key(raw, "scripts.gpu_suite.nothing:NOTHING")
+
+
+def test_published_rates_are_those_of_one_gpu() -> None:
+    assert [(one.gpu, one.samples_per_second) for one in published.nvidia("bert", 128)] == [
+        ("a100", 580),
+        ("v100", 224),
+    ]
+    assert [round(one.samples_per_second) for one in published.mlperf("bert", ("h200",))] == [999]
+    assert [one.gpu for one in published.mlperf("resnet")] == ["h200", "h100", "a100"]
 
 
 def test_parts_have_functions_and_fit_into_the_time() -> None:

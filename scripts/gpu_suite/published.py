@@ -6,7 +6,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[2] / "tests" / "experiments" / "planner"
+ROOT = Path(__file__).resolve().parents[2]
+NVIDIA, MLPERF = ROOT / "tests/experiments/planner/nvidia_rows.csv", ROOT / "trainer/mlperf/submissions.csv"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ def nvidia(model: str, length: int | None) -> list[Published]:
     """
     return [
         Published(row["gpu"], float(row["samples_per_s"]), f"NVIDIA DeepLearningExamples, {row['source']}")
-        for row in _rows("nvidia_rows.csv")
+        for row in _rows(NVIDIA)
         if row["model"] == model and row["gpus"] == "1" and row["length"] == ("" if length is None else str(length))
     ]
 
@@ -39,9 +40,7 @@ def mlperf(model: str, gpus: tuple[str, ...] = ("h200", "h100", "a100")) -> list
     """
     found = []
     for gpu in gpus:
-        machines = [
-            row for row in _rows("mlperf_rows.csv") if (row["benchmark"], row["gpu"], row["nodes"]) == (model, gpu, "1")
-        ]
+        machines = [row for row in _rows(MLPERF) if (row["benchmark"], row["gpu"], row["nodes"]) == (model, gpu, "1")]
         rates = [Published(gpu, _rate(row) / int(row["per_node"]), f"MLPerf {row['source']}") for row in machines]
         found += [max(rates, key=lambda one: one.samples_per_second)] if rates else []
     return found
@@ -52,6 +51,6 @@ def _rate(row: dict[str, str]) -> float:
     return float(row["samples_per_s"] or int(row["samples"]) / (60 * float(row["minutes"])))
 
 
-def _rows(name: str) -> list[dict[str, str]]:
-    with (FOLDER / name).open(newline="", encoding="utf-8") as stream:
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
