@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from bellwether.experiments.planner import activations, compute_time, gpus
-from bellwether.experiments.planner.activations import Profile
+from bellwether.experiments.planner import compute_time, gpus
 from bellwether.experiments.planner.compute_time import ComputeTime
 from bellwether.experiments.planner.model_info import model_info
 from bellwether.experiments.planner.network import Network
 from bellwether.experiments.planner.step_time import Machines
 from bellwether.trainer.config import validate
+from bellwether.trainer.memory import activations
+from bellwether.trainer.memory.activations import Profile
 from scripts import results_page
 
 BEGIN, END = "<!-- written by scripts/calibrate_planner.py -->", "<!-- end of calibration -->"

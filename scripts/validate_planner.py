@@ -55,10 +55,10 @@ def _config(model: Any, optimizer: Any, micro: int, stage: int, precision: str, 
 
 def rows() -> Iterator[tuple[list[str], float]]:
     """(row of the table, relative error of the estimated peak) of each case."""
-    from bellwether.experiments.planner import activations, memory
-    from bellwether.experiments.planner.estimate import state_tensors
-    from bellwether.experiments.planner.sharding import Sharding
     from bellwether.trainer.config import validate
+    from bellwether.trainer.memory import activations
+    from bellwether.trainer.memory import peak as memory
+    from bellwether.trainer.memory.sharding import Sharding, state_tensors
     from tests.experiments.planner.truth import data_of, train
     from tests.ranks import Ranks
 

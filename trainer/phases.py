@@ -92,7 +92,7 @@ def splits(phases: Sequence[Config], world_size: int) -> list[Split]:
     """`split` for each phase; errors name the phase's key."""
     keys = [f"phases[{index}].batch" if len(phases) > 1 else "batch" for index in range(len(phases))]
     return [
-        split(c.batch.global_, c.batch.micro, world_size, key, c.data.unit) for c, key in zip(phases, keys, strict=True)
+        split(c.batch.global_, c.batch.most, world_size, key, c.data.unit) for c, key in zip(phases, keys, strict=True)
     ]
 
 
@@ -100,7 +100,7 @@ def notes(phase: Phase) -> list[str]:
     """Advice to the user about a phase: a wasteful split, and a batch outside of the schedule recipe's range."""
     config, batch = phase.config, phase.split.global_batch
     name = config.schedule.recipe if phase.index == 0 else None
-    advice = (wasteful(phase.split, config.batch.micro), None if name is None else recipe(name).warning(batch))
+    advice = (wasteful(phase.split, config.batch.most), None if name is None else recipe(name).warning(batch))
     return [note for note in advice if note is not None]
 
 

@@ -8,7 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bellwether.trainer import checkpoint, rundir
+from bellwether.trainer import checkpoint, micro_batch, rundir
+from bellwether.trainer.announce import nodes
 from bellwether.trainer.best import BestEvaluation
 from bellwether.trainer.checkpoint import Position, Saver
 from bellwether.trainer.config import Config, dump, phases
@@ -40,6 +41,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
     source = run_on_rank0(world, lambda: rundir.start_from(config, directory, own))
     configs = phases(config)
     datasets = load_once_a_machine(configs, world)
+    configs = micro_batch.resolved(configs, datasets, world, directory, nodes(world.size))
     planned = plan(configs, world.size, [len(dataset.train) for dataset in datasets])
     check_phases(datasets)
     position = Position(0, 0, 0)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bellwether.experiments.planner.activations import Profile
 from bellwether.experiments.planner.gpus import Gpu
+from bellwether.trainer.memory.activations import Profile
 
 BANDWIDTH_EFFICIENCY = 0.8  # achieved share of a nominal bandwidth, of memory and links
 FIXED = 20e-6  # seconds for each parameter tensor, whatever the micro-batch: kernels too small to fill a GPU

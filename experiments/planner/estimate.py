@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from bellwether.experiments.planner.activations import Profile, measure
 from bellwether.experiments.planner.critical_batch import CriticalBatch
-from bellwether.experiments.planner.memory import Bytes, largest_micro, peak, resident
 from bellwether.experiments.planner.model_info import ModelInfo
 from bellwether.experiments.planner.network import Collective, collectives
 from bellwether.experiments.planner.scaling import Row, Scaling
-from bellwether.experiments.planner.sharding import Sharding
 from bellwether.experiments.planner.step_time import Machines, StepTime, step_time
-from bellwether.trainer.config import Config, ConfigError
-from bellwether.trainer.optimization import make_optimizer
-from bellwether.trainer.param_groups import param_groups
+from bellwether.trainer.config import ConfigError
+from bellwether.trainer.memory.activations import Profile, measure
+from bellwether.trainer.memory.largest import profile_for
+from bellwether.trainer.memory.peak import Bytes, largest_micro, peak, resident
+from bellwether.trainer.memory.sharding import Sharding, state_tensors
 from bellwether.trainer.phases import Phase, Split, split
 
 
@@ -92,7 +89,11 @@ def phase_plan(phase: Phase, info: ModelInfo, machines: Machines, critical: Crit
     def sharding_of(stage: int) -> Sharding:
         return Sharding.from_config(config, states, profile.elements, stage, world_size=machines.world_size)
 
-    stages = [_stage_plan(profile, sharding_of(stage), machines, phase) for stage in range(4)]
+    # Of a larger micro-batch, where that of the config would not tell how much memory it takes.
+    micro, per_rank = phase.split.micro, phase.split.global_batch // phase.split.world_size
+    most = largest_micro(profile, sharding_of(config.engine.stage), machines.world_size, per_rank, machines.memory)
+    large = profile_for(config, info.data, max(micro, most), profile, micro)
+    stages = [_stage_plan(profile, large, sharding_of(stage), machines, phase) for stage in range(4)]
     sharding = sharding_of(config.engine.stage)
     most = stages[sharding.stage].largest_micro
     unit = config.data.unit
@@ -101,7 +102,7 @@ def phase_plan(phase: Phase, info: ModelInfo, machines: Machines, critical: Crit
     return PhasePlan(phase, info, profile, sharding, machines, stages, best, scaling.strong(), scaling.weak(critical))
 
 
-def _stage_plan(profile: Profile, sharding: Sharding, machines: Machines, phase: Phase) -> StagePlan:
+def _stage_plan(profile: Profile, large: Profile, sharding: Sharding, machines: Machines, phase: Phase) -> StagePlan:
     batch = phase.split
     highest = peak(profile, sharding, batch.world_size, batch.micro, batch.accumulation)
     per_rank = batch.global_batch // batch.world_size
@@ -109,18 +110,8 @@ def _stage_plan(profile: Profile, sharding: Sharding, machines: Machines, phase:
         sharding.stage,
         highest,
         highest.total <= machines.memory,
-        largest_micro(profile, sharding, batch.world_size, per_rank, machines.memory),
+        largest_micro(large, sharding, batch.world_size, per_rank, machines.memory),
         resident(profile, sharding, batch.world_size).total,
         collectives(profile, sharding, batch.accumulation),
         step_time(profile, sharding, machines, phase.config, batch),
     )
-
-
-def state_tensors(config: Config, profile: Profile) -> float:
-    """Elements that the optimizer, averaging and trajectory measurement keep for each element of the weights."""
-    without_patterns = config.optimizer.model_copy(update={"include": [], "exclude": [], "lr_scale": {}})
-    optimizer = make_optimizer(param_groups(nn.Linear(1, 1), without_patterns), config, config.optimizer.lr)
-    counts = [optimizer.state_tensors({**optimizer.param_groups[0], "muon": muon}) for muon in profile.matrices]
-    elements = sum(count * sum(group) for count, group in zip(counts, profile.groups, strict=True))
-    trajectory = 3 if config.trajectory.every is not None else 0
-    return elements / profile.elements + (config.averaging.kind != "none") + trajectory

@@ -15,15 +15,15 @@ from bellwether.experiments.analysis import convergence_points, fit_checks
 from bellwether.experiments.analysis.critical_batch import Fit
 from bellwether.experiments.analysis.mlperf_points import Unit
 from bellwether.experiments.analysis.points import Points
-from bellwether.experiments.planner import activations, frontier, frontier_config, gpus
-from bellwether.experiments.planner.estimate import state_tensors
+from bellwether.experiments.planner import frontier, frontier_config, gpus
 from bellwether.experiments.planner.frontier import Option, Span
 from bellwether.experiments.planner.model_info import model_info
-from bellwether.experiments.planner.sharding import Sharding
 from bellwether.experiments.planner.step_time import Machines, step_time
 from bellwether.experiments.report import frontier_picture
 from bellwether.trainer.checked_config import load_checked
 from bellwether.trainer.config import Config, ConfigError, phases
+from bellwether.trainer.memory import activations
+from bellwether.trainer.memory.sharding import Sharding, state_tensors
 from bellwether.trainer.phases import split
 
 
@@ -152,7 +152,7 @@ def compute(request: FrontierRequest) -> Frontier:
             return None
         machines = Machines(gpu, n // per_node, per_node, throughput=request.throughput)
         return step_time(
-            profile, sharding, machines, config, split(batch, config.batch.micro, n, unit=config.data.unit)
+            profile, sharding, machines, config, split(batch, config.batch.most, n, unit=config.data.unit)
         ).total
 
     counts = [2**k for k in range(64) if 2**k <= request.max_gpus]
@@ -160,7 +160,7 @@ def compute(request: FrontierRequest) -> Frontier:
         {n for n in counts if n < request.gpus_per_node}
         | {request.gpus_per_node * n for n in counts if request.gpus_per_node * n <= request.max_gpus}
     )
-    options = frontier.options(fit, step_seconds, counts, frontier.batch_sizes(fit, config.batch.micro), request.price)
+    options = frontier.options(fit, step_seconds, counts, frontier.batch_sizes(fit, config.batch.most), request.price)
     if not options:
         raise ConfigError(
             "--max-gpus",

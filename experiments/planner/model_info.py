@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bellwether.experiments.planner.activations import DummySamples
 from bellwether.trainer.config import Config, ConfigError, Duration
 from bellwether.trainer.data import Dataset, peek
+from bellwether.trainer.memory.activations import DummySamples
 
 
 @dataclass(frozen=True)

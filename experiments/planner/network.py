@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from bellwether.experiments.planner.activations import Profile
-from bellwether.experiments.planner.memory import ALLREDUCE_BUCKET
-from bellwether.experiments.planner.sharding import Sharding
+from bellwether.trainer.memory.activations import Profile
+from bellwether.trainer.memory.peak import ALLREDUCE_BUCKET
+from bellwether.trainer.memory.sharding import Sharding
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
 

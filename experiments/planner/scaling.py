@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bellwether.experiments.planner.activations import Profile
 from bellwether.experiments.planner.critical_batch import CriticalBatch
-from bellwether.experiments.planner.sharding import Sharding
 from bellwether.experiments.planner.step_time import Machines, StepTime, step_time
 from bellwether.optimizers.recipes import Recipe, recipe
 from bellwether.trainer.config import ConfigError, Duration
 from bellwether.trainer.config.schema import Batch
+from bellwether.trainer.memory.activations import Profile
+from bellwether.trainer.memory.sharding import Sharding
 from bellwether.trainer.phases import Phase, plan, split
 
 MAX_GPUS = 4096
@@ -78,7 +78,7 @@ class Scaling:
     ) -> Row:
         own_split = self.phase.split
         config = self.phase.config
-        shares = split(batch, config.batch.micro, gpus, unit=config.data.unit)
+        shares = split(batch, config.batch.most, gpus, unit=config.data.unit)
         times = step_time(self.profile, self.sharding, self.machines, self.phase.config, shares)
         throughput = batch / times.total
         own_throughput_per_gpu = own_split.global_batch / self.step.total / own_split.world_size

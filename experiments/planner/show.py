@@ -12,11 +12,12 @@ import torch
 from bellwether.experiments.planner import critical_batch, gpus, table
 from bellwether.experiments.planner.critical_batch import CriticalBatch
 from bellwether.experiments.planner.estimate import PhasePlan, phase_plan
-from bellwether.experiments.planner.model_info import model_info
+from bellwether.experiments.planner.model_info import ModelInfo, model_info
 from bellwether.experiments.planner.step_time import Machines
 from bellwether.trainer import phases as run_phases
 from bellwether.trainer.checked_config import load_checked
-from bellwether.trainer.config import phases
+from bellwether.trainer.config import Config, phases
+from bellwether.trainer.memory.largest import largest_for, with_micro
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def show(request: PlanRequest) -> int:
     critical = None if request.critical_batch is None else critical_batch.read(request.critical_batch)
     keys = [f"phases[{i}]." if len(configs) > 1 else "" for i in range(len(configs))]
     infos = [model_info(c, request.dataset_size, key) for c, key in zip(configs, keys, strict=True)]
+    configs = [_with_micro(c, info, machines) for c, info in zip(configs, infos, strict=True)]
     # If the number of rows is unknown, nothing is counted in epochs and any number works.
     planned = run_phases.plan(configs, machines.world_size, [info.rows or 1 for info in infos])
     plans = [phase_plan(p, info, machines, critical) for p, info in zip(planned, infos, strict=True)]
@@ -66,6 +68,14 @@ def show(request: PlanRequest) -> int:
     else:
         print("\n".join(table.lines(plans, critical, request.price)))
     return 0
+
+
+def _with_micro(config: Config, info: ModelInfo, machines: Machines) -> Config:
+    """The config with the micro-batch that fits in place of `auto`; the smallest where none does, as the plan then says."""
+    if not config.batch.is_auto:
+        return config
+    most, _ = largest_for(config, info.data, machines.world_size, machines.memory)
+    return with_micro(config, max(1, most))
 
 
 def _to_json(plans: list[PhasePlan], critical: CriticalBatch | None, price: float | None) -> dict[str, Any]:

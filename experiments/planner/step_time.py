@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bellwether.experiments.planner.activations import Profile
 from bellwether.experiments.planner.compute_time import BANDWIDTH_EFFICIENCY, ComputeTime
 from bellwether.experiments.planner.gpus import Gpu
 from bellwether.experiments.planner.network import Network, collectives
-from bellwether.experiments.planner.sharding import Sharding
 from bellwether.optimizers.registry import is_layer_wise
 from bellwether.trainer.config import Config
+from bellwether.trainer.memory.activations import Profile
+from bellwether.trainer.memory.sharding import Sharding
 from bellwether.trainer.phases import Split
 
 # Bytes that an update moves per element, with and without trust ratio: docs/results/optimizers-cpu.md.
@@ -62,7 +62,7 @@ class StepTime:
 
 def compute_time(profile: Profile, machines: Machines, config: Config) -> ComputeTime:
     """The time of a micro-batch on one GPU."""
-    micro, peak = config.batch.micro, machines.gpu.peak(config.engine.arithmetic)
+    micro, peak = config.batch.most, machines.gpu.peak(config.engine.arithmetic)
     if machines.throughput is not None:
         return ComputeTime.measured(micro / machines.throughput, micro, profile)
     profile = shortened(profile, config, machines.mean_length)

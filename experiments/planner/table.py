@@ -232,7 +232,7 @@ def _assumptions(plans: Sequence[PhasePlan], price: float | None) -> Iterator[st
 
 def _computation(plan: PhasePlan) -> Iterator[str]:
     machines, config = plan.machines, plan.phase.config
-    gpu, precision, micro = machines.gpu, config.engine.arithmetic, config.batch.micro
+    gpu, precision, micro = machines.gpu, config.engine.arithmetic, config.batch.most
     time = compute_time(plan.profile, machines, config)
     if machines.throughput is not None:
         source = f"{machines.throughput:,g} samples/s per GPU as measured with micro-batches of {micro}"

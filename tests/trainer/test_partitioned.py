@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bellwether.experiments.planner import activations, estimate, memory
-from bellwether.experiments.planner.live_bytes import LiveBytes
-from bellwether.experiments.planner.sharding import Sharding
 from bellwether.trainer import models
 from bellwether.trainer.buffers import persistent
 from bellwether.trainer.config import validate
 from bellwether.trainer.config.schema import DataConfig, ModelConfig
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.engine import build, partitioned
+from bellwether.trainer.memory import activations
+from bellwether.trainer.memory import peak as memory
+from bellwether.trainer.memory.live_bytes import LiveBytes
+from bellwether.trainer.memory.sharding import Sharding, state_tensors
 from bellwether.trainer.models.partitioned import gathered, numel
 from bellwether.trainer.phases import Phase, plan
 from tests.precision import skip_without
@@ -163,7 +164,7 @@ def estimated(model: dict[str, Any], workspace: Path) -> tuple[activations.Profi
     """The planner's profile, and its bytes of a rank of two between steps and at the peak of a step."""
     config = validate({**text(workspace, "unused", engine={"stage": 3}), "model": model})
     profile = activations.measure(config, dataset(config.data), on_gpu=False)
-    states = estimate.state_tensors(config, profile)
+    states = state_tensors(config, profile)
     sharding = Sharding.from_config(config, states, profile.elements, world_size=2, on_gpu=False)
     between, peak = memory.resident(profile, sharding, 2), memory.peak(profile, sharding, 2, config.batch.micro, 4)
     return profile, int(between.total), int(peak.total)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 MULTIPLE = 64
 # Logits up to this number are kept for the backward pass (256 MiB in bf16); beyond it they are computed in chunks of at most
-# CHUNK, twice: a third more work for the output layer, and no more than 0.75 GiB for any micro-batch.
+# CHUNK, twice: a third more work for the output layer, and about 1 GiB for any micro-batch.
 KEPT = 2**27
 CHUNK = 2**26
 

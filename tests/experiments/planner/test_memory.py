@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from torch import nn
 
-from bellwether.experiments.planner import activations, estimate, memory
-from bellwether.experiments.planner.live_bytes import LiveBytes
 from bellwether.experiments.planner.network import collectives
-from bellwether.experiments.planner.sharding import Sharding
 from bellwether.trainer import models
 from bellwether.trainer.config import ConfigError, validate
+from bellwether.trainer.memory import activations
+from bellwether.trainer.memory import peak as memory
+from bellwether.trainer.memory.live_bytes import LiveBytes
+from bellwether.trainer.memory.sharding import Sharding, state_tensors
 from bellwether.trainer.param_groups import parameter_names
 from tests.experiments.planner.truth import data_of, train
 from tests.precision import skip_without
@@ -76,7 +77,7 @@ def test_estimated_memory_and_traffic_match_a_real_run(
     raw = config_of(model, **engine)
     config = validate(raw)
     profile = activations.measure(config, data_of(config), on_gpu=False)
-    states = estimate.state_tensors(config, profile)
+    states = state_tensors(config, profile)
     sharding = Sharding.from_config(config, states, profile.elements, world_size=ranks.world_size, on_gpu=False)
     estimated = memory.peak(profile, sharding, ranks.world_size, 8, accumulation)
     between = memory.resident(profile, sharding, ranks.world_size)
@@ -175,7 +176,7 @@ def test_gpu_saves_less_than_a_cpu_and_computes_six_flops_per_parameter_and_toke
 )
 def test_number_of_state_tensors_follows_the_optimizer(optimizer: dict[str, Any], states: float) -> None:
     config = validate({**config_of(BERT), "optimizer": {"lr": 0.1, **optimizer}})
-    assert estimate.state_tensors(config, ONE) == states
+    assert state_tensors(config, ONE) == states
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_number_of_state_tensors_follows_the_optimizer(optimizer: dict[str, Any]
 def test_bytes_of_bf16_weights_have_fp32_moments(optimizer: dict[str, Any], stage: int, size: int) -> None:
     """Without fp32 masters DeepSpeed copies the weights of a rank's part in bf16; stage 0 has fp32 masters in any case."""
     config = validate(config_of({**BERT, "optimizer": optimizer}, stage=1, precision="bf16", deepspeed=MASTERS))
-    assert Sharding.from_config(config, estimate.state_tensors(config, ONE), 1000, stage).optimizer_bytes == size
+    assert Sharding.from_config(config, state_tensors(config, ONE), 1000, stage).optimizer_bytes == size
 
 
 def test_param_groups_of_a_config_are_measured() -> None:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bellwether.experiments.planner.activations import DummySamples
 from bellwether.trainer.config import validate
 from bellwether.trainer.data import Dataset
+from bellwether.trainer.memory.activations import DummySamples
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def train(raw: dict[str, Any], accumulation: int, steps: int = 3) -> Measured:
     import torch.distributed as dist
     from deepspeed.utils import logger
 
-    from bellwether.experiments.planner.live_bytes import LiveBytes
     from bellwether.trainer import models
     from bellwether.trainer.distributed import World
     from bellwether.trainer.engine import build
+    from bellwether.trainer.memory.live_bytes import LiveBytes
     from bellwether.trainer.phases import plan
 
     logger.setLevel("ERROR")

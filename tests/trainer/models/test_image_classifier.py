@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from bellwether.experiments.planner.activations import DummySamples
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, validate
 from bellwether.trainer.data import Dataset
+from bellwether.trainer.memory.activations import DummySamples
 from bellwether.trainer.models import build
 from bellwether.trainer.models.norm import BatchNorm2d
 from bellwether.trainer.models.tasks import Task

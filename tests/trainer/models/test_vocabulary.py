@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bellwether.experiments.planner.live_bytes import LiveBytes
 from bellwether.optimizers import Lamb, groups
+from bellwether.trainer.memory.live_bytes import LiveBytes
 from bellwether.trainer.models import vocabulary
 from bellwether.trainer.models.tasks import MaskedLanguageModelling, Task
 from bellwether.trainer.models.vocabulary import VocabularyHead, chunks, padded

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from bellwether.trainer.config.schema.section import SAMPLES, SECONDS, Count, Section, unit
 from bellwether.trainer.config.units import Duration, IntervalField
+
+
+def _or_auto(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    return value if value == "auto" else handler(value)
+
+
+# Of a union, pydantic would name the members in the path of an error.
+CountOrAuto = Annotated[
+    int, Field(gt=0, le=2**40), WrapValidator(_or_auto), PlainSerializer(lambda value: value, return_type=Any)
+]
 
 
 class Batch(Section):
@@ -16,12 +26,21 @@ class Batch(Section):
     global_: Count = Field(
         alias="global", description="samples per weight update, over all ranks", json_schema_extra=SAMPLES
     )
-    micro: Count = Field(
+    micro: CountOrAuto = Field(
         32,
-        description="upper bound of the micro-batch: samples that one rank passes through the model at a time; "
-        "limited by memory",
+        description="upper bound of the micro-batch: samples that one rank passes through the model at a time; limited by memory; auto: what "
+        "the planner says, tried before the first step and halved where it does not fit; the run keeps it",
         json_schema_extra=SAMPLES,
     )
+
+    @property
+    def is_auto(self) -> bool:
+        return str(self.micro) == "auto"
+
+    @property
+    def most(self) -> int:
+        """The upper bound of the micro-batch as a number."""
+        return self.global_ if self.is_auto else self.micro
 
 
 # Keys of DeepSpeed that Bellwether sets itself. A value in engine.deepspeed would silently override another key.

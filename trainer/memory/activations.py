@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bellwether.experiments.planner.live_bytes import LiveBytes
 from bellwether.trainer import models
 from bellwether.trainer.config.schema import DataConfig
 from bellwether.trainer.data import Dataset
+from bellwether.trainer.memory.live_bytes import LiveBytes
 from bellwether.trainer.param_groups import param_groups
 
 if TYPE_CHECKING:
@@ -85,13 +85,14 @@ class DummySamples:
         return self.config.zeros(len(indices))
 
 
-def measure(config: Config, data: Dataset, *, on_gpu: bool = True) -> Profile:
+def measure(config: Config, data: Dataset, *, on_gpu: bool = True, micro: int | None = None) -> Profile:
     """Profile one forward and backward pass without allocating the model.
 
-    The passes run with ``batch.micro`` samples and with twice as many; the bytes of each segment are assumed to be linear in
-    the micro-batch size.
+    The passes run with a micro-batch and with twice as many samples; the bytes of each segment are assumed to be linear in
+    the micro-batch size. They are not where the logits of a vocabulary are computed in chunks in one of the two.
 
     Args:
+        micro: samples; None: ``batch.micro``.
         data: its vocabulary, classes and channels are used; its samples are not read.
         on_gpu: use the operations of GPUs: attention that saves no score matrix, dropout that saves a byte mask. Else those
             of CPUs.
@@ -99,7 +100,7 @@ def measure(config: Config, data: Dataset, *, on_gpu: bool = True) -> Profile:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     # With a single sample torch skips copies of transposed tensors that every larger batch makes.
-    micro = max(2, config.batch.micro)
+    micro = max(2, config.batch.most if micro is None else micro)
     with FakeTensorMode(), _as_on_gpu() if on_gpu else nullcontext():
         task = models.build(config.model, data, activation_checkpointing=config.engine.activation_checkpointing)
         _cast(task, DTYPES[config.engine.precision])

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from bellwether.experiments.planner.activations import Profile, Segment
+from torch import nn
+
 from bellwether.trainer import communication
 from bellwether.trainer.config import Config, ConfigError
+from bellwether.trainer.memory.activations import Profile, Segment
+from bellwether.trainer.optimization import make_optimizer
+from bellwether.trainer.param_groups import param_groups
 
 
 @dataclass(frozen=True)
@@ -198,3 +202,13 @@ def _slices(groups: list[list[int]], parts: list[int], world_size: int) -> tuple
                 touched[rank] += size
             largest = max(largest, min(size, part) if len(owners) > 1 else size)
     return max(touched), largest
+
+
+def state_tensors(config: Config, profile: Profile) -> float:
+    """Elements that the optimizer, averaging and trajectory measurement keep for each element of the weights."""
+    without_patterns = config.optimizer.model_copy(update={"include": [], "exclude": [], "lr_scale": {}})
+    optimizer = make_optimizer(param_groups(nn.Linear(1, 1), without_patterns), config, config.optimizer.lr)
+    counts = [optimizer.state_tensors({**optimizer.param_groups[0], "muon": muon}) for muon in profile.matrices]
+    elements = sum(count * sum(group) for count, group in zip(counts, profile.groups, strict=True))
+    trajectory = 3 if config.trajectory.every is not None else 0
+    return elements / profile.elements + (config.averaging.kind != "none") + trajectory

@@ -20,8 +20,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 
-from bellwether.experiments.planner.activations import Profile, Segment
-from bellwether.experiments.planner.sharding import RankLayout, Sharding
+from bellwether.trainer.memory.activations import Profile, Segment
+from bellwether.trainer.memory.sharding import RankLayout, Sharding
 
 # Elements that stage 0 and BF16_Optimizer, which ignore reduce_bucket_size, reduce at a time.
 ALLREDUCE_BUCKET = 500_000_000
