@@ -72,8 +72,8 @@ def test_phases_of_the_config_override_those_of_the_recipe() -> None:
         "phases": [{}, {"batch": {"micro": 16}}],
     }
     first, second = c.phases(c.validate(raw))
-    assert (first.batch.global_, first.batch.micro, first.data.sequence_length) == (65536, 512, 128)  # type: ignore[union-attr]
-    assert (second.batch.global_, second.batch.micro, second.data.sequence_length) == (32768, 128, 512)  # type: ignore[union-attr]
+    assert (first.batch.global_, first.batch.micro, first.data.sequence_length) == (65536, 64, 128)  # type: ignore[union-attr]
+    assert (second.batch.global_, second.batch.micro, second.data.sequence_length) == (32768, 16, 512)  # type: ignore[union-attr]
     assert (first.optimizer.lr, second.optimizer.lr) == (6e-3, 4e-3)
     assert (first.schedule.kind, first.schedule.power) == ("polynomial", 0.5)
     assert (first.optimizer.prenormalize, first.optimizer.clip) == (None, 1.0)
