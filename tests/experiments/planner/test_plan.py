@@ -217,3 +217,15 @@ def test_critical_batch_is_read_from_a_run_or_a_file(tmp_path: Path) -> None:
 def test_time_of_a_collective(kind: Any, size: float, world_size: int, seconds: float) -> None:
     network = Network(8, 100e9, 10e9, hop_in=1e-6, hop_out=1e-5, start=0.0)
     assert network.seconds(kind, size, world_size) == pytest.approx(seconds, rel=1e-4)
+
+
+@pytest.mark.parametrize("gpu, tflops", [("a100", 156), ("h100", 494.5), ("v100", 15.7)])
+def test_tf32_is_half_as_fast_as_bf16_where_a_gpu_has_both(gpu: str, tflops: float) -> None:
+    assert gpus.find(gpu).peak("tf32") == pytest.approx(1e12 * tflops)
+
+
+def test_auto_micro_batch_is_planned_for_the_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [TINY, *HERE, "--nodes", "1", "--gpus-per-node", "1", "--gpu", "rtx4090"]
+    found = [plan(capsys, *arguments, f"batch.micro={micro}")["phases"][0] for micro in ("auto", "64")]
+    assert found[0]["split"] == found[0]["best_split"] == found[1]["best_split"]
+    assert found[0]["split"]["micro"] > 64
