@@ -100,7 +100,7 @@ def find(config: str, overrides: Sequence[str], nproc: int | None, low: float, h
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lr-find.yaml"
         file.write_text(to_yaml(validate(raw)), encoding="utf-8")
-        with _discard_stdout():  # the summary of the run would report its intended divergence
+        with discard_stdout():  # the summary of the run would report its intended divergence
             status = train(str(file), [], nproc)
     if status:
         return status
@@ -118,7 +118,10 @@ def range_test_config(
     config: str, overrides: Sequence[str], low: float, high: float, steps: int
 ) -> tuple[dict[str, Any], Path]:
     """(config of the test, its new run directory), based on the first phase of a run's config."""
-    raw = dump(phases(load_checked(config, overrides))[0])
+    first = phases(load_checked(config, overrides))[0]
+    raw, batch = dump(first), first.batch.all_sizes[0]
+    if len(first.batch.all_sizes) > 1:
+        print(f"lr-find: batch.global grows; the test is at its first batch size, {batch:,}", file=sys.stderr)
     name, number = f"{raw['name']}-lr-find", 1
     while (run := Path(raw["runs"]).expanduser() / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
@@ -126,15 +129,16 @@ def range_test_config(
         "name": run.name, "resume": "never", "duration": f"{steps} steps", "stop_after": None, "divergence": DIVERGENCE_FACTOR,
         "phases": [], "averaging": {}, "scaling": {}, "trajectory": {}, "checkpoint": {"keep": 1},
         "schedule": {"kind": "exponential", "start": low / high, "final": 1.0},
-        "evaluate": {"limit": raw["batch"]["global"]},
+        "evaluate": {"limit": batch},
     }  # fmt: skip
+    raw["batch"]["global"] = batch
     raw["optimizer"]["lr"] = high
     raw["log"] |= {"every": "1 steps", "report": False}
     return raw, run
 
 
 @contextmanager
-def _discard_stdout() -> Iterator[None]:
+def discard_stdout() -> Iterator[None]:
     """Discard the standard output of this process and its children."""
     sys.stdout.flush()
     stdout, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)

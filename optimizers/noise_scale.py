@@ -142,6 +142,12 @@ class NoiseEstimate:
         self.long.add(small, big)
         self.short.add(small, big)
 
+    def set_batch(self, micro: int, batch: int) -> None:
+        """The sizes of the steps that follow. The averages go on, as they do not depend on the sizes; what is a usual norm does."""
+        for estimate in (self.long, self.short):
+            estimate.micro, estimate.batch = micro, batch
+        self.small, self.big = SpikeFilter(), SpikeFilter()
+
     def values(self) -> dict[str, float]:
         """``noise_scale`` with its ``noise_scale_error``, ``noise_scale_recent`` and ``noise_scale_spikes``, where there are estimates."""
         found = {
@@ -199,6 +205,7 @@ class NoiseScale:
             raise ValueError(f"every={every}: must be at least 1 step")
         self.estimate = NoiseEstimate(micro, batch)
         self._micro, self._batch, self._every = micro, batch, every
+        self._measures = True  # the present sizes
         self._taken = 0  # steps, measured or not
         self._params = [p for p in model.parameters() if p.requires_grad]
         self._hooks: list[RemovableHandle] = []
@@ -207,9 +214,18 @@ class NoiseScale:
         self._big: list[Tensor] = []
         self._register()
 
+    def set_batch(self, micro: int, batch: int) -> None:
+        """Change the sizes between two steps, where the batch grows. Steps of a single micro-batch are not measured. Collective."""
+        self.read()
+        self.close()
+        self._measures, self._micro, self._batch = micro < batch, micro, batch
+        if self._measures:
+            self.estimate.set_batch(micro, batch)
+        self._register()
+
     def _register(self) -> None:
         """Watch the next backward pass if its step is to be measured."""
-        if self._taken % self._every == 0:
+        if self._measures and self._taken % self._every == 0:
             # A hook gets the gradient of this backward pass alone, before it is accumulated, reduced or sharded.
             self._hooks = [p.register_hook(partial(self._record, number)) for number, p in enumerate(self._params)]
 

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bellwether.optimizers.batch_schedule import BatchSchedule
 from bellwether.optimizers.scalars import set_lr
+from bellwether.optimizers.scaling import Rule, scaled_lr
 
 
 class WarmupConstant(LRScheduler):
@@ -25,7 +27,9 @@ class WarmupConstant(LRScheduler):
 
     Args:
         optimizer: its groups' ``lr`` are the peaks.
-        batch: samples of an update (the global batch size).
+        batch: samples of an update (the global batch size); or ``[(samples, batch), ...]`` where it changes, see `BatchSchedule`.
+        batch_rule: ``linear`` or ``sqrt``: the groups' ``lr`` are the peaks at the first batch size, and the rate at later ones is
+            scaled by it, as by `scaled_lr`; ``none``: it is the same at each.
         total: samples of the whole schedule; afterwards the rate stays at its final value.
         warmup: samples of the rise.
         start: rate at the beginning of the rise, as a fraction of the peak.
@@ -57,7 +61,7 @@ class WarmupConstant(LRScheduler):
         self,
         optimizer: Optimizer,
         *,
-        batch: int,
+        batch: int | Sequence[tuple[int, int]],
         total: int,
         warmup: int = 0,
         start: float = 0.0,
@@ -66,10 +70,12 @@ class WarmupConstant(LRScheduler):
         decay_from: str = "warmup",
         momentum: tuple[float, float] | None = None,
         scale_decay: bool = False,
+        batch_rule: Rule = "none",
         last_epoch: int = -1,
     ) -> None:
-        if batch < 1 or total < 1:
-            raise ValueError(f"batch={batch}, total={total}: must be at least 1, in samples")
+        BatchSchedule(batch)
+        if total < 1:
+            raise ValueError(f"total={total}: must be at least 1, in samples")
         if not 0 <= warmup <= total:
             raise ValueError(f"warmup={warmup}: must be from 0 to total={total} samples")
         for name, fraction in {"start": start, "final": final}.items():
@@ -81,7 +87,12 @@ class WarmupConstant(LRScheduler):
             raise ValueError(f"decay_from={decay_from!r}: must be 'warmup' or 'start'")
         if momentum is not None and not 0 <= momentum[1] <= momentum[0] < 1:
             raise ValueError(f"momentum={momentum}: must be (highest, lowest), each in [0, 1)")
-        self.batch, self.total, self.warmup, self.start, self.final = batch, total, warmup, start, final
+        # Plain numbers, so that state_dict() holds no objects.
+        self.batch, self.batch_rule = (
+            batch if isinstance(batch, int) else [(at, size) for at, size in batch],
+            batch_rule,
+        )
+        self.total, self.warmup, self.start, self.final = total, warmup, start, final
         self.warmup_power, self.decay_from, self.momentum = warmup_power, decay_from, momentum
         # Stored in the group, so that a scheduler created after load_state_dict does not scale a scaled value.
         self.scale_decay = scale_decay
@@ -114,7 +125,7 @@ class WarmupConstant(LRScheduler):
 
     def seek(self, samples: int) -> None:
         """Move to the update that begins after this many samples, as after a resume."""
-        self.last_epoch = samples // self.batch
+        self.last_epoch = BatchSchedule(self.batch).step(samples)
         rates = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             set_lr(group, lr)
@@ -126,14 +137,17 @@ class WarmupConstant(LRScheduler):
                 f"the optimizer has {len(self.optimizer.param_groups)} param groups, and the schedule was made for "
                 f"{len(self.base_lrs)}: after add_param_group() make a new schedule, and call its seek(samples)"
             )
-        samples = (self.last_epoch + 0.5) * self.batch
+        batches = BatchSchedule(self.batch)
+        batch = batches.batch(self.last_epoch)
+        samples = batches.samples(self.last_epoch) + 0.5 * batch
         factor, cycle = self.factor(samples), self.cycle(samples)
+        of_batch = scaled_lr(1.0, batch, batches.batch(0), self.batch_rule)
         for group in self.optimizer.param_groups:
             if self.momentum is not None:
                 _set_momentum(group, self.momentum[0] + cycle * (self.momentum[1] - self.momentum[0]))
             if self.scale_decay:
                 group["weight_decay"] = group["peak_weight_decay"] * factor
-        return [base * factor for base in self.base_lrs]
+        return [base * factor * of_batch for base in self.base_lrs]
 
 
 class WarmupLinear(WarmupConstant):
@@ -265,7 +279,7 @@ class OneCycle(WarmupConstant):
         self,
         optimizer: Optimizer,
         *,
-        batch: int,
+        batch: int | Sequence[tuple[int, int]],
         total: int,
         rise: int | None = None,
         stretch: int = 0,
@@ -274,6 +288,7 @@ class OneCycle(WarmupConstant):
         final: float = 0.0,
         momentum: tuple[float, float] | None = (0.95, 0.85),
         scale_decay: bool = False,
+        batch_rule: Rule = "none",
         last_epoch: int = -1,
     ) -> None:
         rise = round(0.45 * total) if rise is None else rise
@@ -290,7 +305,7 @@ class OneCycle(WarmupConstant):
         self.rise, self.stretch, self.annihilation, self.initial = rise, stretch, annihilation, initial
         super().__init__(
             optimizer, batch=batch, total=total, final=final, momentum=momentum, scale_decay=scale_decay,
-            last_epoch=last_epoch,
+            batch_rule=batch_rule, last_epoch=last_epoch,
         )  # fmt: skip
 
     def factor(self, samples: float) -> float:

@@ -13,7 +13,7 @@ from bellwether.trainer.config import Config, dump
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.data.summary import lines
 from bellwether.trainer.data.unigram import unigram_loss
-from bellwether.trainer.phases import notes, rows
+from bellwether.trainer.phase_rows import notes, rows
 from bellwether.trainer.report.facts import UNIGRAM
 from bellwether.trainer.run_state import Run
 

@@ -26,7 +26,7 @@ from bellwether.trainer.libraries import import_deepspeed
 from bellwether.trainer.models.partitioned import numel, partitioning
 from bellwether.trainer.optimization import make_optimizer, make_schedule, with_averaging
 from bellwether.trainer.param_groups import GroupCount, count_groups, param_groups
-from bellwether.trainer.phases import Phase
+from bellwether.trainer.phases import Phase, Split
 
 Batch = dict[str, Tensor]
 
@@ -94,6 +94,16 @@ class Engine:
         # Without a group of factor 1, that of the highest factor: that of others may be 0.
         rate, peak = next((pair for pair in pairs if pair[1] == self._peak_lr), max(pairs, key=lambda pair: pair[1]))
         return float(rate if peak in (0, self._peak_lr) else rate / peak * self._peak_lr)
+
+    def set_split(self, split: Split) -> None:
+        """Change micro-batch and accumulation between two steps. Its next step takes a batch of this split."""
+        deepspeed = self._deepspeed
+        deepspeed.set_train_micro_batch_size(split.micro)
+        deepspeed.set_train_batch_size(split.global_batch)
+        # DeepSpeed ends a step where this count of all micro-batches is a multiple of the accumulation.
+        deepspeed.micro_steps = 0
+        if hasattr(deepspeed.optimizer, "gradient_accumulation_steps"):  # read with an offloaded optimizer
+            deepspeed.optimizer.gradient_accumulation_steps = split.accumulation
 
     def train_step(self, micro_batches: Iterable[Batch]) -> StepResult:
         """Forward, backward and update on all of this rank's micro-batches of a global batch, then the schedule. Collective.

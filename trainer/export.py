@@ -51,7 +51,7 @@ def _recompute_batch_norm(task: torch.nn.Module, config: Config, data: Dataset) 
     """Recompute BatchNorm's running statistics from training samples."""
     model: Any = task.model
     unit = config.data.unit
-    micro = max(min(config.batch.most, config.batch.global_) // unit, 1) * unit
+    micro = max(min(config.batch.most, *config.batch.all_sizes) // unit, 1) * unit
     batches = train_batches(
         data.train, seed=fold_in(config.seed, 0), start=0, steps=max(1, min(config.averaging.batch_norm, len(data.train)) // micro),
         global_batch=micro, micro=micro, accumulation=1, rank=0, world_size=1, workers=0,

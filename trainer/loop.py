@@ -50,6 +50,8 @@ class PhaseLoop:
         self.run, self.phase, self.dataset = run, phase, run.datasets[phase.index]
         run.heartbeat.at(run.position.step, arrival.START_OF_PHASE)
         self.end = min(run.stop_step, phase.last_step)
+        # The split of the last step: `enter` changes it where the batch grows, also at once after a resume there.
+        self.split = phase.split_at(max(run.position.step, phase.first_step + 1))
         config = phase.config
         torch.manual_seed(run.config.seed)
         with partitioned(phase):
@@ -60,6 +62,7 @@ class PhaseLoop:
                 loss=config.loss,
             )
         self.engine = build(task, phase, run.world)
+        self.engine.set_split(self.split)
         run.note(f"trains {param_groups.describe(self.engine.groups)}")
         run.metrics.write(
             "groups", step=run.position.step, samples=run.position.samples, phase=phase.index,
@@ -72,7 +75,7 @@ class PhaseLoop:
         self.engine.schedule.seek(run.position.samples - phase.first_sample)
         # Micro-batches of like length are no random samples.
         is_sorted = hasattr(self.dataset.train, "lengths")
-        self.step_metrics = StepMetrics(self.engine, phase, run.world, None if is_sorted else noise)
+        self.step_metrics = StepMetrics(self.engine, phase, run.world, self.split, None if is_sorted else noise)
         every = run.config.engine.replica_check
         self.replicas = ReplicaCheck(self.engine, phase, run.world, every, run.position.step)
         # Everything random is a function of (seed, phase, position): no random state is saved.
@@ -93,31 +96,42 @@ class PhaseLoop:
         return manifest.noise if run.position.phase == self.phase.index else {}
 
     def _open_batches(self) -> Iterator[Batch]:
-        """This rank's micro-batches from the run's position to the end."""
-        run, split = self.run, self.phase.split
-        return train_batches(
-            self.dataset.train, seed=self.seed, start=run.position.samples - self.phase.first_sample,
-            steps=self.end - run.position.step, global_batch=split.global_batch, micro=split.micro,
-            accumulation=split.accumulation, rank=run.world.rank, world_size=run.world.size,
-            workers=self.phase.config.data.workers, device=run.world.device,
-        )  # fmt: skip
+        """This rank's micro-batches from the run's position to the end, segment by segment of the batch's growth."""
+        run, phase = self.run, self.phase
+        for step, steps, split in phase.segments(run.position.step, self.end):
+            yield from train_batches(
+                self.dataset.train, seed=self.seed, start=phase.samples_at(step) - phase.first_sample, steps=steps,
+                global_batch=split.global_batch, micro=split.micro, accumulation=split.accumulation, rank=run.world.rank,
+                world_size=run.world.size, workers=phase.config.data.workers, device=run.world.device,
+            )  # fmt: skip
+
+    def enter(self, step: int) -> None:
+        """Change the batch before a step if it grows there."""
+        split = self.phase.split_at(step)
+        if split != self.split:
+            self.split = split
+            self.engine.set_split(split)
+            self.step_metrics.set_split(split)
+            self.run.note(f"step {step}: the global batch is {split.global_batch:,}")
 
     def train(self) -> None:
         """Train to the end of the phase, or until a signal, the target or divergence stops the run."""
         run, phase = self.run, self.phase
         if run.progress is not None:
-            run.progress.start(run.position.step, run.phases[-1].last_step)
+            run.progress.start(run.position.step, run.phases[-1].last_step, run.samples_at)
         if run.pending_eval:
             run.pending_eval = False
             self.evaluate()
         stop_requested = False
         while run.position.step < self.end and not (stop_requested or run.has_ended):
             step = run.position.step + 1
+            self.enter(step)
             step_seed = self.seed_torch(step)
             micro_batches = self.probe.before(step, self.fetch(step))
-            self.step_metrics.add(self.engine.train_step(micro_batches))
+            batch = self.split.global_batch
+            self.step_metrics.add(self.engine.train_step(micro_batches), batch)
             signals.stepped()
-            run.position = Position(step, run.position.samples + phase.split.global_batch, phase.index)
+            run.position = Position(step, run.position.samples + batch, phase.index)
             agreed = run.stop_consensus.answer()
             stop_requested = agreed.signal != 0
             if not agreed.is_saving:
@@ -149,7 +163,7 @@ class PhaseLoop:
 
     def fetch(self, step: int) -> Iterator[Batch]:
         """This rank's micro-batches of one step, on its device. Before the last one it asks all ranks whether to stop."""
-        run, accumulation = self.run, self.phase.split.accumulation
+        run, accumulation = self.run, self.split.accumulation
         for index in range(accumulation):
             run.heartbeat.at(step - 1, arrival.DATA)
             began = time.monotonic()

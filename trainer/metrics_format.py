@@ -30,7 +30,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "groups": list,
     **dict.fromkeys(BY_NAME, dict),
     **dict.fromkeys(("distance", "update_norm", "weight_norm", "cosine"), _NUMBER),
-    **dict.fromkeys(("step", "samples", "examples"), int),
+    **dict.fromkeys(("step", "samples", "batch", "examples"), int),
     **dict.fromkeys(("device", "path", "reason"), str),
     **dict.fromkeys(
         ("time", "seconds", "step_time", "data_time", "data_wait", "epoch", "lr", "grad_norm", *HELD), _NUMBER

@@ -54,7 +54,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, phase: Phase) -> WarmupConst
     """The learning rate schedule that the config names."""
     schedule_config = phase.config.schedule
     shared: dict[str, Any] = {
-        "batch": phase.split.global_batch,
+        "batch": phase.config.batch.sizes,
+        "batch_rule": phase.config.scaling.rule,
         "total": phase.samples,
         "warmup": phase.warmup,
         "start": schedule_config.start,

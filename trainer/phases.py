@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bellwether.optimizers.recipes import recipe
+from bellwether.optimizers.batch_schedule import BatchSchedule
 from bellwether.optimizers.scaling import scaled_lr, scaled_warmup
-from bellwether.trainer import communication
-from bellwether.trainer.config import Config, ConfigError, Duration
-from bellwether.trainer.config.schema import Optimizer
+from bellwether.trainer.config import Config, ConfigError, Duration, Span
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,13 @@ class Phase:
 
     config: Config
     index: int
-    split: Split
+    splits: tuple[Split, ...]  # of each segment of `batches`
+    batches: BatchSchedule
     epoch: int  # number of training samples of this phase
     steps: int
     first_step: int  # steps of the run before this phase
     first_sample: int  # samples of the run before this phase
-    lr: float
+    lr: float  # peak, at the first batch size
     warmup: int
     cooldown: int
     milestones: tuple[int, ...] = ()
@@ -43,21 +42,58 @@ class Phase:
     average_every: int = 1  # updates
 
     @property
+    def split(self) -> Split:
+        """The split of the largest global batch, which needs the most memory."""
+        return max(self.splits, key=lambda split: (split.global_batch, split.micro))
+
+    @property
     def samples(self) -> int:
-        return self.steps * self.split.global_batch
+        return self.batches.samples(self.steps)
 
     @property
     def last_step(self) -> int:
         """The run's step count when the phase is complete."""
         return self.first_step + self.steps
 
+    def split_at(self, step: int) -> Split:
+        """The split of a step of the run."""
+        of_phase = [
+            segment.first_step for segment in self.batches.segments if segment.first_step < step - self.first_step
+        ]
+        return self.splits[max(0, len(of_phase) - 1)]
+
+    def samples_at(self, step: int) -> int:
+        """The run's samples after a step of it."""
+        return self.first_sample + self.batches.samples(step - self.first_step)
+
+    def segments(self, after: int, end: int) -> Iterator[tuple[int, int, Split]]:
+        """(step before it, number of steps, split) of each part of the steps of the run after one of them that has one batch size."""
+        starts = [self.first_step + segment.first_step for segment in self.batches.segments]
+        for first, following, split in zip(starts, [*starts[1:], end], self.splits, strict=True):
+            begin, stop = max(first, after), min(following, end)
+            if begin < stop:
+                yield begin, stop - begin, split
+
     def due(self, step: int, every: Duration | None) -> bool:
         """Whether a multiple of ``every``, counted from the start of the phase, falls within the samples of a step of the run."""
         if every is None:
             return False
-        batch = self.split.global_batch
-        period, end = max(1, every.samples(batch, self.epoch)), (step - self.first_step) * batch
-        return end // period > (end - batch) // period
+        (begin, end), period = self._measured(every, step - 1, step), self._period(every)
+        return end // period > begin // period
+
+    def passed(self, since: int, step: int, every: Duration) -> bool:
+        """Whether ``every`` has passed between two steps of the run."""
+        begin, end = self._measured(every, since, step)
+        return end - begin >= self._period(every)
+
+    def _period(self, every: Duration) -> int:
+        return max(1, every.samples(self.batches.batch(0), self.epoch))
+
+    def _measured(self, every: Duration, *steps: int) -> list[int]:
+        """Steps of the run in the samples of the phase; where ``every`` counts steps, as if all were of the first size."""
+        if every.unit == "steps":
+            return [(step - self.first_step) * self.batches.batch(0) for step in steps]
+        return [self.batches.samples(step - self.first_step) for step in steps]
 
 
 def split(global_batch: int, most: int, world_size: int, key: str = "batch", unit: int = 1) -> Split:
@@ -88,34 +124,13 @@ def split(global_batch: int, most: int, world_size: int, key: str = "batch", uni
     return Split(global_batch, micro, per_rank // micro, world_size)
 
 
-def splits(phases: Sequence[Config], world_size: int) -> list[Split]:
-    """`split` for each phase; errors name the phase's key."""
+def splits(phases: Sequence[Config], world_size: int) -> list[tuple[Split, ...]]:
+    """`split` for each batch size of each phase; errors name the phase's key."""
     keys = [f"phases[{index}].batch" if len(phases) > 1 else "batch" for index in range(len(phases))]
     return [
-        split(c.batch.global_, c.batch.most, world_size, key, c.data.unit) for c, key in zip(phases, keys, strict=True)
+        tuple(split(size, c.batch.most, world_size, key, c.data.unit) for size in c.batch.all_sizes)
+        for c, key in zip(phases, keys, strict=True)
     ]
-
-
-def notes(phase: Phase) -> list[str]:
-    """Advice to the user about a phase: a wasteful split, and a batch outside of the schedule recipe's range."""
-    config, batch = phase.config, phase.split.global_batch
-    name = config.schedule.recipe if phase.index == 0 else None
-    advice = (wasteful(phase.split, config.batch.most), None if name is None else recipe(name).warning(batch))
-    return [note for note in advice if note is not None]
-
-
-def wasteful(split: Split, most: int) -> str | None:
-    """Advice where the micro-batch of a split is less than half of what memory allows; None elsewhere."""
-    best = min(most, split.global_batch // split.world_size)
-    if split.micro * 2 > best:
-        return None
-    unit = best * split.world_size
-    below = split.global_batch // unit * unit
-    near = " or ".join(str(b) for b in (below, below + unit) if b > 0)
-    return (
-        f"batch.global: {split.global_batch} needs micro-batches of {split.micro} where batch.micro allows {best}; "
-        f"{near} would run at {best}"
-    )
 
 
 def plan(phases: Sequence[Config], world_size: int, epochs: Sequence[int]) -> list[Phase]:
@@ -131,10 +146,15 @@ def plan(phases: Sequence[Config], world_size: int, epochs: Sequence[int]) -> li
     """
     planned: list[Phase] = []
     step = sample = 0
-    for index, (config, epoch, shares) in enumerate(zip(phases, epochs, splits(phases, world_size), strict=True)):
+    splits(phases, world_size)  # refuses all batch sizes that it cannot split
+    for index, (config, epoch) in enumerate(zip(phases, epochs, strict=True)):
         key = f"phases[{index}]." if len(phases) > 1 else ""
+        batches = BatchSchedule(config.batch.sizes)
+        shares = tuple(
+            split(segment.batch, config.batch.most, world_size, unit=config.data.unit) for segment in batches.segments
+        )
         phase = _plan_phase(
-            config, key, Phase(config, index, shares, epoch, 0, step, sample, config.optimizer.lr, 0, 0)
+            config, key, Phase(config, index, shares, batches, epoch, 0, step, sample, config.optimizer.lr, 0, 0)
         )
         planned.append(phase)
         step, sample = step + phase.steps, sample + phase.samples
@@ -143,85 +163,81 @@ def plan(phases: Sequence[Config], world_size: int, epochs: Sequence[int]) -> li
 
 def _plan_phase(config: Config, key: str, start: Phase) -> Phase:
     """Add length, peak learning rate, warm-up, cool-down and milestones to a phase of which batch and start are known."""
-    batch, epoch, schedule, scaling = start.split.global_batch, start.epoch, config.schedule, config.scaling
-    steps = math.ceil(config.duration.samples(batch, epoch) / batch)
+    batches, epoch, schedule, scaling = start.batches, start.epoch, config.schedule, config.scaling
+    batch = batches.batch(0)
+    steps = batches.steps_for(_length(config.duration, batches, epoch))
     if steps < 1:
         raise ConfigError(f"{key}duration", str(config.duration), "is less than one step", "write at least 1 steps")
-    total = steps * batch
-    lr, warmup = config.optimizer.lr, schedule.warmup.samples(total, batch, epoch)
+    total = batches.samples(steps)
+    lr, warmup = config.optimizer.lr, _span(schedule.warmup, total, batches, epoch)
     if scaling.base_batch is not None:
         lr = scaled_lr(lr, batch, scaling.base_batch, scaling.rule)
         if scaling.warmup:
             warmup = round(scaled_warmup(warmup, batch, scaling.base_batch))
-    cooldown = schedule.cooldown.samples(total, batch, epoch) if schedule.kind == "trapezoid" else 0
+    cooldown = _cooldown(schedule.cooldown, steps, batches, epoch) if schedule.kind == "trapezoid" else 0
     if warmup + cooldown > total:
         problem = (
             f"warm-up and cool-down take {warmup + cooldown:,} samples at batch {batch:,}, the phase has {total:,}"
         )
         advice = "shorten them, lengthen the phase, or lower the batch"
         raise ConfigError(f"{key}schedule.warmup", str(schedule.warmup), problem, advice)
-    milestones = tuple(m.samples(total, batch, epoch) for m in schedule.milestones)
+    milestones = tuple(_span(m, total, batches, epoch) for m in schedule.milestones)
     if list(milestones) != sorted(milestones):
         written, problem = [str(m) for m in schedule.milestones], "must be in ascending order"
         raise ConfigError(f"{key}schedule.milestones", written, problem, "write the earliest first")
-    interval = 0 if schedule.interval is None else max(1, schedule.interval.samples(total, batch, epoch))
+    interval = 0
+    if schedule.interval is not None:
+        if _counts_steps(schedule.interval) and not batches.is_constant:
+            problem = "steps are of different length where the batch grows"
+            raise ConfigError(
+                f"{key}schedule.interval", str(schedule.interval), problem, "write it in samples or epochs"
+            )
+        interval = max(1, _span(schedule.interval, total, batches, epoch))
     return replace(
         start, steps=steps, lr=lr, warmup=warmup, cooldown=cooldown, milestones=milestones, interval=interval
     )
 
 
+def _length(duration: Duration, batches: BatchSchedule, epoch: int) -> int:
+    """A duration from the start of a phase, in samples."""
+    if duration.unit != "steps" or batches.is_constant:
+        return duration.samples(batches.batch(0), epoch)
+    whole = int(duration.amount)
+    return batches.samples(whole) + math.ceil(round((duration.amount - whole) * batches.batch(whole), 6))
+
+
+def _span(span: Span, total: int, batches: BatchSchedule, epoch: int) -> int:
+    """A span from the start of a phase, in samples."""
+    return span.samples(total, 1, epoch) if span.duration is None else _length(span.duration, batches, epoch)
+
+
+def _cooldown(span: Span, steps: int, batches: BatchSchedule, epoch: int) -> int:
+    """A span up to the end of a phase, in samples."""
+    total = batches.samples(steps)
+    if span.duration is None or not _counts_steps(span) or batches.is_constant:
+        return span.samples(total, batches.batch(0), epoch)
+    before = steps - span.duration.amount
+    return total - _length(Duration(before, "steps"), batches, epoch) if before >= 0 else total + 1
+
+
+def _counts_steps(span: Span) -> bool:
+    return span.duration is not None and span.duration.unit == "steps"
+
+
 def _plan_averaging(planned: list[Phase]) -> list[Phase]:
     """Add the updates whose weights are averaged, which are those of the last phase."""
     last, averaging = planned[-1], planned[-1].config.averaging
-    batch = last.split.global_batch
-    first = last.first_step + averaging.start.samples(last.samples, batch, last.epoch) // batch + 1
+    batches = last.batches
+    first = last.first_step + batches.step(_span(averaging.start, last.samples, batches, last.epoch)) + 1
     if averaging.kind in ("swa", "ema") and first > last.last_step:
         problem = f"there is nothing to average after step {last.last_step:,}"
         raise ConfigError("averaging.start", str(averaging.start), problem, "start earlier, as in 0.75")
+    if averaging.kind in ("swa", "ema") and averaging.every.unit != "steps" and not batches.is_constant:
+        problem = "updates are averaged, and take different numbers of samples where the batch grows"
+        raise ConfigError("averaging.every", str(averaging.every), problem, "write it in steps")
+    batch = batches.batch(0)
     every = max(1, averaging.every.samples(batch, last.epoch) // batch)
     return [replace(phase, average_from=first, average_every=every) for phase in planned]
-
-
-def rows(phase: Phase) -> list[tuple[str, str]]:
-    """The plan of a phase as rows of label and value, for users."""
-    config, s = phase.config, phase.split
-    scaling, optimizer, schedule = config.scaling, config.optimizer, config.schedule
-    lr = f"{phase.lr:.3e}"
-    if scaling.base_batch is not None and scaling.rule != "none":
-        lr += f"  ({optimizer.lr:.3e} at batch {scaling.base_batch:,}, rule {scaling.rule})"
-    warmup = f"{phase.warmup:,} samples, {phase.warmup / s.global_batch:,.1f} steps, {phase.warmup / phase.samples:.2%}"
-    decay = schedule.kind if not schedule.final else f"{schedule.kind} to {schedule.final:g} of the peak"
-    if schedule.kind == "exponential":
-        decay = f"exponential from {schedule.start:g} of the peak to {schedule.final:g}"
-    if schedule.kind == "warmup-exponential":
-        decay += f", x {schedule.drop:g} every {phase.interval:,} samples"
-    if schedule.decay_from == "start":
-        decay += ", on a curve from the start of the phase"
-    if schedule.recipe is not None:
-        decay += f", as in {schedule.recipe}"
-    if phase.cooldown:
-        decay += f", falling over the last {phase.cooldown:,} samples"
-    return [
-        ("processes", f"{s.world_size}"),
-        (
-            "global batch",
-            f"{s.global_batch:,} = {s.micro} micro x {s.accumulation} accumulation x {s.world_size} processes",
-        ),
-        (
-            "length",
-            f"{phase.steps:,} steps, {phase.samples:,} samples, {phase.samples / phase.epoch:,.2f} epochs of {phase.epoch:,}",
-        ),
-        *config.data.plan(),
-        *config.model.plan(),
-        *([] if config.loss.is_plain else [("loss", str(config.loss))]),
-        ("optimizer", _optimizer(optimizer)),
-        *([("averaging", _averaging(phase))] if config.averaging.kind != "none" else []),
-        ("peak lr", lr),
-        ("warm-up", warmup),
-        ("schedule", decay),
-        ("engine", config.engine.label),
-        ("gradients", communication.description(phase)),
-    ]
 
 
 def stop_step(config: Config, phases: Sequence[Phase]) -> int:
@@ -229,35 +245,13 @@ def stop_step(config: Config, phases: Sequence[Phase]) -> int:
     last = phases[-1].last_step
     if config.stop_after is None:
         return last
-    remaining, unit = config.stop_after.amount, config.stop_after.unit
+    stop, before = config.stop_after, 0.0  # of the phases before, in the unit of `stop`
     for phase in phases:
-        batch = phase.split.global_batch
-        step_length = {"steps": 1.0, "samples": float(batch), "epochs": batch / phase.epoch}[unit]
-        if remaining <= phase.steps * step_length:
-            return phase.first_step + math.ceil(round(remaining / step_length, 6))
-        remaining -= phase.steps * step_length
+        batches, per_unit = phase.batches, phase.epoch if stop.unit == "epochs" else 1
+        remaining = stop.amount - before
+        length = float(phase.steps) if stop.unit == "steps" else phase.samples / per_unit
+        if remaining <= length:
+            steps = remaining if stop.unit == "steps" else batches.progress(remaining * per_unit)
+            return phase.first_step + math.ceil(round(steps, 6))
+        before += length
     return last
-
-
-def _averaging(phase: Phase) -> str:
-    averaging = phase.config.averaging
-    if averaging.kind == "lookahead":
-        return f"lookahead, {averaging.k} steps, alpha {averaging.alpha:g}"
-    often = "each step" if phase.average_every == 1 else f"every {phase.average_every:,} steps"
-    return f"{averaging.kind} from step {phase.average_from:,} on, {often}"
-
-
-_SHOWN = ("nesterov", "amsgrad", "trust_ratio", "trust_bounds", "prenormalize", "stochastic_rounding", "kahan_sum")
-
-
-def _optimizer(optimizer: Optimizer) -> str:
-    form = f" ({optimizer.weight_decay_mode})" if optimizer.weight_decay_mode else ""
-    extras = [key.replace("_", " ") for key in _SHOWN if getattr(optimizer, key)]
-    extras += [
-        f"{key} {', '.join(names)}" for key in ("include", "exclude", "freeze") if (names := getattr(optimizer, key))
-    ]
-    if optimizer.layer_decay is not None:
-        extras.append(f"layer decay {optimizer.layer_decay:g}")
-    extras += [f"lr x {factor:g} for {pattern}" for pattern, factor in optimizer.lr_scale.items()]
-    parts = [optimizer.name, f"weight decay {optimizer.weight_decay:g}{form}", f"clip {optimizer.clip:g}", *extras]
-    return ", ".join(parts)

@@ -26,7 +26,7 @@ class Progress:
 
         step   120/1000   12.0%  loss  5.4321  lr 1.20e-03  |g|     0.93      412 samples/s  eta 0:01:23
 
-    The remaining time is estimated from the median of the recent step times, which evaluations, checkpoints and slow first steps
+    The remaining time is estimated from the median of the recent times per sample, which evaluations, checkpoints and slow first steps
     after a resume do not change.
 
     Args:
@@ -41,14 +41,19 @@ class Progress:
         self._bar: tqdm[Any] | None = None
         self._times: deque[float] = deque(maxlen=_WINDOW)
         self._step = self._total = 0
+        self._samples: Callable[[int], float] = float
         self._last = 0.0
         self._values: dict[str, Any] = {}
 
-    def start(self, step: int, total_steps: int) -> None:
-        """Start at `step` completed steps (more than 0 after a resume) of `total_steps`. Later phases continue the same bar."""
+    def start(self, step: int, total_steps: int, samples: Callable[[int], float] = float) -> None:
+        """Start at `step` completed steps (more than 0 after a resume) of `total_steps`. Later phases continue the same bar.
+
+        Args:
+            samples: after a number of steps; by default they are of equal size.
+        """
         if total_steps != self._total:
             self.close()
-        self._step, self._total, self._last = step, total_steps, self._clock()
+        self._step, self._total, self._samples, self._last = step, total_steps, samples, self._clock()
         self._times.clear()
         if self._is_terminal and self._bar is None:
             self._bar = _bar(self._stream, step, total_steps)
@@ -61,7 +66,7 @@ class Progress:
         """
         now = self._clock()
         if step > self._step:
-            self._times.append((now - self._last) / (step - self._step))
+            self._times.append((now - self._last) / (self._samples(step) - self._samples(self._step)))
         self._step, self._last = step, now
         if values is not None:
             self._values = values
@@ -91,7 +96,7 @@ class Progress:
     def _eta(self) -> str:
         if not self._times:
             return "?"
-        return duration((self._total - self._step) * statistics.median(self._times))
+        return duration((self._samples(self._total) - self._samples(self._step)) * statistics.median(self._times))
 
     def _line(self) -> str:
         width = len(str(self._total))

@@ -33,16 +33,13 @@ class ReplicaCheck:
     """Checksums of the model's parameters, a tenth of them at a time, compared over all ranks."""
 
     def __init__(self, engine: Engine, phase: Phase, world: World, every: Duration | None, step: int) -> None:
-        self._engine, self._world = engine, world
+        self._engine, self._phase, self._world = engine, phase, world
         self._checked, self._next = step, 0
-        self._steps: int | None = None  # between two checks
-        if every is not None and world.size > 1:
-            batch = phase.split.global_batch
-            self._steps = max(1, math.ceil(every.samples(batch, phase.epoch) / batch))
+        self._every = every if world.size > 1 else None
 
     def check_if_due(self, step: int) -> None:
         """`check` some parameters where the interval has passed. To be called where the device is synchronized anyway."""
-        if self._steps is not None and step - self._checked >= self._steps:
+        if self._every is not None and self._phase.passed(self._checked, step, self._every):
             self.check(step, everything=False)
 
     def check(self, step: int, everything: bool = True) -> None:
@@ -53,7 +50,7 @@ class ReplicaCheck:
         Raises:
             LostRank: on all ranks, if a rank's weights differ from the others'.
         """
-        if self._steps is None:
+        if self._every is None:
             return
         self._checked = step
         found = replicated(self._engine.task)

@@ -24,7 +24,7 @@ def check_position(planned: list[Phase], position: Position, config: Config, is_
         problem = f"the checkpoint is at step {position.step:,}, this run ends at step {last.last_step:,}"
         raise ConfigError("resume", config.resume, problem, "lengthen duration, or resume from an earlier checkpoint")
     phase = next((p for p in planned if p.first_step <= position.step < p.last_step), last)
-    samples = phase.first_sample + (position.step - phase.first_step) * phase.split.global_batch
+    samples = phase.samples_at(position.step)
     if position.samples != samples:
         problem = (
             f"the checkpoint is at step {position.step:,} after {position.samples:,} samples, "

@@ -86,6 +86,10 @@ class Run:
             return self.phases[self.position.phase]
         return next((p for p in self.phases if p.first_step <= self.position.step < p.last_step), self.phases[-1])
 
+    def samples_at(self, step: int) -> int:
+        """The run's samples after a step."""
+        return next((p for p in self.phases if step <= p.last_step), self.phases[-1]).samples_at(step)
+
     def note(self, text: str) -> None:
         """Show a line between the lines of progress."""
         if self.progress is not None:

@@ -18,7 +18,7 @@ from bellwether.trainer import messages
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.distributed import World
 from bellwether.trainer.engine import Engine, StepResult
-from bellwether.trainer.phases import Phase
+from bellwether.trainer.phases import Phase, Split
 
 # The heat map of trust ratios by layer has no use for more columns than this in a phase.
 _LAYER_LINES = 50
@@ -28,33 +28,43 @@ class StepMetrics:
     """Means over the steps since the last `read`. Nothing here waits for the device between two reads.
 
     Args:
+        split: of the step before the next one, or of the first.
         noise: `state` of the gradient noise estimate to resume from; empty to start a new one; None: the noise is not measured,
             because the samples of a micro-batch are not a random part of the global batch.
     """
 
-    def __init__(self, engine: Engine, phase: Phase, world: World, noise: dict[str, float] | None) -> None:
+    def __init__(
+        self, engine: Engine, phase: Phase, world: World, split: Split, noise: dict[str, float] | None
+    ) -> None:
         self._engine, self._phase, self._world = engine, phase, world
         self._lr = 0.0
         self._grad_norm: float | Tensor | None = None
         self._next_layers_step = 0
         self._noise: NoiseScale | None = None
-        split = phase.split
         # A single micro-batch that is the whole batch has no noise to compare with.
-        if noise is not None and phase.config.log.noise_scale and split.micro < split.global_batch:
-            self._noise = NoiseScale(engine.task, split.micro, split.global_batch, _noise_interval(phase))
+        measured = next((each for each in phase.splits if each.micro < each.global_batch), None)
+        if noise is not None and phase.config.log.noise_scale and measured is not None:
+            self._noise = NoiseScale(engine.task, measured.micro, measured.global_batch, _noise_interval(phase))
+            self._noise.set_batch(split.micro, split.global_batch)
             self._noise.load_state(noise)
         self._restart()
 
     def _restart(self) -> None:
         self._loss = torch.zeros((), dtype=torch.float64, device=self._world.device)
         self._finite_steps = torch.zeros((), dtype=torch.int64, device=self._world.device)
-        self._steps = 0
+        self._steps = self._samples = 0
         self._paused_seconds = self._data_seconds = 0.0
         self._started = time.monotonic()
 
-    def add(self, result: StepResult) -> None:
-        """Take the result of one training step."""
+    def set_split(self, split: Split) -> None:
+        """Change the batch size between two steps. Collective."""
+        if self._noise is not None:
+            self._noise.set_batch(split.micro, split.global_batch)
+
+    def add(self, result: StepResult, samples: int) -> None:
+        """Take the result of one training step of so many samples."""
         self._steps += 1
+        self._samples += samples
         self._loss += result.loss
         self._finite_steps += torch.isfinite(self._loss)
         self._lr, self._grad_norm = result.lr, result.grad_norm
@@ -87,12 +97,13 @@ class StepMetrics:
         dist.all_reduce(loss)
         mean_loss = loss.item() / self._world.size  # waits for the device: only after this is the clock right
         seconds = (time.monotonic() - self._started - self._paused_seconds) / self._steps
-        samples_per_s = self._phase.split.global_batch / seconds
+        samples_per_s = self._samples / self._steps / seconds
         values: dict[str, Any] = {
             "time": time.time(),
             "step": position.step,
             "samples": position.samples,
             "phase": position.phase,
+            "batch": self._phase.split_at(position.step).global_batch,
             "epoch": (position.samples - self._phase.first_sample) / self._phase.epoch,
             "loss": mean_loss,
             "lr": self._lr,

@@ -40,6 +40,7 @@ class PhasePlan:
     sharding: Sharding
     machines: Machines
     stages: list[StagePlan]
+    hours: float
     best: Split | None  # with the largest micro-batch that fits; None: not one sample fits
     strong: list[Row]
     weak: list[Row]
@@ -60,10 +61,6 @@ class PhasePlan:
             return 0.0
         weight = 2.0 if self.sharding.bf16_masters else 4.0
         return self.profile.elements * (weight + 4.0 * self.sharding.states) / self.machines.world_size
-
-    @property
-    def hours(self) -> float:
-        return self.phase.steps * self.step.total / 3600
 
     @property
     def energy(self) -> float:
@@ -99,7 +96,10 @@ def phase_plan(phase: Phase, info: ModelInfo, machines: Machines, critical: Crit
     unit = config.data.unit
     best = split(phase.split.global_batch, most, phase.split.world_size, unit=unit) if most >= unit else None
     scaling = Scaling(phase, profile, sharding, machines, stages[sharding.stage].step)
-    return PhasePlan(phase, info, profile, sharding, machines, stages, best, scaling.strong(), scaling.weak(critical))
+    return PhasePlan(
+        phase, info, profile, sharding, machines, stages, scaling.hours(phase.split.world_size), best, scaling.strong(),
+        scaling.weak(critical),
+    )  # fmt: skip
 
 
 def _stage_plan(profile: Profile, large: Profile, sharding: Sharding, machines: Machines, phase: Phase) -> StagePlan:

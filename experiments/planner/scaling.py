@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bellwether.experiments.planner.critical_batch import CriticalBatch
 from bellwether.experiments.planner.step_time import Machines, StepTime, step_time
 from bellwether.optimizers.recipes import Recipe, recipe
+from bellwether.optimizers.scaling import scaled_lr
 from bellwether.trainer.config import ConfigError, Duration
 from bellwether.trainer.config.schema import Batch
 from bellwether.trainer.memory.activations import Profile
@@ -53,15 +54,27 @@ class Scaling:
 
     def strong(self) -> list[Row]:
         """More GPUs for the same global batch, as long as it divides evenly."""
-        batch = self.phase.split.global_batch
-        unit = self.phase.config.data.unit
-        return [self._row(gpus, batch) for gpus in doublings(self.phase.split.world_size) if batch % (gpus * unit) == 0]
+        own_split, sizes = self.phase.split, [split.global_batch for split in self.phase.splits]
+        unit, every = self.phase.config.data.unit, doublings(own_split.world_size)
+        counts = [gpus for gpus in every if all(size % (gpus * unit) == 0 for size in sizes)]
+        return [self._row(gpus, own_split.global_batch) for gpus in counts]
+
+    def hours(self, gpus: int) -> float:
+        """Hours of the phase on so many GPUs, at its own batch sizes."""
+        config, seconds = self.phase.config, 0.0
+        for _, steps, own in self.phase.segments(self.phase.first_step, self.phase.last_step):
+            shares = split(own.global_batch, config.batch.micro, gpus, unit=config.data.unit)
+            seconds += steps * step_time(self.profile, self.sharding, self.machines, config, shares).total
+        return seconds / 3600
 
     def weak(self, critical: CriticalBatch | None) -> list[Row]:
-        """The same samples per GPU: the global batch grows, and learning rate and warm-up with it."""
+        """The same samples per GPU: the global batch grows with the GPUs, and learning rate and warm-up with it.
+
+        One row where it also grows during the phase.
+        """
         own_split = self.phase.split
         rows = []
-        for gpus in doublings(own_split.world_size):
+        for gpus in doublings(own_split.world_size)[: None if self.phase.batches.is_constant else 1]:
             batch = own_split.global_batch * gpus // own_split.world_size
             lr, warmup, notes = _schedule_at(self.phase, batch)
             rows.append(self._row(gpus, batch, critical, lr, warmup, notes))
@@ -83,6 +96,8 @@ class Scaling:
         throughput = batch / times.total
         own_throughput_per_gpu = own_split.global_batch / self.step.total / own_split.world_size
         hours, worth, more = self.phase.samples / throughput / 3600, None, (1.0, 1.0, 1.0)
+        if not self.phase.batches.is_constant:
+            hours = self.hours(gpus)
         if critical is not None:
             worth = critical.efficiency(batch)
             more = critical.more_samples(batch, own_split.global_batch)
@@ -101,7 +116,7 @@ def _schedule_at(phase: Phase, batch: int) -> tuple[float | None, float | None, 
     """(peak lr, warm-up share, notes) at another batch size, by the config's recipe or scaling rule; None without one."""
     config = phase.config
     if batch == phase.split.global_batch:
-        return phase.lr, phase.warmup / phase.samples, ()
+        return scaled_lr(phase.lr, batch, phase.batches.batch(0), config.scaling.rule), phase.warmup / phase.samples, ()
     if config.schedule.recipe is not None:
         return _recipe_at(recipe(config.schedule.recipe), phase, batch)
     if config.scaling.base_batch is None or config.scaling.rule == "none":

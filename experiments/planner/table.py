@@ -14,7 +14,7 @@ from bellwether.experiments.planner.critical_batch import CriticalBatch
 from bellwether.experiments.planner.estimate import PhasePlan
 from bellwether.experiments.planner.scaling import MAX_GPUS, Row
 from bellwether.experiments.planner.step_time import compute_time
-from bellwether.trainer.phases import notes, rows
+from bellwether.trainer.phase_rows import notes, rows
 
 _WIDTH = 100
 _GIB = 2**30
@@ -96,9 +96,11 @@ def _network(plan: PhasePlan) -> Iterator[str]:
 def _cost(plan: PhasePlan, price: float | None) -> Iterator[str]:
     step, machines, phase = plan.step, plan.machines, plan.phase
     throughput = phase.split.global_batch / step.total
-    yield (
-        f"a step takes {_seconds(step.total)}: {_seconds(step.compute)} computation, {_seconds(step.network)} exposed "
-        f"communication, {_seconds(step.update)} update"
+    at = "" if phase.batches.is_constant else f" at the largest batch, {phase.split.global_batch:,},"
+    yield from _wrapped(
+        f"a step{at} takes {_seconds(step.total)}: {_seconds(step.compute)} computation, {_seconds(step.network)} exposed "
+        f"communication, {_seconds(step.update)} update",
+        2,
     )
     yield f"  {throughput:,.0f} samples/s, {throughput / machines.world_size:,.1f} per GPU"
     hours = plan.hours * machines.world_size
@@ -110,7 +112,7 @@ def _cost(plan: PhasePlan, price: float | None) -> Iterator[str]:
 
 def _strong_scaling(plan: PhasePlan) -> Iterator[str]:
     batch = plan.phase.split.global_batch
-    yield f"strong scaling: more GPUs for batch {batch:,}"
+    yield f"strong scaling: more GPUs for {'batch' if plan.phase.batches.is_constant else 'batches up to'} {batch:,}"
     yield (
         f"  {'GPUs':>5}  {'micro x acc.':>12}  {'step':>8}  {'network':>7}  {'samples/s':>11}  {'efficiency':>10}  {'time':>9}"
     )
@@ -121,7 +123,9 @@ def _strong_scaling(plan: PhasePlan) -> Iterator[str]:
         )
     following = 2 * plan.strong[-1].gpus
     if following <= MAX_GPUS:
-        why = "some ranks would have no sample" if following > batch else f"{batch:,} cannot be divided evenly"
+        smallest = min(split.global_batch for split in plan.phase.splits)
+        undivided = next((s.global_batch for s in plan.phase.splits if s.global_batch % following), batch)
+        why = "some ranks would have no sample" if following > smallest else f"{undivided:,} cannot be divided evenly"
         yield f"  {following:>5,}  {why}"
     yield ""
 

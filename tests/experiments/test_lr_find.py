@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bellwether.cli import main
-from bellwether.experiments.lr_find import analyze
+from bellwether.experiments.lr_find import analyze, range_test_config
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.divergence import DivergenceDetector
 
@@ -49,6 +49,12 @@ def test_minimum_at_an_end_gives_an_unreliable_suggestion(losses: list[float], m
     found = analyze(RATES, losses)
     assert message in found.note
     assert bool(message) == bool(found.note)
+
+
+def test_range_test_of_a_growing_batch_is_at_its_first_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, _ = range_test_config("bert-tiny", [f"runs={tmp_path}", "batch.global=[[0, 64], [999, 128]]"], 1e-6, 1.0, 50)
+    assert (found["batch"]["global"], found["evaluate"]["limit"]) == (64, 64)
+    assert "the test is at its first batch size, 64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

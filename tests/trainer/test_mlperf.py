@@ -237,6 +237,10 @@ def test_report_without_mlperf_has_no_such_part(tmp_path: Path) -> None:
             {"phases": [{"duration": "1 epochs"}, {}]},
             "log.mlperf.benchmark: 'bert': has one batch size and schedule, and the run 2 phases",
         ),
+        (
+            {"log": {"mlperf": {"benchmark": "bert"}}, "batch": {"global": [[0, 8], [64, 16]]}},
+            "log.mlperf.benchmark: 'bert': has one batch size, and batch.global grows",
+        ),
         ({"log": {"mlperf": {"benchmark": "bert", "organization": ""}}}, "log.mlperf.organization"),
     ],
 )

@@ -18,7 +18,8 @@ from bellwether.trainer.config import Config, ConfigErrors
 from bellwether.trainer.engine import Engine, _check_rounding, deepspeed_config
 from bellwether.trainer.optimization import make_optimizer, make_schedule, with_averaging
 from bellwether.trainer.param_groups import GroupCount, count_groups, describe, param_groups, parameter_names
-from bellwether.trainer.phases import Phase, plan, rows
+from bellwether.trainer.phase_rows import rows
+from bellwether.trainer.phases import Phase, plan
 
 BASE = """\
 name: x

@@ -4,7 +4,8 @@ import pytest
 
 from bellwether.trainer import config as c
 from bellwether.trainer.config import Config, ConfigError, Duration, Span
-from bellwether.trainer.phases import Split, plan, rows, split, stop_step, wasteful
+from bellwether.trainer.phase_rows import rows, wasteful
+from bellwether.trainer.phases import Split, plan, split, stop_step
 
 
 def config(**changes: object) -> Config:

@@ -148,6 +148,16 @@ def test_next_phase_continues_the_same_bar() -> None:
     assert "20/20" in stream.getvalue()
 
 
+def test_remaining_time_counts_the_samples_of_a_growing_batch() -> None:
+    """Steps of one sample that take a second, then of four: 10 + 40 seconds."""
+    progress, stream, clock = make(terminal=False, total=20)
+    progress.start(0, 20, lambda step: step + 3 * max(0, step - 10))
+    for step in range(1, 6):
+        clock.now += 1
+        progress.update(step, values() if step == 5 else None)
+    assert "eta 0:00:45" in stream.getvalue()
+
+
 def test_bar_of_a_resumed_run_starts_at_its_position() -> None:
     _, stream, _ = make(terminal=True, step=500)
     assert "500/1000" in stream.getvalue()

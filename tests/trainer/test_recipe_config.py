@@ -10,7 +10,8 @@ import pytest
 from bellwether.optimizers.recipes import RECIPES, recipe
 from bellwether.trainer import config as c
 from bellwether.trainer.config import ConfigErrors
-from bellwether.trainer.phases import notes, plan, rows
+from bellwether.trainer.phase_rows import notes, rows
+from bellwether.trainer.phases import plan
 
 BERT: dict[str, Any] = {
     "name": "x", "model": {"kind": "bert", "size": "tiny"}, "data": {"kind": "text"}, "batch": {"global": 512, "micro": 8},

@@ -11,7 +11,8 @@ import torch
 
 from bellwether.trainer import config as c
 from bellwether.trainer.metrics import read
-from bellwether.trainer.phases import plan, rows
+from bellwether.trainer.phase_rows import rows
+from bellwether.trainer.phases import plan
 from tests.ranks import Ranks
 from tests.trainer.runs import images, last, losses, run_config, tensors, weights
 

@@ -133,7 +133,8 @@ def _process_count(
 def _phase_settings(config: Config, world_size: int) -> list[_PhaseSettings]:
     configs = phases(config)
     prefixes = [f"phases[{index}]." if len(configs) > 1 else "" for index in range(len(configs))]
-    return list(zip(prefixes, configs, splits(configs, world_size), strict=True))
+    of_phases = zip(prefixes, configs, splits(configs, world_size), strict=True)
+    return [(prefix, phase, split) for prefix, phase, of_sizes in of_phases for split in of_sizes]
 
 
 def _compare(setting: AccelerateSetting, path: str, settings: Sequence[_PhaseSettings]) -> list[ConfigError]:

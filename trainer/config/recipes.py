@@ -40,6 +40,10 @@ def expanded(raw: dict[str, Any], origins: Origins, source: str = "") -> dict[st
         advice = f"or write schedule.kind: {name}" if name in _KINDS else ""
         raise ConfigError("schedule", name, str(error).partition(": ")[2], advice, where) from None
     batch = _section(raw, "batch").get("global")
+    if isinstance(batch, list):
+        problem = f"schedule: {name} is for one batch size, and not for one that grows"
+        advice = "write a whole number, or the recipe's own keys in place of its name"
+        raise ConfigError("batch.global", batch, problem, advice, where)
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise ConfigError(
             "batch.global", batch, f"schedule: {name} needs the batch size", "write a whole number", where

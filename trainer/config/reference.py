@@ -99,8 +99,9 @@ def _kinds(sections: list[type[BaseModel]], path: str) -> Iterator[KeyInfo]:
 def _leaf(path: str, field: FieldInfo, condition: str) -> KeyInfo:
     extra = field.json_schema_extra
     unit = str(extra["unit"]) if isinstance(extra, dict) and "unit" in extra else _implied_unit(field.annotation)
+    other = f" or {extra['or']}" if isinstance(extra, dict) and "or" in extra else ""
     return KeyInfo(
-        path, _type(field.annotation, field.metadata), unit, _default(field), field.description or "", condition
+        path, _type(field.annotation, field.metadata) + other, unit, _default(field), field.description or "", condition
     )
 
 

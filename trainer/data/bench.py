@@ -75,7 +75,7 @@ def measure(config: Config, seconds: float = 5.0) -> LoaderSpeed:
         ConfigError: if the data cannot be read.
     """
     samples = load(config.data).train
-    micro = max(min(_MICRO, config.batch.global_) // config.data.unit, 1) * config.data.unit
+    micro = max(min(_MICRO, *config.batch.all_sizes) // config.data.unit, 1) * config.data.unit
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     try:

@@ -17,6 +17,7 @@ from bellwether.trainer.scores import NAMES
 Array = NDArray[np.float64]
 
 _SMOOTH_FROM = 30  # a curve of fewer points is not smoothed
+_NAMED = 6  # changes of the batch size that are marked; more would hide the curves
 _BAND = 700  # points of a band: more than it has pixels, few enough for a small file
 
 
@@ -121,8 +122,12 @@ def noise_scale(facts: Facts) -> Chart | None:
         )
     chart.ax.plot(x, y, color=LIGHT["plum"], label=f"over {SMOOTHED * every:,} steps")
     tip(chart, lines, "noise_scale", "noise scale", "plum", lambda value: f"{value:,.4g}")
-    for batch in dict.fromkeys(facts.over_phases("batch", "global")):
-        chart.level(batch, f"batch {batch:,}")
+    if facts.batch_changes:
+        _, batch = column(lines, "batch")
+        chart.ax.step(x, batch, where="pre", color=LIGHT["mark"], linewidth=1.1, linestyle="--", label="batch")
+    else:
+        for size in facts.batch_sizes:
+            chart.level(size, f"batch {size:,}")
     chart.log_y()
     return finish(chart, facts)
 
@@ -218,14 +223,16 @@ def _band(chart: Chart, x: Array, low: Array, high: Array, colour: str, label: s
 
 
 def _marks(chart: Chart, facts: Facts) -> None:
-    """Thin lines where a phase begins, dotted ones where the run was restarted."""
+    """Thin lines where a phase begins or the batch grows, dotted ones where the run was restarted."""
     ax = chart.ax
-    if facts.boundaries:
+    changes = facts.batch_changes if len(facts.batch_changes) <= _NAMED else []
+    marks = [*facts.boundaries, *changes]
+    if marks:
         # Room above the curves for the names of the phases.
         scale = ax.yaxis.get_transform()
         low, high = scale.transform(ax.get_ylim())
         ax.set_ylim(top=float(scale.inverted().transform([low + (high - low) * 1.08])[0]))
-    for samples, label in facts.boundaries:
+    for samples, label in marks:
         ax.axvline(samples, color=LIGHT["mark"], linewidth=0.9, zorder=1)
         right = samples > 0.8 * facts.reach  # the name would leave the chart on the other side
         ax.annotate(

@@ -195,6 +195,26 @@ class Facts:
         # The phase began between two logged steps; the earlier one is nearest to the change.
         return [(float(old["samples"]), f"phase {number}") for number, (old, _) in enumerate(pairs, 2)]
 
+    @cached_property
+    def batches(self) -> list[str]:
+        """The global batch in each phase, as in ``64`` or, where it grows, ``64 to 256``."""
+        found = [_sizes(value) for value in self.over_phases("batch", "global")]
+        return [whole(b[0]) if len(b) == 1 else f"{whole(b[0])} to {whole(b[-1])}" for b in found if b]
+
+    @cached_property
+    def batch_sizes(self) -> list[int]:
+        """All global batches of the config, in order."""
+        return list(dict.fromkeys(size for value in self.over_phases("batch", "global") for size in _sizes(value)))
+
+    @cached_property
+    def batch_changes(self) -> list[tuple[float, str]]:
+        """Where the global batch changes within a phase: (samples, label)."""
+        pairs = [pair for pair in pairwise(self.history.train) if pair[0].get("phase") == pair[1].get("phase")]
+        changes = [(old, new) for old, new in pairs if None not in (old.get("batch"), new.get("batch"))]
+        return [
+            (float(old["samples"]), f"batch {new['batch']:,}") for old, new in changes if old["batch"] != new["batch"]
+        ]
+
     @property
     def nonfinite(self) -> int:
         """Logged steps whose loss is NaN or infinite."""
@@ -206,6 +226,12 @@ class Facts:
         h = self.history
         logged = h.layers or any("trust_ratio" in line for line in h.train)
         return bool(h.train) and not logged and is_layer_wise(str(self.setting("optimizer", "name")).lower())
+
+
+def _sizes(batch: Any) -> list[int]:
+    """The batch sizes of ``batch.global``: one, or those of a batch warm-up."""
+    pairs = batch if isinstance(batch, list) else [(0, batch)]
+    return [int(pair[1]) for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2 and finite(pair[1])]
 
 
 def finite(value: Any) -> TypeGuard[int | float]:

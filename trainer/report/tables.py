@@ -21,7 +21,7 @@ def headlines(facts: Facts) -> list[Tile]:
     first, best = facts.losses[:1], min(numbers(h.eval, "loss"), default=None)
     speed, tokens = facts.median("samples_per_s"), facts.median("tokens_per_s")
     memory = max(numbers(h.train, "memory_gib"), default=None)
-    batch, batch_note = _now([whole(batch) for batch in facts.over_phases("batch", "global")], facts)
+    batch, batch_note = _now(facts.batches, facts)
     lr, lr_note = _now([f"{lr:g}" for lr in facts.over_phases("optimizer", "lr")], facts)
     examples = count(held["examples"], "example") if "examples" in held else ""
     optimizer = facts.setting("optimizer", "name") or ABSENT

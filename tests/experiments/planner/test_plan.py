@@ -60,6 +60,24 @@ def test_numbers_of_a_plan_are_consistent(capsys: pytest.CaptureFixture[str]) ->
     assert phase["strong"][-1]["efficiency"] < phase["weak"][-1]["efficiency"] <= 1
 
 
+def test_plan_of_a_growing_batch_adds_the_time_of_each_size(capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory and the shown step are those of the largest batch, and so is the number of GPUs that every size allows."""
+    sizes = "batch.global=[[0, 64], [6400, 256]]"
+    arguments = [TINY, "data.source=texts/*.txt", sizes, "duration=200 steps", "--gpu", "h100", "--throughput", "100"]
+    (phase,) = plan(capsys, *arguments)["phases"]
+    assert (phase["split"]["global_batch"], phase["samples"]) == (256, 100 * 64 + 100 * 256)
+    (of_64,) = plan(capsys, *arguments, "batch.global=64", "duration=100 steps")["phases"]
+    (of_256,) = plan(capsys, *arguments, "batch.global=256", "duration=100 steps")["phases"]
+    assert phase["hours"] == pytest.approx(of_64["hours"] + of_256["hours"])
+    assert phase["strong"][0]["hours"] == pytest.approx(phase["hours"])
+    assert [row["gpus"] for row in phase["strong"]] == [8, 16, 32, 64]
+    assert len(phase["weak"]) == 1
+    assert cli.main(["plan", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "a step at the largest batch, 256, takes" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
 def test_weak_scaling_follows_the_recipe_and_warns_beyond_published_batch_sizes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -119,3 +119,7 @@ class Config(Section):
             raise ValueError(
                 f"log.mlperf.benchmark: has one batch size and schedule, and the run {len(self.phases)} phases; remove one of them"
             )
+        if benchmark is not None and len(self.batch.all_sizes) > 1:
+            raise ValueError(
+                "log.mlperf.benchmark: has one batch size, and batch.global grows; remove it, or write one batch size"
+            )

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from bellwether.trainer.config.schema.section import SAMPLES, SECONDS, Count, Section, unit
 from bellwether.trainer.config.units import Duration, IntervalField
+
+_LARGEST = 2**40
+
+
+def _parse_global(value: Any, validate: Callable[[Any], int]) -> int | tuple[tuple[int, int], ...]:
+    """A batch size, or the pairs of a batch warm-up.
+
+    Raises:
+        ValueError: if a list is not one of ascending pairs from 0 samples on.
+    """
+    if not isinstance(value, list | tuple):
+        return validate(value)
+    for entry in value:
+        if not isinstance(entry, list | tuple) or len(entry) != 2 or any(type(number) is not int for number in entry):
+            raise ValueError(
+                f"{entry!r} is no pair of whole numbers: write [samples, batch], as in [[0, 64], [20000, 128]]"
+            )
+        if not 0 < entry[1] <= _LARGEST or not 0 <= entry[0] <= _LARGEST:
+            raise ValueError(
+                f"{list(entry)} is out of range: write [samples, batch], samples from 0 on and a batch above 0"
+            )
+    if not value or value[0][0] != 0:
+        raise ValueError("the first pair says from 0 samples on: write [[0, batch], ...]")
+    if (unsorted := next((b for a, b in pairwise(value) if b[0] <= a[0]), None)) is not None:
+        raise ValueError(
+            f"{list(unsorted)} does not begin after the pair before it: write the pairs in ascending order of samples"
+        )
+    return tuple((at, size) for at, size in value)
+
+
+if TYPE_CHECKING:
+    GlobalBatch = int | tuple[tuple[int, int], ...]
+else:
+    GlobalBatch = Annotated[
+        int, Field(gt=0, le=_LARGEST), WrapValidator(_parse_global), PlainSerializer(lambda value: value)
+    ]
 
 
 def _or_auto(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -23,8 +61,11 @@ CountOrAuto = Annotated[
 class Batch(Section):
     """The global batch. Micro-batch and gradient accumulation steps are derived from it and the world size."""
 
-    global_: Count = Field(
-        alias="global", description="samples per weight update, over all ranks", json_schema_extra=SAMPLES
+    global_: GlobalBatch = Field(
+        alias="global",
+        description="samples per weight update, over all ranks; or a list of [samples, batch], as in [[0, 64], [20000, 128]]: from how "
+        "many samples of the phase on each holds (batch warm-up); the learning rate follows scaling.rule",
+        json_schema_extra={**SAMPLES, "or": "list of [samples, batch]"},
     )
     micro: CountOrAuto = Field(
         32,
@@ -40,7 +81,17 @@ class Batch(Section):
     @property
     def most(self) -> int:
         """The upper bound of the micro-batch as a number."""
-        return self.global_ if self.is_auto else self.micro
+        return max(self.all_sizes) if self.is_auto else self.micro
+
+    @property
+    def sizes(self) -> int | tuple[tuple[int, int], ...]:
+        """``global``, for `bellwether.optimizers.batch_schedule.BatchSchedule`."""
+        return self.global_
+
+    @property
+    def all_sizes(self) -> list[int]:
+        """The batch sizes in their order; one without a batch warm-up."""
+        return [self.global_] if isinstance(self.global_, int) else [size for _, size in self.global_]
 
 
 # Keys of DeepSpeed that Bellwether sets itself. A value in engine.deepspeed would silently override another key.
