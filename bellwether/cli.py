@@ -10,6 +10,7 @@ from typing import Any
 
 from bellwether.commands import (
     bench,
+    branch,
     compare,
     convert,
     data,
@@ -53,6 +54,7 @@ COMMANDS = (
     recipe,
     plan,
     frontier,
+    branch,
     bench,
     keys,
 )

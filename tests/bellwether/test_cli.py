@@ -37,6 +37,7 @@ SHORTEST = {
     "plan": ["CONFIG", "--gpu=NAME"],
     "compare": ["PATH"],
     "frontier": ["CONFIG", "--from=FILE", "--throughput=1"],
+    "branch": ["RUN"],
     "bench": ["data", "CONFIG"],
     "keys": [],
 }
