@@ -160,7 +160,7 @@ def _warnings(study: Study, results: Sequence[Result]) -> Iterator[str]:
         yield f"the noise between seeds, {loudest:.4f}, is larger than the tolerance of {study.tolerance:g}: write more --seeds, or a larger --tolerance"
     if any(result.limit.is_beyond for result in results):
         yield "at least: all batches that were tried are within the tolerance; write larger --factors"
-    yield "the losses are those at the rate of each branch, before it decays: a branch at a higher rate has more noise to lose at the end"
+    yield "the losses are those before the rate decays: what the end of the run makes of the differences is not measured"
 
 
 def flow(schedule: Sequence[tuple[int, int]]) -> str:
