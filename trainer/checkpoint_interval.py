@@ -47,7 +47,9 @@ def suggest(history: History, goodput: Goodput) -> Interval | None:
     saved = [line for line in history.checkpoint if line.get("seconds")]
     # The end of a phase or run waits for the writing, which a checkpoint on the way does not.
     costs = [line.get("blocked_seconds", line["seconds"]) - line.get("waited_seconds", 0.0) for line in saved]
-    batch = history.train[-1].get("batch") if history.train else None  # where it has grown, steps take longer than before
+    batch = (
+        history.train[-1].get("batch") if history.train else None
+    )  # where it has grown, steps take longer than before
     times = [float(line["step_time"]) for line in history.train if line.get("step_time") and line.get("batch") == batch]
     if not costs or not times:
         return None
