@@ -23,12 +23,12 @@ def run(setup: Setup, gate: Gate) -> None:
     add, log, start = StepMetrics.add, PhaseLoop.log, PhaseLoop.train
     open_batches = PhaseLoop._open_batches
 
-    def added(self: StepMetrics, result: Any) -> None:
+    def added(self: StepMetrics, result: Any, samples: int) -> None:
         losses[:] = [result.loss]
-        add(self, result)
+        add(self, result, samples)
 
-    def logged(self: PhaseLoop, saving: bool) -> None:
-        log(self, saving)
+    def logged(self: PhaseLoop, save_due: bool) -> None:
+        log(self, save_due)
         gate.after_step(losses[0])
 
     def started(self: PhaseLoop) -> None:

@@ -60,8 +60,8 @@ class Setup:
         """The micro-batches of a run of Bellwether, from its loader: the same work for each contestant."""
         micro = self.config.batch.micro
         return uncounted(train_batches(
-            self.dataset.train, seed=fold_in(self.config.seed, 0), start=0, steps=1_000_000, global_batch=self.config.batch.global_,
-            micro=micro, accumulation=self.config.batch.global_ // (micro * self.world_size), rank=self.rank,
+            self.dataset.train, seed=fold_in(self.config.seed, 0), start=0, steps=1_000_000, global_batch=max(self.config.batch.all_sizes),
+            micro=micro, accumulation=max(self.config.batch.all_sizes) // (micro * self.world_size), rank=self.rank,
             world_size=self.world_size, workers=0,
         ))  # fmt: skip
 

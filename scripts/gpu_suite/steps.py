@@ -128,7 +128,7 @@ def measure(
         losses += [step() for _ in range(warmup - 1)]
         times = _times(step, count, world.device, losses)
         found = StepTimes(
-            Spread.of(times), config.batch.global_, losses=[first, *map(float, losses[1:])], first=elapsed
+            Spread.of(times), max(config.batch.all_sizes), losses=[first, *map(float, losses[1:])], first=elapsed
         )
         if on_gpu:
             found.peak = torch.cuda.max_memory_allocated() - held
@@ -140,7 +140,7 @@ def measure(
 def _split(config: Config, world: World) -> tuple[int, int]:
     from bellwether.trainer.phases import split
 
-    shares = split(config.batch.global_, config.batch.micro, world.size)
+    shares = split(max(config.batch.all_sizes), config.batch.micro, world.size)
     return shares.micro, shares.accumulation
 
 
