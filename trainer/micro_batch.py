@@ -44,7 +44,7 @@ def resolved(
     """
     if not any(config.batch.is_auto for config in configs):
         return list(configs)
-    identity = [[world.size, c.batch.global_, c.engine.stage, c.engine.precision, c.engine.compile] for c in configs]
+    identity = [[world.size, c.batch.all_sizes, c.engine.stage, c.engine.precision, c.engine.compile] for c in configs]
     micros = run_on_rank0(world, lambda: _recorded(directory / FILE, identity))
     if micros is None:
         micros = [
@@ -85,7 +85,8 @@ def _choose(config: Config, data: Dataset, world: World, nodes: int) -> int:
 def _tried(config: Config, data: Dataset, world: World, most: int, other_bytes: float) -> int:
     """Halve a micro-batch until the passes fit on every rank; 0 if not one sample does. Collective."""
     while most:
-        micro = split(config.batch.global_, most, world.size, unit=config.data.unit).micro
+        unit = config.data.unit
+        micro = max(split(size, most, world.size, unit=unit).micro for size in config.batch.all_sizes)
         if all(run_on_all_ranks(world, lambda micro=micro: _fits(config, data, world.device, micro, other_bytes))):  # type: ignore[misc]
             return most
         most = micro // 2

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bellwether.experiments.planner import activations, memory
-from bellwether.experiments.planner.estimate import state_tensors
-from bellwether.experiments.planner.sharding import Sharding
 from bellwether.trainer.config import validate
+from bellwether.trainer.memory import activations
+from bellwether.trainer.memory.peak import peak
+from bellwether.trainer.memory.sharding import Sharding, state_tensors
 from scripts.gpu_suite import steps, workloads
 from scripts.gpu_suite.context import Context
 
@@ -48,7 +48,7 @@ def _planned(raw: dict[str, Any], on_gpu: bool) -> float:
     config = validate({"name": "x", "duration": "10 steps", **raw})
     profile = activations.measure(config, steps.dataset(config), on_gpu=on_gpu)
     sharding = Sharding.from_config(config, state_tensors(config, profile), profile.elements)
-    return memory.peak(profile, sharding, 1, config.batch.micro, 1).total
+    return peak(profile, sharding, 1, config.batch.micro, 1).total
 
 
 def _measured(context: Context, raw: dict[str, Any]) -> float:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bellwether.experiments.planner.activations import DummySamples
 from bellwether.trainer import models
 from bellwether.trainer.config import Config, validate
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.distributed import World
 from bellwether.trainer.engine import Batch, Engine, build, partitioned
+from bellwether.trainer.memory.activations import DummySamples
 from bellwether.trainer.phases import plan
 from scripts.measurements import Spread, idle_share
 

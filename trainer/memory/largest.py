@@ -27,7 +27,7 @@ def largest_for(
     Raises:
         ConfigError: if the config offloads, which is not estimated.
     """
-    per_rank = math.ceil(config.batch.global_ / world_size)
+    per_rank = math.ceil(max(config.batch.all_sizes) / world_size)
     start = min(per_rank, _MEASURED)
     profile = measure(config, data, on_gpu=on_gpu, micro=start)
     states = state_tensors(config, profile)
