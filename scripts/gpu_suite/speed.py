@@ -87,7 +87,7 @@ def _counts(context: Context) -> dict[str, Any]:
 
 def _row(context: Context, name: str, raw: dict[str, Any], times: steps.StepTimes) -> None:
     """A row with the rate, its share of the peak, and where the time goes."""
-    from bellwether.experiments.planner import activations
+    from bellwether.trainer.memory import activations
 
     config = validate({"name": "x", "duration": "1 steps", **raw})
     small = validate({"name": "x", "duration": "1 steps", **raw, "batch": {"global": 2, "micro": 2}})

@@ -26,9 +26,9 @@ def steps(folder: Path) -> dict[str, list[int]]:
     """The steps in the metrics of each trial."""
     found = {}
     for path in sorted((folder / "runs/digits/trials").glob("*/metrics.jsonl")):
+        lines = path.read_text().count('"event": "train"')  # before the steps: the trial may write more meanwhile
         found[path.parent.name] = [line["step"] for line in metrics.read(path.parent).train]
-        lines = path.read_text().count('"event": "train"')
-        assert lines == len(found[path.parent.name]), f"{path.parent.name} repeated steps"
+        assert lines <= len(found[path.parent.name]), f"{path.parent.name} repeated steps"
     return found
 
 
