@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bellwether.optimizers.radam import RAdam as RAdam
     from bellwether.optimizers.scaling import scaled_lr as scaled_lr
     from bellwether.optimizers.scaling import scaled_warmup as scaled_warmup
+    from bellwether.optimizers.schedule_free import AdamWScheduleFree as AdamWScheduleFree
     from bellwether.optimizers.schedules import Exponential as Exponential
     from bellwether.optimizers.schedules import OneCycle as OneCycle
     from bellwether.optimizers.schedules import Trapezoid as Trapezoid

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from bellwether.optimizers.average_swap import AverageSwap
 from bellwether.optimizers.sharded import ShardedOptimizer, Work
 from bellwether.optimizers.shards.layout import local
 from bellwether.optimizers.wrapper import Wrapper
 
 
-class WeightAverage(Wrapper):
+class WeightAverage(AverageSwap, Wrapper):
     r"""Keeps an average of the weights, to be swapped in for evaluation::
 
         swa:  average = average + (w - average) / n          for the n-th sample of the weights
@@ -68,22 +68,8 @@ class WeightAverage(Wrapper):
             raise ValueError(f"decay={decay!r}: must be in [0, 1)")
         super().__init__(base)
         self.kind, self.start, self.every, self.decay = kind, start, every, decay
-        self._kept: list[tuple[Tensor, Tensor]] | None = None  # the weights, while the averages are swapped in
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._refuse_swapped("a copy")
-        return super().__getstate__()
-
-    def state_dict(self) -> dict[str, Any]:
-        self._refuse_swapped("state_dict()")
-        return super().state_dict()
-
-    def _refuse_swapped(self, what: str) -> None:
-        if self._kept is not None:
-            raise RuntimeError(f"{what} while the averages are swapped in: exit `with optimizer.averaged()` first")
 
     def update(self, work: Work) -> None:
-        self._refuse_swapped("step()")
         super().update(work)
         for _, tensor in work:
             state = self.state[tensor]
@@ -113,46 +99,10 @@ class WeightAverage(Wrapper):
     def scalars(self) -> dict[str, float]:
         return {**super().scalars(), "average_start": float(self.start)}
 
-    @property
-    def has_average(self) -> bool:
-        """Whether any weights have been averaged; the same on every rank that updates anything."""
-        return any(self._average_of(shard.tensor) is not None for shard in self.shards)
-
-    def _average_of(self, tensor: Tensor) -> Tensor | None:
+    def average_of(self, tensor: Tensor) -> Tensor | None:
         """The average, once it has begun: the state exists before."""
         state = self.state.get(tensor, {})
-        return state["average"] if "average" in state and int(state["step"].item()) >= self.start else None
-
-    def _publish(self) -> None:
-        # Without an engine, the swapped tensors are the model's own.
-        if self.attachment is not None and self.attachment.publish is not None:
-            self.attachment.publish()
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Give the model the averages in place of its weights, if there are any.
-
-        Collective under an engine. BatchNorm's statistics are still those of the weights: see `recompute_batch_norm`.
-        """
-        self._refuse_swapped("averaged()")
-        if self.is_partial:
-            raise RuntimeError("averaged() inside ZeroRedundancyOptimizer: call optimizers.attach(optimizer) first")
-        self._kept = []
-        with torch.no_grad():
-            for shard in self.shards:
-                average = self._average_of(shard.tensor)
-                if average is not None:
-                    weights = local(shard.tensor.detach())
-                    self._kept.append((weights, weights.clone()))
-                    weights.copy_(local(average))
-        try:
-            self._publish()
-            yield
-        finally:
-            for weights, kept in self._kept:
-                weights.copy_(kept)
-            self._kept = None
-            self._publish()
+        return local(state["average"]) if "average" in state and int(state["step"].item()) >= self.start else None
 
 
 def recompute_batch_norm(

@@ -25,6 +25,7 @@ _MODULES = {
         "Exponential", "OneCycle", "Trapezoid", "WarmupConstant", "WarmupCosine", "WarmupExponential", "WarmupLinear",
         "WarmupPolynomial", "WarmupStep",
     ),
+    "schedule_free": ("AdamWScheduleFree",),
     "sgd": ("SGD",),
     "sharded": ("ShardedOptimizer",),
     "swats": ("Swats",),

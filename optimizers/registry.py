@@ -23,6 +23,7 @@ class Entry:
         prox_metric: whether it supports ``weight_decay_mode="prox-metric"``.
         defaults: options where a config has another default than the constructor.
         grouping: keyword arguments of `bellwether.optimizers.groups` that it needs.
+        averages: whether evaluation and export are of an average that it keeps, for which the learning rate stays constant.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Entry:
     prox_metric: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     grouping: Mapping[str, Any] = field(default_factory=dict)
+    averages: bool = False
 
     def make(self, params: Any, **options: Any) -> ShardedOptimizer:
         module, _, attribute = self.target.partition(":")
@@ -74,6 +76,10 @@ register(
     grouping={"muon": True},
 )  # fmt: skip
 register("radam", f"{_PACKAGE}.radam:RAdam", _ADAM, prox_metric=True, defaults={"weight_decay_mode": "decoupled"})
+register(
+    "schedule-free-adamw", f"{_PACKAGE}.schedule_free:AdamWScheduleFree",
+    {"betas", "eps", "weight_decay_mode", "r", "weight_lr_power"}, averages=True,
+)  # fmt: skip
 register(
     "sgd", f"{_PACKAGE}.sgd:SGD", {"momentum", "nesterov", "weight_decay_mode", "trust_ratio", "trust_bounds"},
     defaults={"momentum": 0.9},

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bellwether.optimizers.average_swap import AverageSwap
 from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
 from bellwether.optimizers.shards.layout import ShardLayout
 
@@ -29,6 +30,11 @@ class Wrapper(ShardedOptimizer):
         if not isinstance(base, ShardedOptimizer):
             raise TypeError(
                 f"{type(self).__name__} around {type(base).__name__}: pass one of the optimizers of this package"
+            )
+        if isinstance(base, AverageSwap) and base.replaces_weights:
+            raise TypeError(
+                f"{type(self).__name__} around {base.name}: it averages the weights itself, and changes of a wrapper would not "
+                "be in its average; use it alone"
             )
         if any(group.get("capturable") for group in base.param_groups):
             raise TypeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bellwether import optimizers
+from bellwether.optimizers.average_swap import AverageSwap
 from bellwether.trainer import buffers
+from bellwether.trainer.config import Config
 from bellwether.trainer.data import Dataset, Samples, image_samples
 from bellwether.trainer.data.loader import evaluation_batches, evaluation_rows, train_batches
 from bellwether.trainer.data.sampling import fold_in
@@ -54,7 +57,26 @@ def evaluate_phase(
         assert dataset.score is not None
         return dataset.score(predictions, evaluation_rows(len(dataset.validation), config.evaluate.limit))
 
-    results = evaluate(engine, held_out(dataset.validation), world, score if dataset.score else None)
+    training_batches = train_batches(
+        dataset.train, seed=fold_in(config.seed, phase.index), start=0,
+        steps=max(1, min(config.averaging.batch_norm, phase.epoch) // split.global_batch),
+        global_batch=split.global_batch, micro=split.micro, accumulation=split.accumulation, workers=0, **rank,
+    )  # fmt: skip
+    with _trained_weights(engine, training_batches):
+        results = _evaluate_all(engine, dataset, config, held_out, world, score if dataset.score else None)
+    return results | evaluate_average(engine, held_out(dataset.validation), training_batches, world)
+
+
+def _evaluate_all(
+    engine: Engine,
+    dataset: Dataset,
+    config: Config,
+    held_out: Callable[[Samples], Iterator[Batch]],
+    world: World,
+    score: Callable[[npt.NDArray[Any]], dict[str, float]] | None,
+) -> dict[str, float]:
+    """All that the config evaluates of the weights in the model. Collective."""
+    results = evaluate(engine, held_out(dataset.validation), world, score)
     for index, (name, samples) in enumerate(dataset.held_out.items()):
         of_set = evaluate(engine, held_out(samples), world) if index else dict(results)
         results |= {f"{key}_{name}": of_set[key] for key in ("loss", "accuracy")}
@@ -63,12 +85,7 @@ def evaluate_phase(
         views = image_samples.AugmentedViews(dataset.validation, config.evaluate.augment, config.seed)
         augmented = evaluate(engine, held_out(views), world)
         results |= {f"{name}_augmented": augmented[name] for name in ("loss", "accuracy")}
-    training_batches = train_batches(
-        dataset.train, seed=fold_in(config.seed, phase.index), start=0,
-        steps=max(1, min(config.averaging.batch_norm, phase.epoch) // split.global_batch),
-        global_batch=split.global_batch, micro=split.micro, accumulation=split.accumulation, workers=0, **rank,
-    )  # fmt: skip
-    return results | evaluate_average(engine, held_out(dataset.validation), training_batches, world)
+    return results
 
 
 @torch.no_grad()
@@ -119,6 +136,28 @@ def _gather(predictions: Tensor, world: World) -> npt.NDArray[Any]:
     return torch.stack(parts, dim=1).flatten(0, 2).cpu().numpy()
 
 
+@contextmanager
+def _trained_weights(engine: Engine, training_batches: Iterable[Batch]) -> Iterator[None]:
+    """Context in which the model has the weights that training results in, with their BatchNorm statistics. Collective.
+
+    They are the weights, but for an optimizer that takes gradients elsewhere (`bellwether.optimizers.AdamWScheduleFree`).
+    Afterwards weights and statistics are those from before, bit for bit.
+    """
+    optimizer = engine.optimizer
+    if not (isinstance(optimizer, AverageSwap) and optimizer.replaces_weights and optimizer.has_average):
+        yield
+        return
+    with _averaged(engine, optimizer, training_batches):
+        yield
+
+
+@contextmanager
+def _averaged(engine: Engine, optimizer: AverageSwap, training_batches: Iterable[Batch]) -> Iterator[None]:
+    with buffers.preserve_buffers(engine.task), optimizer.averaged():
+        engine.recompute_batch_norm(training_batches)
+        yield
+
+
 def evaluate_average(
     engine: Engine, batches: Iterable[Batch], training_batches: Iterable[Batch], world: World
 ) -> dict[str, float]:
@@ -132,7 +171,6 @@ def evaluate_average(
     optimizer = engine.optimizer
     if not isinstance(optimizer, optimizers.WeightAverage) or not optimizer.has_average:
         return {}
-    with buffers.preserve_buffers(engine.task), optimizer.averaged():
-        engine.recompute_batch_norm(training_batches)
+    with _averaged(engine, optimizer, training_batches):
         results = evaluate(engine, batches, world)
     return {f"{name}_averaged": results[name] for name in ("loss", "accuracy") if name in results}

@@ -11,7 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from bellwether.optimizers import SGD, Adam, AdamW, Lamb, Lars, Lookahead, Muon, RAdam, Swats, WeightAverage, registry
+from bellwether.optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    AdamWScheduleFree,
+    Lamb,
+    Lars,
+    Lookahead,
+    Muon,
+    RAdam,
+    Swats,
+    WeightAverage,
+    registry,
+)
 from tests.optimizers.family import is_matrix
 
 Factory = Callable[..., Any]
@@ -19,6 +32,14 @@ Factory = Callable[..., Any]
 
 def of(kind: type, **options: Any) -> Factory:
     return lambda params, **others: kind(params, **{**options, **others})
+
+
+def plain(kind: type, **options: Any) -> Factory:
+    """Of a rule without a compiled kernel."""
+    make = of(kind, **options)
+    return lambda params, kernel="auto", **others: make(
+        params, kernel="auto" if kernel == "cpu" else kernel, **others
+    )
 
 
 def around(wrap: Callable[[Any], Any], kind: type, **options: Any) -> Factory:
@@ -82,6 +103,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "sgd-trust": of(SGD, lr=0.01, momentum=0.5, trust_ratio=True, weight_decay=1e-4),
     "muon": muon(lr=0.05, weight_decay=1e-3),
     "muon-fp32": muon(lr=0.1, ns_dtype="fp32", adjust_lr_fn="match_rms_adamw", nesterov=False, weight_decay=1e-3),
+    "schedule-free-adamw": plain(AdamWScheduleFree, lr=0.1, weight_decay=1e-3, warmup_steps=3),
     "lookahead-lamb": around(lambda base: Lookahead(base, k=2), Lamb, lr=0.01, weight_decay=1e-3),
     "swats-adamw": around(Swats, AdamW, lr=0.1, weight_decay=1e-3),
     "ema-adamw": around(lambda base: WeightAverage(base, "ema"), AdamW, lr=0.1, weight_decay=1e-3),

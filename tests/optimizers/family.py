@@ -10,6 +10,7 @@ from bellwether.optimizers import (
     SGD,
     Adam,
     AdamW,
+    AdamWScheduleFree,
     Lamb,
     Lars,
     Lookahead,
@@ -103,6 +104,10 @@ FAMILY: dict[str, Member] = {
         _of(Muon, ns_dtype="fp32", adjust_lr_fn="match_rms_adamw", nesterov=False, momentum=0.8),
         Spec("muon", momentum=0.8, match_rms=True),
         tolerance=ILL_CONDITIONED, groups=muon_groups,
+    ),
+    "schedule-free-adamw": Member(
+        _of(AdamWScheduleFree, betas=(0.8, 0.99), r=0.5, warmup_steps=4),
+        Spec("schedule-free", betas=(0.8, 0.99), schedule_free=(0.5, 2.0, 4)),
     ),
     "swats": Member(_around(lambda base: Swats(base, tolerance=2e-4), AdamW), Spec(swats=2e-4)),
     "swa-lamb": Member(

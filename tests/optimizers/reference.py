@@ -19,7 +19,7 @@ Weights = dict[str, np.ndarray]
 class Spec:
     """The rule and its options, named as in the papers."""
 
-    rule: str = "adam"  # adam, radam, momentum, lars, muon (vectors by adam)
+    rule: str = "adam"  # adam, radam, momentum, lars, muon (vectors by adam), schedule-free
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.9
@@ -35,6 +35,7 @@ class Spec:
     lookahead: tuple[int, float] | None = None  # k, alpha
     average: tuple[str, int, int, float] | None = None  # kind, start, every, decay
     swats: float | None = None  # tolerance
+    schedule_free: tuple[float, float, int] = (0.0, 2.0, 0)  # r, power of the largest rate, steps of warm-up
 
 
 LAMB = Spec(eps=1e-6, trust=True)
@@ -44,7 +45,7 @@ LAMB = Spec(eps=1e-6, trust=True)
 class Result:
     weights: Weights
     ratios: dict[str, float]  # of the last step
-    averages: Weights
+    averages: Weights  # of Schedule-Free its x; the weights are its y
     switched: int  # the step after which SGD took over; 0: never
 
 
@@ -82,7 +83,9 @@ def minimise(
             g = {k: x / norm for k, x in g.items()}
         before = {k: w[k].copy() for k in options}
         for k, option in options.items():
-            if rate:
+            if spec.rule == "schedule-free":
+                _schedule_free(spec, w, state, result.averages, k, g[k], t, lr * eta(t), option["weight_decay"])
+            elif rate:
                 _sgd_of_swats(spec, w, state, k, g[k], rate, lr, option["weight_decay"])
             else:
                 ratio = _update(spec, w, state, k, g[k], t, lr, eta(t), option)
@@ -178,6 +181,26 @@ def _newton_schulz(x: np.ndarray) -> np.ndarray:
     for _ in range(5):
         s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
     return u @ np.diag(s) @ vt
+
+
+def _schedule_free(spec: Spec, w: Weights, state: dict, x: Weights, k: str, g: np.ndarray, t: int, lr: float, decay: float):
+    """Algorithm 1 of the paper, with its three sequences: w[k] is y_t, where g is taken, and becomes y_{t+1}.
+
+    The paper weighs z_{t+1} by gamma_t^2, here gamma_max^p t^r, as in section 4.
+    """
+    s, (beta1, beta2), (r, power, warmup) = state[k], spec.betas, spec.schedule_free
+    if t == 1:
+        s.update(z=w[k].copy(), gamma_max=0.0, total=0.0)
+        x[k] = w[k].copy()
+    gamma = lr * min(1.0, t / max(warmup, 1))
+    s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
+    s["z"] = s["z"] - gamma * g / (np.sqrt(s["v"] / (1 - beta2**t)) + spec.eps) - gamma * decay * w[k]
+    s["gamma_max"] = max(s["gamma_max"], gamma)
+    weight = t**r * s["gamma_max"] ** power
+    s["total"] += weight
+    c = weight / s["total"]
+    x[k] = (1 - c) * x[k] + c * s["z"]
+    w[k] = (1 - beta1) * s["z"] + beta1 * x[k]
 
 
 def _sgd_of_swats(spec: Spec, w: Weights, state: dict, k: str, g: np.ndarray, rate: float, lr: float, decay: float):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bellwether import optimizers
+from bellwether.optimizers.average_swap import AverageSwap
 from tests.optimizers.family import FAMILY
 
 SHAPES = {
@@ -215,7 +216,7 @@ def result(ds_engine: Any, optimizer: Any) -> dict[str, Any]:
 
 def averaged(optimizer: Any) -> Any:
     """Swaps the averages in, if there are any."""
-    return optimizer.averaged() if isinstance(optimizer, optimizers.WeightAverage) else nullcontext()
+    return optimizer.averaged() if isinstance(optimizer, AverageSwap) else nullcontext()
 
 
 def _count(optimizer: Any) -> tuple[list[int], list[int]]:

@@ -105,6 +105,8 @@ ERRORS = {
     "model.kind=brt": ["model.kind", "'brt'", "bert, resnet, cifar-resnet, wide-resnet"],
     "model={size: tiny}": ["model.kind", "this key is needed", "bert, resnet"],
     "optimizer.name=lam": ["optimizer.name", "'lam'", "'adamw'", "did you mean 'lamb'"],
+    "averaging.batch_norm=64": ["averaging.batch_norm", "64", "lamb without averaging has none"],
+    "optimizer.name=schedule-free-adamw": ["schedule.kind", "linear lowers the learning rate", "write schedule.kind: constant"],
     "optimizer.momentum=0.9": ["optimizer.momentum", "0.9", "lamb has none", "lars, muon or sgd"],
     "optimizer={name: lars, lr: 1, weight_decay_mode: l2}": ["optimizer.weight_decay_mode", "'l2'", "lars has none"],
     "optimizer={name: adamw, lr: 1, trust_bounds: [0.1, 1]}": ["optimizer.trust_bounds", "trust_ratio: true"],
@@ -216,6 +218,21 @@ def test_scale_decay_is_refused_if_the_decay_already_follows_the_learning_rate(b
         ConfigErrors, match=rf"schedule\.scale_decay: True: .*{decay} already follows the learning rate"
     ):
         c.load(base, [*overrides, "schedule.scale_decay=true"])
+
+
+def test_schedule_free_goes_with_a_constant_rate_alone(base: Path) -> None:
+    overrides = ["optimizer.name=schedule-free-adamw", "schedule.kind=constant", "schedule.warmup=0.1"]
+    c.load(base, [*overrides, "averaging.batch_norm=64"])
+    c.load(base, [*overrides[:1], "schedule.kind=exponential", "schedule.start=0.1", "schedule.final=1"])  # lr-find
+    for override, message in {
+        "schedule.momentum=[0.95,0.85]": "needs the same beta1 in all steps",
+        "averaging.kind=ema": "schedule-free-adamw averages the weights itself",
+        "optimizer.trust_ratio=true": "trust_ratio: True: schedule-free-adamw has none",
+    }.items():
+        with pytest.raises(ConfigErrors, match=message):
+            c.load(base, [*overrides, override])
+    with pytest.raises(ConfigErrors, match="exponential lowers the learning rate"):
+        c.load(base, [*overrides[:1], "schedule.kind=exponential", "schedule.start=1", "schedule.final=0.1"])
 
 
 def test_error_of_a_missing_file_names_a_similar_one(base: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,3 +160,70 @@ def test_averages_resume_bit_exact_and_are_exported(ranks: Ranks, workspace: Pat
     for key, value in averages.items():
         assert np.array_equal(exported[key.removeprefix("model.")].numpy().ravel(), value), key
     assert all(value.abs().sum() > 0 for key, value in exported.items() if key.endswith("running_mean"))
+
+
+def _loss_of_export(raw: dict[str, Any]) -> float:
+    """The held-out loss of the model that a checkpoint results in, in one process."""
+    from bellwether.trainer import checkpoint
+    from bellwether.trainer.config import validate
+    from bellwether.trainer.data import load
+    from bellwether.trainer.data.loader import evaluation_batches
+    from bellwether.trainer.models import build
+
+    config = validate(raw)
+    data = load(config.data)
+    task = build(config.model, data)
+    assert checkpoint.load_into_model(last(raw), task)
+    task.eval()
+    losses = []
+    with torch.no_grad():
+        for batch in evaluation_batches(data.validation, limit=config.evaluate.limit, micro=1, rank=0, world_size=1, workers=0):
+            losses.append(float(task(**{key: value for key, value in batch.items() if key != "weight"})[0]))
+    return float(np.mean(losses))
+
+
+SCHEDULE_FREE = {
+    "optimizer": {"name": "schedule-free-adamw", "lr": 1e-2}, "schedule": {"kind": "constant", "warmup": 0.25},
+    "averaging": {"batch_norm": 64},
+}  # fmt: skip
+
+
+@covering(lambda stage, precision: (stage, precision) == (3, "fp32"))
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_schedule_free_evaluates_and_exports_its_average(
+    ranks: Ranks, workspace: Path, stage: int, precision: str
+) -> None:
+    skip_without(precision, ranks)
+    make = images if stage == 2 else text  # one has BatchNorm, the other can be evaluated without its statistics
+    whole, halves = (
+        make(
+            workspace, f"schedule-free-{stage}-{precision}-{part}", engine={"stage": stage, "precision": precision},
+            evaluate=evaluate, **SCHEDULE_FREE,
+        )
+        for part, evaluate in (("whole", {}), ("halves", {"every": "1 steps"}))
+    )  # fmt: skip
+    ranks.run(run_config, whole)
+    ranks.run(run_config, {**halves, "stop_after": "5 steps"})
+    ranks.run(run_config, halves)
+    assert Manifest.read(last(whole)).optimizer == "AdamWScheduleFree"
+    wanted, found = tensors(last(whole)), tensors(last(halves))
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        assert torch.equal(value, found[key]), key
+    assert losses(whole) == losses(halves)
+    exported = load_file(Path(whole["runs"]) / whole["name"] / "export" / "model.safetensors")
+    y, z = (weights(last(whole), kind) for kind in ("weight", "z"))
+    assert y.keys() == z.keys()
+    for name in y:
+        x = (y[name].astype(np.float64) - 0.1 * z[name]) / 0.9  # of y = 0.1 z + 0.9 x
+        assert exported[name.removeprefix("model.")].numpy().ravel() == pytest.approx(x, abs=1e-6), name
+        assert not np.array_equal(x, y[name])
+    line = read(Path(whole["runs"]) / whole["name"]).eval[-1]
+    assert "loss_averaged" not in line
+    if make is text:
+        # bf16 rounds the model's weights and activations to 8 bits.
+        assert line["loss"] == pytest.approx(_loss_of_export(whole), abs=1e-5 if precision == "fp32" else 0.05)
+    else:
+        assert all(value.abs().sum() > 0 for key, value in exported.items() if key.endswith("running_mean"))

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from bellwether.optimizers.registry import OPTIMIZERS
+from bellwether.optimizers.schedule_free import BETA1, evaluated_weights
 from bellwether.optimizers.shards.layout import ShardLayout
 from bellwether.trainer import run_paths
 from bellwether.trainer.checkpoint import slices
@@ -122,7 +124,7 @@ def load(path: Path, engine: Engine, world: World, verified: bool = False, new_p
         for name, parameter in frozen.items():
             with engine.gathered(parameter, modify=True):
                 if parameter.numel():
-                    files.read("weight" if name in manifest.parameters else "frozen", name, 0, parameter.view(-1))
+                    _read_weights(files, manifest, name, 0, parameter.view(-1))
         _fill_buffers(engine, files, manifest, world)
     engine.publish_weights()
     if thawed:
@@ -176,7 +178,8 @@ def _fill_buffers(engine: Engine, files: Files, manifest: Manifest, world: World
 def load_into_model(path: Path, task: nn.Module) -> bool:
     """Loads a checkpoint's fp32 weights and the average of the ranks' buffers into a whole model in one process.
 
-    If the optimizer keeps an average of the weights (`bellwether.optimizers.WeightAverage`), the average is loaded instead.
+    If the optimizer keeps an average of the weights (`bellwether.optimizers.WeightAverage`, `AdamWScheduleFree`), the average is
+    loaded instead.
 
     Returns:
         whether the average was loaded. The buffers then belong to the weights that were not averaged.
@@ -189,12 +192,28 @@ def load_into_model(path: Path, task: nn.Module) -> bool:
         trained = "average"
     with Files(path, slices.of_checkpoint(path, manifest)) as files, torch.no_grad():
         for name, parameter in task.named_parameters():
-            files.read(trained if name in manifest.parameters else "frozen", name, 0, parameter.view(-1))
+            if trained == "average" and name in manifest.parameters:
+                files.read(trained, name, 0, parameter.view(-1))
+            else:
+                _read_weights(files, manifest, name, 0, parameter.view(-1))
         saved = files.average_buffers(list(manifest.files))
         for name, buffer in task.named_buffers():
             if name in saved:
                 buffer.copy_(saved[name].view_as(buffer))
-    return trained == "average"
+    return trained == "average" or BETA1 in manifest.scalars
+
+
+def _read_weights(files: Files, manifest: Manifest, name: str, start: int, into: Tensor) -> None:
+    """Fills ``into`` with weights of a parameter, trained or frozen when they were saved.
+
+    Of an optimizer that trains at other weights than it results in, these are the result.
+    """
+    saved = manifest.parameters.get(name)
+    files.read("frozen" if saved is None else "weight", name, start, into)
+    if saved is not None and BETA1 in manifest.scalars and "z" in saved["states"]:
+        y, z = into.float(), torch.empty_like(into, dtype=torch.float32)
+        files.read("z", name, start, z)
+        into.copy_(evaluated_weights(y, z, manifest.scalars[BETA1]))
 
 
 def _trained(engine: Engine) -> set[str]:
@@ -209,8 +228,7 @@ def _fill_weights(engine: Engine, files: Files, manifest: Manifest) -> None:
     for shard in engine.optimizer.shards:
         flat = shard.tensor.detach().contiguous()
         for parameter_slice, view in shard.views(flat):
-            name = shard.parameters[parameter_slice.index].name
-            files.read("weight" if name in manifest.parameters else "frozen", name, parameter_slice.start, view)
+            _read_weights(files, manifest, shard.parameters[parameter_slice.index].name, parameter_slice.start, view)
         shard.tensor.detach().copy_(flat)
 
 
@@ -220,11 +238,16 @@ def _check_names(ours: Collection[str], saved: Collection[str], path: str) -> No
         raise ConfigError("resume", path, f"another model: parameter {name} is only in the {side}", _MODEL)
 
 
+def _key_of(optimizer: str) -> str:
+    """The name in a config of an optimizer's class."""
+    return next((e.name for e in OPTIMIZERS.values() if e.target.endswith(f":{optimizer}")), optimizer.lower())
+
+
 def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
     """Loads the weights and the optimizer state of this rank's slices."""
     saved, path = manifest.parameters, str(files.path)
     if manifest.optimizer != engine.optimizer.name:
-        advice = f"set optimizer.name: {manifest.optimizer.lower()}, or start a new run with another name=..."
+        advice = f"set optimizer.name: {_key_of(manifest.optimizer)}, or start a new run with another name=..."
         raise ConfigError(
             "resume", path, f"contains the state of {manifest.optimizer}, not of {engine.optimizer.name}", advice
         )

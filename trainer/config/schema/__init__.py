@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from bellwether.optimizers.registry import OPTIMIZERS
 from bellwether.trainer.config.schema.data import DataConfig
 from bellwether.trainer.config.schema.engine import Batch, Engine
 from bellwether.trainer.config.schema.evaluation import Checkpoint, Evaluate, Log, Trajectory
@@ -106,8 +107,29 @@ class Config(Section):
             raise ValueError(
                 f"schedule.scale_decay: optimizer.weight_decay_mode: {self.optimizer.weight_decay_mode} already follows the learning rate; remove it"
             )
+        self._check_average()
         self._check_benchmark()
         return self
+
+    def _check_average(self) -> None:
+        """An optimizer that averages its iterates takes the place of a decaying schedule and of other averages."""
+        name, averaging, schedule = self.optimizer.name, self.averaging, self.schedule
+        if not OPTIMIZERS[name].averages:
+            if averaging.kind == "none" and averaging.batch_norm != type(averaging).model_fields["batch_norm"].default:
+                raise ValueError(f"averaging.batch_norm: {name} without averaging has none; remove it, or write averaging.kind")
+            return
+        # The range test of `bellwether lr-find` rises exponentially.
+        if schedule.kind != "constant" and not (schedule.kind == "exponential" and schedule.start <= schedule.final):
+            raise ValueError(
+                f"schedule.kind: {schedule.kind} lowers the learning rate, which the average of optimizer.name: {name} takes the place "
+                "of; write schedule.kind: constant, with a schedule.warmup"
+            )
+        if schedule.momentum is not None:
+            raise ValueError(
+                f"schedule.momentum: the average of optimizer.name: {name} needs the same beta1 in all steps; remove it"
+            )
+        if averaging.kind != "none":
+            raise ValueError(f"averaging.kind: optimizer.name: {name} averages the weights itself; remove it")
 
     def _check_benchmark(self) -> None:
         """MLPerf's log knows one batch size and one schedule, of a model of the benchmark's kind."""

@@ -19,7 +19,7 @@ else:
 class Optimizer(Section):
     """The optimizer. docs/optimizers.md describes when to use which."""
 
-    name: OptimizerName = Field("lamb", description="the update rule; swats starts as AdamW and switches to SGD")
+    name: OptimizerName = Field("lamb", description="the update rule; swats starts as AdamW and switches to SGD; schedule-free-adamw averages, and has a constant learning rate")
     lr: Annotated[float, Field(gt=0)] = Field(
         description="peak learning rate; if `scaling.base_batch` is set, the rate at that batch size"
     )
@@ -84,6 +84,13 @@ class Optimizer(Section):
     )
     ns_dtype: Literal["bf16", "fp16", "fp32", "fp64"] | None = Field(
         None, description="muon only: dtype of Newton-Schulz, and of the matrices that travel between ranks; null: bf16"
+    )
+    r: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="schedule-free-adamw only: power of the step in the weights of the average; null: 0"
+    )
+    weight_lr_power: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="schedule-free-adamw only: power of the highest learning rate so far in the weights of the average; null: 2",
     )
     include: list[str] = Field(
         [],
@@ -165,7 +172,7 @@ class Optimizer(Section):
 
 
 _AVERAGES: dict[str, set[str]] = {
-    "none": set(),
+    "none": {"batch_norm"},  # of schedule-free-adamw; `Config` refuses it for the others
     "swa": {"start", "every", "batch_norm"},
     "ema": {"start", "every", "batch_norm", "decay"},
     "lookahead": {"k", "alpha"},
@@ -185,7 +192,7 @@ class Averaging(Section):
     decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="decay rate of ema per update of the average")
     batch_norm: Count = Field(
         4096,
-        description="number of training samples from which swa and ema recompute the BatchNorm statistics; at most one epoch is used",
+        description="number of training samples from which swa, ema and optimizer.name: schedule-free-adamw recompute the BatchNorm statistics; at most one epoch is used",
         json_schema_extra=SAMPLES,
     )
     k: Count = Field(5, description="lookahead: interval between updates of the slow weights", json_schema_extra=STEPS)
