@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from bellwether.optimizers.schedules import WarmupStep as WarmupStep
     from bellwether.optimizers.sgd import SGD as SGD
     from bellwether.optimizers.sharded import ShardedOptimizer as ShardedOptimizer
+    from bellwether.optimizers.soap import SOAP as SOAP
     from bellwether.optimizers.swats import Swats as Swats
     from bellwether.optimizers.trajectory import Trajectory as Trajectory
 else:

@@ -353,9 +353,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             else:
                 rounding.warn_once(self.name, tensors.weights[0].dtype)
         if kernel is reference or coefficients is None or isinstance(step, Tensor):
-            return Bucket(rule, group, shards, tensors, kernel, call, step, wide)
+            return Bucket(rule, group, shards, tensors, kernel, call, step, states, wide)
         formula = replace(with_weight_decay(coefficients, group, step), grad=call.grad)
-        return Bucket(rule, group, shards, tensors, kernel, formula, step, wide)
+        return Bucket(rule, group, shards, tensors, kernel, formula, step, states, wide)
 
     def _check_groups(self) -> None:
         first = [group["param_names"][0] for group in self.param_groups if group.get("param_names")]

@@ -28,6 +28,7 @@ _MODULES = {
     "schedule_free": ("AdamWScheduleFree",),
     "sgd": ("SGD",),
     "sharded": ("ShardedOptimizer",),
+    "soap": ("SOAP",),
     "swats": ("Swats",),
     "trajectory": ("Trajectory",),
 }  # fmt: skip

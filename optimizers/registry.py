@@ -24,6 +24,7 @@ class Entry:
         defaults: options where a config has another default than the constructor.
         grouping: keyword arguments of `bellwether.optimizers.groups` that it needs.
         averages: whether evaluation and export are of an average that it keeps, for which the learning rate stays constant.
+        unsharded: whether it needs whole parameters on each rank, and the engine must not shard them.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Entry:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     grouping: Mapping[str, Any] = field(default_factory=dict)
     averages: bool = False
+    unsharded: bool = False
 
     def make(self, params: Any, **options: Any) -> ShardedOptimizer:
         module, _, attribute = self.target.partition(":")
@@ -83,5 +85,9 @@ register(
 register(
     "sgd", f"{_PACKAGE}.sgd:SGD", {"momentum", "nesterov", "weight_decay_mode", "trust_ratio", "trust_bounds"},
     defaults={"momentum": 0.9},
+)  # fmt: skip
+register(
+    "soap", f"{_PACKAGE}.soap:SOAP",
+    {"betas", "shampoo_beta", "eps", "precondition_frequency", "max_precond_dim", "precondition_1d", "weight_decay_mode"}, unsharded=True,
 )  # fmt: skip
 register("swats", f"{_PACKAGE}.swats:swats_adamw", {"betas", "eps", "weight_decay_mode", "amsgrad", "tolerance"})

@@ -84,8 +84,16 @@ class Rule:
         """
         raise NotImplementedError
 
-    def whole_dtype(self, group: Group) -> torch.dtype:
-        """The dtype that `whole_direction` computes in; directions travel in it."""
+    def direction_with_state(self, direction: Tensor, state: State, group: Group, step: Number) -> Tensor:
+        """`whole_direction` of a rule that keeps state of whole parameters, on parameters that are not sharded.
+
+        Args:
+            state: all that the optimizer keeps of the tensor, to be changed in place.
+        """
+        return self.whole_direction(direction, group)
+
+    def whole_dtype(self, group: Group) -> torch.dtype | None:
+        """The dtype that `whole_direction` computes in, and that directions travel in; None: that of the state."""
         return torch.float32
 
     def whole_cost(self, shape: Sequence[int]) -> float:

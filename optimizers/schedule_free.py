@@ -162,7 +162,8 @@ class AdamWScheduleFree(AverageSwap, RuleOptimizer):
             group = groups[key]
             if k > group["k"]:
                 lr = _warm(group, k)
-                if not group["lr_max"]:  # at the start; or `load_scalars` has left the sum in units of the learning rate
+                if not group["lr_max"]:
+                    # Of 0 at the start; or `load_scalars` has left the sum in units of the learning rate.
                     group["weight_sum"] *= lr ** group["weight_lr_power"]
                 group["k"], group["lr_max"] = k, max(lr, group["lr_max"])
                 group["weight_sum"] += _term(group)

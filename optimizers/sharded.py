@@ -102,6 +102,10 @@ class ShardedOptimizer(Optimizer):
         """Number of state tensors of the size of the weights that a param group needs, for memory estimates."""
         raise NotImplementedError
 
+    def whole_state(self, shape: Sequence[int], group: Group) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the state tensors of a parameter that do not have its shape, and are not sharded."""
+        return {}
+
     def scalars(self) -> dict[str, float]:
         """State apart from tensors, for checkpoints that store state by parameter."""
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,7 @@ class Bucket:
     kernel: Kernel
     formula: Coefficients | RuleCall  # the latter for the reference kernel
     step: StepCount = 0
+    states: list[dict[str, Tensor]] = field(default_factory=list)  # all that the optimizer keeps of each tensor
     wide: WideWeights | None = None  # the fp32 copies in `tensors` of 16-bit weights, to be rounded back
 
     @property

@@ -26,6 +26,7 @@ class _Part:
 
     bucket: Bucket
     shard: ShardLayout
+    state: dict[str, Tensor]  # all that the optimizer keeps of the tensor
     direction: Tensor  # flat; `update_whole` puts the whole parameter's in its place
 
 
@@ -55,17 +56,20 @@ def _directions(bucket: Bucket) -> list[_Part]:
     """Update the moments. Returns the directions of what this rank holds, in the dtype that the rule computes in."""
     call, parts = bucket.formula, []
     assert isinstance(call, RuleCall)
-    for shard, (w, g, state) in zip(bucket.shards, reference.segments(bucket.tensors), strict=True):
+    segments = zip(bucket.shards, bucket.states, reference.segments(bucket.tensors), strict=True)
+    for shard, kept, (w, g, state) in segments:
         g = call.gradient(w, g, learning_rate(call.group))
         call.rule.update_moments(g, state, call.group, call.step)
         direction = call.direction(w, g, state)
-        parts.append(_Part(bucket, shard, direction.to(call.rule.whole_dtype(call.group)).reshape(-1)))
+        dtype = call.rule.whole_dtype(call.group) or torch.promote_types(w.dtype, torch.float32)
+        parts.append(_Part(bucket, shard, kept, direction.to(dtype).reshape(-1)))
     return parts
 
 
 def _whole(part: _Part) -> Tensor:
     group, parameter = part.bucket.group, part.shard.parameters[0]
-    return part.bucket.rule.whole_direction(part.direction.view(parameter.shape), group).reshape(-1)
+    direction = part.direction.view(parameter.shape)
+    return part.bucket.rule.direction_with_state(direction, part.state, group, part.bucket.step).reshape(-1)
 
 
 def _of_owner(parts: Sequence[_Part], direction: Tensor, key: Key) -> Tensor:

@@ -113,6 +113,9 @@ class Wrapper(ShardedOptimizer):
     def state_tensors(self, group: Group) -> int:
         return self.base.state_tensors(group) + 1
 
+    def whole_state(self, shape: Sequence[int], group: Group) -> dict[str, tuple[int, ...]]:
+        return self.base.whole_state(shape, group)
+
     def state_dtype(self, tensor: Tensor, name: str) -> torch.dtype:
         return self.base.state_dtype(tensor, name)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bellwether.optimizers import (
     SGD,
+    SOAP,
     Adam,
     AdamW,
     AdamWScheduleFree,
@@ -37,9 +38,7 @@ def of(kind: type, **options: Any) -> Factory:
 def plain(kind: type, **options: Any) -> Factory:
     """Of a rule without a compiled kernel."""
     make = of(kind, **options)
-    return lambda params, kernel="auto", **others: make(
-        params, kernel="auto" if kernel == "cpu" else kernel, **others
-    )
+    return lambda params, kernel="auto", **others: make(params, kernel="auto" if kernel == "cpu" else kernel, **others)
 
 
 def around(wrap: Callable[[Any], Any], kind: type, **options: Any) -> Factory:
@@ -104,6 +103,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "muon": muon(lr=0.05, weight_decay=1e-3),
     "muon-fp32": muon(lr=0.1, ns_dtype="fp32", adjust_lr_fn="match_rms_adamw", nesterov=False, weight_decay=1e-3),
     "schedule-free-adamw": plain(AdamWScheduleFree, lr=0.1, weight_decay=1e-3, warmup_steps=3),
+    "soap": plain(SOAP, lr=0.1, weight_decay=1e-3, precondition_frequency=2),
     "lookahead-lamb": around(lambda base: Lookahead(base, k=2), Lamb, lr=0.01, weight_decay=1e-3),
     "swats-adamw": around(Swats, AdamW, lr=0.1, weight_decay=1e-3),
     "ema-adamw": around(lambda base: WeightAverage(base, "ema"), AdamW, lr=0.1, weight_decay=1e-3),

@@ -8,6 +8,7 @@ from typing import Any
 
 from bellwether.optimizers import (
     SGD,
+    SOAP,
     Adam,
     AdamW,
     AdamWScheduleFree,
@@ -32,6 +33,7 @@ class Member:
     lr: float = 0.02
     tolerance: Mapping[str, float] = field(default_factory=dict)  # of a parameter, as a multiple of the usual one
     groups: Callable[[Any], Any] = lambda params: params  # what `make` takes, of params or param groups
+    sharded: bool = True  # whether it can be
 
 
 def _of(kind: type, **options: Any) -> Callable[..., ShardedOptimizer]:
@@ -109,6 +111,13 @@ FAMILY: dict[str, Member] = {
         _of(AdamWScheduleFree, betas=(0.8, 0.99), r=0.5, warmup_steps=4),
         Spec("schedule-free", betas=(0.8, 0.99), schedule_free=(0.5, 2.0, 4)),
     ),
+    "soap": Member(
+        _of(SOAP, max_precond_dim=8, precondition_frequency=3),
+        Spec("soap", betas=(0.95, 0.95), soap=(3, 8)),
+        sharded=False,
+        # Eigenvectors multiply the rounding of the gradients by the ratio of their eigenvalues' size to their distance.
+        tolerance={"odd": 32.0, "zero": 512.0},
+    ),
     "swats": Member(_around(lambda base: Swats(base, tolerance=2e-4), AdamW), Spec(swats=2e-4)),
     "swa-lamb": Member(
         _around(lambda base: WeightAverage(base, "swa", start=5, every=3), Lamb),
@@ -123,6 +132,8 @@ FAMILY: dict[str, Member] = {
 for _name, _entry in OPTIMIZERS.items():  # a new optimizer is tested under every engine without a line here
     if not any(name == _name or name.startswith(f"{_name}-") for name in FAMILY):
         FAMILY[_name] = Member(lambda params, lr, entry=_entry: entry.make(params, lr=lr, **entry.defaults), None)
+
+SHARDED = [name for name, member in FAMILY.items() if member.sharded]
 
 # One rule for each kind of communication: norms by layer, the norm of all gradients, none, whole matrices, a wrapper's state.
 REPRESENTATIVES = ("lamb", "nvlamb", "adamw", "muon", "ema-lookahead-adamw")

@@ -19,7 +19,7 @@ Weights = dict[str, np.ndarray]
 class Spec:
     """The rule and its options, named as in the papers."""
 
-    rule: str = "adam"  # adam, radam, momentum, lars, muon (vectors by adam), schedule-free
+    rule: str = "adam"  # adam, radam, momentum, lars, muon (vectors by adam), schedule-free, soap
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.9
@@ -36,6 +36,7 @@ class Spec:
     average: tuple[str, int, int, float] | None = None  # kind, start, every, decay
     swats: float | None = None  # tolerance
     schedule_free: tuple[float, float, int] = (0.0, 2.0, 0)  # r, power of the largest rate, steps of warm-up
+    soap: tuple[int, int] = (10, 10000)  # steps between updates of the basis, the largest dimension that has one
 
 
 LAMB = Spec(eps=1e-6, trust=True)
@@ -85,6 +86,8 @@ def minimise(
         for k, option in options.items():
             if spec.rule == "schedule-free":
                 _schedule_free(spec, w, state, result.averages, k, g[k], t, lr * eta(t), option["weight_decay"])
+            elif spec.rule == "soap":
+                _soap(spec, w, state, k, g[k], t, lr * eta(t), option["weight_decay"])
             elif rate:
                 _sgd_of_swats(spec, w, state, k, g[k], rate, lr, option["weight_decay"])
             else:
@@ -183,7 +186,9 @@ def _newton_schulz(x: np.ndarray) -> np.ndarray:
     return u @ np.diag(s) @ vt
 
 
-def _schedule_free(spec: Spec, w: Weights, state: dict, x: Weights, k: str, g: np.ndarray, t: int, lr: float, decay: float):
+def _schedule_free(
+    spec: Spec, w: Weights, state: dict, x: Weights, k: str, g: np.ndarray, t: int, lr: float, decay: float
+):
     """Algorithm 1 of the paper, with its three sequences: w[k] is y_t, where g is taken, and becomes y_{t+1}.
 
     The paper weighs z_{t+1} by gamma_t^2, here gamma_max^p t^r, as in section 4.
@@ -201,6 +206,38 @@ def _schedule_free(spec: Spec, w: Weights, state: dict, x: Weights, k: str, g: n
     c = weight / s["total"]
     x[k] = (1 - c) * x[k] + c * s["z"]
     w[k] = (1 - beta1) * s["z"] + beta1 * x[k]
+
+
+def _soap(spec: Spec, w: Weights, state: dict, k: str, g: np.ndarray, t: int, lr: float, decay: float):
+    """Algorithm 3 of the paper, for tensors of any number of dimensions, with what the authors' code adds to it.
+
+    That is: the first gradient only makes the bases, eps is beside the root that is not corrected, and the decay comes last.
+    """
+    s, (beta1, beta2), (every, largest) = state[k], spec.betas, spec.soap
+    have = [d for d in range(g.ndim) if g.ndim > 1 and g.shape[d] <= largest]
+    flat = {d: np.moveaxis(g, d, 0).reshape(g.shape[d], -1) for d in have}
+    if t == 1:
+        s["GG"] = {d: (1 - beta2) * flat[d] @ flat[d].T for d in have}
+        s["Q"] = {d: np.linalg.eigh(s["GG"][d])[1][:, ::-1] for d in have}
+        return
+
+    def turned(x: np.ndarray, back: bool = False) -> np.ndarray:
+        for d, q in s["Q"].items():
+            x = np.moveaxis(np.tensordot(q if back else q.T, x, (1, d)), 0, d)
+        return x
+
+    s["m"] = beta1 * s["m"] + (1 - beta1) * g
+    s["v"] = beta2 * s["v"] + (1 - beta2) * turned(g) ** 2
+    rate = lr * math.sqrt(1 - beta2 ** (t - 1)) / (1 - beta1 ** (t - 1))
+    w[k] = w[k] - rate * turned(turned(s["m"]) / (np.sqrt(s["v"]) + spec.eps), back=True)
+    w[k] = w[k] * (1 - lr * decay)
+    for d in have:
+        s["GG"][d] = beta2 * s["GG"][d] + (1 - beta2) * flat[d] @ flat[d].T
+    if (t - 1) % every == 0:
+        for d in have:
+            order = np.argsort(-np.diag(s["Q"][d].T @ s["GG"][d] @ s["Q"][d]))
+            s["v"] = np.take(s["v"], order, axis=d)
+            s["Q"][d] = np.linalg.qr((s["GG"][d] @ s["Q"][d])[:, order])[0]
 
 
 def _sgd_of_swats(spec: Spec, w: Weights, state: dict, k: str, g: np.ndarray, rate: float, lr: float, decay: float):

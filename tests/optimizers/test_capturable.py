@@ -14,8 +14,8 @@ from bellwether.optimizers import AdamW, Lamb, Lookahead, Muon, WarmupLinear
 from bellwether.optimizers import update as update_module
 from tests.optimizers.configurations import CLOSE, OPTIMIZERS, copies, distance, drive, parameters
 
-# Wrappers decide by step counts on the host, a global norm is read there, and Schedule-Free counts its average there.
-HOST = ("lookahead", "swats", "ema", "swa", "nvlamb", "schedule-free")
+# Wrappers decide by step counts on the host, a global norm is read there, and Schedule-Free and SOAP decide there.
+HOST = ("lookahead", "swats", "ema", "swa", "nvlamb", "schedule-free", "soap")
 NAMES = [name for name in OPTIMIZERS if not name.startswith(HOST)]
 
 

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bellwether.optimizers import attach
 from tests.optimizers import sharded
-from tests.optimizers.family import FAMILY, REPRESENTATIVES
+from tests.optimizers.family import FAMILY, REPRESENTATIVES, SHARDED
 from tests.optimizers.test_sharded import check, expected, groups_with_ratio
 from tests.ranks import Ranks
 from tests.tiers import covering
@@ -121,7 +121,7 @@ def _weights(optimizer: Any, model: nn.Module, names: dict[Any, str]) -> dict[st
 
 @covering(lambda rule, engine, ranks: rule in REPRESENTATIVES or (engine == "fsdp2" and ranks == 2))
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "hsdp", "fsdp2-tp", "zero-redundancy"])
-@pytest.mark.parametrize("rule", FAMILY)
+@pytest.mark.parametrize("rule", SHARDED)
 def test_torch_engines(ranks: Ranks, rule: str, engine: str) -> None:
     results = ranks.run(_train, rule, engine)
     check(results, rule)

@@ -15,7 +15,7 @@ import torch
 from bellwether.trainer import checkpoint
 from bellwether.trainer.checkpoint import Position
 from tests.optimizers import sharded
-from tests.optimizers.family import FAMILY, REPRESENTATIVES
+from tests.optimizers.family import REPRESENTATIVES, SHARDED
 from tests.optimizers.test_sharded import check
 from tests.ranks import Ranks
 from tests.tiers import covering
@@ -35,7 +35,7 @@ def _engine(rule: str, stage: int) -> tuple[Any, Any, Any]:
 
 
 def _first_half(root: str) -> None:
-    for rule in FAMILY:
+    for rule in SHARDED:
         engine, ds_engine, world = _engine(rule, 1)
         for step in range(HALF):
             sharded.feed(ds_engine, step)
@@ -65,6 +65,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @covering(lambda rule: rule in REPRESENTATIVES)
 @pytest.mark.parametrize("ranks", [1, 4], indirect=True)
-@pytest.mark.parametrize("rule", FAMILY)
+@pytest.mark.parametrize("rule", SHARDED)
 def test_training_resumes_at_another_stage_and_world_size(ranks: Ranks, written: str, rule: str) -> None:
     check(ranks.run(_second_half, written, rule, {1: 2, 4: 3}[ranks.world_size]), rule)

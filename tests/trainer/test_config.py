@@ -106,7 +106,16 @@ ERRORS = {
     "model={size: tiny}": ["model.kind", "this key is needed", "bert, resnet"],
     "optimizer.name=lam": ["optimizer.name", "'lam'", "'adamw'", "did you mean 'lamb'"],
     "averaging.batch_norm=64": ["averaging.batch_norm", "64", "lamb without averaging has none"],
-    "optimizer.name=schedule-free-adamw": ["schedule.kind", "linear lowers the learning rate", "write schedule.kind: constant"],
+    "optimizer.name=schedule-free-adamw": [
+        "schedule.kind",
+        "linear lowers the learning rate",
+        "write schedule.kind: constant",
+    ],
+    "optimizer.name=soap": [
+        "engine.stage: 2 shards the optimizer state",
+        "optimizer.name: soap",
+        "write engine.stage: 0",
+    ],
     "optimizer.momentum=0.9": ["optimizer.momentum", "0.9", "lamb has none", "lars, muon or sgd"],
     "optimizer={name: lars, lr: 1, weight_decay_mode: l2}": ["optimizer.weight_decay_mode", "'l2'", "lars has none"],
     "optimizer={name: adamw, lr: 1, trust_bounds: [0.1, 1]}": ["optimizer.trust_bounds", "trust_ratio: true"],

@@ -15,7 +15,7 @@ from bellwether.trainer.metrics import read
 from tests.precision import skip_without
 from tests.ranks import Ranks
 from tests.tiers import covering
-from tests.trainer.runs import images, last, losses, run_config, tensors, text, train_lines, weights
+from tests.trainer.runs import images, last, losses, merged, run_config, tensors, text, train_lines, weights
 
 RULES = {
     "lars": {"name": "lars", "lr": 20, "weight_decay": 1e-4, "nesterov": True, "trust_bounds": [0, 0.01]},
@@ -177,7 +177,9 @@ def _loss_of_export(raw: dict[str, Any]) -> float:
     task.eval()
     losses = []
     with torch.no_grad():
-        for batch in evaluation_batches(data.validation, limit=config.evaluate.limit, micro=1, rank=0, world_size=1, workers=0):
+        for batch in evaluation_batches(
+            data.validation, limit=config.evaluate.limit, micro=1, rank=0, world_size=1, workers=0
+        ):
             losses.append(float(task(**{key: value for key, value in batch.items() if key != "weight"})[0]))
     return float(np.mean(losses))
 
@@ -227,3 +229,31 @@ def test_schedule_free_evaluates_and_exports_its_average(
         assert line["loss"] == pytest.approx(_loss_of_export(whole), abs=1e-5 if precision == "fp32" else 0.05)
     else:
         assert all(value.abs().sum() > 0 for key, value in exported.items() if key.endswith("running_mean"))
+
+
+@covering(lambda kind: kind == "images")
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_soap_resumes_bit_exact(ranks: Ranks, workspace: Path, kind: str) -> None:
+    """Its eigenvectors are in the checkpoint: on as many ranks to the same bits, and on one."""
+    whole, halves = (
+        {"text": text, "images": images}[kind](
+            workspace, f"soap-{kind}-{part}", engine={"stage": 0},
+            optimizer={"name": "soap", "lr": 3e-3, "precondition_frequency": 2, "max_precond_dim": 64},
+        )
+        for part in ("whole", "halves")
+    )  # fmt: skip
+    ranks.run(run_config, whole)
+    ranks.run(run_config, {**halves, "stop_after": "5 steps"})
+    middle = last(halves)
+    ranks.run(run_config, halves)
+    wanted, found = tensors(last(whole)), tensors(last(halves))
+    assert wanted.keys() == found.keys()
+    assert any(":GG_1|" in key for key in wanted)
+    for key, value in wanted.items():
+        assert torch.equal(value, found[key]), key
+    assert losses(whole)[-1] < losses(whole)[0]
+    # A run with other options does not continue with the eigenvectors of these.
+    other = {**halves, "name": f"soap-{kind}-other", "resume": str(middle)}
+    with pytest.raises(Exception, match=r"does not contain (GG|Q)_"):
+        ranks.run(run_config, merged(other, {"optimizer": {"max_precond_dim": 4096, "precondition_1d": True}}))

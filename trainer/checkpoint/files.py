@@ -50,6 +50,21 @@ class Files:
             problem = f"contains {filled} of {into.numel()} elements of {kind} {name}"
             raise ConfigError("resume", str(self.path), problem, "resume from another checkpoint")
 
+    def read_whole(self, kind: str, name: str, into: Tensor) -> None:
+        """Fills ``into`` with a tensor of a parameter that is not cut as the parameter is.
+
+        Raises:
+            ConfigError: if the checkpoint does not contain it, in this size.
+        """
+        for _, _, file in self.index.overlapping(name, 0, 1):
+            key = f"{kind}|{name}|0"
+            if key in self.file(file).keys() and (saved := self.file(file).get_tensor(key)).numel() == into.numel():  # noqa: SIM118  (not a dict)
+                into.copy_(saved.view(into.shape))
+                return
+        problem = f"does not contain {kind} of {name}, of {into.numel()} elements"
+        advice = "set the optimizer's options back, or start a new run with another name=..."
+        raise ConfigError("resume", str(self.path), problem, advice)
+
     def buffers(self, file: str) -> dict[str, Tensor]:
         """The buffers in one rank's file, flattened, by name."""
         handle = self.file(file)

@@ -19,6 +19,7 @@ from bellwether.trainer import run_paths
 from bellwether.trainer.checkpoint import slices
 from bellwether.trainer.checkpoint.files import Files
 from bellwether.trainer.checkpoint.format import Manifest, damage, newest
+from bellwether.trainer.checkpoint.save import whole_state
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.engine import Engine
@@ -271,6 +272,10 @@ def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
             for kind in _states(engine, shard, manifest, path):
                 dtype = engine.optimizer.state_dtype(shard.tensor, kind)
                 tensors[kind] = state[kind] = torch.zeros_like(shard.tensor.detach(), dtype=dtype)
+            for kind, shape in whole_state(engine, shard).items():
+                dtype = engine.optimizer.state_dtype(shard.tensor, kind)
+                state[kind] = torch.zeros(shape, dtype=dtype, device=shard.tensor.device)
+                files.read_whole(kind, shard.parameters[0].name, state[kind])
         for kind, tensor in tensors.items():
             flat = tensor.contiguous()  # channels_last weights are not
             for parameter_slice, view in shard.views(flat):

@@ -139,7 +139,16 @@ def take(engine: Engine, world: World, buffer: HostBuffer) -> Snapshot:
 def state_tensors(engine: Engine, shard: ShardLayout) -> dict[str, Tensor]:
     """The optimizer's state tensors that have the layout of a shard, by name."""
     state = engine.optimizer.state.get(shard.tensor, {})
-    return {k: v for k, v in state.items() if isinstance(v, Tensor) and k != "step"}
+    whole = whole_state(engine, shard)
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and k != "step" and k not in whole}
+
+
+def whole_state(engine: Engine, shard: ShardLayout) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the optimizer's state tensors that do not have the layout of a shard of a whole parameter."""
+    if shard.process_group is not None:
+        return {}
+    groups = (group for group in engine.optimizer.param_groups if any(p is shard.tensor for p in group["params"]))
+    return {k: v for group in groups for k, v in engine.optimizer.whole_state(shard.parameters[0].shape, group).items()}
 
 
 def _owned(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
@@ -150,5 +159,8 @@ def _owned(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
         for kind, tensor in {"weight": shard.tensor, **state_tensors(engine, shard)}.items():
             for part, view in shard.views(tensor.detach()):
                 yield f"{kind}|{shard.parameters[part.index].name}|{part.start}", view
+        state = engine.optimizer.state.get(shard.tensor, {})
+        for kind in whole_state(engine, shard).keys() & state.keys():
+            yield f"{kind}|{shard.parameters[0].name}|0", state[kind].detach()
     for name, values in engine.buffers():
         yield f"buffer|{name}|0", values.detach()

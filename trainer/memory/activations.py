@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,6 +49,7 @@ class Profile:
         segments: of the forward and backward pass, in order.
         saved_fixed, saved_per_sample: bytes alive between the two passes, saved for the backward pass.
         flops: of both passes per sample; multiplications and additions of matrix products and convolutions.
+        shapes: of each parameter, for each param group.
     """
 
     groups: list[list[int]]
@@ -57,6 +58,7 @@ class Profile:
     saved_fixed: float
     saved_per_sample: float
     flops: float
+    shapes: list[list[tuple[int, ...]]] = field(default_factory=list)
 
     @property
     def elements(self) -> int:
@@ -107,6 +109,7 @@ def measure(config: Config, data: Dataset, *, on_gpu: bool = True, micro: int | 
         task.train()
         groups = param_groups(task, config.optimizer)
         numels = [[p.numel() for _, p in group["params"]] for group in groups]
+        shapes = [[tuple(p.shape) for _, p in group["params"]] for group in groups]
         matrices = [bool(group.get("muon")) for group in groups]
         small, large = (_run_passes(task, config, size) for size in (micro, 2 * micro))
         flops = _flops(task, config, micro)
@@ -120,7 +123,7 @@ def measure(config: Config, data: Dataset, *, on_gpu: bool = True, micro: int | 
     for gradient, low, high in zip((*small.gradients, 0), small.peaks, large.peaks, strict=True):
         segments.append(Segment(before, gradient, *line(low, high)))
         before += gradient
-    return Profile(numels, matrices, segments, *line(small.saved, large.saved), flops)
+    return Profile(numels, matrices, segments, *line(small.saved, large.saved), flops, shapes)
 
 
 @dataclass

@@ -210,5 +210,7 @@ def state_tensors(config: Config, profile: Profile) -> float:
     optimizer = make_optimizer(param_groups(nn.Linear(1, 1), without_patterns), config, config.optimizer.lr)
     counts = [optimizer.state_tensors({**optimizer.param_groups[0], "muon": muon}) for muon in profile.matrices]
     elements = sum(count * sum(group) for count, group in zip(counts, profile.groups, strict=True))
+    whole = (optimizer.whole_state(shape, optimizer.param_groups[0]) for group in profile.shapes for shape in group)
+    elements += sum(math.prod(size) for sizes in whole for size in sizes.values())
     trajectory = 3 if config.trajectory.every is not None else 0
     return elements / profile.elements + (config.averaging.kind != "none") + trajectory

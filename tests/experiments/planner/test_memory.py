@@ -33,6 +33,7 @@ MASTERS = {
     "zero_optimization": {"reduce_bucket_size": 500_000},
 }
 MUON = {**BERT, "optimizer": {"name": "muon"}}
+SOAP = {**BERT, "optimizer": {"name": "soap", "max_precond_dim": 1024}}  # not of the vocabulary
 ONE = activations.Profile([[3], [1]], [True, False], [], 0.0, 0.0, 0.0)  # one matrix of 3 elements
 RESNET = {"model": {"kind": "cifar-resnet", "depth": 20}, "data": {"kind": "images", "size": 32}}
 
@@ -55,6 +56,7 @@ CASES = [
     (STOCHASTIC, {"stage": 2, "precision": "bf16", "deepspeed": MASTERS}, 1),
     (BERT, {"stage": 2, "precision": "bf16", "activation_checkpointing": True}, 1),
     *((MUON, {"stage": stage, "precision": "bf16"}, 1) for stage in (0, 2, 3)),
+    (SOAP, {"stage": 0, "precision": "fp32"}, 1),
     (RESNET, {"stage": 2, "precision": "fp32"}, 1),
     *((RESNET, {"stage": stage, "precision": "fp32", "deepspeed": {}}, 2) for stage in (1, 2, 3)),  # our own bucket
     *((BERT, {"stage": stage, "precision": "fp32", "deepspeed": {}}, 2) for stage in (1, 2)),  # and our own overlap

@@ -107,6 +107,11 @@ class Config(Section):
             raise ValueError(
                 f"schedule.scale_decay: optimizer.weight_decay_mode: {self.optimizer.weight_decay_mode} already follows the learning rate; remove it"
             )
+        if OPTIMIZERS[self.optimizer.name].unsharded and self.engine.stage:
+            raise ValueError(
+                f"engine.stage: {self.engine.stage} shards the optimizer state, and optimizer.name: {self.optimizer.name} keeps "
+                "eigenvectors of whole parameters; write engine.stage: 0"
+            )
         self._check_average()
         self._check_benchmark()
         return self
@@ -116,7 +121,9 @@ class Config(Section):
         name, averaging, schedule = self.optimizer.name, self.averaging, self.schedule
         if not OPTIMIZERS[name].averages:
             if averaging.kind == "none" and averaging.batch_norm != type(averaging).model_fields["batch_norm"].default:
-                raise ValueError(f"averaging.batch_norm: {name} without averaging has none; remove it, or write averaging.kind")
+                raise ValueError(
+                    f"averaging.batch_norm: {name} without averaging has none; remove it, or write averaging.kind"
+                )
             return
         # The range test of `bellwether lr-find` rises exponentially.
         if schedule.kind != "constant" and not (schedule.kind == "exponential" and schedule.start <= schedule.final):

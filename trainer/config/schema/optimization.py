@@ -19,7 +19,10 @@ else:
 class Optimizer(Section):
     """The optimizer. docs/optimizers.md describes when to use which."""
 
-    name: OptimizerName = Field("lamb", description="the update rule; swats starts as AdamW and switches to SGD; schedule-free-adamw averages, and has a constant learning rate")
+    name: OptimizerName = Field(
+        "lamb",
+        description="the update rule; swats starts as AdamW and switches to SGD; schedule-free-adamw averages, and has a constant learning rate; soap is not sharded",
+    )
     lr: Annotated[float, Field(gt=0)] = Field(
         description="peak learning rate; if `scaling.base_batch` is set, the rate at that batch size"
     )
@@ -92,6 +95,18 @@ class Optimizer(Section):
         None,
         description="schedule-free-adamw only: power of the highest learning rate so far in the weights of the average; null: 2",
     )
+    shampoo_beta: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="soap only: decay rate of Shampoo's matrices; null: the second of betas"
+    )
+    precondition_frequency: Count | None = Field(
+        None, description="soap only: interval between updates of the eigenvectors; null: 10", json_schema_extra=STEPS
+    )
+    max_precond_dim: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="soap only: dimensions above this have no eigenvectors, as Adam; null: 10000",
+        json_schema_extra=unit("elements"),
+    )
+    precondition_1d: bool | None = Field(None, description="soap only: whether vectors have eigenvectors; null: false")
     include: list[str] = Field(
         [],
         description='patterns of parameter names, as in ["*.position_embeddings.weight"], that get weight decay and a trust ratio in any '
