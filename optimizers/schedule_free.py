@@ -37,7 +37,7 @@ class AdamWScheduleFree(AverageSwap, RuleOptimizer):
     Args:
         params: parameters or param groups.
         lr: learning rate; the authors found 1 to 10 times that of AdamW under a schedule to work. At least 0.
-        betas: weight of x in y, above 0, which does what momentum does; and decay rate of the second moment. In [0, 1).
+        betas: weight of x in y, above 0 and the same in all groups, which does what momentum does; and decay rate of the second moment. In [0, 1).
         eps: added to the denominator, in units of the gradient. At least 0.
         weight_decay: at least 0; multiplied by lr, and taken at y.
         warmup_steps: steps of a linear warm-up, for loops without a schedule that warms up.
@@ -116,7 +116,7 @@ class AdamWScheduleFree(AverageSwap, RuleOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         try:
-            _check(self.param_groups[-1], self.name)
+            _check(self.param_groups, self.name)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -177,8 +177,7 @@ class AdamWScheduleFree(AverageSwap, RuleOptimizer):
         state = self.state.get(tensor, {})
         if "z" not in state:
             return None
-        beta1 = next(group["betas"][0] for group in self.param_groups if any(p is tensor for p in group["params"]))
-        z = local(state["z"])
+        z, beta1 = local(state["z"]), self.param_groups[0]["betas"][0]
         y = local(tensor.detach()).to(z.dtype)
         if COMPENSATION in state:
             y = y + local(state[COMPENSATION]).to(z.dtype)
@@ -200,7 +199,12 @@ class AdamWScheduleFree(AverageSwap, RuleOptimizer):
             group.update(k=int(k), lr_max=lr_max, weight_sum=weight_sum)
 
 
-def _check(group: Group, optimizer: str) -> None:
+def _check(groups: list[Group], optimizer: str) -> None:
+    first, group = groups[0], groups[-1]
+    if group["betas"][0] != first["betas"][0]:
+        raise ValueError(
+            f"betas={group['betas']!r} and {first['betas']!r} in different param groups: write the same beta1 in all, as x is found from it"
+        )
     if group["betas"][0] == 0:
         raise ValueError(
             f"betas={group['betas']!r}: the first must be above 0, as x is found from y = (1 - beta1) z + beta1 x"
@@ -213,6 +217,11 @@ def _check(group: Group, optimizer: str) -> None:
 def evaluated_weights(y: Tensor, z: Tensor, beta1: float) -> Tensor:
     """x of y = (1 - beta1) z + beta1 x, in new memory."""
     return torch.lerp(y, z, 1 - 1 / beta1)
+
+
+def with_beta1(y: Tensor, z: Tensor, old: float, new: float) -> Tensor:
+    """y of another beta1, with the same x and z, in new memory."""
+    return torch.lerp(evaluated_weights(y, z, old), z, 1 - new)
 
 
 def _warm(group: Group, k: int) -> float:

@@ -111,6 +111,10 @@ def test_scalars_continue_the_average(regrouped: bool) -> None:
 one = [nn.Parameter(torch.ones(2))]
 REFUSED = {
     "beta1": (lambda: AdamWScheduleFree(one, betas=(0.0, 0.9)), ValueError, "the first must be above 0"),
+    "groups": (
+        lambda: AdamWScheduleFree([{"params": one}, {"params": [nn.Parameter(torch.ones(1))], "betas": (0.8, 0.9)}]),
+        ValueError, "write the same beta1 in all",
+    ),
     "warm-up": (lambda: AdamWScheduleFree(one, warmup_steps=0.5), ValueError, "warmup_steps=0.5: must be a whole number"),
     "r": (lambda: AdamWScheduleFree(one, r=-1.0), ValueError, "r=-1.0: must be a finite number"),
     "mode": (lambda: AdamWScheduleFree(one, weight_decay_mode="prox"), ValueError, "write 'l2' or 'decoupled'"),

@@ -82,16 +82,18 @@ def _through_dcp(rule: str, folder: str, save: bool) -> dict[str, Any]:
     dcp.load(whole, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=whole["model"], optim_state_dict=whole["optimizer"])
     _train(model, optimizer, range(HALF, sharded.STEPS), part, parts)
-    found = {
-        "owned": sharded.owned(optimizer),
-        "model": {
-            n.removesuffix(".weight"): p.full_tensor().detach().double().numpy() for n, p in model.named_parameters()
-        },
-    }
+    found = _found(model, optimizer)
+    with sharded.averaged(optimizer):
+        found["averaged"] = _found(model, optimizer)
     return {**found, "ratios": {k.removesuffix(".weight"): v for k, v in optimizer.trust_ratios().items()}}
 
 
-CARRIED = ["lamb", "lars", "adamw-amsgrad", "muon"]
+def _found(model: Any, optimizer: Any) -> dict[str, Any]:
+    whole = {n.removesuffix(".weight"): p.full_tensor().detach() for n, p in model.named_parameters()}
+    return {"owned": sharded.owned(optimizer), "model": {n: w.double().numpy().copy() for n, w in whole.items()}}
+
+
+CARRIED = ["lamb", "lars", "adamw-amsgrad", "muon", "schedule-free-adamw"]
 
 
 @pytest.fixture(scope="module")

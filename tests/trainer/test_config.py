@@ -112,9 +112,9 @@ ERRORS = {
         "write schedule.kind: constant",
     ],
     "optimizer.name=soap": [
-        "engine.stage: 2 shards the optimizer state",
+        "engine.stage: 2: it shards the optimizer state",
         "optimizer.name: soap",
-        "write engine.stage: 0",
+        "write 0",
     ],
     "optimizer.momentum=0.9": ["optimizer.momentum", "0.9", "lamb has none", "lars, muon or sgd"],
     "optimizer={name: lars, lr: 1, weight_decay_mode: l2}": ["optimizer.weight_decay_mode", "'l2'", "lars has none"],

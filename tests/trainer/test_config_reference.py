@@ -30,7 +30,8 @@ def test_sizes_and_times_have_a_unit() -> None:
         "seed", "divergence", "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.momentum",
         "optimizer.trust_bounds", "optimizer.trust_coefficient", "optimizer.clip", "averaging.decay", "schedule.power", "schedule.warmup_power",
         "optimizer.adam_lr", "optimizer.adam_eps", "optimizer.ns_coefficients", "schedule.momentum", "model.depth", "model.width", "data.mean", "data.std",
-            "data.randaugment", "data.randaugment_std", "data.mixup", "data.cutmix",
+        "data.randaugment", "data.randaugment_std", "data.mixup", "data.cutmix", "optimizer.r", "optimizer.weight_lr_power",
+        "optimizer.shampoo_beta",
     }  # fmt: skip
     for key in keys():
         if "integer" in key.type or "number" in key.type:
@@ -54,7 +55,10 @@ def test_every_key_of_every_recipe_is_listed() -> None:
 def test_prefix_selects_a_section_a_key_or_what_begins_with_it() -> None:
     assert [key.path for key in keys("scaling")] == ["scaling", "scaling.rule", "scaling.base_batch", "scaling.warmup"]
     assert [key.path for key in keys("optimizer.weight_decay")] == ["optimizer.weight_decay"]
-    assert [key.path for key in keys("optimizer.weight")] == ["optimizer.weight_decay", "optimizer.weight_decay_mode"]
+    assert [key.path for key in keys("optimizer.weight_de")] == [
+        "optimizer.weight_decay",
+        "optimizer.weight_decay_mode",
+    ]
     assert keys("nothing") == []
 
 

@@ -231,6 +231,24 @@ def test_schedule_free_evaluates_and_exports_its_average(
         assert all(value.abs().sum() > 0 for key, value in exported.items() if key.endswith("running_mean"))
 
 
+@covering(lambda: False)
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_schedule_free_continues_its_average_with_another_beta1(ranks: Ranks, workspace: Path) -> None:
+    """In a new phase, whose learning rate is too small to change the average much."""
+    second = {"optimizer": {"betas": [0.5, 0.999], "lr": 1e-9}, "duration": "1 steps"}
+    raw = text(workspace, "schedule-free-phases", phases=[{"duration": "5 steps"}, second], **SCHEDULE_FREE)
+    one = {**raw, "name": "schedule-free-phase", "phases": [], "duration": "5 steps"}
+    ranks.run(run_config, one)
+    ranks.run(run_config, raw)
+    y, z, old_y, old_z = (weights(last(of), kind) for of in (raw, one) for kind in ("weight", "z"))
+    scalars = Manifest.read(last(raw)).scalars
+    c = scalars["schedule_free_lr_max.0"] ** 2 / scalars["schedule_free_weight_sum.0"]
+    assert 0.1 < c < 0.3
+    for name in y:
+        x, old_x = (y[name] - 0.5 * z[name]) / 0.5, (old_y[name] - 0.1 * old_z[name]) / 0.9
+        assert x == pytest.approx((1 - c) * old_x + c * z[name], abs=1e-5), name
+
+
 @covering(lambda kind: kind == "images")
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("kind", ["text", "images"])

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bellwether.optimizers.registry import OPTIMIZERS
-from bellwether.optimizers.schedule_free import BETA1, evaluated_weights
+from bellwether.optimizers.rounding import COMPENSATION
+from bellwether.optimizers.schedule_free import BETA1, evaluated_weights, with_beta1
 from bellwether.optimizers.shards.layout import ShardLayout
 from bellwether.trainer import run_paths
 from bellwether.trainer.checkpoint import slices
@@ -213,6 +214,9 @@ def _read_weights(files: Files, manifest: Manifest, name: str, start: int, into:
     files.read("frozen" if saved is None else "weight", name, start, into)
     if saved is not None and BETA1 in manifest.scalars and "z" in saved["states"]:
         y, z = into.float(), torch.empty_like(into, dtype=torch.float32)
+        if COMPENSATION in saved["states"]:
+            files.read(COMPENSATION, name, start, z)
+            y += z
         files.read("z", name, start, z)
         into.copy_(evaluated_weights(y, z, manifest.scalars[BETA1]))
 
@@ -237,6 +241,14 @@ def _check_names(ours: Collection[str], saved: Collection[str], path: str) -> No
     for name in sorted(set(saved) ^ set(ours)):
         side = "checkpoint" if name in saved else "model"
         raise ConfigError("resume", path, f"another model: parameter {name} is only in the {side}", _MODEL)
+
+
+def _convert_beta1(engine: Engine, shard: ShardLayout, manifest: Manifest) -> None:
+    """Another beta1 of Schedule-Free than in the checkpoint, as in a new phase, has another y for the same average."""
+    old, new = manifest.scalars.get(BETA1), engine.optimizer.param_groups[0].get("betas", (None,))[0]
+    z = engine.optimizer.state[shard.tensor].get("z")
+    if old is not None and z is not None and old != new:
+        shard.tensor.detach().copy_(with_beta1(shard.tensor.detach().to(z.dtype), z, old, new))
 
 
 def _key_of(optimizer: str) -> str:
@@ -272,12 +284,13 @@ def _fill(engine: Engine, files: Files, manifest: Manifest) -> None:
             for kind in _states(engine, shard, manifest, path):
                 dtype = engine.optimizer.state_dtype(shard.tensor, kind)
                 tensors[kind] = state[kind] = torch.zeros_like(shard.tensor.detach(), dtype=dtype)
-            for kind, shape in whole_state(engine, shard).items():
+            for kind, size in whole_state(engine, shard).items():
                 dtype = engine.optimizer.state_dtype(shard.tensor, kind)
-                state[kind] = torch.zeros(shape, dtype=dtype, device=shard.tensor.device)
+                state[kind] = torch.zeros(size, dtype=dtype, device=shard.tensor.device)
                 files.read_whole(kind, shard.parameters[0].name, state[kind])
         for kind, tensor in tensors.items():
             flat = tensor.contiguous()  # channels_last weights are not
             for parameter_slice, view in shard.views(flat):
                 files.read(kind, shard.parameters[parameter_slice.index].name, parameter_slice.start, view)
             tensor.copy_(flat)
+        _convert_beta1(engine, shard, manifest)

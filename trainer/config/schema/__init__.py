@@ -109,8 +109,8 @@ class Config(Section):
             )
         if OPTIMIZERS[self.optimizer.name].unsharded and self.engine.stage:
             raise ValueError(
-                f"engine.stage: {self.engine.stage} shards the optimizer state, and optimizer.name: {self.optimizer.name} keeps "
-                "eigenvectors of whole parameters; write engine.stage: 0"
+                f"engine.stage: it shards the optimizer state, and optimizer.name: {self.optimizer.name} keeps eigenvectors of whole "
+                "parameters; write 0"
             )
         self._check_average()
         self._check_benchmark()
