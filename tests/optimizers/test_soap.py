@@ -35,7 +35,8 @@ def test_rounding_chooses_the_eigenvectors_of_eigenvalue_0() -> None:
         p = nn.Parameter(torch.tensor(sharded.weights()["big"]).to(dtype))
         optimizer = SOAP([p], lr=0.02)
         for step in range(sharded.STEPS):
-            p.grad = torch.tensor(sharded.gradients(step, {"big": p.detach().double().numpy()})["big"]).to(dtype)
+            others = {**sharded.weights(), "big": p.detach().double().numpy()}
+            p.grad = torch.tensor(sharded.gradients(step, others)["big"]).to(dtype)
             optimizer.step()
         runs[dtype] = p.detach().double().numpy()
     assert 1e-3 < error(runs[torch.float32], runs[torch.float64]) < 0.1
