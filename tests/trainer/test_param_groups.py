@@ -204,8 +204,9 @@ def test_rounding_options_reach_every_optimizer_and_the_seed_is_that_of_the_run(
         assert all(group["stochastic_rounding"] and not group["kahan_sum"] for group in groups)
         seeds |= {group["rounding_seed"] % 2**32 for group in groups}  # of which the hash uses 32 bits
     assert len(seeds) == 3
-    for name in OPTIMIZERS:
-        config = config_of({"name": name, "kahan_sum": True}, engine=MASTERS)
+    # bf16 weights without fp32 ones are of stages 1 to 3.
+    for name in (name for name, entry in OPTIMIZERS.items() if not entry.unsharded):
+        config = config_of({"name": name, "kahan_sum": True}, engine=MASTERS, schedule={"kind": "constant"})
         assert all(
             group["kahan_sum"]
             for group in make_optimizer(param_groups(Model(), config.optimizer), config, 1e-3).param_groups
