@@ -20,7 +20,7 @@ from bellwether.trainer import run_paths
 from bellwether.trainer.checkpoint import slices
 from bellwether.trainer.checkpoint.files import Files
 from bellwether.trainer.checkpoint.format import Manifest, damage, newest
-from bellwether.trainer.checkpoint.save import whole_state
+from bellwether.trainer.checkpoint.snapshot import whole_state
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.engine import Engine
