@@ -247,7 +247,8 @@ class NoiseScale:
         """
         self.close()
         if self._norms:
-            square = torch.stack(list(self._norms.values())).double().square().sum()
+            # In the order of the parameters: that of the hooks may differ after a restart, and with it the rounding.
+            square = torch.stack([self._norms[number] for number in sorted(self._norms)]).double().square().sum()
             world_size = dist.get_world_size() if dist.is_initialized() else 1
             accumulation = self._batch // (self._micro * world_size)
             # The loss of each micro-batch is divided by their number.

@@ -12,7 +12,7 @@ from scripts.measurements import Spread, bert_flops, idle_share, largest_differe
 
 
 def test_flops_of_bert_large_are_those_that_torch_counts() -> None:
-    from bellwether.experiments.planner import activations
+    from bellwether.trainer.memory import activations
     from bellwether.trainer.config import validate
     from scripts.gpu_suite import steps, workloads
 

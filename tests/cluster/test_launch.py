@@ -64,7 +64,11 @@ def test_launch_status_and_logs(two: Cluster, space: Space) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**two.environment, **space.environment()},
     ) as following:  # fmt: skip
         wait_for_step(two, space, "launched", 3)
-        running = bellwether(two, space, "status", "runs/launched")
+        # The heartbeat that knows the length of the run may come seconds after the step.
+        deadline = time.monotonic() + 60
+        while f"of {STEPS}" not in (running := bellwether(two, space, "status", "runs/launched")).stdout:
+            assert time.monotonic() < deadline, running.stdout
+            time.sleep(1)
         assert running.returncode == 0, running.stderr
         for words in ("running", f"{job}, running", f"of {STEPS}", "samples/s", "furthest behind: rank", "4 processes"):
             assert words in running.stdout, running.stdout

@@ -206,6 +206,20 @@ def test_measured_micro_batch_is_the_first_even_where_a_parameter_has_no_gradien
     assert torch.stack(noise._small).tolist() == pytest.approx([28.0] * 12)
 
 
+def test_order_in_which_gradients_come_does_not_matter() -> None:
+    """It may differ between processes, and a resumed run must have the same bits."""
+    model = nn.ParameterList([nn.Parameter(torch.zeros(7)) for _ in range(40)])
+    gradients = [torch.randn(7, generator=torch.Generator().manual_seed(n)) * 10 ** (n % 5) for n in range(40)]
+    found = []
+    for order in (range(40), reversed(range(40)), sorted(range(40), key=lambda n: n % 7)):
+        noise = NoiseScale(model, 1, 2)
+        for number in order:
+            noise._record(number, gradients[number])
+        noise.step(1.0)
+        found.append(noise._small[0].item())
+    assert len(set(found)) == 1
+
+
 def test_interval_of_measurements_goes_on_after_a_resume() -> None:
     noise, _ = _one_process(every=4, steps=6)
     noise.read()
