@@ -12,8 +12,8 @@ from scripts.measurements import Spread, bert_flops, idle_share, largest_differe
 
 
 def test_flops_of_bert_large_are_those_that_torch_counts() -> None:
-    from bellwether.trainer.memory import activations
     from bellwether.trainer.config import validate
+    from bellwether.trainer.memory import activations
     from scripts.gpu_suite import steps, workloads
 
     raw = workloads.bert(False, 128, 2, model={"size": "mini"}, data={"vocabulary_size": 30522})
