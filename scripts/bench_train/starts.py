@@ -33,8 +33,9 @@ def measure(workload: Workload, folder: Path) -> dict[str, float]:
 
 
 def _environment() -> dict[str, str]:
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the caller
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in ranks},
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": str(ROOT),
@@ -44,18 +45,14 @@ def _environment() -> dict[str, str]:
 
 def _seconds(command: list[str]) -> float:
     began = time.monotonic()
-    subprocess.run(
-        command, cwd=ROOT, env=_environment(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    subprocess.run(command, cwd=ROOT, env=_environment(), check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - began
 
 
 def _until_first_step(command: list[str], raw: dict[str, Any]) -> float:
     """Until the time that the first train event carries."""
     began = time.time()
-    subprocess.run(
-        command, cwd=ROOT, env=_environment(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    subprocess.run(command, cwd=ROOT, env=_environment(), check=True, stdout=subprocess.DEVNULL)
     lines = (Path(raw["runs"]) / raw["name"] / "metrics.jsonl").read_text().splitlines()
     event = next(line for line in map(json.loads, lines) if line.get("event") == "train")
     return float(event["time"]) - began
