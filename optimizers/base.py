@@ -143,6 +143,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         group = self.param_groups[-1]
         try:
             validate(group, self.weight_decay_modes, inherited_bounds=self.defaults["trust_bounds"])
+            for key in self.unsupported:
+                if group[key]:
+                    raise ValueError(f"{key}=True: {self.name} does not have it; omit it")
         except ValueError:
             self.param_groups.pop()  # a caller that catches the error must not train it
             raise

@@ -33,6 +33,7 @@ class Rule:
     """
 
     weight_decay_modes: ClassVar[tuple[str, ...]] = ("l2", "decoupled", "independent", "prox")
+    unsupported: ClassVar[tuple[str, ...]] = ()  # options of all rules that this one cannot have
     # Whether the trust ratio scales the gradient before it enters the momentum, as in LARS, and not the update.
     scales_gradient: ClassVar[bool] = False
     # Whether `trust_ratio` is ||w|| / ||u||, which the fused step of a compiled kernel computes.

@@ -70,6 +70,7 @@ class AdamWScheduleFree(AverageSwap, RuleOptimizer):
 
     weight_decay_modes = ("l2", "decoupled")
     replaces_weights = True
+    unsupported = ("trust_ratio", "capturable")
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class AdamWScheduleFree(AverageSwap, RuleOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         try:
-            _check(self.param_groups, self.name)
+            _check(self.param_groups)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -199,7 +200,7 @@ class AdamWScheduleFree(AverageSwap, RuleOptimizer):
             group.update(k=int(k), lr_max=lr_max, weight_sum=weight_sum)
 
 
-def _check(groups: list[Group], optimizer: str) -> None:
+def _check(groups: list[Group]) -> None:
     first, group = groups[0], groups[-1]
     if group["betas"][0] != first["betas"][0]:
         raise ValueError(
@@ -209,9 +210,6 @@ def _check(groups: list[Group], optimizer: str) -> None:
         raise ValueError(
             f"betas={group['betas']!r}: the first must be above 0, as x is found from y = (1 - beta1) z + beta1 x"
         )
-    for key in ("trust_ratio", "capturable"):
-        if group[key]:
-            raise ValueError(f"{key}=True: {optimizer} does not have it; omit it")
 
 
 def evaluated_weights(y: Tensor, z: Tensor, beta1: float) -> Tensor:

@@ -71,6 +71,7 @@ class SOAP(RuleOptimizer):
     """
 
     needs_whole = True
+    unsupported = ("trust_ratio", "capturable")
 
     def __init__(
         self,
@@ -114,13 +115,6 @@ class SOAP(RuleOptimizer):
             kahan_sum=kahan_sum,
             rounding_seed=rounding_seed,
         )
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        for key in ("trust_ratio", "capturable"):
-            if self.param_groups[-1][key]:
-                self.param_groups.pop()
-                raise ValueError(f"{key}=True: {self.name} does not have it; omit it")
 
     def use(self, attachment: Attachment) -> None:
         self._refuse_sharded(attachment.shards)
