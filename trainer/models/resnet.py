@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from bellwether.trainer.config.schema.models import ModelConfig
-from bellwether.trainer.config.schema.section import FRACTION
+from bellwether.trainer.models.residual_config import ResidualConfig
 
 if TYPE_CHECKING:
     from bellwether.trainer.data import Dataset
@@ -23,11 +22,9 @@ STAGES = {
 }
 
 
-class ResNetModel(ModelConfig):
+class ResNetModel(ResidualConfig):
     """ResNet of transformers, for ImageNet-like input (He et al. 2015)."""
 
-    data_kind: ClassVar[str] = "images"
-    losses: ClassVar[tuple[str, ...]] = ("cross-entropy", "bce")
     assumed_classes: ClassVar[int] = 1000
 
     kind: Literal["resnet"]
@@ -35,16 +32,6 @@ class ResNetModel(ModelConfig):
     zero_init_last: bool = Field(
         True, description="initialize the last BatchNorm weight of each block to 0 (Goyal et al. 2017)"
     )
-
-    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
-        description="rate at which the last block's branch is left out in training, sample by sample; that of the blocks before it "
-        "falls to 0 at the first (Huang et al. 2016)",
-        json_schema_extra=FRACTION,
-    )
-
-    def plan(self) -> list[tuple[str, str]]:
-        return [("depth", f"stochastic, rate 0 to {self.stochastic_depth:g}")] if self.stochastic_depth else []
 
     @property
     def label(self) -> str:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bellwether.trainer.config.schema.models import ModelConfig
-from bellwether.trainer.config.schema.section import FRACTION, Count
+from bellwether.trainer.config.schema.section import Count
+from bellwether.trainer.models.residual_config import ResidualConfig
 
 if TYPE_CHECKING:
     from bellwether.trainer.data import Dataset
     from bellwether.trainer.models.tasks import Task
 
 
-class _SmallResNet(ModelConfig):
+class _SmallResNet(ResidualConfig):
     """Keys that both architectures have."""
-
-    data_kind: ClassVar[str] = "images"
-    losses: ClassVar[tuple[str, ...]] = ("cross-entropy", "bce")
 
     depth: Count
     zero_init_last: bool = Field(
@@ -28,15 +25,6 @@ class _SmallResNet(ModelConfig):
         "batch",
         description="batch: BatchNorm; none: Fixup initialization and scalars instead (Zhang et al. 2019)",
     )
-    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
-        description="rate at which the last block's branch is left out in training, sample by sample; that of the blocks before it "
-        "falls to 0 at the first (Huang et al. 2016)",
-        json_schema_extra=FRACTION,
-    )
-
-    def plan(self) -> list[tuple[str, str]]:
-        return [("depth", f"stochastic, rate 0 to {self.stochastic_depth:g}")] if self.stochastic_depth else []
 
     @model_validator(mode="after")
     def _check_zero_init(self) -> _SmallResNet:
