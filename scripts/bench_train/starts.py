@@ -43,16 +43,23 @@ def _environment() -> dict[str, str]:
     }
 
 
+def _run(command: list[str]) -> None:
+    """Run a command; its output is shown only if it fails."""
+    done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:3])} ended with status {done.returncode}:\n{done.stderr}")
+
+
 def _seconds(command: list[str]) -> float:
     began = time.monotonic()
-    subprocess.run(command, cwd=ROOT, env=_environment(), check=True, stdout=subprocess.DEVNULL)
+    _run(command)
     return time.monotonic() - began
 
 
 def _until_first_step(command: list[str], raw: dict[str, Any]) -> float:
     """Until the time that the first train event carries."""
     began = time.time()
-    subprocess.run(command, cwd=ROOT, env=_environment(), check=True, stdout=subprocess.DEVNULL)
+    _run(command)
     lines = (Path(raw["runs"]) / raw["name"] / "metrics.jsonl").read_text().splitlines()
     event = next(line for line in map(json.loads, lines) if line.get("event") == "train")
     return float(event["time"]) - began
