@@ -87,7 +87,7 @@ def _stored(run: Path) -> str:
 
 
 def _is_own(path: Path) -> bool:
-    return path.name in _OWN or path.name.startswith((run_lock.LEASE, f"{CONFIG}.partial"))
+    return path.name in _OWN or path.name.startswith(run_lock.LEASE) or run_paths.is_partial(path, CONFIG)
 
 
 def _check_same_config(config: Config, run: Path, text: str) -> None:

@@ -18,6 +18,7 @@ DATA = "data.json"
 MLLOG = "mllog.txt"
 RANK0_LOG = Path("logs", "rank0.log")
 _CHECKPOINT = re.compile(r"^step-\d{8}$")
+_PARTIAL = ".partial-"
 
 
 def directory(config: Config) -> Path:
@@ -34,12 +35,17 @@ def checkpoints(root: Path) -> list[Path]:
 def replacing(path: Path) -> Iterator[Path]:
     """Context with a temporary path that then atomically replaces ``path``. A failure leaves the old file."""
     # A unique name: a user may write a report at the same time as the run.
-    partial = path.with_name(f"{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    partial = path.with_name(f"{path.name}{_PARTIAL}{socket.gethostname()}-{os.getpid()}")
     try:
         yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_partial(path: Path, name: str) -> bool:
+    """Whether this is what a killed process has left of its `replacing` of a file of this name."""
+    return path.name.startswith(f"{name}{_PARTIAL}")
 
 
 def apply_umask(file: Path) -> None:

@@ -39,10 +39,12 @@ def prepare(config: Config) -> tuple[Path, RunLock]:
 
 def _prepare(config: Config, run: Path) -> RunLock:
     existing_run.check(config)
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (run / "logs").mkdir(exist_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
     lock = _lock(run)
+    # Before anything else: a process that is killed in between leaves what the next one knows as its own.
     run_paths.publish(run / existing_run.CONFIG, f"{existing_run.HEAD}{code_version()}\n{to_yaml(config)}")
+    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "logs").mkdir(exist_ok=True)
     return lock
 
 

@@ -187,7 +187,7 @@ class _Scheduler:
             return
         if status != "failed":
             self.study.delete_checkpoints(ended.trial_id)
-        see = f"; see {ended.log}" if status == "failed" else ""
+        see = f"; {ended.log} ends with: {_tail(ended.log, lines=1)}" if status == "failed" else ""
         with bar.external_write_mode(sys.stderr):
             _log.info("%s: %s, %s%s", ended.trial_id.name, status, self._result(ended.trial_id), see)
 
@@ -246,8 +246,8 @@ def _visible_devices(gpus: list[int]) -> list[str]:
     return [visible.split(",")[gpu] if visible is not None else str(gpu) for gpu in gpus]
 
 
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
+def _tail(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
 
 
 def _short(value: object) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from bellwether.trainer import build_locks, existing_run, rundir
 from bellwether.trainer import config as c
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors
+from tests.killed import at_each_write
 
 
 @pytest.fixture
@@ -276,3 +278,15 @@ def test_directory_that_cannot_be_read_is_left_to_the_run(config: Config, monkey
     existing_run.check_early(config)
     with pytest.raises(ConfigError, match="cannot be written: Permission denied"):
         rundir.prepare(config)
+
+
+def test_run_that_was_killed_while_it_made_its_directory_can_start_again(config: Config, tmp_path: Path) -> None:
+    killed = []
+    for event in at_each_write(tmp_path, lambda: rundir.prepare(config)):
+        killed.append(event)
+        run, lock = rundir.prepare(config)
+        lock.close()
+        assert c.load(run / "config.yaml") == config, event
+        shutil.rmtree(tmp_path / "runs")
+    assert "os.mkdir runs/x/checkpoints" in killed
+    assert "os.mkdir runs/x" in killed

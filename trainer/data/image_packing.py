@@ -87,7 +87,7 @@ def _claim(output: Path, record: dict[str, Any]) -> None:
     """Make the folder, or check that it holds the beginning of the same copy."""
     file = output / RECORD
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if found is None and output.is_dir() and any(output.iterdir()):
+    if found is None and output.is_dir() and not all(run_paths.is_partial(path, RECORD) for path in output.iterdir()):
         raise ConfigError("--output", str(output), "is not empty", "name a new folder")
     if found is not None and found != record:
         changed = ", ".join(key for key in record if record[key] != found.get(key))

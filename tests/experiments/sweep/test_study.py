@@ -13,8 +13,9 @@ from bellwether.experiments.sweep import array, local, spec
 from bellwether.experiments.sweep.study import ConfigChanged, Study, open_study
 from bellwether.experiments.sweep.trial_ids import TrialId, trial_ids
 from bellwether.trainer import metrics
-from bellwether.trainer.config import ConfigError
+from bellwether.trainer.config import Config, ConfigError
 from tests.experiments.sweep.digits_sweep import ROOT, write
+from tests.killed import at_each_write
 
 
 def test_preempted_trial_is_unfinished_and_not_pruned(tmp_path: Path) -> None:
@@ -145,3 +146,20 @@ def test_second_command_on_the_same_study_is_refused(tmp_path: Path) -> None:
     with FileLock(sweep.directory / ".lock"):
         with pytest.raises(ConfigError, match="another bellwether sweep works in"):
             local.run(sweep, None, False)
+
+
+def test_sweep_that_was_killed_at_any_write_starts_the_same_trial_again(tmp_path: Path) -> None:
+    file = write(tmp_path)
+
+    def begin() -> Config:
+        study = Study(spec.read(file))
+        study.prepare()
+        return study.start(next(trial_ids(study.sweep)))
+
+    expected, killed = begin(), []
+    shutil.rmtree(tmp_path / "runs")
+    for event in at_each_write(tmp_path / "runs", begin):
+        killed.append(event)
+        assert begin() == expected, event
+        shutil.rmtree(tmp_path / "runs")
+    assert len(killed) >= 6

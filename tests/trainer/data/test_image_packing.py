@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from bellwether import cli
 from bellwether.trainer.config import load
 from bellwether.trainer.data import image_packing, image_samples
+from tests.killed import at_each_write
 
 CLASSES = ("cat", "dog")
 
@@ -170,3 +172,21 @@ def test_nothing_is_written_over_another_folder(
     for side, status in (("64", 0), ("80", 2)):
         assert cli.main(["prepare", file, "--short-side", side, "--output", str(tmp_path / "new")]) == status
     assert "holds a copy with another short_side" in capsys.readouterr().err
+
+
+def test_copy_that_was_killed_at_any_write_continues(images: Path, tmp_path: Path) -> None:
+    config: Any = load(str(config_file(tmp_path, images)), []).data
+    output = tmp_path / "packed"
+
+    def pack() -> None:
+        image_packing.pack(config, 64, 80, output, threads=1)
+
+    contents, killed = [], []
+    for event in at_each_write(output, pack):
+        killed.append(event)
+        pack()
+        contents.append(members(output))
+        shutil.rmtree(output)
+    pack()
+    assert len(killed) >= 8
+    assert all(content == members(output) for content in contents)
