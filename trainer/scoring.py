@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,13 @@ from bellwether.trainer.config import ConfigError
 
 log = logging.getLogger(__name__)
 
-_WRITERS = {".csv": ",", ".tsv": "\t"}
-_SUFFIXES = (".jsonl", *_WRITERS, ".parquet")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+# Formats of output by the task of the model.
+_SUFFIXES = {
+    "ForSequenceClassification": (".jsonl", ".csv", ".tsv", ".parquet"),
+    "ForTokenClassification": (".jsonl", ".txt", ".parquet"),
+    "ForQuestionAnswering": (".jsonl", ".json", ".csv", ".tsv", ".parquet"),
+}
 
 
 def evaluate(
@@ -35,13 +40,13 @@ def evaluate(
     from bellwether.trainer import inference
 
     folder = Path(model).expanduser()
-    is_classifier = inference.is_classifier(folder)
-    if is_classifier and data is None:
+    task = inference.task_of(folder, inference.PREDICTORS)
+    if task is not None and data is None:
         data = inference.held_out_of(folder)
-    if is_classifier and data is not None:
-        results = inference.Classifier.load(folder, data, **columns).results(batch, _device(device))
+    if task is not None and data is not None:
+        results = inference.PREDICTORS[task].load(folder, data, **columns).results(batch, _device(device))
     elif columns:
-        problem = "is scored on the held-out data of its run" if is_classifier else "holds no sequence classifier"
+        problem = "is scored on the held-out data of its run" if task else "holds no model fine-tuned on text"
         raise ConfigError("RUN_OR_FOLDER", model, problem, f"leave out {', '.join(columns)}")
     else:
         results = inference.results_of_run(folder, data, batch, _device(device))
@@ -64,25 +69,47 @@ def evaluate(
     return 0
 
 
-def predict(model: str, data: str, output: str, columns: Mapping[str, object], batch: int, device: str) -> int:
-    """Write the predictions for a file of texts. Returns the exit status for the shell.
+def predict(
+    model: str,
+    data: str,
+    output: str,
+    columns: Mapping[str, object],
+    batch: int,
+    device: str,
+    empty_answers: bool | None = None,
+) -> int:
+    """Write the predictions for a file of texts, sentences or questions. Returns the exit status for the shell.
+
+    Args:
+        empty_answers: whether a question answering model may find that a text has no answer; None: if it was trained on such texts.
 
     Raises:
         ConfigError: if the model or the data cannot be read, or the output exists or has no known suffix.
     """
     from bellwether.trainer import inference
 
-    file = Path(output).expanduser()
-    if file.suffix.lower() not in _SUFFIXES:
+    folder, file = Path(model).expanduser(), Path(output).expanduser()
+    task = inference.task_of(folder, inference.PREDICTORS)
+    if task is None:
+        inference.export_of(folder)
+        advice = "name a sequence classifier, a token classifier or a question answering model"
+        raise ConfigError("RUN_OR_FOLDER", model, "holds no model fine-tuned on text", advice)
+    suffix = file.suffix.lower()
+    if suffix not in _SUFFIXES[task]:
+        advice = f"write one of {', '.join(_SUFFIXES[task])}"
         raise ConfigError(
-            "--output", output, f"what is a {file.suffix or 'plain'} file?", f"write one of {', '.join(_SUFFIXES)}"
+            "--output", output, f"predictions of this model are not written as {suffix or 'plain'} files", advice
         )
     if file.exists():
         raise ConfigError("--output", output, "exists", "name a new file")
-    classifier = inference.Classifier.load(Path(model).expanduser(), data, **columns)
-    rows = list(classifier.predictions(batch, _device(device)))
+    predictor = inference.PREDICTORS[task].load(folder, data, **columns)
+    if empty_answers is not None:
+        if not isinstance(predictor, inference.QuestionAnswerer):
+            raise ConfigError("--empty-answers", None, "this model answers no questions", "leave it out")
+        predictor.may_be_empty = empty_answers
+    rows = list(predictor.predictions(batch, _device(device)))
     with run_paths.replacing(file) as partial:
-        _write(partial, file.suffix.lower(), rows)
+        _write(partial, suffix, rows)
     print(f"{len(rows):,} predictions: {file}")
     return 0
 
@@ -93,8 +120,12 @@ def _device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def _write(file: Path, suffix: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    rows = list(rows)
+def _write(file: Path, suffix: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to a file.
+
+    Raises:
+        ConfigError: if questions are to be written by their ids, and one has none, or two have the same.
+    """
     if suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
@@ -102,8 +133,22 @@ def _write(file: Path, suffix: str, rows: Iterable[Mapping[str, Any]]) -> None:
         parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     elif suffix == ".jsonl":
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    elif suffix == ".json":  # what the official script of SQuAD reads
+        answers = {row.get("id"): row["prediction"] for row in rows}
+        if None in answers or len(answers) < len(rows):
+            problem = "the questions have no ids, or the same ones"
+            raise ConfigError(
+                "--output", str(file), problem, "write a .jsonl file, whose rows are in the order of the questions"
+            )
+        file.write_text(json.dumps(answers, ensure_ascii=False) + "\n", encoding="utf-8")
+    elif suffix == ".txt":  # as CoNLL-2003
+        with file.open("w", encoding="utf-8") as stream:
+            for row in rows:
+                words, tags = next(iter(row.values())), row["prediction"]
+                stream.writelines(f"{word} {tag or 'O'}\n" for word, tag in zip(words, tags, strict=True))
+                stream.write("\n")
     else:
         with file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]), delimiter=_WRITERS[suffix])
+            writer = csv.DictWriter(stream, list(rows[0]), delimiter=_DELIMITERS[suffix])
             writer.writeheader()
             writer.writerows(rows)

@@ -11,7 +11,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="scores of a trained model on held-out data",
-        description="Score a finished run, its export, or a folder with a fine-tuned model on a file of labelled texts, in one process. "
+        description="Score a finished run, its export, or a folder with a fine-tuned model on a file of labelled texts, words or questions, in one process. "
         "For runs of other kinds, loss and accuracy on their held-out data or on --data.",
     )
     add_model(parser)
@@ -28,7 +28,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--text-columns",
         metavar="NAMES",
         type=lambda text: text.split(","),
-        help="default: those of the run, or text",
+        help="default: those of the run, or text; of a token classifier the column with the words",
     )
     parser.add_argument(
         "--sequence-length", metavar="N", type=positive_int, help="longest text; default: that of the run, or 128"

@@ -1,4 +1,4 @@
-"""``bellwether predict``: the predictions of a trained model for a file of texts."""
+"""``bellwether predict``: the predictions of a fine-tuned model for a file of texts, sentences or questions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,26 @@ from bellwether.commands.evaluate import add_model, columns
 def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "predict",
-        help="predictions of a trained model for a file of texts",
-        description="Write a row for each text of a file, in its order: the text, the predicted class with its probability, or the "
-        "predicted number.",
+        help="predictions of a fine-tuned model for a file of texts, sentences or questions",
+        description="Write a row for each row of a file, in its order. Of texts: the text, the predicted class with its probability, or "
+        "the predicted number. Of lists of words: a tag for each word. Of questions: the answer, its score and where in the text it is.",
     )
     add_model(parser)
-    parser.add_argument("--data", metavar="FILE", required=True, help="texts, with or without labels")
-    parser.add_argument("--output", metavar="FILE", required=True, help="a new .jsonl, .csv, .tsv or .parquet file")
+    parser.add_argument(
+        "--data", metavar="FILE", required=True, help="data of the kind that it was trained on, with or without labels"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="a new .jsonl or .parquet file; of texts and answers also .csv or .tsv, of words .txt as CoNLL-2003, of "
+        "questions .json as the official script of SQuAD reads it",
+    )
+    parser.add_argument(
+        "--empty-answers",
+        choices=("yes", "no"),
+        help="whether a text may have no answer; default: if the model was trained on such texts",
+    )
     parser.set_defaults(run=run)
 
 
@@ -25,5 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     from bellwether.trainer import scoring
 
     return scoring.predict(
-        arguments.model, arguments.data, arguments.output, columns(arguments), arguments.batch, arguments.device
+        arguments.model,
+        arguments.data,
+        arguments.output,
+        columns(arguments),
+        arguments.batch,
+        arguments.device,
+        None if arguments.empty_answers is None else arguments.empty_answers == "yes",
     )

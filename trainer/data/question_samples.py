@@ -37,9 +37,11 @@ class QuestionSamples(LabelledSamples):
 
     Attributes:
         max_answer: the longest answer that is predicted, in tokens.
+        may_be_empty: of training samples, whether there are questions without an answer.
     """
 
     max_answer: int = 30
+    may_be_empty: bool = False
 
     def batch(
         self, indices: Sequence[int] | npt.NDArray[np.int64], keys: Sequence[int] | npt.NDArray[np.int64]
@@ -76,16 +78,65 @@ def prepare(config: QuestionAnswering) -> dict[str, Any]:
 def open_prepared(config: QuestionAnswering, facts: dict[str, Any]) -> Dataset:
     """What `prepare` has prepared."""
     entry, words, summary = labelled_preparation.opened(facts)
-    train, held_out = (
-        QuestionSamples(
-            entry, part, config.sequence_length, words.pad_token_id or 0, (entry / f"{part}-types.bin").exists(), max_answer=config.max_answer
-        )
-        for part in ("train", "validation")
-    )  # fmt: skip
+    train, held_out = (samples(config, words, entry, part) for part in ("train", "validation"))
+    train.may_be_empty = questions.may_be_empty(DataSummary.read(entry).source)
     return Dataset(
         train, held_out, vocabulary_size=len(words), tokenizer=words, fingerprint=entry.name, summary=summary,
         score=_scorer(held_out, entry / _HELD_OUT),
     )  # fmt: skip
+
+
+def samples(config: QuestionAnswering, words: Any, folder: Path, part: str) -> QuestionSamples:
+    """The windows that `write` has written."""
+    has_types = (folder / f"{part}-types.bin").exists()
+    return QuestionSamples(
+        folder, part, config.sequence_length, words.pad_token_id or 0, has_types, max_answer=config.max_answer
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best span of a question over its windows.
+
+    Attributes:
+        begin, end: where it is in the text, in characters.
+        score: the sum of the logits of its first and its last token; -inf: no window holds a part of the text.
+        probability: the product of the probabilities of these, among the tokens of the text in the window, and the first token of the
+            window, which stands for no answer.
+        no_answer_score: the sum of the logits of that token, in the window where it is lowest.
+    """
+
+    begin: int
+    end: int
+    score: float
+    probability: float
+    no_answer_score: float
+
+    def text(self, context: str, may_be_empty: bool) -> str:
+        """The answer; "" if it may be empty and the score of none is higher."""
+        is_empty = self.score == -np.inf or (may_be_empty and self.no_answer_score > self.score)
+        return "" if is_empty else context[self.begin : self.end]
+
+
+def answers(
+    samples: QuestionSamples, predictions: npt.NDArray[Any], rows: npt.NDArray[np.int64], count: int
+) -> dict[int, Answer]:
+    """The answer of each question all windows of which are among ``rows``.
+
+    Args:
+        predictions: of `bellwether.trainer.models.tasks.QuestionAnswering`, for these rows.
+        count: number of questions.
+    """
+    asked = samples.questions[rows]
+    is_whole = np.bincount(asked, minlength=count) == np.bincount(samples.questions, minlength=count)
+    found = {}
+    for question in np.flatnonzero(is_whole & (np.bincount(asked, minlength=count) > 0)).tolist():
+        windows = np.flatnonzero(asked == question)
+        best = windows[predictions[windows, 2].argmax()]
+        first, last, score, _, of_all = predictions[best].tolist()
+        begin, end = samples.answer(int(rows[best]), int(first), int(last))
+        found[question] = Answer(begin, end, score, float(np.exp(score - of_all)), float(predictions[windows, 3].min()))
+    return found
 
 
 def _scorer(
@@ -98,25 +149,11 @@ def _scorer(
 
     def score(predictions: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> dict[str, float]:
         asked = json.loads(file.read_text(encoding="utf-8"))
-        windows = np.bincount(samples.questions, minlength=len(asked))
-        best: dict[int, tuple[float, int, int, int]] = {}
-        null: dict[int, float] = {}
-        seen = np.bincount(samples.questions[rows], minlength=len(asked))
-        for row, (first, last, value, without) in zip(rows, predictions, strict=True):
-            question = int(samples.questions[row])
-            best[question] = max(
-                best.get(question, (-np.inf, 0, 0, 0)), (float(value), int(row), int(first), int(last))
-            )
-            null[question] = min(null.get(question, np.inf), float(without))
-        can_be_empty = any(not each["answers"] for each in asked)
-        pairs = []
-        for question in np.flatnonzero((seen == windows) & (seen > 0)).tolist():
-            value, row, first, last = best[question]
-            begin, end = samples.answer(row, first, last)
-            is_empty = value == -np.inf or (can_be_empty and null[question] > value)
-            text = "" if is_empty else asked[question]["context"][begin:end]
-            pairs.append((text, asked[question]["answers"]))
-        return scores.answers(pairs)
+        may_be_empty = any(not each["answers"] for each in asked)
+        found = answers(samples, predictions, rows, len(asked))
+        return scores.answers(
+            [(answer.text(asked[i]["context"], may_be_empty), asked[i]["answers"]) for i, answer in found.items()]
+        )
 
     return score
 
@@ -130,8 +167,8 @@ def _prepare(config: QuestionAnswering, words: Any, sources: Sources, folder: Pa
     else:
         chosen = split(len(train), config)
         train, held_out = ([train[i] for i in part] for part in chosen)
-    _write(config, words, train, folder, "train", summary.source)
-    _write(config, words, held_out, folder, "validation", of_held_out)
+    write(config, words, train, folder, "train", summary.source)
+    write(config, words, held_out, folder, "validation", of_held_out)
     asked = [{"context": each.context, "answers": each.answers} for each in held_out]
     (folder / _HELD_OUT).write_text(json.dumps(asked), encoding="utf-8")
     hashes, others = (
@@ -141,10 +178,10 @@ def _prepare(config: QuestionAnswering, words: Any, sources: Sources, folder: Pa
     summary.write(folder)
 
 
-def _write(
+def write(
     config: QuestionAnswering, words: Any, asked: list[Question], folder: Path, part: str, summary: SourceSummary
 ) -> None:
-    """Tokenize questions in windows."""
+    """Tokenize questions in windows, into files of a folder. Adds tokens and lost answers to the summary."""
     labels: list[tuple[int, int]] = []
     of_question: list[int] = []
     spans: list[npt.NDArray[np.int32]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bellwether.trainer.data.question_answering import QuestionAnswering
 
 _COLUMNS = ("question", "context", "answers")
+_WITHOUT = "questions without an answer in their text"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Question:
     Attributes:
         answers: texts that are right; none if the text does not answer it.
         start: where the first of them begins in the context; -1 without answers.
+        id: as it was read; None where it has none.
     """
 
     question: str
@@ -32,17 +34,23 @@ class Question:
     answers: list[str]
     start: int
     place: str
+    id: str | None = None
 
 
-def read(config: QuestionAnswering, source: TextSource, summary: SourceSummary) -> list[Question]:
+def read(
+    config: QuestionAnswering, source: TextSource, summary: SourceSummary, labelled: bool = True
+) -> list[Question]:
     """The questions of a source.
+
+    Args:
+        labelled: whether they have answers; if not, answers are not read.
 
     Raises:
         ConfigError: if it cannot be read, or has no questions.
     """
     found = []
-    for place, row in _rows(config, source, summary):
-        question = _question(row, place, summary)
+    for place, row in _rows(config, source, summary, _COLUMNS if labelled else _COLUMNS[:2]):
+        question = _question(row, place, summary, labelled)
         if question is not None:
             summary.rows += 1
             summary.documents += 1
@@ -52,16 +60,21 @@ def read(config: QuestionAnswering, source: TextSource, summary: SourceSummary) 
         raise ConfigError(source.key, source.name, "has no questions", advice)
     lengths = [len(question.context) for question in found]
     summary.longest, summary.shortest = max(lengths), min(lengths)
-    if without := sum(not question.answers for question in found):
-        summary.note(
-            "questions without an answer in their text", "the answer is to be empty, as in SQuAD 2.0", count=without
-        )
+    if labelled and (without := sum(not question.answers for question in found)):
+        summary.note(_WITHOUT, "the answer is to be empty, as in SQuAD 2.0", count=without)
     return found
 
 
-def _rows(config: QuestionAnswering, source: TextSource, summary: SourceSummary) -> Iterator[rows.Row]:
+def may_be_empty(summary: SourceSummary) -> bool:
+    """Whether questions without an answer were among those that `read` read."""
+    return any(found.what == _WITHOUT for found in summary.findings)
+
+
+def _rows(
+    config: QuestionAnswering, source: TextSource, summary: SourceSummary, columns: Sequence[str]
+) -> Iterator[rows.Row]:
     if source.rows is not None or source.files[0][1].name != "json":
-        yield from rows.read(config, source, _COLUMNS, summary)
+        yield from rows.read(config, source, columns, summary, optional=["id"])
         return
     for file, form in source.files:
         if form.name != "json":
@@ -84,20 +97,31 @@ def _nested(place: str, row: Any, summary: SourceSummary) -> Iterator[rows.Row]:
     if not isinstance(row, dict):
         summary.unreadable(f"{place}: holds {type(row).__name__}, not an object")
     elif "paragraphs" in row:
-        for number, paragraph in enumerate(row["paragraphs"], 1):
-            for inner, question in enumerate(paragraph.get("qas", ()), 1):
-                where = f"{place}, paragraph {number}, question {inner}"
-                yield where, {"context": paragraph.get("context"), **question}
+        for number, paragraph in enumerate(_objects(row["paragraphs"], place, "paragraphs", summary), 1):
+            where = f"{place}, paragraph {number}"
+            for inner, question in enumerate(_objects(paragraph.get("qas", []), where, "qas", summary), 1):
+                yield f"{where}, question {inner}", {"context": paragraph.get("context"), **question}
     else:
         yield place, row
 
 
-def _question(row: dict[str, Any], place: str, summary: SourceSummary) -> Question | None:
+def _objects(value: Any, place: str, name: str, summary: SourceSummary) -> list[dict[str, Any]]:
+    """The value of a key as a list of objects; an empty one if it is none, which is recorded."""
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        return value
+    summary.unreadable(f"{place}: {name} is no list of objects")
+    return []
+
+
+def _question(row: dict[str, Any], place: str, summary: SourceSummary, labelled: bool) -> Question | None:
     """The question of a row; None if it has no question, context, or place of its answer, which is recorded."""
     question, context = row.get("question"), row.get("context")
     if not isinstance(question, str) or not isinstance(context, str) or not question.strip() or not context.strip():
         summary.unreadable(f"{place}: has no question and context")
         return None
+    name = None if row.get("id") is None else str(row["id"])
+    if not labelled:
+        return Question(question, context, [], -1, place, name)
     answers = row.get("answers") or []
     if isinstance(answers, dict):  # as datasets has them
         answers = [
@@ -114,7 +138,7 @@ def _question(row: dict[str, Any], place: str, summary: SourceSummary) -> Questi
         start = _moved(context, texts[0], place, summary)
         if start < 0:
             return None
-    return Question(question, context, texts, start, place)
+    return Question(question, context, texts, start, place, name)
 
 
 def _moved(context: str, answer: str, place: str, summary: SourceSummary) -> int:

@@ -21,19 +21,28 @@ Row = tuple[str, dict[str, Any]]  # the place of a row, and its values by column
 _BATCH = 1000
 
 
-def read(config: TokenizedData, source: TextSource, columns: Sequence[str], summary: SourceSummary) -> Iterator[Row]:
+def read(
+    config: TokenizedData,
+    source: TextSource,
+    columns: Sequence[str],
+    summary: SourceSummary,
+    optional: Sequence[str] = (),
+) -> Iterator[Row]:
     """The rows, with the columns of these names. A row may lack some of them, but not all rows.
+
+    Args:
+        optional: columns that a file may lack.
 
     Raises:
         ConfigError: if a file cannot be read, has no columns, or lacks one.
     """
     if source.rows is not None:
-        yield from _of_dataset(source.rows(), columns, source.key)
+        yield from _of_dataset(source.rows(), columns, source.key, optional)
         return
     options = formats.Options(columns[0], config.encoding)
     for file, form in source.files:
         try:
-            yield from _of_file(file, form.name, options, columns, config, summary)
+            yield from _of_file(file, form.name, options, columns, config, summary, optional)
         except formats.NoColumn as error:
             column = next((c for c in columns if c not in map(str, error.args[2])), columns[0])
             raise ConfigError(
@@ -75,22 +84,25 @@ def _of_file(
     columns: Sequence[str],
     config: TokenizedData,
     summary: SourceSummary,
+    optional: Sequence[str],
 ) -> Iterator[Row]:
     if not file.stat().st_size:
         summary.note("empty files", "left out", str(file))
     elif form == "csv":
-        yield from delimited.rows(file, options, summary, columns, config.column_names)
+        yield from delimited.rows(file, options, summary, columns, config.column_names, optional)
     elif form == "json":
-        yield from _of_json(file, options, columns, summary)
+        yield from _of_json(file, options, columns, summary, optional)
     elif form == "parquet":
-        yield from _of_parquet(file, columns)
+        yield from _of_parquet(file, columns, optional)
     elif form == "text" and config.reads_words:
         yield from _of_words(file, options, columns, summary)
     else:
         raise formats.Unreadable(file, "has no columns", "write the rows to a .csv, .tsv, .jsonl or .parquet file")
 
 
-def _of_json(file: Path, options: formats.Options, columns: Sequence[str], summary: SourceSummary) -> Iterator[Row]:
+def _of_json(
+    file: Path, options: formats.Options, columns: Sequence[str], summary: SourceSummary, optional: Sequence[str]
+) -> Iterator[Row]:
     seen: set[str] = set()
     known: list[Any] = []
     for where, row in json_rows.rows(file, options, summary):
@@ -98,14 +110,14 @@ def _of_json(file: Path, options: formats.Options, columns: Sequence[str], summa
             summary.unreadable(f"{where}: holds {type(row).__name__}, not an object")
             continue
         known = known or list(row)
-        found = {column: values.find(row, column) for column in columns}
+        found = {column: values.find(row, column) for column in (*columns, *optional)}
         seen |= {column for column, value in found.items() if value is not values.MISSING}
         yield where, {column: value for column, value in found.items() if value is not values.MISSING}
     if missing := [column for column in columns if column not in seen]:
         raise formats.NoColumn(file, f"has no column {missing[0]!r}", known)
 
 
-def _of_parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _of_parquet(file: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
     import pyarrow
 
     with parquet.opened(file) as table:
@@ -115,9 +127,10 @@ def _of_parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
                 raise formats.NoColumn(
                     file, f"has no column {column!r}" if column not in names else "has it twice", names
                 )
+        columns = [*columns, *(column for column in optional if names.count(column) == 1)]
         row = 0
         try:
-            for batch in table.iter_batches(batch_size=_BATCH, columns=list(columns)):
+            for batch in table.iter_batches(batch_size=_BATCH, columns=columns):
                 for each in batch.to_pylist():
                     row += 1
                     yield f"{file}, row {row}", each
@@ -135,7 +148,7 @@ def _of_words(file: Path, options: formats.Options, columns: Sequence[str], summ
         values = line.split()
         if values and values[0] == "-DOCSTART-":
             summary.note("lines of -DOCSTART-", "left out", f"{file}, line {number}")
-        elif len(values) == 1:
+        elif len(values) == 1 and len(columns) > 1:
             summary.unreadable(f"{file}, line {number}: a word without a label")
         elif values:
             begin = begin if words else number
@@ -151,8 +164,9 @@ def _words_and_labels(lines: list[list[str]]) -> tuple[list[str], list[str]]:
     return [values[0] for values in lines], [values[-1] for values in lines]
 
 
-def _of_dataset(rows: Any, columns: Sequence[str], key: str) -> Iterator[Row]:
+def _of_dataset(rows: Any, columns: Sequence[str], key: str, optional: Sequence[str]) -> Iterator[Row]:
     if missing := [column for column in columns if column not in rows.column_names]:
         raise ConfigError(key, missing[0], "no such column", f"it has: {', '.join(rows.column_names)}")
-    for number, row in enumerate(rows.select_columns(list(columns)), 1):
+    chosen = [*columns, *(column for column in optional if column in rows.column_names)]
+    for number, row in enumerate(rows.select_columns(chosen), 1):
         yield f"row {number}", row

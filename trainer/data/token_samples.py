@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _REVISION = 1
 _CLASSES = "classes.json"
-_ROWS = 1000  # tokenized at a time
+ROWS = 1000  # tokenized at a time
 IGNORED = -100  # label of what is not to be predicted
 
 
@@ -46,23 +46,31 @@ class TokenSamples(LabelledSamples):
         where, real = self.positions(np.asarray(indices, dtype=np.int64))
         return {**self.inputs(where, real), "labels": torch.from_numpy(np.where(real, self.labels[where], IGNORED))}
 
-    def labels_of(self, chosen: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-        """The labels of all tokens of some rows."""
+    def of_words(
+        self, predictions: npt.NDArray[Any], chosen: npt.NDArray[np.int64]
+    ) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[np.int64]]]:
+        """Predictions [N, ...] and labels of the words of some rows, without those of other tokens."""
         ends = self._array("ends")
-        return [self.labels[end - length : end] for end, length in zip(ends[chosen], self.lengths[chosen], strict=True)]
+        labels = [
+            self.labels[end - length : end] for end, length in zip(ends[chosen], self.lengths[chosen], strict=True)
+        ]
+        predicted = [row[: len(each)][each != IGNORED] for row, each in zip(predictions, labels, strict=True)]
+        return predicted, [each[each != IGNORED] for each in labels]
 
 
 @dataclass
-class _Sentences:
+class Sentences:
+    """Sentences as they are read: words, labels as they were read (none where they were not asked for), and places for messages."""
+
     words: list[list[str]]
     labels: list[list[Any]]
     places: list[str]
     named: list[str] | None
     summary: SourceSummary
 
-    def select(self, chosen: npt.NDArray[Any]) -> _Sentences:
+    def select(self, chosen: npt.NDArray[Any]) -> Sentences:
         parts = [[part[i] for i in chosen] for part in (self.words, self.labels, self.places)]
-        return _Sentences(parts[0], parts[1], parts[2], self.named, self.summary)  # type: ignore[arg-type]
+        return Sentences(parts[0], parts[1], parts[2], self.named, self.summary)  # type: ignore[arg-type]
 
     def hashes(self) -> npt.NDArray[np.uint64]:
         return np.array([content_hash(" ".join(words)) for words in self.words], dtype=np.uint64)
@@ -78,15 +86,10 @@ def open_prepared(config: LabelledTokens, facts: dict[str, Any]) -> Dataset:
     """What `prepare` has prepared."""
     entry, words, summary = labelled_preparation.opened(facts)
     names = json.loads((entry / _CLASSES).read_text(encoding="utf-8"))
-    train, held_out = (
-        TokenSamples(entry, part, config.sequence_length, words.pad_token_id or 0, (entry / f"{part}-types.bin").exists())
-        for part in ("train", "validation")
-    )  # fmt: skip
+    train, held_out = (samples(config, words, entry, part) for part in ("train", "validation"))
 
     def score(predictions: npt.NDArray[Any], chosen: npt.NDArray[np.int64]) -> dict[str, float]:
-        labels = held_out.labels_of(chosen)
-        predicted = [row[: len(each)][each != IGNORED] for row, each in zip(predictions, labels, strict=True)]
-        return scores.tokens(names, predicted, [each[each != IGNORED] for each in labels])
+        return scores.tokens(names, *held_out.of_words(predictions, chosen))
 
     return Dataset(
         train, held_out, vocabulary_size=len(words), classes=len(names), labels=names, tokenizer=words, fingerprint=entry.name,
@@ -94,42 +97,62 @@ def open_prepared(config: LabelledTokens, facts: dict[str, Any]) -> Dataset:
     )  # fmt: skip
 
 
+def samples(config: LabelledTokens, words: Any, folder: Path, part: str) -> TokenSamples:
+    """The rows that `write` has written."""
+    has_types = (folder / f"{part}-types.bin").exists()
+    return TokenSamples(folder, part, config.sequence_length, words.pad_token_id or 0, has_types)
+
+
 def _prepare(config: LabelledTokens, words: Any, sources: Sources, folder: Path) -> None:
-    train = _read(config, sources["data.source"])
+    train = read(config, sources["data.source"])
     classes = classes_of([label for labels in train.labels for label in labels], train.named, config)
     assert isinstance(classes, Classes)
     summary = DataSummary("labelled-tokens", config.source, train.summary)
     if "data.validation" in sources:
-        held_out = _read(config, sources["data.validation"])
+        held_out = read(config, sources["data.validation"])
         summary.held_out["validation"] = held_out.summary
     else:
         of_train, of_held_out = split(len(train.words), config)
         train, held_out = train.select(of_train), train.select(of_held_out)
     for part, sentences in (("train", train), ("validation", held_out)):
-        _write(config, words, sentences, classes, folder, part)
+        write(config, words, sentences, classes, folder, part)
     summary.count_rows(train.hashes(), {"validation": held_out.hashes()})
     summary.write(folder)
     (folder / _CLASSES).write_text(json.dumps(classes.names), encoding="utf-8")
 
 
-def _read(config: LabelledTokens, source: TextSource) -> _Sentences:
-    columns = [config.words_column, config.label_column]
-    found = _Sentences([], [], [], rows.class_names(source, config.label_column), SourceSummary())
+def read(config: LabelledTokens, source: TextSource, labelled: bool = True) -> Sentences:
+    """Reads all sentences of a source.
+
+    Args:
+        labelled: whether words have labels; if not, labels are not read, and empty sentences are kept.
+
+    Raises:
+        ConfigError: if it cannot be read, lacks a column, or has no sentences.
+    """
+    columns = [config.words_column, *([config.label_column] if labelled else [])]
+    names = rows.class_names(source, config.label_column) if labelled else None
+    found = Sentences([], [], [], names, SourceSummary())
     for place, row in rows.read(config, source, columns, found.summary):
-        words, labels = (row.get(column) for column in columns)
+        words, labels = row.get(config.words_column), row.get(config.label_column)
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             found.summary.unreadable(f"{place}: {config.words_column} holds no list of words")
-        elif not isinstance(labels, list) or len(labels) != len(words):
+            continue
+        if labelled and (not isinstance(labels, list) or len(labels) != len(words)):
             count = len(labels) if isinstance(labels, list) else 0
             found.summary.unreadable(f"{place}: {len(words)} words have {count} labels")
-        elif not words:
-            found.summary.note("empty sentences", "left out", place)
-        else:
-            found.summary.rows += 1
-            found.summary.documents += 1
-            found.words.append(words)
+            continue
+        if not words:
+            found.summary.note("empty sentences", "left out" if labelled else "kept", place)
+            if labelled:
+                continue
+        found.summary.rows += 1
+        found.summary.documents += 1
+        found.words.append(words)
+        found.places.append(place)
+        if labelled:
+            assert isinstance(labels, list)
             found.labels.append(labels)
-            found.places.append(place)
     if not found.words:
         advice = found.summary.first_left_out("name other data")
         raise ConfigError(source.key, source.name, "has no sentences", advice)
@@ -138,14 +161,19 @@ def _read(config: LabelledTokens, source: TextSource) -> _Sentences:
     return found
 
 
-def _write(
-    config: LabelledTokens, tokenizer: Any, sentences: _Sentences, classes: Classes, folder: Path, part: str
+def write(
+    config: LabelledTokens, tokenizer: Any, sentences: Sentences, classes: Classes, folder: Path, part: str
 ) -> None:
+    """Tokenize sentences into files of a folder. Adds tokens, lost words and classes to the summary of the sentences.
+
+    Raises:
+        ConfigError: if a label is missing, or is no class of `classes`.
+    """
     summary = sentences.summary
     labels: list[npt.NDArray[np.int64]] = []
     with labelled_preparation.TokenWriter(folder, part, summary, tokenizer.unk_token_id) as writer:
-        for first in range(0, len(sentences.words), _ROWS):
-            chosen = sentences.words[first : first + _ROWS]
+        for first in range(0, len(sentences.words), ROWS):
+            chosen = sentences.words[first : first + ROWS]
             encoded = tokenizer(chosen, is_split_into_words=True, truncation=True, max_length=config.sequence_length)
             writer.write(encoded)
             for index in range(len(chosen)):

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from bellwether.trainer.models.tasks import Task
 
 
+# Key of an exported config.json: whether the model was trained on questions without an answer.
+MAY_BE_EMPTY = "answers_may_be_empty"
+
+
 class QuestionAnsweringModel(Architecture):
     """A pretrained encoder with a new head, which predicts where in a text the answer begins and ends."""
 
@@ -24,4 +28,5 @@ class QuestionAnsweringModel(Architecture):
         from bellwether.trainer.models.tasks import QuestionAnswering
 
         model = pretrained.build_for_text(self, dataset, activation_checkpointing)
+        setattr(model.config, MAY_BE_EMPTY, getattr(dataset.train, "may_be_empty", False))
         return QuestionAnswering(model, getattr(dataset.train, "max_answer", 30))

@@ -231,20 +231,28 @@ class TokenClassification(Task):
         losses = self.loss(logits.transpose(1, 2), labels)
         is_word = labels != -100
         count = is_word.sum(dim=1).clamp(min=1)
-        predicted = logits.argmax(dim=2)
-        correct = ((predicted == labels) & is_word).sum(dim=1) / count
+        correct = ((logits.argmax(dim=2) == labels) & is_word).sum(dim=1) / count
         if self.training:
             return losses.sum(dim=1) / count, correct
         # One shape for all batches, so that they can be gathered.
         padding = (self._length or labels.shape[1]) - labels.shape[1]
-        return losses.sum(dim=1) / count, correct, functional.pad(predicted, (0, padding))
+        predicted = self.predicted(logits)
+        return (
+            losses.sum(dim=1) / count,
+            correct,
+            functional.pad(predicted, (*[0, 0] * (predicted.dim() - 2), 0, padding)),
+        )
+
+    def predicted(self, logits: Tensor) -> Tensor:
+        """The predictions of logits [B, L, C]: [B, L, ...]."""
+        return logits.argmax(dim=2)
 
 
 class QuestionAnswering(Task):
     """Predict the first and the last token of the answer (Devlin et al. 2018, section 4.2). Correctness is 1 if both are right.
 
-    The predictions are [B, 4]: first and last token of the best span of at most `max_answer` tokens of the text, its score, and the score
-    of no answer, which is that of the first token.
+    The predictions are [B, 5]: first and last token of the best span of at most `max_answer` tokens of the text, its score; the score
+    of no answer, which is that of the first token; and what a score is to be reduced by for its exponential to be a probability.
     """
 
     def __init__(self, model: Any, max_answer: int) -> None:
@@ -271,4 +279,6 @@ class QuestionAnswering(Task):
         length = first.shape[1]
         allowed = torch.ones(length, length, dtype=torch.bool, device=first.device).triu().tril(self.max_answer - 1)
         best, index = sums.masked_fill(~allowed, -torch.inf).flatten(1).max(dim=1)
-        return torch.stack([index // length, index % length, best, first[:, 0] + last[:, 0]], dim=1)
+        outside[:, 0] = False
+        of_first, of_last = (logits.masked_fill(outside, -torch.inf).logsumexp(dim=1) for logits in (first, last))
+        return torch.stack([index // length, index % length, best, first[:, 0] + last[:, 0], of_first + of_last], dim=1)

@@ -125,7 +125,7 @@ def test_best_span_is_that_of_an_exhaustive_search() -> None:
     task = tasks.QuestionAnswering.__new__(tasks.QuestionAnswering)
     torch.nn.Module.__init__(task)
     task.max_answer = 3
-    for b, (i, j, value, null) in enumerate(task._spans(first, last, context).tolist()):
+    for b, (i, j, value, null, _) in enumerate(task._spans(first, last, context).tolist()):
         spans = [(float(first[b, s] + last[b, e]), s, e) for s in range(4, 11) for e in range(s, min(s + 3, 11))]
         assert (value, i, j) == pytest.approx(max(spans))
         assert null == pytest.approx(float(first[b, 0] + last[b, 0]))

@@ -20,12 +20,18 @@ def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str |
 
 
 def rows(
-    file: Path, options: Options, summary: SourceSummary, columns: Sequence[str], header: Sequence[str] = ()
+    file: Path,
+    options: Options,
+    summary: SourceSummary,
+    columns: Sequence[str],
+    header: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """The values of some columns of each row, with the place of the row.
 
     Args:
         header: names of the columns, where the file does not begin with them.
+        optional: columns that the file may lack.
 
     Raises:
         NoColumn: if the file lacks a column, or has it twice.
@@ -46,7 +52,8 @@ def rows(
     for column in columns:
         if (count := names.count(column)) != 1:
             raise NoColumn(file, f"has {count} columns of this name" if count else "has no such column", names)
-    chosen = {column: names.index(column) for column in columns}
+    known = [*columns, *(column for column in optional if names.count(column) == 1)]
+    chosen = {column: names.index(column) for column in known}
     is_quoted = delimiter != "\t" or _uses_quotes(file, options, len(names))
     table = _quoted(file, options, summary, names, delimiter) if is_quoted else _unquoted(file, options, summary, names)
     for number, values in itertools.islice(table, 0 if header else 1, None):

@@ -1,0 +1,50 @@
+"""Scores of a run's export on held-out data of the run's own kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bellwether.trainer import models, scores
+from bellwether.trainer.config import ConfigError, load, phases
+from bellwether.trainer.data import Dataset
+from bellwether.trainer.inference.exported import export_of, run_of
+from bellwether.trainer.inference.predictor import Results, outputs
+from bellwether.trainer.models.architecture import for_checkpoint
+from bellwether.trainer.models.tasks import SequenceClassification
+
+
+def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> Results:
+    """Loss and accuracy of a run's export on held-out data of the run's own kind: its own, or other data.
+
+    Raises:
+        ConfigError: if the run has no export, or the data cannot be read.
+    """
+    export = export_of(folder)
+    run = run_of(folder)
+    if run is None:
+        problem = "is no model fine-tuned on text, and belongs to no run that says how its data are read"
+        raise ConfigError("RUN_OR_FOLDER", str(folder), problem, "name a run directory")
+    config = load(run / "config.yaml", () if data is None else (f"data.validation={data}",), quiet=True)
+    last = phases(config)[-1]
+    dataset: Dataset = last.data.load()
+    with for_checkpoint():
+        task = models.build(last.model, dataset)
+    # Into the model of the task, which has hooks.
+    trained = type(task.model).from_pretrained(export, use_safetensors=True, dtype=torch.float32)
+    task.model.load_state_dict(trained.state_dict())
+    losses, predictions = outputs(task, dataset.validation, batch, device)
+    found = {"loss": float(losses.mean())}
+    by_class: dict[str, dict[str, float]] = {}
+    if dataset.score is None:  # the predictions are whether each sample is right
+        found["accuracy"] = float(predictions.mean())
+    else:
+        found |= dataset.score(predictions, np.arange(len(losses)))
+    if isinstance(task, SequenceClassification) and dataset.labels is not None:
+        samples: Any = dataset.validation
+        found["accuracy"] = float((predictions.argmax(axis=1) == samples.labels).mean())
+        by_class = scores.by_class(dataset.labels, predictions.argmax(axis=1), samples.labels)
+    return Results({**found, "examples": len(losses)}, by_class)
