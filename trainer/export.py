@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import transformers
 
-from bellwether.trainer import checkpoint, run_paths
+from bellwether.trainer import checkpoint, image_processor, run_paths
 from bellwether.trainer.config import Config
 from bellwether.trainer.data import Dataset
+from bellwether.trainer.data.image_samples import ImageSamples
 from bellwether.trainer.data.loader import train_batches
 from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.models import build
@@ -36,6 +37,8 @@ def export(source: Path, run: Path, config: Config, data: Dataset) -> Path:
     task.model.save_pretrained(partial)
     if data.tokenizer is not None:
         data.tokenizer.save_pretrained(partial)
+    if isinstance(data.validation, ImageSamples):
+        image_processor.write(partial, data.validation.config)
     for file in partial.rglob("*.safetensors"):
         run_paths.apply_umask(file)
     old = run / "export.old"

@@ -164,7 +164,7 @@ def test_layers_are_thawed_phase_by_phase(ranks: Ranks, given: Path, stage: int)
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_recipe_for_images_trains_the_head_first(ranks: Ranks, given: Path, workspace: Path) -> None:
     """The phases of configs/finetune-image.yaml, on digits with a small pretrained ResNet of other classes."""
-    from transformers import ResNetConfig, ResNetForImageClassification
+    from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassification
 
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -182,6 +182,8 @@ def test_recipe_for_images_trains_the_head_first(ranks: Ranks, given: Path, work
     )  # fmt: skip
     raw["model"] = {"kind": "image-classifier", "init": str(given / "resnet")}
     ranks.run(run_config, raw)
+    processor = AutoImageProcessor.from_pretrained(run_of(raw) / "export")
+    assert (processor.size["height"], processor.image_mean) == (32, [0.3])
     start = _safetensors(given / "resnet/model.safetensors")
     name = "resnet.encoder.stages.{}.layers.0.layer.0.convolution.weight"
     first, second, third = (run_of(raw) / f"checkpoints/step-{step:08d}" for step in (3, 6, 9))
