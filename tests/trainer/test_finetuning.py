@@ -183,7 +183,7 @@ def test_recipe_for_images_trains_the_head_first(ranks: Ranks, given: Path, work
     raw["model"] = {"kind": "image-classifier", "init": str(given / "resnet")}
     ranks.run(run_config, raw)
     processor = AutoImageProcessor.from_pretrained(run_of(raw) / "export")
-    assert (processor.size["height"], processor.image_mean) == (32, [0.3])
+    assert (processor.size["height"], tuple(processor.image_mean)) == (32, (0.3,))
     start = _safetensors(given / "resnet/model.safetensors")
     name = "resnet.encoder.stages.{}.layers.0.layer.0.convolution.weight"
     first, second, third = (run_of(raw) / f"checkpoints/step-{step:08d}" for step in (3, 6, 9))
