@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,33 @@ def test_old_checkpoints_are_deleted_beside_training(tmp_path: Path, monkeypatch
     began = time.monotonic()
     save._prune(tmp_path, 1)
     assert time.monotonic() - began < 10
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-00000001.partial", "step-00000002.partial", "step-00000003"
-    ]  # fmt: skip
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name.split(".")[0] for name in names] == ["step-00000001", "step-00000002", "step-00000003"]
+    assert [name.endswith(".partial") for name in names] == [True, True, False]
     may_delete.set()
     deadline = time.monotonic() + 20
     while len(list(tmp_path.iterdir())) > 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_slow_deletion_of_what_a_killed_save_left_spares_the_next_save_of_that_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it saved step 3, the run saves step 2 on a signal, and comes to step 3 before all is deleted."""
+    save = importlib.import_module("bellwether.trainer.checkpoint.save")
+    may_delete, deletions = threading.Event(), ThreadPoolExecutor(max_workers=1)
+    monkeypatch.setattr(save, "_deletions", deletions)
+    deletions.submit(may_delete.wait, 30)
+    partial, final = tmp_path / "step-00000003.partial", tmp_path / "step-00000003"
+    for folder in (tmp_path / "step-00000001", tmp_path / "step-00000002", partial):
+        folder.mkdir()
+        (folder / "rank-00000.safetensors").write_text("old")
+    save._prune(tmp_path, 1)
+    save._prepare(partial, final)
+    (partial / "rank-00000.safetensors").write_text("new")
+    may_delete.set()
+    deletions.shutdown()
+    assert (partial / "rank-00000.safetensors").read_text() == "new"
+    partial.rename(final)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]

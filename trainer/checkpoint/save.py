@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -174,13 +175,19 @@ def _flush(path: Path) -> None:
 def _prune(root: Path, keep: int, kept: Sequence[Path] = ()) -> None:
     """Delete all but the newest checkpoints, and what killed processes have left, while training goes on."""
     for old in run_paths.checkpoints(root)[:-keep]:
-        if old in kept:
-            continue
-        # Renamed first: a process killed while it deletes must not leave an incomplete checkpoint under a complete one's name.
-        old.rename(old.with_name(f"{old.name}.partial"))
-    # Listed now: the next checkpoint is written to a directory of this kind.
+        if old not in kept:
+            _set_aside(old)
     for leftover in sorted(root.glob("step-*.partial")):
-        _delete(leftover)
+        _delete(leftover if Path(leftover.stem).suffix else _set_aside(leftover))
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a folder that is to be deleted, ``step-00000012`` or ``step-00000012.partial``, to a name that nothing else gets.
+
+    A process killed while it deletes must not leave an incomplete checkpoint under a complete one's name, and a deletion that takes
+    minutes must not find the checkpoint that is written next under the name.
+    """
+    return folder.rename(folder.with_name(f"{folder.stem}.{uuid.uuid4().hex[:8]}.partial"))
 
 
 def _delete(folder: Path) -> None:
