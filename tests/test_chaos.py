@@ -40,6 +40,7 @@ def finished(disk: Path, name: str, **changes: Any) -> Subject:
         save_file({"weight|a|0": weights}, run / file)
     losses = changes.get("losses", [1.0, 0.5, 0.25])
     lines = [{"event": "train", "step": step, "loss": loss} for step, loss in zip((1, 2, 3), losses, strict=False)]
+    lines += [{"event": "checkpoint", "step": 3, "samples": 24, "path": "checkpoints/step-00000003"}]
     lines += changes.get("more", [])
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "tr')
     return cast(Subject, SimpleNamespace(run=run, checkpoints=lambda: sorted((run / "checkpoints").iterdir())))
@@ -50,6 +51,14 @@ DIFFERENT: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a weight": ({"weights": 1e-6}, ["1 of 1 tensors differ", "1 of 1 tensors differ"]),
     "a loss": ({"losses": [1.0, 0.5, 0.2500001]}, ["train lines differ at steps [3]"]),
     "a missing step": ({"losses": [1.0, 0.5]}, ["missing at [3]"]),
+    "a checkpoint at a signal": (
+        {"more": [{"event": "checkpoint", "step": 2, "samples": 16, "path": "checkpoints/step-00000002"}]},
+        [],
+    ),
+    "another checkpoint": (
+        {"more": [{"event": "checkpoint", "step": 3, "samples": 25, "path": "checkpoints/step-00000003"}]},
+        ["checkpoint lines differ at steps [3]"],
+    ),
     "a step twice": ({"more": [{"event": "train", "step": 2, "loss": 0.5}]}, ["twice at steps [2]"]),
 }
 
