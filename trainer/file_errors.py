@@ -11,6 +11,9 @@ from pathlib import Path
 
 from bellwether.trainer import signals
 
+# A path that a user gave, and that cannot be read or written there.
+_OF_PATHS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+
 # A disk that is full, over quota, read-only, broken or gone, and a file that is too large for it.
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
 
@@ -39,9 +42,11 @@ def naming(file: Path) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str | None:
-    """What a disk has reported, and what to do; None for other errors."""
+    """What a disk has reported, or what is wrong with a path, and what to do; None for other errors."""
     if isinstance(error, OSError) and error.errno == signals.READ_FAILED:
         return f"the data cannot be read: {error.strerror}; the same command tries again, from the newest checkpoint if there is one"
+    if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check what is there and its permissions, or give another path"
     if not isinstance(error, OSError) or error.errno not in _OF_DISKS:
         return None
     where = f"{error.filename}: " if error.filename else ""

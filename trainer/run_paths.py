@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from bellwether.trainer.config import Config
+from bellwether.trainer.config import Config, ConfigError
 
 FINISHED = "finished.json"
 HEARTBEAT = Path("logs", "heartbeat.json")
@@ -60,6 +62,28 @@ def publish(path: Path, text: str) -> None:
     """Atomically replace a file's content by a text, in UTF-8."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def published_json(path: Path, key: str) -> dict[str, Any] | None:
+    """The object in a JSON file that was published in a folder of results, or None if there is no such file.
+
+    Args:
+        key: that names the folder, for the error.
+
+    Raises:
+        ConfigError: if the file holds something else, as that of another program.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        problem = "is no object"
+    except ValueError as error:
+        problem = str(error)
+    advice = "name a new folder, or restore the file"
+    raise ConfigError(key, str(path.parent), f"its {path.name} cannot be read: {problem}", advice)
 
 
 def prune(root: Path, folders: re.Pattern[str], files: re.Pattern[str], keep: int) -> None:

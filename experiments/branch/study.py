@@ -69,8 +69,8 @@ class Study:
         """
         file = self.folder / "study.json"
         settings: dict[str, Any] = {"run": str(self.base.run.resolve()), "--window": self.window, "--rule": self.rule}
-        if file.is_file():
-            stored = json.loads(file.read_text())
+        stored = run_paths.published_json(file, "--output")
+        if stored is not None:
             for key, value in settings.items():
                 if stored.get(key) != value:
                     problem = f"the branches in {self.folder} were made with {stored.get(key)}"

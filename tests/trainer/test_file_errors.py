@@ -49,6 +49,15 @@ def test_metrics_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "metrics.jsonl")
 
 
+def test_path_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for make in ((tmp_path / "file").mkdir, (tmp_path / "file" / "sub").mkdir, tmp_path.read_text):
+        with pytest.raises(OSError, match=str(tmp_path)) as caught:
+            make()
+        assert str(file_errors.explain(caught.value)).startswith(f"{caught.value.filename}: ")
+    assert file_errors.explain(PermissionError(errno.EACCES, "of a socket")) is None
+
+
 def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
     with pytest.raises(SafetensorError, match="no such tensor"), file_errors.naming(tmp_path):
         raise SafetensorError("no such tensor")

@@ -56,6 +56,7 @@ def pack(config: ImageData, short_side: int, quality: int, output: Path, threads
     if config.crop != "resized":
         problem = "resizes each image to data.size when it is prepared: a smaller copy would change nothing"
         raise ConfigError("data.crop", config.crop, problem, "write data.crop=resized, or leave --short-side out")
+    _check_outside(config, output)
     facts = image_samples.prepare(config)
     dataset = image_samples.open_prepared(config, facts)
     names = [str(name) for name in dataset.labels or []]
@@ -79,6 +80,22 @@ def pack(config: ImageData, short_side: int, quality: int, output: Path, threads
     return packed
 
 
+def _check_outside(config: ImageData, output: Path) -> None:
+    """Refuse to write into the images that are copied: they would then be other images.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    for key in ("source", "validation"):
+        name = getattr(config, key)
+        if not isinstance(name, str):
+            continue
+        folder = Path(name.partition("**")[0]).expanduser().resolve()
+        if folder.is_dir() and output.resolve().is_relative_to(folder):
+            problem = f"is in the images of data.{key}, to which the copy would be added"
+            raise ConfigError("--output", str(output), problem, "name a folder outside of them")
+
+
 def _is_numbered(names: list[str]) -> bool:
     return names == [str(label) for label in range(len(names))]
 
@@ -86,7 +103,7 @@ def _is_numbered(names: list[str]) -> bool:
 def _claim(output: Path, record: dict[str, Any]) -> None:
     """Make the folder, or check that it holds the beginning of the same copy."""
     file = output / RECORD
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    found = run_paths.published_json(file, "--output")
     if found is None and output.is_dir() and not all(run_paths.is_partial(path, RECORD) for path in output.iterdir()):
         raise ConfigError("--output", str(output), "is not empty", "name a new folder")
     if found is not None and found != record:

@@ -172,6 +172,27 @@ def test_nothing_is_written_over_another_folder(
     for side, status in (("64", 0), ("80", 2)):
         assert cli.main(["prepare", file, "--short-side", side, "--output", str(tmp_path / "new")]) == status
     assert "holds a copy with another short_side" in capsys.readouterr().err
+    for text in ("{", "[]"):
+        (tmp_path / "new" / "packed.json").write_text(text)
+        assert cli.main(["prepare", file, "--short-side", "64", "--output", str(tmp_path / "new")]) == 2
+        assert "its packed.json cannot be read" in capsys.readouterr().err
+    (tmp_path / "notes").write_text("my notes")
+    for place in (tmp_path / "notes", tmp_path / "notes" / "packed"):
+        assert cli.main(["prepare", file, "--short-side", "64", "--output", str(place)]) == 1
+        assert f"bellwether: {place}: " in capsys.readouterr().err
+    assert (tmp_path / "notes").read_text() == "my notes"
+
+
+@pytest.mark.parametrize("written", ["source", "source/**/*.jpg", "source/../source"])
+def test_copy_is_not_written_into_the_images(
+    written: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run on the images would find the copy among them, and refuse the mixture."""
+    file = str(config_file(tmp_path, tmp_path / written))
+    for output in (images, images / "packed"):
+        assert cli.main(["prepare", file, "--short-side", "64", "--output", str(output)]) == 2
+        assert "is in the images of data.source" in capsys.readouterr().err
+    assert sorted(os.listdir(images)) == list(CLASSES)
 
 
 def test_copy_that_was_killed_at_any_write_continues(images: Path, tmp_path: Path) -> None:
