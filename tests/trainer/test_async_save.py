@@ -9,6 +9,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -204,21 +205,30 @@ def undisturbed(workspace: Path) -> dict[str, Any]:
 
 
 def _full(raw: dict[str, Any]) -> tuple[str, int]:
-    """Train, where rank 1 cannot write its second checkpoint; returns the error, and the steps that this rank has trained."""
+    """Train, where rank 1 cannot write its first checkpoint; returns the error, and the steps that this rank has trained.
+
+    Steps take a while, so that many more than one would be trained until the next checkpoint; rank 1 is the last to know.
+    """
     from bellwether.trainer.engine import Engine
 
-    trained, step = [], Engine.train_step
+    trained, step, rank = [], Engine.train_step, torch.distributed.get_rank()
+    tell = Future.set_exception
+
+    def late(self: Any, error: Any) -> None:
+        time.sleep(0.3 * rank)
+        tell(self, error)
 
     def counted(self: Any, batches: Any) -> Any:
         trained.append(1)
-        if len(trained) == 4 and torch.distributed.get_rank() == 1:
+        if len(trained) == 30 and rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # it writes nothing but checkpoints
+        time.sleep(0.1 * (len(trained) > 30))
         return step(self, batches)
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with mock.patch.object(Engine, "train_step", counted):
-            slowly(raw, 0.3)
+        with mock.patch.object(Engine, "train_step", counted), mock.patch.object(Future, "set_exception", late):
+            slowly(raw, 0.1)
     except OSError as error:
         return f"{error}, raised by all: {error.raised_by_all_ranks}", len(trained)  # type: ignore[attr-defined]
     finally:
@@ -228,15 +238,46 @@ def _full(raw: dict[str, Any]) -> tuple[str, int]:
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_full_disk_of_one_rank_fails_on_all_at_the_same_step(ranks: Ranks, workspace: Path) -> None:
-    raw = config(workspace, "full", duration="60 steps", checkpoint={"every": "4 steps", "keep": 2})
+    raw = config(workspace, "full", duration="90 steps", checkpoint={"every": "30 steps", "keep": 2})
     results = ranks.run(_full, raw)
     assert results[0] == results[1]
     message, steps = results[0]
     assert "File too large" in message
     assert message.endswith("raised by all: True"), "so that it is reported once"
     assert "rank-00001.safetensors" in message
-    assert 4 <= steps <= 8
+    assert 30 < steps < 60, "it waits neither for the writing nor for the next checkpoint"
     assert not saved(raw), "nothing is published, and nothing is left on the full disk"
+
+
+def _events(raw: dict[str, Any]) -> list[str]:
+    """Train; returns the files and folders that this rank has brought to the disk, and what it has renamed, in order."""
+    sync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    def renamed(self: Path, target: Path) -> Path:
+        events.append(f"{self.name} becomes {target.name}")
+        return rename(self, target)
+
+    events: list[str] = []
+    with mock.patch("os.fsync", synced), mock.patch.object(Path, "rename", renamed):
+        run_config(raw)
+    return events
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_all_is_on_the_disk_before_a_checkpoint_is_published(ranks: Ranks, workspace: Path) -> None:
+    """After a power failure, too, no checkpoint is incomplete, or newer than the lines of its steps."""
+    raw = config(workspace, "order", duration="2 steps")
+    first, second = ranks.run(_events, raw)
+    name = "step-00000002"
+    begin, end = first.index("rank-00000.safetensors"), first.index(f"{name}.partial becomes {name}")
+    assert first[begin : end + 2] == [
+        "rank-00000.safetensors", "metrics.jsonl", "manifest.json", f"{name}.partial", f"{name}.partial becomes {name}", "checkpoints",
+    ]  # fmt: skip
+    assert "rank-00001.safetensors" in second
 
 
 def _fail_in_flight(raw: dict[str, Any]) -> str:
