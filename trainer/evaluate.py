@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,11 @@ from bellwether.trainer.data.loader import evaluation_batches, evaluation_rows, 
 from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.engine import Batch, Engine
+from bellwether.trainer.metrics_format import of_set_named
 from bellwether.trainer.phases import Phase
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data import Scorer
 
 
 def evaluate_phase(
@@ -40,8 +44,8 @@ def evaluate_phase(
     Returns:
         ``loss``, ``accuracy`` and ``examples``; where configured also ``loss_augmented``, ``accuracy_augmented``,
         ``loss_averaged`` and ``accuracy_averaged``; and the dataset's scores. With several sets of held-out data
-        also ``loss_NAME`` and ``accuracy_NAME`` of each; the plain ones are those of the first. No accuracy where it is not defined. The same on all
-        ranks.
+        also ``loss_NAME``, ``accuracy_NAME`` and scores of each; the plain ones are those of the first. No accuracy where it is not defined.
+        The same on all ranks.
     """
     config, split = phase.config, phase.split
     rank: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": world.device}
@@ -53,9 +57,10 @@ def evaluate_phase(
             )
         )
 
-    def score(predictions: npt.NDArray[Any]) -> dict[str, float]:
-        assert dataset.score is not None
-        return dataset.score(predictions, evaluation_rows(len(dataset.validation), config.evaluate.limit))
+    def measured(samples: Samples, scorer: Scorer | None) -> dict[str, float]:
+        rows = evaluation_rows(len(samples), config.evaluate.limit)
+        score = None if scorer is None else lambda predictions: scorer(predictions, rows)
+        return evaluate(engine, held_out(samples), world, score)
 
     training_batches = train_batches(
         dataset.train, seed=fold_in(config.seed, phase.index), start=0,
@@ -63,29 +68,28 @@ def evaluate_phase(
         global_batch=split.global_batch, micro=split.micro, accumulation=split.accumulation, workers=0, **rank,
     )  # fmt: skip
     with _trained_weights(engine, training_batches):
-        results = _evaluate_all(engine, dataset, config, held_out, world, score if dataset.score else None)
+        results = measured(dataset.validation, dataset.score)
+        for index, (name, samples) in enumerate(dataset.held_out.items()):
+            of_set = measured(samples, dataset.set_scores.get(name)) if index else dict(results)
+            results |= of_set_named(name, of_set)
+        results |= _of_views(engine, dataset, config, held_out, world)
     return results | evaluate_average(engine, held_out(dataset.validation), training_batches, world)
 
 
-def _evaluate_all(
+def _of_views(
     engine: Engine,
     dataset: Dataset,
     config: Config,
     held_out: Callable[[Samples], Iterator[Batch]],
     world: World,
-    score: Callable[[npt.NDArray[Any]], dict[str, float]] | None,
 ) -> dict[str, float]:
-    """All that the config evaluates of the weights in the model. Collective."""
-    results = evaluate(engine, held_out(dataset.validation), world, score)
-    for index, (name, samples) in enumerate(dataset.held_out.items()):
-        of_set = evaluate(engine, held_out(samples), world) if index else dict(results)
-        results |= {f"{key}_{name}": of_set[key] for key in ("loss", "accuracy")}
-    if config.evaluate.augment:
-        assert isinstance(dataset.validation, image_samples.ImageSamples)
-        views = image_samples.AugmentedViews(dataset.validation, config.evaluate.augment, config.seed)
-        augmented = evaluate(engine, held_out(views), world)
-        results |= {f"{name}_augmented": augmented[name] for name in ("loss", "accuracy")}
-    return results
+    """Loss and accuracy with test-time augmentation, where it is configured. Collective."""
+    if not config.evaluate.augment:
+        return {}
+    assert isinstance(dataset.validation, image_samples.ImageSamples)
+    views = image_samples.AugmentedViews(dataset.validation, config.evaluate.augment, config.seed)
+    augmented = evaluate(engine, held_out(views), world)
+    return {f"{name}_augmented": augmented[name] for name in ("loss", "accuracy")}
 
 
 @torch.no_grad()

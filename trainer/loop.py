@@ -307,6 +307,10 @@ def results_text(evaluation: dict[str, float]) -> str:
         parts.append(f"accuracy {evaluation['accuracy']:.2%}")
     parts += [f"{kind} {evaluation[f'accuracy_{kind}']:.2%}" for kind in KINDS if f"accuracy_{kind}" in evaluation]
     sets = [key.removeprefix("loss_") for key in evaluation if key.startswith("loss_") and key not in HELD]
-    parts += [f"{name} {evaluation[f'loss_{name}']:.4f}" for name in sets]
+    parts += [
+        f"{name} {evaluation[f'loss_{name}']:.4f}"
+        + (f" ({evaluation[f'accuracy_{name}']:.2%})" if f"accuracy_{name}" in evaluation else "")
+        for name in sets
+    ]
     parts += [f"{name.replace('_', ' ')} {evaluation[name]:.4f}" for name in scores.NAMES if name in evaluation]
     return f"{', '.join(parts)} ({evaluation['examples']:,} samples)"

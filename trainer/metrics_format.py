@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from bellwether.trainer import scores
@@ -67,3 +68,12 @@ def number(value: Any) -> Any:
     if isinstance(value, list):
         return [number(inner) for inner in value]
     return _NONFINITE.get(value, value) if isinstance(value, str) else value
+
+
+def of_set_named(name: str, results: Mapping[str, float]) -> dict[str, float]:
+    """The results of one of several sets of held-out data, by the keys that they have beside those of the first.
+
+    >>> of_set_named("wiki", {"loss": 1.5, "f1": 0.25, "examples": 10})
+    {'loss_wiki': 1.5, 'f1_wiki': 0.25}
+    """
+    return {f"{key}_{name}": value for key, value in results.items() if key != "examples"}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    Scorer = Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], dict[str, float]]
+
 __all__ = ["Dataset", "Samples", "load", "peek"]
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ class Dataset:
         classes, channels, labels: number and names of the classes, and channels of the images, for images.
         tokenizer: a fast tokenizer of transformers, for text.
         score: scores by name from predictions [N, ...] for N held-out rows and the numbers of these rows; None: loss and accuracy
-            say all.
+            say all. `set_scores`: those of each set in `held_out`.
         fingerprint: identifies the prepared content. Datasets with different samples have different fingerprints.
         summary: what was read; None if the data were not read.
     """
@@ -84,10 +86,11 @@ class Dataset:
     labels: list[str] | None = None
     tokenizer: Any = None
     next_sentence: bool = False
-    score: Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], dict[str, float]] | None = None
+    score: Scorer | None = None
     fingerprint: str = ""
     summary: DataSummary | None = None
     held_out: Mapping[str, Samples] = field(default_factory=dict)
+    set_scores: Mapping[str, Scorer] = field(default_factory=dict)
 
 
 def load(config: DataConfig) -> Dataset:

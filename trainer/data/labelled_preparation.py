@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bellwether.trainer.data import text_sources, tokenizer
+from bellwether.trainer.data import Dataset, text_sources, tokenizer
 from bellwether.trainer.data.cache import digest, prepared
 from bellwether.trainer.data.summary import DataSummary, SourceSummary
 from bellwether.trainer.data.text_sources import TextSource
 
 if TYPE_CHECKING:
+    from bellwether.trainer.data import Samples, Scorer
     from bellwether.trainer.data.tokenized import TokenizedData
 
-Sources = Mapping[str, TextSource]  # by key: data.source, and data.validation where it is set
+Sources = Mapping[str, TextSource]  # by key: data.source, and those of held-out data
 
 
 def prepare(
@@ -31,8 +32,8 @@ def prepare(
     """
     words = tokenizer.given(config)
     sources = {"data.source": text_sources.locate(config, "data.source", config.source)}
-    if isinstance(config.validation, str):
-        sources["data.validation"] = text_sources.locate(config, "data.validation", config.validation)
+    for _, each, value in config.held_out_keys():
+        sources[each] = text_sources.locate(config, each, value)
     whole = {
         **key, "sources": {key: source.fingerprint for key, source in sources.items()}, "column_names": config.column_names,
         "encoding": config.encoding, "length": config.sequence_length, "tokenizer": digest(words.backend_tokenizer.to_str()),
@@ -42,9 +43,32 @@ def prepare(
     summary = DataSummary.read(entry)
     summary.name = config.source
     summary.source.add(sources["data.source"].listing)
-    if "data.validation" in sources:
-        summary.held_out["validation"].add(sources["data.validation"].listing)
+    for held_out, each, _ in config.held_out_keys():
+        summary.held_out[held_out].add(sources[each].listing)
     return {"entry": str(entry), "tokenizer": tokenizer.stored(config, words), "summary": summary.to_json()}
+
+
+def held_out_parts(config: TokenizedData) -> dict[str, str]:
+    """Of each set of held-out data, by its name: the name of its files. A share of the training data is a set too."""
+    if not isinstance(config.validation, dict):
+        return {"validation": "validation"}
+    return {name: f"validation-{name}" for name in config.validation}
+
+
+def dataset(
+    config: TokenizedData, train: Samples, parts: Mapping[str, Samples], scorer: Callable[[Any], Scorer], **facts: Any
+) -> Dataset:
+    """A dataset with one or several sets of held-out data, of which the first decides.
+
+    Args:
+        parts: by the names of `held_out_parts`.
+        scorer: of a part.
+    """
+    score = {name: scorer(part) for name, part in parts.items()}
+    first = next(iter(parts))
+    if len(parts) > 1:
+        facts |= {"held_out": parts, "set_scores": score}
+    return Dataset(train, parts[first], score=score[first], **facts)
 
 
 def opened(facts: Mapping[str, Any]) -> tuple[Path, Any, DataSummary | None]:

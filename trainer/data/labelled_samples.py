@@ -22,6 +22,7 @@ from bellwether.trainer.data.sources import split
 from bellwether.trainer.data.summary import DataSummary
 
 if TYPE_CHECKING:
+    from bellwether.trainer.data import Scorer
     from bellwether.trainer.data.labelled_text import LabelledText
 
 _REVISION = 2
@@ -114,11 +115,15 @@ def open_prepared(config: LabelledText, facts: dict[str, Any]) -> Dataset:
     """The labelled text that `prepare` has prepared."""
     entry, words, summary = labelled_preparation.opened(facts)
     names = json.loads((entry / _CLASSES).read_text(encoding="utf-8"))
-    train, held_out = (samples(config, words, entry, part) for part in ("train", "validation"))
-    return Dataset(
-        train, held_out, vocabulary_size=len(words), classes=None if names is None else len(names), labels=names,
+
+    def scorer(part: LabelledSamples) -> Scorer:
+        return lambda predictions, rows: scores.score(names, predictions, part.labels[rows])
+
+    parts = labelled_preparation.held_out_parts(config)
+    return labelled_preparation.dataset(
+        config, samples(config, words, entry, "train"), {name: samples(config, words, entry, part) for name, part in parts.items()},
+        scorer, vocabulary_size=len(words), classes=None if names is None else len(names), labels=names,
         tokenizer=words, fingerprint=entry.name, summary=summary,
-        score=lambda predictions, rows: scores.score(names, predictions, held_out.labels[rows]),
     )  # fmt: skip
 
 
@@ -134,15 +139,15 @@ def _prepare(config: LabelledText, words: Any, sources: Sources, folder: Path) -
     train = labelled_rows.read(config, sources["data.source"])
     labels = classes_of(train.labels, train.named, config)
     summary = DataSummary("labelled-text", config.source, train.summary)
-    if "data.validation" in sources:
-        held_out = labelled_rows.read(config, sources["data.validation"])
-        summary.held_out["validation"] = held_out.summary
-    else:
+    held_out = {name: labelled_rows.read(config, sources[key]) for name, key, _ in config.held_out_keys()}
+    summary.held_out = {name: rows.summary for name, rows in held_out.items()}
+    if not held_out:
         of_train, of_held_out = split(len(train), config)
-        train, held_out = train.select(of_train), train.select(of_held_out)
-    for part, rows in (("train", train), ("validation", held_out)):
-        write(config, words, rows, labels, folder, part)
-    summary.count_rows(train.hashes(), {"validation": held_out.hashes()})
+        train, held_out = train.select(of_train), {"validation": train.select(of_held_out)}
+    write(config, words, train, labels, folder, "train")
+    for name, part in labelled_preparation.held_out_parts(config).items():
+        write(config, words, held_out[name], labels, folder, part)
+    summary.count_rows(train.hashes(), {name: rows.hashes() for name, rows in held_out.items()})
     summary.write(folder)
     (folder / _CLASSES).write_text(json.dumps(labels.names), encoding="utf-8")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,10 @@ from bellwether.trainer.data.sources import split
 from bellwether.trainer.data.summary import DataSummary, SourceSummary
 
 if TYPE_CHECKING:
+    from bellwether.trainer.data import Scorer
     from bellwether.trainer.data.question_answering import QuestionAnswering
 
 _REVISION = 1
-_HELD_OUT = "questions.json"
 _QUESTIONS = 500  # tokenized at a time
 
 
@@ -78,11 +78,12 @@ def prepare(config: QuestionAnswering) -> dict[str, Any]:
 def open_prepared(config: QuestionAnswering, facts: dict[str, Any]) -> Dataset:
     """What `prepare` has prepared."""
     entry, words, summary = labelled_preparation.opened(facts)
-    train, held_out = (samples(config, words, entry, part) for part in ("train", "validation"))
+    train = samples(config, words, entry, "train")
     train.may_be_empty = questions.may_be_empty(DataSummary.read(entry).source)
-    return Dataset(
-        train, held_out, vocabulary_size=len(words), tokenizer=words, fingerprint=entry.name, summary=summary,
-        score=_scorer(held_out, entry / _HELD_OUT),
+    parts = labelled_preparation.held_out_parts(config)
+    return labelled_preparation.dataset(
+        config, train, {name: samples(config, words, entry, part) for name, part in parts.items()}, lambda part: _scorer(part, entry),
+        vocabulary_size=len(words), tokenizer=words, fingerprint=entry.name, summary=summary,
     )  # fmt: skip
 
 
@@ -139,16 +140,19 @@ def answers(
     return found
 
 
-def _scorer(
-    samples: QuestionSamples, file: Path
-) -> Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], dict[str, float]]:
+def _asked(part: str) -> str:
+    """Name of the file with the questions of a part of held-out data."""
+    return "questions.json" if part == "validation" else f"questions-{part}.json"
+
+
+def _scorer(samples: QuestionSamples, folder: Path) -> Scorer:
     """Scores of the best span of each question over its windows.
 
     Questions of which ``evaluate.limit`` leaves windows out do not count.
     """
 
     def score(predictions: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> dict[str, float]:
-        asked = json.loads(file.read_text(encoding="utf-8"))
+        asked = json.loads((folder / _asked(samples.part)).read_text(encoding="utf-8"))
         may_be_empty = any(not each["answers"] for each in asked)
         found = answers(samples, predictions, rows, len(asked))
         return scores.answers(
@@ -160,22 +164,25 @@ def _scorer(
 
 def _prepare(config: QuestionAnswering, words: Any, sources: Sources, folder: Path) -> None:
     summary = DataSummary("question-answering", config.source)
-    train, held_out, of_held_out = questions.read(config, sources["data.source"], summary.source), [], summary.source
-    if "data.validation" in sources:
-        of_held_out = summary.held_out["validation"] = SourceSummary()
-        held_out = questions.read(config, sources["data.validation"], of_held_out)
-    else:
+    train = questions.read(config, sources["data.source"], summary.source)
+    held_out = {}
+    for name, key, _ in config.held_out_keys():
+        of_set = summary.held_out[name] = SourceSummary()
+        held_out[name] = questions.read(config, sources[key], of_set)
+    if not held_out:
         chosen = split(len(train), config)
-        train, held_out = ([train[i] for i in part] for part in chosen)
+        train, held_out["validation"] = ([train[i] for i in part] for part in chosen)
     write(config, words, train, folder, "train", summary.source)
-    write(config, words, held_out, folder, "validation", of_held_out)
-    asked = [{"context": each.context, "answers": each.answers} for each in held_out]
-    (folder / _HELD_OUT).write_text(json.dumps(asked), encoding="utf-8")
-    hashes, others = (
-        np.array([content_hash(f"{q.question}\t{q.context}") for q in part], np.uint64) for part in (train, held_out)
-    )
-    summary.count_rows(hashes, {"validation": others})
+    for name, part in labelled_preparation.held_out_parts(config).items():
+        write(config, words, held_out[name], folder, part, summary.held_out.get(name, summary.source))
+        asked = [{"context": each.context, "answers": each.answers} for each in held_out[name]]
+        (folder / _asked(part)).write_text(json.dumps(asked), encoding="utf-8")
+    summary.count_rows(_hashes(train), {name: _hashes(each) for name, each in held_out.items()})
     summary.write(folder)
+
+
+def _hashes(asked: list[Question]) -> npt.NDArray[np.uint64]:
+    return np.array([content_hash(f"{each.question}\t{each.context}") for each in asked], np.uint64)
 
 
 def write(

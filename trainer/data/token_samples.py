@@ -25,6 +25,7 @@ from bellwether.trainer.data.summary import DataSummary, SourceSummary
 from bellwether.trainer.data.text_sources import TextSource
 
 if TYPE_CHECKING:
+    from bellwether.trainer.data import Scorer
     from bellwether.trainer.data.labelled_tokens import LabelledTokens
 
 _REVISION = 1
@@ -86,14 +87,14 @@ def open_prepared(config: LabelledTokens, facts: dict[str, Any]) -> Dataset:
     """What `prepare` has prepared."""
     entry, words, summary = labelled_preparation.opened(facts)
     names = json.loads((entry / _CLASSES).read_text(encoding="utf-8"))
-    train, held_out = (samples(config, words, entry, part) for part in ("train", "validation"))
 
-    def score(predictions: npt.NDArray[Any], chosen: npt.NDArray[np.int64]) -> dict[str, float]:
-        return scores.tokens(names, *held_out.of_words(predictions, chosen))
+    def scorer(part: TokenSamples) -> Scorer:
+        return lambda predictions, chosen: scores.tokens(names, *part.of_words(predictions, chosen))
 
-    return Dataset(
-        train, held_out, vocabulary_size=len(words), classes=len(names), labels=names, tokenizer=words, fingerprint=entry.name,
-        summary=summary, score=score,
+    parts = labelled_preparation.held_out_parts(config)
+    return labelled_preparation.dataset(
+        config, samples(config, words, entry, "train"), {name: samples(config, words, entry, part) for name, part in parts.items()},
+        scorer, vocabulary_size=len(words), classes=len(names), labels=names, tokenizer=words, fingerprint=entry.name, summary=summary,
     )  # fmt: skip
 
 
@@ -108,15 +109,15 @@ def _prepare(config: LabelledTokens, words: Any, sources: Sources, folder: Path)
     classes = classes_of([label for labels in train.labels for label in labels], train.named, config)
     assert isinstance(classes, Classes)
     summary = DataSummary("labelled-tokens", config.source, train.summary)
-    if "data.validation" in sources:
-        held_out = read(config, sources["data.validation"])
-        summary.held_out["validation"] = held_out.summary
-    else:
+    held_out = {name: read(config, sources[key]) for name, key, _ in config.held_out_keys()}
+    summary.held_out = {name: sentences.summary for name, sentences in held_out.items()}
+    if not held_out:
         of_train, of_held_out = split(len(train.words), config)
-        train, held_out = train.select(of_train), train.select(of_held_out)
-    for part, sentences in (("train", train), ("validation", held_out)):
-        write(config, words, sentences, classes, folder, part)
-    summary.count_rows(train.hashes(), {"validation": held_out.hashes()})
+        train, held_out = train.select(of_train), {"validation": train.select(of_held_out)}
+    write(config, words, train, classes, folder, "train")
+    for name, part in labelled_preparation.held_out_parts(config).items():
+        write(config, words, held_out[name], classes, folder, part)
+    summary.count_rows(train.hashes(), {name: sentences.hashes() for name, sentences in held_out.items()})
     summary.write(folder)
     (folder / _CLASSES).write_text(json.dumps(classes.names), encoding="utf-8")
 

@@ -19,6 +19,7 @@ class TokenizedData(DataConfig):
     """
 
     reads_words: ClassVar[bool] = False
+    has_sets: ClassVar[bool] = True
 
     column_names: list[str] = Field(
         [], description="names of all columns, for .csv and .tsv files whose first row does not name them"

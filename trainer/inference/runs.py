@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,8 +13,12 @@ from bellwether.trainer.config import ConfigError, load, phases
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.inference.exported import export_of, run_of
 from bellwether.trainer.inference.predictor import Results, outputs
+from bellwether.trainer.metrics_format import of_set_named
 from bellwether.trainer.models.architecture import for_checkpoint
-from bellwether.trainer.models.tasks import SequenceClassification
+from bellwether.trainer.models.tasks import SequenceClassification, Task
+
+if TYPE_CHECKING:
+    from bellwether.trainer.data import Scorer
 
 
 def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> Results:
@@ -36,15 +40,25 @@ def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> R
     # Into the model of the task, which has hooks.
     trained = type(task.model).from_pretrained(export, use_safetensors=True, dtype=torch.float32)
     task.model.load_state_dict(trained.state_dict())
-    losses, predictions = outputs(task, dataset.validation, batch, device)
+    results = _measured(task, dataset, dataset.validation, dataset.score, batch, device)
+    for index, (name, samples) in enumerate(dataset.held_out.items()):
+        of_set = results
+        if index:
+            of_set = _measured(task, dataset, samples, dataset.set_scores.get(name), batch, device)
+        results.scores.update(of_set_named(name, of_set.scores))
+    return results
+
+
+def _measured(task: Task, dataset: Dataset, samples: Any, score: Scorer | None, batch: int, device: str) -> Results:
+    """Of one set of held-out data."""
+    losses, predictions = outputs(task, samples, batch, device)
     found = {"loss": float(losses.mean())}
     by_class: dict[str, dict[str, float]] = {}
-    if dataset.score is None:  # the predictions are whether each sample is right
+    if score is None:  # the predictions are whether each sample is right
         found["accuracy"] = float(predictions.mean())
     else:
-        found |= dataset.score(predictions, np.arange(len(losses)))
+        found |= score(predictions, np.arange(len(losses)))
     if isinstance(task, SequenceClassification) and dataset.labels is not None:
-        samples: Any = dataset.validation
         found["accuracy"] = float((predictions.argmax(axis=1) == samples.labels).mean())
         by_class = scores.by_class(dataset.labels, predictions.argmax(axis=1), samples.labels)
     return Results({**found, "examples": len(losses)}, by_class)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from bellwether.trainer import scores
 from bellwether.trainer.metrics import HELD, Line
 from bellwether.trainer.progress import duration
 from bellwether.trainer.report.facts import ABSENT, Facts, about, count, finite, number, numbers, rate, share, whole
@@ -71,8 +72,12 @@ def evaluations(facts: Facts) -> Table:
         _column(key, share if key.startswith("accuracy") else number, key.replace("_", ", "))
         for key in ("loss", "accuracy", *extra)
     ]
-    sets = dict.fromkeys(key for line in lines for key in line if key.startswith("loss_") and key not in HELD)
-    held += [_column(key, number, key.replace("_", ", ", 1)) for key in sets]
+    keys = dict.fromkeys(key for line in lines for key in line if key not in HELD)
+    for name in [key.removeprefix("loss_") for key in keys if key.startswith("loss_")]:
+        for score in ("loss", "accuracy", *scores.NAMES):
+            if (key := f"{score}_{name}") in keys:
+                shown = share if score == "accuracy" else number
+                held.append(_column(key, shown, f"{score.replace('_', ' ')}, {name}"))
     return Table([_column("step"), _column("samples"), *held, _column("examples")], lines)
 
 
