@@ -23,6 +23,7 @@ class Entry:
         prox_metric: whether it supports ``weight_decay_mode="prox-metric"``.
         defaults: options where a config has another default than the constructor.
         grouping: keyword arguments of `bellwether.optimizers.groups` that it needs.
+        grouping_options: its further keyword arguments of `groups` that a config may set.
         averages: whether evaluation and export are of an average that it keeps, for which the learning rate stays constant.
         unsharded: whether it needs whole parameters on each rank, and the engine must not shard them.
     """
@@ -34,6 +35,7 @@ class Entry:
     prox_metric: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     grouping: Mapping[str, Any] = field(default_factory=dict)
+    grouping_options: frozenset[str] = frozenset()
     averages: bool = False
     unsharded: bool = False
 
@@ -75,7 +77,7 @@ register(
     "muon", f"{_PACKAGE}.muon:Muon",
     {"momentum", "nesterov", "ns_coefficients", "ns_steps", "adjust_lr_fn", "ns_dtype", "betas", "adam_eps", "adam_lr",
      "weight_decay_mode"},
-    grouping={"muon": True},
+    grouping={"muon": True}, grouping_options=frozenset({"muon_exclude"}),
 )  # fmt: skip
 register("radam", f"{_PACKAGE}.radam:RAdam", _ADAM, prox_metric=True, defaults={"weight_decay_mode": "decoupled"})
 register(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     tiers.check_groups(session.items)
+    gc.freeze()  # what was imported and collected stays: searches for garbage need not look at it
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bellwether.trainer.config import Config, load_with_origins, phases
+from bellwether.trainer.config.schema import PATTERNS
 from bellwether.trainer.models.architecture import Architecture
 
 
@@ -21,7 +22,7 @@ def load_checked(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     config, origins = load_with_origins(path, overrides)
     if isinstance(config.model, Architecture) or any(
-        c.optimizer.include or c.optimizer.exclude or c.optimizer.lr_scale or c.optimizer.freeze for c in phases(config)
+        any(getattr(c.optimizer, key) for key in PATTERNS) for c in phases(config)
     ):
         from bellwether.trainer.param_groups import check_patterns
 

@@ -6,8 +6,8 @@ Every line has ``event`` and ``time`` (unix seconds); ``samples`` and ``step`` c
 start      version, world_size, device, step, samples, resumed_from (path or null); one per launch; nodes; startup: seconds since the start
            of the process
 plan       phases: for each phase a list of {"label", "value"} rows
-groups     step, samples, phase, groups: for each param group {weight_decay, trust_ratio (bool), lr_factor, parameters, elements}; one per
-           launch and phase
+groups     step, samples, phase, groups: for each param group {weight_decay, trust_ratio (bool), lr_factor, parameters, elements,
+           muon (bool; null for other optimizers)}; one per launch and phase
 train      step, samples, phase, batch (the global batch of this step), epoch, loss, lr, grad_norm, samples_per_s, tokens_per_s (text only),
            step_time (s), data_time (s of it that rank 0 waited for data), data_wait (data_time as a share of step_time), memory_gib,
            trust_ratio {min, median, max} (absent without trust ratios),

@@ -15,7 +15,7 @@ from bellwether.optimizers.registry import OPTIMIZERS
 from bellwether.trainer import models
 from bellwether.trainer.config import Config, ConfigError, ConfigErrors, phases
 from bellwether.trainer.config.key_paths import KeyPath, Origins, dotted, origin_of
-from bellwether.trainer.config.schema import DataConfig, Optimizer
+from bellwether.trainer.config.schema import PATTERNS, DataConfig, Optimizer
 from bellwether.trainer.distributed import raised_by_all_ranks
 from bellwether.trainer.models.partitioned import numel
 
@@ -35,9 +35,10 @@ def param_groups(task: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
     if not any(parameter.requires_grad for parameter in task.parameters()):
         problem = "no parameter is left to train"
         raise raised_by_all_ranks(ConfigError("optimizer.freeze", optimizer.freeze, problem, "leave out a pattern"))
+    entry = OPTIMIZERS[optimizer.name]
     return optimizers.groups(
         task, include=optimizer.include, exclude=optimizer.exclude, layer_decay=optimizer.layer_decay, lr_scale=optimizer.lr_scale,
-        **OPTIMIZERS[optimizer.name].grouping,
+        **entry.grouping, **{key: getattr(optimizer, key) for key in entry.grouping_options},
     )  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def _unmatched(
     optimizer: Optimizer, names: list[str], origins: Origins, source: str, prefix: KeyPath = ()
 ) -> Iterator[ConfigError]:
     """An error for each pattern that matches no parameter. A phase's key is named where the phase has set it."""
-    for key in ("include", "exclude", "lr_scale", "freeze"):
+    for key in PATTERNS:
         for index, pattern in enumerate(getattr(optimizer, key)):
             if any(fnmatchcase(name, pattern) for name in names):
                 continue
@@ -131,6 +132,7 @@ class GroupCount:
         trust_ratio: whether they have one.
         lr_factor: their learning rate, as a multiple of ``optimizer.lr`` and its schedule.
         parameters, elements: the number of tensors, and of their elements.
+        muon: whether Muon updates them, or AdamW in its place; None: the optimizer is another.
     """
 
     weight_decay: float
@@ -138,6 +140,7 @@ class GroupCount:
     lr_factor: float
     parameters: int
     elements: int
+    muon: bool | None = None
 
 
 def count_groups(groups: Iterable[dict[str, Any]], lr: float) -> list[GroupCount]:
@@ -149,7 +152,7 @@ def count_groups(groups: Iterable[dict[str, Any]], lr: float) -> list[GroupCount
     return [
         GroupCount(
             float(group["weight_decay"]), bool(group["trust_ratio"]), float(f"{float(group['lr']) / lr:.6g}"),
-            len(group["params"]), sum(numel(p) for p in group["params"]),
+            len(group["params"]), sum(numel(p) for p in group["params"]), group.get("muon"),
         )
         for group in groups
     ]  # fmt: skip
@@ -168,7 +171,7 @@ def describe(counts: Sequence[GroupCount]) -> str:
         return ""
     kinds = [
         f"{parameters:,} ({elements:,}) with {_kind(*kind)}"
-        for kind, (parameters, elements) in _sums(((c.weight_decay, c.trust_ratio), c) for c in counts).items()
+        for kind, (parameters, elements) in _sums(((c.weight_decay, c.trust_ratio, c.muon), c) for c in counts).items()
     ]
     kinds[0] = kinds[0].replace(" (", " parameters (", 1).replace(")", " elements)", 1)
     by_factor = sorted(_sums((c.lr_factor, c) for c in counts).items(), reverse=True)
@@ -180,11 +183,11 @@ def describe(counts: Sequence[GroupCount]) -> str:
     return f"{', '.join(kinds)}; {', '.join(rates)}"
 
 
-def _kind(weight_decay: float, trust_ratio: bool) -> str:
-    if not weight_decay and not trust_ratio:
-        return "neither"
+def _kind(weight_decay: float, trust_ratio: bool, muon: bool | None) -> str:
     decay = f"weight decay {weight_decay:g}" if weight_decay else ""
-    return " and ".join(part for part in (decay, "trust ratio" if trust_ratio else "") if part)
+    if muon is not None:
+        return f"{'Muon' if muon else 'AdamW'} and {decay or 'no weight decay'}"
+    return " and ".join(part for part in (decay, "trust ratio" if trust_ratio else "") if part) or "neither"
 
 
 def _sums(counts: Iterable[tuple[Any, GroupCount]]) -> dict[Any, tuple[int, int]]:

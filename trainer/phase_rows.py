@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from bellwether.optimizers.recipes import recipe
 from bellwether.optimizers.scaling import scaled_lr
 from bellwether.trainer import communication
-from bellwether.trainer.config.schema import Optimizer
+from bellwether.trainer.config.schema import PATTERNS, Optimizer
 from bellwether.trainer.phases import Phase, Split
 
 
@@ -105,7 +105,9 @@ def _optimizer(optimizer: Optimizer) -> str:
     form = f" ({optimizer.weight_decay_mode})" if optimizer.weight_decay_mode else ""
     extras = [key.replace("_", " ") for key in _SHOWN if getattr(optimizer, key)]
     extras += [
-        f"{key} {', '.join(names)}" for key in ("include", "exclude", "freeze") if (names := getattr(optimizer, key))
+        f"{key.replace('_', ' ')} {', '.join(names)}"
+        for key in PATTERNS
+        if key != "lr_scale" and (names := getattr(optimizer, key))
     ]
     if optimizer.layer_decay is not None:
         extras.append(f"layer decay {optimizer.layer_decay:g}")

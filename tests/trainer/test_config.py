@@ -116,6 +116,7 @@ ERRORS = {
         "optimizer.name: soap",
         "write 0",
     ],
+    "optimizer.muon_exclude=[a]": ["optimizer.muon_exclude", "lamb has none", "write name: muon"],
     "optimizer.momentum=0.9": ["optimizer.momentum", "0.9", "lamb has none", "lars, muon or sgd"],
     "optimizer={name: lars, lr: 1, weight_decay_mode: l2}": ["optimizer.weight_decay_mode", "'l2'", "lars has none"],
     "optimizer={name: adamw, lr: 1, trust_bounds: [0.1, 1]}": ["optimizer.trust_bounds", "trust_ratio: true"],

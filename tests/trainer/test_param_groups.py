@@ -62,6 +62,11 @@ class Model(nn.Module):
 
 
 WRONG = [
+    (
+        "name: muon, muon_exclude: ['*.0.convolusion1.*']",
+        "optimizer.muon_exclude: '*.0.convolusion1.*': ",
+        "conv1.weight",
+    ),
     ("exclude: ['*.0.convolusion1.*']", "optimizer.exclude: '*.0.convolusion1.*': ", "model.stages.0.0.conv1.weight"),
     ("include: ['*', gamma]", "optimizer.include: 'gamma': ", "model."),
     ("lr_scale: {'*.clasifier.*': 10}", "optimizer.lr_scale: '*.clasifier.*': ", "classifier.weight"),
@@ -150,6 +155,16 @@ def test_what_is_in_effect_is_counted() -> None:
     )
     shown = dict(rows(phase_of(config)))["optimizer"]
     assert shown == "lamb, weight decay 0.01, clip 1, exclude embed.*, layer decay 0.5, lr x 10 for head.*"
+
+
+def test_what_muon_and_what_adamw_updates_is_counted() -> None:
+    config = config_of({"name": "muon", "muon_exclude": ["blocks.1.weight"], "weight_decay": 0.1})
+    groups = make_optimizer(param_groups(Model(), config.optimizer), config, 1e-3).param_groups
+    assert describe(count_groups(groups, 1e-3)) == (
+        "2 parameters (28 elements) with Muon and weight decay 0.1, 2 (24) with AdamW and weight decay 0.1, "
+        "4 (14) with AdamW and no weight decay"
+    )
+    assert dict(rows(phase_of(config)))["optimizer"] == "muon, weight decay 0.1, clip 1, muon exclude blocks.1.weight"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import nn
 
 from bellwether.trainer import communication
 from bellwether.trainer.config import Config, ConfigError
+from bellwether.trainer.config.schema import PATTERNS
 from bellwether.trainer.memory.activations import Profile, Segment
 from bellwether.trainer.optimization import make_optimizer
 from bellwether.trainer.param_groups import param_groups
@@ -206,7 +207,8 @@ def _slices(groups: list[list[int]], parts: list[int], world_size: int) -> tuple
 
 def state_tensors(config: Config, profile: Profile) -> float:
     """Elements that the optimizer, averaging and trajectory measurement keep for each element of the weights."""
-    without_patterns = config.optimizer.model_copy(update={"include": [], "exclude": [], "lr_scale": {}})
+    defaults = type(config.optimizer).model_fields
+    without_patterns = config.optimizer.model_copy(update={key: defaults[key].default for key in PATTERNS})
     optimizer = make_optimizer(param_groups(nn.Linear(1, 1), without_patterns), config, config.optimizer.lr)
     counts = [optimizer.state_tensors({**optimizer.param_groups[0], "muon": muon}) for muon in profile.matrices]
     elements = sum(count * sum(group) for count, group in zip(counts, profile.groups, strict=True))

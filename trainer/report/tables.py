@@ -84,8 +84,10 @@ def evaluations(facts: Facts) -> Table:
 def groups(facts: Facts) -> Table:
     """What is trained with which weight decay, trust ratio and learning rate."""
     phase = [_column("phase")] if len({group["phase"] for group in facts.groups}) > 1 else []
+    of_muon = any(group.get("muon") is not None for group in facts.groups)
+    rule = [("updated by", "", lambda group: "Muon" if group["muon"] else "AdamW")] if of_muon else []
     return Table([
-        *phase, _column("weight_decay", lambda value: number(value, "g"), "weight decay"),
+        *phase, *rule, _column("weight_decay", lambda value: number(value, "g"), "weight decay"),
         ("trust ratio", "", lambda group: "yes" if group.get("trust_ratio") else "no"),
         ("learning rate", "n", lambda group: f"× {number(group.get('lr_factor'), 'g')}"),
         _column("parameters"), _column("elements"),

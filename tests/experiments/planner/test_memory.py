@@ -174,6 +174,18 @@ def test_gpu_saves_less_than_a_cpu_and_computes_six_flops_per_parameter_and_toke
         ({"name": "sgd"}, 1),
         ({"name": "sgd", "momentum": 0.0}, 0),
         ({"name": "muon"}, 1.25),
+        # Patterns are of the model's parameters, not of the one that stands for them here.
+        (
+            {
+                "name": "lamb",
+                "freeze": ["*.embeddings.*"],
+                "exclude": ["*.a"],
+                "include": ["*.b"],
+                "lr_scale": {"*.c": 2},
+            },
+            2,
+        ),
+        ({"name": "muon", "muon_exclude": ["*.query.*"]}, 1.25),
     ],
 )
 def test_number_of_state_tensors_follows_the_optimizer(optimizer: dict[str, Any], states: float) -> None:

@@ -16,11 +16,11 @@ from bellwether.trainer.config.schema.engine import Batch, Engine
 from bellwether.trainer.config.schema.evaluation import Checkpoint, Evaluate, Log, Trajectory
 from bellwether.trainer.config.schema.loss import Loss
 from bellwether.trainer.config.schema.models import ModelConfig
-from bellwether.trainer.config.schema.optimization import Averaging, Optimizer, Scaling, Schedule
+from bellwether.trainer.config.schema.optimization import PATTERNS, Averaging, Optimizer, Scaling, Schedule
 from bellwether.trainer.config.schema.section import Count, Section, unit
 from bellwether.trainer.config.units import DurationField
 
-__all__ = ["Batch", "Config", "Count", "DataConfig", "ModelConfig", "Optimizer", "Section"]
+__all__ = ["PATTERNS", "Batch", "Config", "Count", "DataConfig", "ModelConfig", "Optimizer", "Section"]
 
 
 class Config(Section):

@@ -16,6 +16,15 @@ else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 
+PATTERNS = (
+    "include",
+    "exclude",
+    "muon_exclude",
+    "lr_scale",
+    "freeze",
+)  #: keys of `Optimizer` that hold patterns of parameter names
+
+
 class Optimizer(Section):
     """The optimizer. docs/optimizers.md describes when to use which."""
 
@@ -117,6 +126,11 @@ class Optimizer(Section):
         description="patterns of parameter names that get neither weight decay nor a trust ratio, in addition to biases, vectors and "
         "normalization layers",
     )
+    muon_exclude: list[str] = Field(
+        [],
+        description='muon only: patterns of names of matrices that AdamW updates, as in ["*.gate.*"], in addition to embeddings and the output '
+        "layer",
+    )
     freeze: list[str] = Field(
         [],
         description='patterns of parameter names that are not trained, as in ["model.bert.*"] to train the head first; where a phase changes them, '
@@ -166,7 +180,9 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _options(self) -> Optimizer:
         entry = OPTIMIZERS[self.name]
-        self.refuse_others("name", {name: set(other.options) for name, other in OPTIMIZERS.items()})
+        self.refuse_others(
+            "name", {name: {*other.options, *other.grouping_options} for name, other in OPTIMIZERS.items()}
+        )
         if self.weight_decay_mode == "prox-metric" and (not entry.prox_metric or self.trust_ratio):
             *others, last = [name for name, other in OPTIMIZERS.items() if other.prox_metric]
             raise ValueError(
