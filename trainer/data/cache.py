@@ -208,6 +208,9 @@ def _publish(final: Path, key: dict[str, Any], build: Callable[[Path], None], re
             if not final.is_dir():
                 raise
             shutil.rmtree(partial, ignore_errors=True)
+    except ConfigError:  # with other data or another config it is another entry
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     finally:
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import logging
 import os
 import time
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from bellwether.trainer.data import augment
 from bellwether.trainer.data.image_decoding import BACKGROUND, LARGE, Traits, Undecodable, decode
@@ -28,6 +30,8 @@ from bellwether.trainer.log import EVERY_RANK
 log = logging.getLogger(__name__)
 
 LIST = "undecodable.jsonl"
+CHECKED = "checked"  # the folder with what is known of each chunk
+CHUNK = 4096  # images
 _WINDOW = 1024  # images in flight
 _PROGRESS = 10.0  # seconds
 _TINY = 8  # pixels
@@ -56,12 +60,18 @@ class _Image:
     pixels: npt.NDArray[np.uint8] | None
 
 
+def content_hash(data: bytes) -> int:
+    """64 bits of a hash of an encoded image."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
 def inspect(
     rows: ImageRows, channels: int, size: int | None, folder: Path, summary: SourceSummary, key: str, retry: float = 0.0
 ) -> Inspection:
-    """Decodes all images, and stores them in ``folder/pixels.npy`` if `size` is given.
+    """Decodes all images, and stores them in ``folder/pixels.npy`` if `size` is given. Goes on where an earlier call was ended.
 
-    Undecodable images are listed in ``folder/undecodable.jsonl``, and have zeros in ``pixels.npy``.
+    Undecodable images are listed in ``folder/undecodable.jsonl``, and have zeros in ``pixels.npy``. What is known of each `CHUNK` images is
+    kept in ``folder/checked``, which the caller removes at last.
 
     Args:
         channels: 1 for grey, 3 for RGB.
@@ -74,11 +84,7 @@ def inspect(
         OSError: if a file cannot be read for a reason that is not the image's.
     """
     count = len(rows)
-    found = Inspection(np.zeros(count, np.uint64), np.zeros(count, np.bool_))
-    pixels = None
-    if size is not None:
-        shape = (count, size, size, channels)
-        pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+    pixels = None if size is None else _pixels(folder / "pixels.npy", (count, size, size, channels))
 
     def one(name: str, read: Callable[[], bytes]) -> _Image | str:
         try:
@@ -86,30 +92,117 @@ def inspect(
             image, traits = decode(data, channels, name, header_only=size is None)
         except Undecodable as error:
             return str(error)
-        decoded = None if size is None else augment.resized(image, size)
-        return _Image(traits, int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"), decoded)
+        return _Image(traits, content_hash(data), None if size is None else augment.resized(image, size))
 
-    began = reported = time.monotonic()
-    counts = _Counts(channels)
+    progress = _Progress(key, count)
+    (folder / CHECKED).mkdir(exist_ok=True)
+    chunks = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter lock while it decodes
-        for row, image in enumerate(_windows(pool, one, rows.reads())):
-            if isinstance(image, str):
-                found.undecodable[row] = image
+        for begin in range(0, count, CHUNK):
+            end = min(begin + CHUNK, count)
+            file = folder / CHECKED / f"{begin:09d}.npz"
+            chunk = _Chunk.read(file)
+            if chunk is None:
+                images = _windows(pool, one, rows.reads(begin, end))
+                chunk = _Chunk.of(images, rows, channels, begin, end, pixels, progress)
+                if pixels is not None:
+                    pixels.flush()
+                chunk.write(file)
             else:
-                found.hashes[row], found.plain[row] = image.hash, image.traits.is_plain_jpeg
+                progress.earlier += end - begin
+            chunks.append(chunk)
+    counts = _Counts(channels)
+    for chunk in chunks:
+        counts.merge(chunk.counts)
+    counts.write(summary)
+    undecodable = {row: reason for chunk in chunks for row, reason in chunk.undecodable.items()}
+    _list_undecodable(undecodable, rows, folder, summary)
+    progress.end()
+    none = np.zeros(0, np.uint64)
+    hashes = np.concatenate([none, *(chunk.hashes for chunk in chunks)])
+    plain = np.concatenate([none.astype(np.bool_), *(chunk.plain for chunk in chunks)])
+    return Inspection(hashes, plain, undecodable)
+
+
+def _pixels(file: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
+    """A new array on disk, or the one that an earlier call has begun."""
+    with contextlib.suppress(OSError, ValueError):
+        found = np.lib.format.open_memmap(file, mode="r+")
+        if found.shape == shape and found.dtype == np.uint8:
+            return found
+    return np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+
+
+class _Progress:
+    """Logs how many images were checked."""
+
+    def __init__(self, key: str, count: int) -> None:
+        self._key, self._count = key, count
+        self._began = self._reported = time.monotonic()
+        self.earlier = 0  # images that an earlier call has checked
+
+    def reached(self, checked: int) -> None:
+        if time.monotonic() - self._reported > _PROGRESS:
+            self._reported = time.monotonic()
+            log.info("%s: checked %s of %s images", self._key, f"{checked:,}", f"{self._count:,}", extra=EVERY_RANK)
+
+    def end(self) -> None:
+        seconds = time.monotonic() - self._began
+        before = f", {self.earlier:,} of them before" if self.earlier else ""
+        log.info("%s: checked %s images%s in %.1f s", self._key, f"{self._count:,}", before, seconds, extra=EVERY_RANK)
+
+
+@dataclass
+class _Chunk:
+    """What is known of some consecutive rows. Attributes as those of `Inspection`."""
+
+    hashes: npt.NDArray[np.uint64]
+    plain: npt.NDArray[np.bool_]
+    undecodable: dict[int, str]
+    counts: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        images: Iterator[Any],
+        rows: ImageRows,
+        channels: int,
+        begin: int,
+        end: int,
+        pixels: Any,
+        progress: _Progress,
+    ) -> _Chunk:
+        hashes, plain = np.zeros(end - begin, np.uint64), np.zeros(end - begin, np.bool_)
+        undecodable, counts = {}, _Counts(channels)
+        for row, image in enumerate(images, begin):
+            if isinstance(image, str):
+                undecodable[row] = image
+            else:
+                hashes[row - begin], plain[row - begin] = image.hash, image.traits.is_plain_jpeg
                 counts.add(image.traits, rows, row)
                 if pixels is not None:
                     pixels[row] = image.pixels
-            if time.monotonic() - reported > _PROGRESS:
-                reported = time.monotonic()
-                log.info("%s: checked %s of %s images", key, f"{row + 1:,}", f"{count:,}", extra=EVERY_RANK)
-    if pixels is not None:
-        pixels.flush()
-    counts.write(summary)
-    _list_undecodable(found.undecodable, rows, folder, summary)
-    seconds = time.monotonic() - began
-    log.info("%s: checked %s images in %.1f s", key, f"{count:,}", seconds, extra=EVERY_RANK)
-    return found
+            progress.reached(row + 1)
+        return cls(hashes, plain, undecodable, counts.to_json())
+
+    def write(self, file: Path) -> None:
+        facts = json.dumps({"undecodable": list(self.undecodable.items()), "counts": self.counts})
+        partial = file.with_suffix(".partial")
+        with partial.open("wb") as stream:
+            np.savez(stream, hashes=self.hashes, plain=self.plain, facts=np.frombuffer(facts.encode(), np.uint8))
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+
+    @classmethod
+    def read(cls, file: Path) -> _Chunk | None:
+        """The chunk that `write` has written; None if there is none, or it is damaged."""
+        try:
+            with np.load(file) as stored:
+                facts = json.loads(stored["facts"].tobytes())
+                return cls(stored["hashes"], stored["plain"], dict(facts["undecodable"]), facts["counts"])
+        except (OSError, ValueError, LookupError, zipfile.BadZipFile):
+            return None
 
 
 def _windows(pool: ThreadPoolExecutor, one: Callable[..., Any], reads: Iterator[Any]) -> Iterator[Any]:
@@ -158,6 +251,15 @@ class _Counts:
 
     def _needs_example(self, what: str) -> bool:
         return not any(found.what == what for found in self._notes.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"modes": self._modes, "sizes": self._sizes, "notes": self._notes.to_json()}
+
+    def merge(self, counts: Mapping[str, Any]) -> None:
+        """Add the counts of a chunk, as `to_json` returns them."""
+        self._modes.update(counts["modes"])
+        self._sizes.update(counts["sizes"])
+        self._notes.add(SourceSummary.from_json(counts["notes"]))
 
     def write(self, summary: SourceSummary) -> None:
         self._notes.modes = dict(self._modes.most_common())

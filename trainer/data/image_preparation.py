@@ -5,7 +5,7 @@ With the crops ``none`` and ``pad`` every image is resized to one size first, wh
 whole image, they are decoded for each batch.
 
 A prepared folder holds ``classes.json`` and ``summary.json``; ``source`` and, with `data.validation`, ``held_out``: the listing
-of the files, ``pixels.npy`` [N, S, S, C], ``plain.npy`` [N], ``undecodable.jsonl``; ``train`` and ``validation``:
+of the files, ``pixels.npy`` [N, S, S, C], ``plain.npy`` [N], ``hashes.npy`` [N] of the encoded images, ``undecodable.jsonl``; ``train`` and ``validation``:
 ``labels.npy`` [n] and ``rows.npy`` [n], row numbers of ``source`` or ``held_out``.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import image_labels, image_rows
 from bellwether.trainer.data.image_facts import summarize
 from bellwether.trainer.data.image_folders import ImageFiles
-from bellwether.trainer.data.image_inspection import Inspection, inspect
+from bellwether.trainer.data.image_inspection import CHECKED, Inspection, inspect
 from bellwether.trainer.data.image_rows import FileRows, ImageRows, TableRows
 from bellwether.trainer.data.image_sources import ImageSource, ParquetRows, locate
 from bellwether.trainer.data.sampling import Integers
@@ -52,7 +53,7 @@ class _Part:
 
 
 def prepare(folder: Path, config: ImageData, source: ImageSource, validation: ImageSource | None) -> None:
-    """Writes the files that the module describes.
+    """Writes the files that the module describes. Goes on where an earlier call was ended.
 
     Raises:
         ConfigError: if the rows are not labelled images, no image can be decoded, or a class of `validation` is unknown in
@@ -70,18 +71,20 @@ def prepare(folder: Path, config: ImageData, source: ImageSource, validation: Im
         train, held_out = np.arange(len(part.rows)), np.arange(len(held.rows))
         summary.held_out["validation"] = held.summary
     for name, of, chosen in (("train", part, train), ("validation", held, held_out)):
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
         np.save(folder / name / "labels.npy", of.labels[chosen])
         np.save(folder / name / "rows.npy", of.rows[chosen])
     hashes, held_hashes = part.inspection.hashes[part.rows[train]], held.inspection.hashes[held.rows[held_out]]
     summary.count_rows(hashes, {"validation": held_hashes})
     summary.write(folder)
+    for name in KEYS:
+        shutil.rmtree(folder / name / CHECKED, ignore_errors=True)
 
 
 def _inspected(
     folder: Path, config: ImageData, source: ImageSource, key: str, names: list[str] | None
 ) -> tuple[_Part, list[str]]:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     rows: ImageRows
     if source.files is None:
         assert source.table is not None
@@ -97,6 +100,7 @@ def _inspected(
     summary = SourceSummary()
     inspection = inspect(rows, config.channels, size, folder, summary, key, config.retry)
     np.save(folder / "plain.npy", inspection.plain)
+    np.save(folder / "hashes.npy", inspection.hashes)
     kept = np.setdiff1d(np.arange(len(rows)), list(inspection.undecodable))
     if not len(kept):
         raise undecodable_error(summary, key)

@@ -38,8 +38,8 @@ class ImageRows(Protocol):
         """Names the image in messages; its suffix is that of the file, where it has one."""
         ...
 
-    def reads(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """For each row in order, its file name and a function that reads it, which may be called in any thread."""
+    def reads(self, begin: int, end: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """For each of some rows in order, its file name and a function that reads it, which may be called in any thread."""
         ...
 
 
@@ -67,8 +67,8 @@ class TableRows:
         file = value["path"] if value is not None else None
         return f"{file} in {self.describe(row)}" if file and value["bytes"] is not None else file or self.describe(row)
 
-    def reads(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        for batch in self.table.iter(batch_size=256):
+    def reads(self, begin: int, end: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        for batch in self.table.select(range(begin, end)).iter(batch_size=256):
             for value in batch[self.column]:
                 yield (value and value["path"]) or "", partial(_content, value)
 
@@ -121,8 +121,8 @@ class FileRows:
             return str(self.base / self._listed(row))
         return f"{self.base / self._shards[int(self._places[row, 0])]}/{self._listed(row)}"
 
-    def reads(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        return ((self._listed(row), partial(self.read, row)) for row in range(len(self)))
+    def reads(self, begin: int, end: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        return ((self._listed(row), partial(self.read, row)) for row in range(begin, end))
 
 
 def save(

@@ -29,7 +29,7 @@ from bellwether.trainer.data import (
 from bellwether.trainer.data.cache import prepared
 from bellwether.trainer.data.finishing import Finisher
 from bellwether.trainer.data.image_decoding import Undecodable
-from bellwether.trainer.data.image_inspection import LIST
+from bellwether.trainer.data.image_inspection import LIST, content_hash
 from bellwether.trainer.data.image_rows import ImageRows, TableRows, mapped
 from bellwether.trainer.data.image_sources import locate
 from bellwether.trainer.data.sampling import Integers, fold_in, random_bits
@@ -70,6 +70,8 @@ class ImageSamples:
         self._finisher = Finisher(self.config.mean, self.config.std)
         self.labels, self.rows = mapped(self.folder / "labels.npy"), mapped(self.folder / "rows.npy")
         self._plain = mapped(self.source / "plain.npy")
+        hashes = self.source / "hashes.npy"  # which versions before December 2026 did not store
+        self._hashes = mapped(hashes) if hashes.exists() else None
         if self.encoded is None:
             self._pixels = mapped(self.source / "pixels.npy")
 
@@ -96,7 +98,7 @@ class ImageSamples:
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("_pixels", "_finisher", "_plain", "labels", "rows")
+            if name not in ("_pixels", "_finisher", "_plain", "_hashes", "labels", "rows")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -169,6 +171,7 @@ class ImageSamples:
         try:
             with self.timed("read"):
                 data = self.encoded.read(row)
+                self._check(row, data)
             with self.timed("decode"):
                 pixels = jpeg.decode(data) if self._is_fast(row) else None
                 image = (
@@ -188,6 +191,19 @@ class ImageSamples:
             if pixels is not None:
                 return jpeg.resized_crop(pixels, self.config.size, box)
             return augment.resized(image, self.config.size, box)
+
+    def _check(self, row: int, data: bytes) -> None:
+        """Refuse an encoded image that is not the one that was prepared.
+
+        Raises:
+            ConfigError: with its name.
+        """
+        if self._hashes is not None and content_hash(data) != int(self._hashes[row]):
+            assert self.encoded is not None
+            problem = "is another image than when the data were prepared"
+            raise ConfigError(
+                self.key, self.encoded.name(row), problem, "restore it; or touch it, and prepare the data again"
+            )
 
     def _is_fast(self, row: int) -> bool:
         """Whether the fast decoder is asked for, and gives Pillow's pixels for this image."""
@@ -245,7 +261,11 @@ def prepare(config: ImageData) -> dict[str, Any]:
     }  # fmt: skip
 
     entry = prepared(
-        config.cache, "images", key, lambda folder: image_preparation.prepare(folder, config, source, validation)
+        config.cache,
+        "images",
+        key,
+        lambda folder: image_preparation.prepare(folder, config, source, validation),
+        resumable=True,
     )
     summary = DataSummary.read(entry)
     summary.source.add(source.listing)

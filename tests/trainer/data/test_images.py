@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 from collections.abc import Callable
@@ -347,3 +348,85 @@ def test_views_for_test_time_augmentation_are_only_cropped_and_flipped(config: C
     assert found["pixel_values"].shape == (5, 4, 1, 12, 12)
     assert found.keys() == plain.keys()
     assert torch.equal(found["pixel_values"], plain["pixel_values"])
+
+
+class _Killed(BaseException):
+    """Stands for a signal: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("crop", ["none", "resized"])
+def test_check_of_images_goes_on_where_it_was_ended(
+    tmp_path: Path, crop: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        file = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (9 + index, 12, 3), dtype=np.uint8)).save(file)
+    (tmp_path / "images/a/20.png").write_bytes(b"none")
+    keys = {"kind": "images", "source": str(tmp_path / "images"), "size": 8, "crop": crop, "on_error": "skip"}
+    whole = ImageData(**keys, cache=str(tmp_path / "whole")).load()
+
+    monkeypatch.setattr(image_inspection, "CHUNK", 5)
+    seen: list[str] = []
+
+    def counted(data: bytes, channels: int, name: str, header_only: bool) -> Any:
+        seen.append(name)
+        if len(seen) == 13:
+            raise _Killed
+        return decode(data, channels, name, header_only)
+
+    decode = image_inspection.decode
+    monkeypatch.setattr(image_inspection, "decode", counted)
+    config = ImageData(**keys, cache=str(tmp_path / "halves"))
+    with pytest.raises(_Killed):
+        config.load()
+    monkeypatch.setattr(image_inspection, "decode", decode)
+    first = set(seen)
+    assert len(first) < 24
+    again: list[str] = []
+    monkeypatch.setattr(
+        image_inspection, "decode", lambda data, channels, name, header_only: again.append(name) or decode(data, channels, name, header_only)
+    )  # fmt: skip
+    with caplog.at_level("INFO"):
+        found = config.load()
+    assert len(again) == 24 - 10  # two chunks of 5 were complete
+    assert "checked 24 images, 10 of them before" in caplog.text
+    assert _without_places(found.summary) == _without_places(whole.summary)
+    assert found.fingerprint == whole.fingerprint
+    for ours, theirs in ((found.train, whole.train), (found.validation, whole.validation)):
+        rows = np.arange(len(theirs))
+        for key, value in theirs.batch(rows, rows).items():
+            assert value.equal(ours.batch(rows, rows)[key]), key
+    assert not list((tmp_path / "halves").rglob("checked"))
+
+
+def _without_places(summary: Any) -> dict[str, Any]:
+    """A summary without the paths of its cache."""
+    found: dict[str, Any] = summary.to_json()
+    for finding in found["findings"]:
+        finding.update(done="", examples=[])
+    return found
+
+
+def test_image_that_was_replaced_after_it_was_prepared_is_named(tmp_path: Path) -> None:
+    """Also where size and time of the file are the same."""
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        file = tmp_path / "images" / "ab"[index % 2] / f"{index}.bmp"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(file)
+    config = ImageData(
+        kind="images", source=str(tmp_path / "images"), size=8, crop="resized", cache=str(tmp_path / "cache")
+    )
+    dataset = config.load()
+    rows = np.arange(len(dataset.train))
+    dataset.train.batch(rows, rows)
+    changed = tmp_path / "images/b/3.bmp"
+    before = changed.stat()
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ConfigError, match=r"3\.bmp.*is another image than when the data were prepared"):
+        dataset.train.batch(rows, rows), dataset.validation.batch([0], [0])
