@@ -21,6 +21,7 @@ from bellwether.launcher.squeue import is_queued
 from bellwether.trainer import deepspeed_keys, existing_run, run_paths
 from bellwether.trainer.checked_config import load_checked
 from bellwether.trainer.config import Config, ConfigError, phases
+from bellwether.trainer.data import contents
 from bellwether.trainer.data.warm import is_warm
 
 log = logging.getLogger(__name__)
@@ -95,13 +96,19 @@ def launch(request: LaunchRequest) -> int:
 
 
 def _warn_if_cold(request: LaunchRequest, config: Config) -> None:
-    """Say that a job will have to prepare its data first, on all its nodes at once or while they wait."""
+    """Say that a job will have to prepare its data first, while its processes wait, or will refuse them."""
     cold = [phase.data for phase in phases(config) if not is_warm(phase.data)]
     if request.on != "local" and not request.dry_run and cold:
         log.warning(
             "the data of %s are not prepared in %s: the job does it first, while all its processes wait; "
             "bellwether prepare %s does it here", cold[0].source, cold[0].cache, " ".join(request.arguments),
         )  # fmt: skip
+    for phase in phases(config):
+        try:
+            contents.check(phase.data)
+        except ConfigError as error:  # or the files are not on this machine
+            if request.on != "local":
+                log.warning("%s: the job will refuse it", error)
 
 
 # SLURM

@@ -106,6 +106,8 @@ def load(config: DataConfig) -> Dataset:
         ConfigError: if the source cannot be read as the config says, or is too small to hold out a part of it.
         OSError: if it cannot be read for ``data.retry`` seconds, see `bellwether.trainer.data.transient`.
         ConfigErrors: if what was read exceeds a limit of the config, see `bellwether.trainer.data.summary`.
+
+    See `prepare` for files that have changed.
     """
     return config.open(prepare(config))
 
@@ -113,9 +115,14 @@ def load(config: DataConfig) -> Dataset:
 def prepare(config: DataConfig) -> dict[str, Any]:
     """The part of `load` that needs the source: locates, reads and prepares it, and refuses it. One process a machine does it.
 
+    Files that have changed since ``bellwether prepare`` read them are refused, see `bellwether.trainer.data.contents`.
+
     Returns:
         what ``config.open`` makes the dataset from, in any process of the machine.
     """
+    from bellwether.trainer.data import contents
+
+    retrying(config.retry, lambda: contents.check(config))
     facts = prepare_unchecked(config)
     found = DataSummary.from_json(facts["summary"])
     try:

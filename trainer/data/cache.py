@@ -41,6 +41,7 @@ _BUILDS: ContextVar[bool] = ContextVar("builds", default=True)
 
 
 _USED: ContextVar[list[Path] | None] = ContextVar("used", default=None)
+_READ: ContextVar[list[Path] | None] = ContextVar("read", default=None)
 
 
 class NotPrepared(LookupError):
@@ -68,6 +69,23 @@ def recording() -> Iterator[list[Path]]:
         _USED.reset(token)
 
 
+@contextmanager
+def recording_files() -> Iterator[list[Path]]:
+    """Inside this context the files that are identified by a fingerprint are added to the list."""
+    read: list[Path] = []
+    token = _READ.set(read)
+    try:
+        yield read
+    finally:
+        _READ.reset(token)
+
+
+def record_files(files: Sequence[Path]) -> None:
+    """Add files to the list of `recording_files`."""
+    if (read := _READ.get()) is not None:
+        read.extend(files)
+
+
 def may_build() -> bool:
     """Whether entries may be built: not inside `found_only`."""
     return _BUILDS.get()
@@ -85,6 +103,7 @@ def files_fingerprint(files: Sequence[Path]) -> dict[str, Any]:
     It is computed at the start of each run, which leaves no time to read more. The samples are the first and the last bytes of
     some files: a file that was replaced by one of its size, with its time kept, is found there if anywhere.
     """
+    record_files(files)
     stats = [f.stat() for f in files]
     if sum(s.st_size for s in stats) > CONTENT_LIMIT:
         rows = [(str(f.absolute()), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]

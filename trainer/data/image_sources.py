@@ -139,6 +139,7 @@ class ParquetRows:
 
 def _fingerprint(files: Sequence[Path]) -> dict[str, Any]:
     """As `cache.files_fingerprint`, for files of which some may not exist."""
+    cache.record_files(files)
     stats = [_stat(file) for file in files]
     if sum(size for size, _ in stats) > CONTENT_LIMIT:
         rows = [(str(file.absolute()), *stat) for file, stat in zip(files, stats, strict=True)]

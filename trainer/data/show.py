@@ -11,16 +11,21 @@ from pathlib import Path
 
 from bellwether.trainer import data, log
 from bellwether.trainer.config import ConfigError, load, phases
-from bellwether.trainer.data import summary
+from bellwether.trainer.data import contents, summary
+from bellwether.trainer.data.cache import recording_files
 from bellwether.trainer.data.images import ImageData
 from bellwether.trainer.data.summary import DataSummary
+from bellwether.trainer.data.transient import retrying
 
 
 def prepare(path: str, overrides: Sequence[str]) -> int:
     """Prepare the data of each phase, print their summary, and what a run would refuse; returns the exit status."""
     began = time.monotonic()
-    status = show(path, overrides, False)
+    with recording_files() as files:
+        status = show(path, overrides, False)
     if not status:
+        for phase in phases(load(path, overrides, quiet=True)):
+            retrying(phase.data.retry, lambda config=phase.data: contents.store(config, contents.unique(files)))  # type: ignore[misc]
         for cache in sorted({phase.data.cache for phase in phases(load(path, overrides, quiet=True))}):
             print(f"prepared in {time.monotonic() - began:.0f} s; runs find the data in {cache}")
     return status

@@ -22,7 +22,7 @@ _OTHER = {
 
 def mark(config: DataConfig, entries: Sequence[Path]) -> None:
     """Remember that the data of a config are prepared, in these entries of the cache."""
-    file = _file(config)
+    file = file_of(config, "ready")
     text = json.dumps([entry.name for entry in entries]) + "\n"
     try:
         if not file.exists() or file.read_text(encoding="utf-8") != text:
@@ -33,15 +33,16 @@ def mark(config: DataConfig, entries: Sequence[Path]) -> None:
 
 def is_warm(config: DataConfig) -> bool:
     """Whether the data were prepared, and have not been removed since."""
-    file = _file(config)
+    file = file_of(config, "ready")
     try:
         return all((file.parent / name / "key.json").exists() for name in json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return False
 
 
-def _file(config: DataConfig) -> Path:
+def file_of(config: DataConfig, kind: str) -> Path:
+    """The file of a kind in the cache that belongs to what is prepared for a config."""
     keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in _OTHER}
     if not keys["source"].startswith("~") and (path := Path(keys["source"])).exists():
         keys["source"] = str(path.absolute())
-    return local_path("data.cache", config.cache) / f"ready-{digest(keys)}.json"
+    return local_path("data.cache", config.cache) / f"{kind}-{digest(keys)}.json"
