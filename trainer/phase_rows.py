@@ -15,7 +15,7 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
     """The plan of a phase as rows of label and value, for users."""
     config = phase.config
     scaling, optimizer, schedule = config.scaling, config.optimizer, config.schedule
-    rates = [scaled_lr(phase.lr, s.batch, phase.batches.batch(0), scaling.rule) for s in phase.batches.segments]
+    rates = [scaled_lr(phase.lr, split.global_batch, phase.batches.batch(0), scaling.rule) for split in phase.splits]
     lr = ", ".join(dict.fromkeys(f"{rate:.3e}" for rate in rates))
     if scaling.base_batch is not None and scaling.rule != "none":
         lr += f"  ({optimizer.lr:.3e} at batch {scaling.base_batch:,}, rule {scaling.rule})"
@@ -52,13 +52,17 @@ def rows(phase: Phase) -> list[tuple[str, str]]:
 
 
 def notes(phase: Phase) -> list[str]:
-    """Advice to the user about a phase: a wasteful split, and a batch outside of the schedule recipe's range."""
+    """Advice to the user about a phase: a wasteful split, a batch that is never reached or outside of the schedule recipe's range."""
     config, batch = phase.config, phase.split.global_batch
     name = config.schedule.recipe if phase.index == 0 else None
     advice = [wasteful(split, config.batch.most) for split in phase.splits]
     advice.append(None if name is None else recipe(name).warning(batch))
     if not phase.batches.is_constant and config.scaling.rule == "none":
         advice.append("the batch grows and the learning rate does not follow: set scaling.rule and scaling.base_batch")
+    advice += [
+        f"batch.global: {segment.batch:,} is never reached: it begins at {segment.first_sample:,} samples, and the phase has {phase.samples:,}"
+        for segment in phase.batches.segments[len(phase.splits) :]
+    ]
     return [note for note in advice if note is not None]
 
 
@@ -78,7 +82,7 @@ def wasteful(split: Split, most: int) -> str | None:
 
 def _batches(phase: Phase) -> Iterator[str]:
     """Each batch size of a phase with its split, and from where it holds."""
-    for segment, split in zip(phase.batches.segments, phase.splits, strict=True):
+    for segment, split in zip(phase.batches.segments, phase.splits, strict=False):
         start = (
             f"from {segment.first_sample:,} samples, step {phase.first_step + segment.first_step + 1:,}: "
             if segment.first_step

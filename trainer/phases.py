@@ -27,7 +27,7 @@ class Phase:
 
     config: Config
     index: int
-    splits: tuple[Split, ...]  # of each segment of `batches`
+    splits: tuple[Split, ...]  # of each segment of `batches` that begins within the phase
     batches: BatchSchedule
     epoch: int  # number of training samples of this phase
     steps: int
@@ -69,7 +69,7 @@ class Phase:
     def segments(self, after: int, end: int) -> Iterator[tuple[int, int, Split]]:
         """(step before it, number of steps, split) of each part of the steps of the run after one of them that has one batch size."""
         starts = [self.first_step + segment.first_step for segment in self.batches.segments]
-        for first, following, split in zip(starts, [*starts[1:], end], self.splits, strict=True):
+        for first, following, split in zip(starts, [*starts[1:], end], self.splits, strict=False):
             begin, stop = max(first, after), min(following, end)
             if begin < stop:
                 yield begin, stop - begin, split
@@ -193,9 +193,11 @@ def _plan_phase(config: Config, key: str, start: Phase) -> Phase:
                 f"{key}schedule.interval", str(schedule.interval), problem, "write it in samples or epochs"
             )
         interval = max(1, _span(schedule.interval, total, batches, epoch))
+    begun = sum(segment.first_step < steps for segment in batches.segments)
     return replace(
-        start, steps=steps, lr=lr, warmup=warmup, cooldown=cooldown, milestones=milestones, interval=interval
-    )
+        start, splits=start.splits[:begun], steps=steps, lr=lr, warmup=warmup, cooldown=cooldown,
+        milestones=milestones, interval=interval,
+    )  # fmt: skip
 
 
 def _length(duration: Duration, batches: BatchSchedule, epoch: int) -> int:

@@ -50,6 +50,20 @@ def test_each_batch_size_begins_with_the_first_step_after_its_samples() -> None:
     assert any("does not follow: set scaling.rule" in note for note in notes(constant))
 
 
+def test_batch_that_the_phase_ends_before_is_not_planned() -> None:
+    """Neither memory nor time is that of a batch which is never trained, as where the duration was shortened."""
+    (phase,) = plan([config(duration="36 samples", batch={"global": GROWING, "micro": 8})], 1, [1000])
+    assert [s.global_batch for s in phase.splits] == [4, 8]
+    assert phase.split.global_batch == 8
+    assert list(phase.segments(0, phase.last_step)) == [(0, 3, split(4, 8, 1)), (3, 3, split(8, 8, 1))]
+    table = dict(rows(phase))
+    assert table["global batch"].endswith("step 4: 8 = 8 micro x 1 accumulation x 1 processes")
+    assert table["peak lr"].startswith("1.000e-03, 1.414e-03  (")
+    assert notes(phase) == ["batch.global: 24 is never reached: it begins at 44 samples, and the phase has 36"]
+    (first, _) = plan(c.phases(config(phases=[{"duration": "1 steps"}, {}])), 1, [1000, 1000])
+    assert [s.global_batch for s in first.splits] == [4]
+
+
 @pytest.mark.parametrize(
     ("duration", "steps"), [("9 steps", 9), ("45 samples", 8), ("0.05 epochs", 8), ("4.5 steps", 5), ("1 samples", 1)]
 )
