@@ -15,6 +15,7 @@ import torch
 from bellwether.trainer import models, run_paths
 from bellwether.trainer.acceleration import accelerate
 from bellwether.trainer.config import Config, ConfigError
+from bellwether.trainer.config.schema.engine import Engine
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.memory.largest import largest_for, with_micro
@@ -34,7 +35,8 @@ def resolved(
 ) -> list[Config]:
     """The configs of a run's phases with a number in place of `auto`. Collective.
 
-    What was chosen is kept in the run directory, and holds until the number of processes, batch, stage or precision changes.
+    What was chosen is kept in the run directory, and holds until the number of processes or batch changes, or a key of `engine` that
+    changes what memory holds.
 
     Args:
         nodes: machines of the run.
@@ -44,7 +46,7 @@ def resolved(
     """
     if not any(config.batch.is_auto for config in configs):
         return list(configs)
-    identity = [[world.size, c.batch.all_sizes, c.engine.stage, c.engine.precision, c.engine.compile] for c in configs]
+    identity = [[world.size, c.batch.all_sizes, *_held(c.engine)] for c in configs]
     micros = run_on_rank0(world, lambda: _recorded(directory / FILE, identity))
     if micros is None:
         micros = [
@@ -55,7 +57,14 @@ def resolved(
         run_on_rank0(world, lambda: run_paths.publish(directory / FILE, content + "\n"))
     if world.is_main:
         log.info("batch.micro: auto is %s", ", ".join(map(str, micros)))
-    return [with_micro(config, micro) for config, micro in zip(configs, micros, strict=True)]
+    # A number that the config gives may have changed since.
+    pairs = zip(configs, micros, strict=True)
+    return [with_micro(config, micro) if config.batch.is_auto else config for config, micro in pairs]
+
+
+def _held(engine: Engine) -> list[Any]:
+    """What decides how much memory a micro-batch takes."""
+    return [engine.stage, engine.precision, engine.compile, engine.activation_checkpointing, engine.deepspeed]
 
 
 def _recorded(file: Path, identity: list[Any]) -> list[int] | None:
@@ -75,22 +84,25 @@ def _choose(config: Config, data: Dataset, world: World, nodes: int) -> int:
     # Under stage 3 a pass is collective: a rank alone that runs out of memory would leave the others waiting.
     if most and on_gpu and config.engine.stage < 3:
         most = _tried(config, data, world, most, other_bytes)
-    if not most:
-        problem = f"not one sample fits into {memory / 2**30:.1f} GiB"
+    if most < config.data.unit:
+        least = (
+            "not one sample fits" if config.data.unit == 1 else f"not {config.data.unit} samples fit, which are mixed,"
+        )
+        problem = f"{least} into {memory / 2**30:.1f} GiB"
         advice = "raise engine.stage, or set engine.activation_checkpointing: true"
         raise ConfigError("batch.micro", "auto", problem, advice)
     return most
 
 
 def _tried(config: Config, data: Dataset, world: World, most: int, other_bytes: float) -> int:
-    """Halve a micro-batch until the passes fit on every rank; 0 if not one sample does. Collective."""
-    while most:
-        unit = config.data.unit
+    """Halve a micro-batch until the passes fit on every rank; 0 if the smallest one does not. Collective."""
+    unit = config.data.unit
+    while most >= unit:
         micro = max(split(size, most, world.size, unit=unit).micro for size in config.batch.all_sizes)
         if all(run_on_all_ranks(world, lambda micro=micro: _fits(config, data, world.device, micro, other_bytes))):  # type: ignore[misc]
             return most
         most = micro // 2
-        log.info("a micro-batch of %d does not fit: trying %d", micro, most)
+        log.info("a micro-batch of %d does not fit: %d is next", micro, most)
     return 0
 
 

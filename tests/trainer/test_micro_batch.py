@@ -17,7 +17,7 @@ from bellwether.trainer.memory.peak import Bytes
 from bellwether.trainer.models import vocabulary
 from tests.experiments.planner.truth import data_of
 from tests.ranks import Ranks
-from tests.trainer.runs import run_config, text
+from tests.trainer.runs import images, run_config, text
 
 CPU = torch.device("cpu")
 
@@ -108,3 +108,31 @@ def test_choice_is_kept_for_a_resumed_run(ranks: Ranks, workspace: Path) -> None
     assert plan(raw) == "16 = 4 micro x 2 accumulation x 2 processes"
     with pytest.raises(AssertionError, match=r"batch.micro: 'auto': not one sample fits into"):
         ranks.run(_run, {**raw, "name": "too-large"}, 0)
+    mixed = images(workspace, "mixed", data={"mixup": 0.2}, batch={"global": 16, "micro": "auto"})
+    with pytest.raises(AssertionError, match=r"batch.micro: 'auto': not 2 samples fit, which are mixed, into"):
+        ranks.run(_run, mixed, 1)
+
+
+def _resolve(raws: list[dict[str, Any]], directory: Path) -> list[list[int]]:
+    """The micro-batches of the phases in one launch after another, of which each would choose another."""
+    from bellwether.trainer.distributed import World
+
+    world, found = World(dist.get_rank(), dist.get_world_size(), 0, CPU), []
+    for most, raw in enumerate(raws, 3):
+        phases = c.phases(c.validate(raw))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(micro_batch, "_choose", lambda *_, most=most: most)
+            each = micro_batch.resolved(phases, [data_of(phase) for phase in phases], world, directory, 1)
+        found.append([phase.batch.micro for phase in each])
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_kept_choice_holds_for_what_it_was_made_for(ranks: Ranks, tmp_path: Path) -> None:
+    raw = text(
+        tmp_path, "x", duration="2 steps", batch={"global": 64, "micro": 8}, phases=[{}, {"batch": {"micro": "auto"}}]
+    )
+    lower = {**raw, "batch": {"global": 64, "micro": 2}}  # which may change in a run
+    checkpointing = {**lower, "engine": {"stage": 2, "activation_checkpointing": True}}
+    launches = [raw, raw, lower, checkpointing, checkpointing]
+    assert ranks.run(_resolve, launches, tmp_path)[0] == [[8, 3], [8, 3], [2, 3], [2, 6], [2, 6]]
