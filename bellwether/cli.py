@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         from bellwether.trainer import file_errors, signals
 
-        text = file_errors.explain(error)
+        text = file_errors.explain(error, "goes on where this one ended, or starts anew")
         if text is None:
             raise
         print(f"bellwether: {text}", file=sys.stderr)

@@ -41,8 +41,12 @@ def naming(file: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(file)) from None
 
 
-def explain(error: BaseException) -> str | None:
-    """What a disk has reported, or what is wrong with a path, and what to do; None for other errors."""
+def explain(error: BaseException, continues: str = "resumes from the newest checkpoint") -> str | None:
+    """What a disk has reported, or what is wrong with a path, and what to do; None for other errors.
+
+    Args:
+        continues: what the same command does where the disk was full: it "...".
+    """
     if isinstance(error, OSError) and error.errno == signals.READ_FAILED:
         return f"the data cannot be read: {error.strerror}; the same command tries again, from the newest checkpoint if there is one"
     if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename is not None:
@@ -50,4 +54,4 @@ def explain(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or error.errno not in _OF_DISKS:
         return None
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror}; once the disk can be written, the same command resumes from the newest checkpoint"
+    return f"{where}{error.strerror}; once the disk can be written, the same command {continues}"

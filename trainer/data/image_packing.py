@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import PIL
 
-from bellwether.trainer import run_paths
+from bellwether.trainer import file_errors, run_paths
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import image_decoding, image_samples
 from bellwether.trainer.data.image_rows import ImageRows
@@ -127,7 +127,7 @@ def _write_split(
         if shard.exists():  # shards are published whole
             packed.found_shards += 1
             continue
-        with run_paths.replacing(shard) as partial, tarfile.open(partial, "w") as tar:
+        with file_errors.naming(shard), run_paths.replacing(shard) as partial, tarfile.open(partial, "w") as tar:
             for index, (before, data) in zip(numbers, pool.map(copier, numbers), strict=True):
                 label = int(split.labels[index])
                 _add(tar, f"{names[label]}/{index:08d}.jpg", data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import shutil
 import tarfile
 from pathlib import Path
@@ -193,6 +194,24 @@ def test_copy_is_not_written_into_the_images(
         assert cli.main(["prepare", file, "--short-side", "64", "--output", str(output)]) == 2
         assert "is in the images of data.source" in capsys.readouterr().err
     assert sorted(os.listdir(images)) == list(CLASSES)
+
+
+def test_full_disk_is_named_and_the_copy_continues(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", str(config_file(tmp_path, images)), "--short-side", "64", "--output", str(tmp_path / "packed")]
+    assert cli.main([*command[:-1], str(tmp_path / "whole")]) == 0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        assert cli.main(command) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err
+    assert f"bellwether: {tmp_path / 'packed' / 'train' / '00000.tar'}: File too large; once the disk" in error
+    assert "the same command goes on" in error
+    assert cli.main(command) == 0
+    assert members(tmp_path / "packed") == members(tmp_path / "whole")
 
 
 def test_copy_that_was_killed_at_any_write_continues(images: Path, tmp_path: Path) -> None:
