@@ -199,7 +199,8 @@ def test_copy_is_not_written_into_the_images(
 def test_full_disk_is_named_and_the_copy_continues(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["prepare", str(config_file(tmp_path, images)), "--short-side", "64", "--output", str(tmp_path / "packed")]
+    file, output = str(config_file(tmp_path, images)), str(tmp_path / "packed")
+    command = ["prepare", file, "--short-side", "64", "--output", output]
     assert cli.main([*command[:-1], str(tmp_path / "whole")]) == 0
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
