@@ -124,7 +124,8 @@ def _write(file: Path, suffix: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows to a file.
 
     Raises:
-        ConfigError: if questions are to be written by their ids, and one has none, or two have the same.
+        ConfigError: if questions are to be written by their ids, and one has none, or two have the same; if words are to be written on
+            lines, and one is empty or has white space in it.
     """
     if suffix == ".parquet":
         import pyarrow
@@ -142,9 +143,14 @@ def _write(file: Path, suffix: str, rows: Sequence[Mapping[str, Any]]) -> None:
             )
         file.write_text(json.dumps(answers, ensure_ascii=False) + "\n", encoding="utf-8")
     elif suffix == ".txt":  # as CoNLL-2003
+        sentences = [next(iter(row.values())) for row in rows]
+        strange = next((word for words in sentences for word in words if len(word.split()) != 1), None)
+        if strange is not None:
+            problem = f"the word {strange!r} would be none, or several, on its line"
+            raise ConfigError("--output", str(file), problem, "write a .jsonl file")
         with file.open("w", encoding="utf-8") as stream:
-            for row in rows:
-                words, tags = next(iter(row.values())), row["prediction"]
+            for words, row in zip(sentences, rows, strict=True):
+                tags = row["prediction"]
                 stream.writelines(f"{word} {tag or 'O'}\n" for word, tag in zip(words, tags, strict=True))
                 stream.write("\n")
     else:

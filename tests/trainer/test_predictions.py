@@ -214,6 +214,18 @@ def test_tables_of_questions_need_no_ids_and_answers(folders: Path, tmp_path: Pa
         assert [("id" in json.loads(line)) for line in output.read_text().splitlines()] == [with_id] * 2
 
 
+def test_questions_of_which_some_have_ids_are_one_table(folders: Path, tmp_path: Path) -> None:
+    data = tmp_path / "some.jsonl"
+    rows = [{key: value for key, value in row.items() if key != "id" or row["id"] == "q1"} for row in contexts(2, 9)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "some.csv"
+    arguments = ["predict", str(folders / "questions"), "--data", str(data), "--output", str(output), "--device", "cpu"]
+    assert main(arguments) == 0
+    lines = output.read_text().splitlines()
+    assert lines[0].split(",")[:2] == ["id", "question"]
+    assert [line.split(",")[0] for line in lines[1:]] == ["", "q1"]
+
+
 def test_folder_from_elsewhere_is_scored(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = sentences(9, 12)
     predicted = predict(folders / "words", [{"tokens": words} for words in given], tmp_path)
@@ -233,6 +245,7 @@ REFUSED: dict[str, tuple[str, str, list[str], str]] = {
     "column": ("words", '{"words": ["w1"]}\n', [], r"has no column 'tokens'; it has: words"),
     "two columns": ("words", '{"tokens": ["w1"]}\n', ["--text-columns", "a,b"], "a token classifier reads one column"),
     "table of words": ("words", '{"tokens": ["w1"]}\n', ["--output", "OUT.csv"], "write one of .jsonl, .txt, .parquet"),
+    "words on lines": ("words", '{"tokens": ["w1", "w2 w3"]}\n', ["--output", "OUT.txt"], "the word 'w2 w3' would be none, or several"),
     "no context": ("questions", '{"question": "w1"}\n', [], "has no question and context"),
     "paragraphs": ("questions", '{"paragraphs": ["w1"]}\n', [], "paragraphs is no list of objects"),
     "no ids": ("questions", '{"question": "w1", "context": "w2"}\n', ["--output", "OUT.json"], "the questions have no ids"),

@@ -80,10 +80,11 @@ class QuestionAnswerer(Predictor):
         with tempfile.TemporaryDirectory(prefix="bellwether-") as temporary:
             samples, losses, predictions = self._run(asked, summary, Path(temporary), batch, device)
             answers = question_samples.answers(samples, predictions, np.arange(len(losses)), len(asked))
+        have_ids = any(each.id is not None for each in asked)
         for each, answer in zip(asked, (answers[i] for i in range(len(asked))), strict=True):
             text = answer.text(each.context, self.may_be_empty)
             found = {
-                **({} if each.id is None else {"id": each.id}), "question": each.question, "prediction": text,
+                **({"id": each.id} if have_ids else {}), "question": each.question, "prediction": text,
                 "start": answer.begin if text else None, "end": answer.end if text else None,
                 "score": answer.score, "probability": answer.probability,
             }  # fmt: skip
