@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from bellwether.optimizers.whole import update_whole
 # Most segment tables kept: gradients that come and go, as of experts, make ever new combinations of tensors.
 _MAX_TABLES = 256
 _MAX_EXCHANGES = 64  # as these know the slices of all ranks
+_PROCESS_GROUP, _DEVICE, _DTYPE, _GRAD_DTYPE = map(attrgetter, ("process_group", "device", "dtype", "grad.dtype"))
 
 
 class RuleOptimizer(Rule, ShardedOptimizer):
@@ -306,13 +308,20 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         steps = self._step_counts.advance(tensors, states, [group["capturable"] for group, _ in work])
         # A count on the device is not read: each tensor is a bucket of its own then.
         counts = [id(step) if isinstance(step, Tensor) else step for step in steps]
-        keys = [
-            (id(group), count, shard.process_group, weights.device, weights.dtype, tensor.grad.dtype)  # type: ignore[union-attr]
-            for (group, tensor), count, shard, weights in zip(work, counts, shards, all_local(tensors), strict=True)
-        ]
+        weights = all_local(tensors)
+        # Columns by map: with thousands of tensors a loop in Python takes longer than their update.
+        keys = list(
+            zip(
+                [id(group) for group, _ in work], counts, map(_PROCESS_GROUP, shards), map(_DEVICE, weights),
+                map(_DTYPE, weights), map(_GRAD_DTYPE, tensors), strict=True,
+            )
+        )  # fmt: skip
         found: dict[Any, list[int]] = {}
-        for i, key in enumerate(keys):
-            found.setdefault(key, []).append(i)
+        if keys and keys.count(keys[0]) == len(keys):
+            found[keys[0]] = list(range(len(keys)))
+        else:
+            for i, key in enumerate(keys):
+                found.setdefault(key, []).append(i)
         return [
             self._bucket(
                 rule, work[group[0]][0], [shards[i] for i in group], [states[i] for i in group], steps[group[0]]
@@ -374,16 +383,22 @@ class RuleOptimizer(Rule, ShardedOptimizer):
     ) -> TensorList:
         key = (by_parameter, tuple(map(id, shards)))
         segments, cache = self._tables.get(key, lambda: (SegmentTable.of(shards, by_parameter), {}))
-        for shard, state in zip(shards, states, strict=True):
-            for name in names:
-                if name not in state or state[name].dtype in rounding.SIXTEEN_BITS:
-                    self._state(shard.tensor, name)
-        columns = {name: all_local([state[name] for state in states]) for name in names}
         tensors = [shard.tensor for shard in shards]
+        columns = {name: all_local(self._column(tensors, states, name)) for name in names}
         weights, grads = all_local(tensors), local_gradients(tensors)
         if not all(map(Tensor.is_contiguous, grads)) or not all(map(Tensor.is_contiguous, weights)):
             grads = list(map(_like, grads, weights))
         return TensorList(weights, grads, columns, segments, cache)
+
+    def _column(self, tensors: list[Tensor], states: list[dict[str, Any]], name: str) -> list[Tensor]:
+        """A moment of each tensor, as `_state`."""
+        try:
+            found = [state[name] for state in states]
+        except KeyError:  # in the first step of a tensor
+            return [self._state(tensor, name) for tensor in tensors]
+        if rounding.SIXTEEN_BITS.isdisjoint(map(_DTYPE, found)):
+            return found
+        return [self._state(tensor, name) for tensor in tensors]
 
     def _state(self, tensor: Tensor, name: str) -> Tensor:
         state = self.state[tensor]

@@ -20,13 +20,23 @@ class Recent(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._entries
+
     def clear(self) -> None:
         self._entries.clear()
 
-    def get(self, key: K, make: Callable[[], V]) -> V:
-        """The entry of a key, which is made if there is none."""
-        value = self._entries.pop(key) if key in self._entries else make()
-        self._entries[key] = value  # the most recently used is last
+    def __getitem__(self, key: K) -> V:
+        self._entries[key] = value = self._entries.pop(key)  # the most recently used is last
+        return value
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._entries[key] = value
         if len(self._entries) > self.size:
             del self._entries[next(iter(self._entries))]
-        return value
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """The entry of a key, which is made if there is none."""
+        if key not in self:
+            self[key] = make()
+        return self[key]

@@ -27,7 +27,7 @@ from bellwether.optimizers.kernels.tensor_list import TensorList
 from bellwether.optimizers.kernels.wide_weights import WideWeights
 from bellwether.optimizers.shards.layout import Box, ShardLayout, local
 
-SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+SIXTEEN_BITS = frozenset({torch.bfloat16, torch.float16})
 COMPENSATION = "kahan_comp"
 
 _log = logging.getLogger(__name__)

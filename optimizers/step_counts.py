@@ -8,16 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bellwether.optimizers.recent import Recent
 from bellwether.optimizers.scalars import StepCount
 
 State = dict[str, Any]
 
+_MAX_BLOCKS = 1024  # engines call step() for one sub-group at a time
+
 
 class StepCounts:
-    """Counts a step of each tensor: engines call step() for one sub-group at a time."""
+    """Counts a step of each tensor: engines call step() for one sub-group at a time.
+
+    The counts of tensors that take their steps together are views of one tensor, a block, so that one addition advances all:
+    additions to 4,000 tensors took as long as the update of 4,000 small weights.
+    """
 
     def __init__(self) -> None:
-        self._own: dict[int, Tensor] = {}  # by id, the step tensors that were made here, each for one tensor
+        # By the ids of its views, which it keeps alive. Each view was made here, for one tensor.
+        self._blocks: Recent[tuple[int, ...], tuple[Tensor, list[Tensor]]] = Recent(_MAX_BLOCKS)
 
     def advance(
         self, tensors: Sequence[Tensor], states: Sequence[State], capturable: Sequence[bool]
@@ -34,16 +42,20 @@ class StepCounts:
         is_repeated = len(set(map(id, states))) < len(states)  # a parameter given twice is updated twice
         if any(capturable) or is_repeated:
             return [self._advance(state, on_device) for state, on_device in zip(states, capturable, strict=True)]
-        steps = [state["step"] for state in states]
-        # In place only what was made here: DeepSpeed's universal checkpoint gives all tensors the same step tensor, also
-        # those of sub-groups whose step() comes later.
-        if steps and all(self._own.get(id(step)) is step for step in steps):
-            torch._foreach_add_(steps, 1)
-        else:
-            steps = [step + 1 for step in steps]
-            for state, step in zip(states, steps, strict=True):
-                state["step"] = self._own[id(step)] = step
-        return list(map(int, map(Tensor.item, steps)))
+        if (
+            _ids(states) not in self._blocks
+        ):  # also where DeepSpeed's universal checkpoint has given all the same tensor
+            self._put_in_block(states)
+        block, _ = self._blocks[_ids(states)]
+        block.add_(1)
+        return list(map(int, block.tolist()))
+
+    def _put_in_block(self, states: Sequence[State]) -> None:
+        block = torch.tensor([float(state["step"]) for state in states], dtype=torch.float32, device="cpu")
+        views = list(block.unbind())
+        for state, view in zip(states, views, strict=True):
+            state["step"] = view
+        self._blocks[_ids(states)] = block, views
 
     @staticmethod
     def _advance(state: State, on_device: bool) -> StepCount:
@@ -51,6 +63,10 @@ class StepCounts:
             return state["step"].add_(1).double()
         state["step"] = state["step"] + 1
         return int(state["step"].item())
+
+
+def _ids(states: Sequence[State]) -> tuple[int, ...]:
+    return tuple([id(state["step"]) for state in states])
 
 
 def place(states: dict[Tensor, State], groups: Sequence[dict[str, Any]]) -> None:

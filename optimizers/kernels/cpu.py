@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from array import array
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ def fused_step(tensors: TensorList, c: Coefficients, lr: float, bounds: tuple[fl
     ratios = torch.empty(call.segments, dtype=torch.float64, device="cpu")
     rates = torch.empty(call.segments, dtype=torch.float32, device="cpu")
     library().bellwether_fused_step(
-        call.formula, call.scalars, call.dtypes, call.addresses, call.table, call.first, call.segments, lr, *bounds,
+        call.formula, call.scalars, call.dtypes, _pointer(call.addresses), call.table, call.first, call.segments, lr, *bounds,
         _BLOCKS_IN_CACHE * call.threads, call.partial.data_ptr(), ratios.data_ptr(), rates.data_ptr(), call.threads,
     )  # fmt: skip
     return ratios
@@ -96,7 +97,7 @@ def convert(conversion: Conversion, weights: WideWeights, keys: Tensor | None = 
     addresses, table = weights.addresses(), weights.blocks(_BLOCK)
     library().bellwether_convert(
         CONVERSIONS.index(conversion), DTYPES.index(weights.narrow[0].dtype),
-        (ctypes.c_void_p * len(addresses))(*addresses), table.data_ptr(), len(table),
+        _pointer(addresses), table.data_ptr(), len(table),
         None if keys is None else keys.data_ptr(), max(1, min(torch.get_num_threads(), len(table))),
     )  # fmt: skip
 
@@ -106,11 +107,16 @@ def _run(tensors: TensorList, c: Coefficients, which: str, factors: Tensor | Non
     factors = None if factors is None else factors.to(torch.float32).contiguous()
     sums = torch.empty(call.segments, 2, dtype=torch.float64, device="cpu")
     library().bellwether_run(
-        call.formula, _PASSES.index(which), call.scalars, call.dtypes, call.addresses, call.table, call.first,
+        call.formula, _PASSES.index(which), call.scalars, call.dtypes, _pointer(call.addresses), call.table, call.first,
         call.segments, None if factors is None else factors.data_ptr(), call.partial.data_ptr(), sums.data_ptr(),
         call.threads,
     )  # fmt: skip
     return sums.t()
+
+
+def _pointer(addresses: array[int]) -> int:
+    """The address of an array, which must live as long as the call that reads it."""
+    return addresses.buffer_info()[0]
 
 
 class _Call(NamedTuple):
@@ -119,7 +125,7 @@ class _Call(NamedTuple):
     formula: int
     scalars: Any  # float [15]
     dtypes: Any  # int [COLUMNS], indices of DTYPES
-    addresses: Any  # pointers [tensors, COLUMNS]
+    addresses: array[int]  # [tensors, COLUMNS]
     table: int
     first: int
     segments: int
@@ -138,7 +144,7 @@ class _Call(NamedTuple):
             FORMULAS.index(c.formula),
             (ctypes.c_float * len(scalars))(*scalars),
             (ctypes.c_int * COLUMNS)(*map(DTYPES.index, tensors.dtypes)),
-            (ctypes.c_void_p * len(addresses))(*addresses),
+            addresses,
             blocks.table.data_ptr(),
             blocks.first.data_ptr(),
             len(tensors.segments.length),

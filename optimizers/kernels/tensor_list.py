@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -108,6 +109,19 @@ def _first(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
+def addresses(columns: Sequence[Sequence[Tensor] | None], width: int) -> array[int]:
+    """The addresses of tensors, of [tensors, width], 0 where a column is missing. The first column is not.
+
+    An array, which C++ reads as it is: to convert thousands of numbers takes longer than to update small tensors.
+    """
+    assert columns[0] is not None
+    found = array("q", bytes(8 * width * len(columns[0])))
+    for i, column in enumerate(columns):
+        if column is not None:
+            found[i::width] = array("q", map(Tensor.data_ptr, column))
+    return found
+
+
 @dataclass(frozen=True)
 class TensorList:
     """Tensors that are updated together, by the same formula with the same coefficients."""
@@ -126,12 +140,9 @@ class TensorList:
     def columns(self) -> list[list[Tensor]]:
         return [self.weights, self.grads, *self.states.values()]
 
-    def addresses(self) -> list[int]:
+    def addresses(self) -> array[int]:
         """Of [tensors, COLUMNS], 0 where a formula has no such moment."""
-        found = [0] * (COLUMNS * len(self.weights))
-        for i, column in enumerate(self.columns):
-            found[i::COLUMNS] = map(Tensor.data_ptr, column)
-        return found
+        return addresses(self.columns, COLUMNS)
 
     @cached_property
     def dtypes(self) -> list[torch.dtype]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -274,7 +275,7 @@ class _Tables:
     count: int  # of all blocks
     ranges: list[Tensor]  # int64 [ranges + 1] for each level of `_add`; the ranges of the last one are the segments
     addresses: Tensor  # int64 [tensors, COLUMNS]: TensorList.addresses
-    uploaded: list[int]  # the addresses as last copied to the device
+    uploaded: array[int]  # the addresses as last copied to the device
     aligned: bool = False  # whether all of these are
 
     @classmethod
@@ -303,7 +304,7 @@ class _Tables:
             len(rows),
             [_upload(level, tensors.device) for level in levels],
             torch.empty(0, dtype=torch.int64, device="cpu"),
-            [],
+            array("q"),
         )
 
 

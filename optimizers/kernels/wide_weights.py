@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bellwether.optimizers.kernels.tensor_list import BlockTable, SegmentTable
+from bellwether.optimizers.kernels.tensor_list import BlockTable, SegmentTable, addresses
 from bellwether.optimizers.shards.layout import ShardLayout
 
 # To float32 copies; back to nearest with what Kahan summation keeps; back up or down at random.
@@ -27,13 +28,9 @@ class WideWeights:
     shards: Sequence[ShardLayout]
     cache: dict[str, object]  # what is computed once for these shards
 
-    def addresses(self) -> list[int]:
+    def addresses(self) -> array[int]:
         """Of [tensors, 3]: wide, narrow, kept."""
-        found = [0] * (3 * len(self.narrow))
-        for i, column in enumerate((self.wide, self.narrow, self.kept)):
-            if column is not None:
-                found[i::3] = map(Tensor.data_ptr, column)
-        return found
+        return addresses((self.wide, self.narrow, self.kept), 3)
 
     def blocks(self, size: int) -> Tensor:
         """int64 [blocks, 5]: tensor, offset, length, index of the parameter, first element in the flattened parameter."""

@@ -215,3 +215,19 @@ def test_state_and_dtype_that_change_between_steps_are_seen() -> None:
     assert params[1].dtype == torch.bfloat16
     for p in params:
         torch.testing.assert_close(p.float(), torch.full((3,), 0.7), rtol=0.01, atol=0.0)
+
+
+def test_each_tensor_counts_its_own_steps_in_any_combination() -> None:
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(5)]
+    optimizer, generator = Lamb(params), torch.Generator().manual_seed(0)
+    expected = [0] * len(params)
+    for step in range(12):
+        present = [True] * 5 if step % 4 < 2 else (torch.rand(5, generator=generator) < 0.5).tolist()
+        for i, (p, is_present) in enumerate(zip(params, present, strict=True)):
+            p.grad = torch.ones(2) if is_present else None
+            expected[i] += is_present
+        if step == 7:  # a loader puts a count of its own
+            optimizer.state[params[2]]["step"] = optimizer.state[params[2]]["step"].clone() + 5
+            expected[2] += 5
+        optimizer.step()
+        assert [int(optimizer.state[p]["step"]) if p in optimizer.state else 0 for p in params] == expected
