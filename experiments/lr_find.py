@@ -127,13 +127,15 @@ def range_test_config(
         number += 1
     raw |= {
         "name": run.name, "resume": "never", "duration": f"{steps} steps", "stop_after": None, "divergence": DIVERGENCE_FACTOR,
-        "phases": [], "averaging": {}, "scaling": {}, "trajectory": {}, "checkpoint": {"keep": 1},
+        "phases": [], "averaging": {}, "scaling": {}, "trajectory": {}, "checkpoint": {"keep": 1, "export": False},
         "schedule": {"kind": "exponential", "start": low / high, "final": 1.0},
         "evaluate": {"limit": batch},
     }  # fmt: skip
     raw["batch"]["global"] = batch
+    if first.optimizer.adam_lr is not None:  # of muon: it rises with the other rate, at the config's ratio
+        raw["optimizer"]["adam_lr"] = first.optimizer.adam_lr * high / first.optimizer.lr
     raw["optimizer"]["lr"] = high
-    raw["log"] |= {"every": "1 steps", "report": False}
+    raw["log"] |= {"every": "1 steps", "report": False, "mlperf": {}}
     return raw, run
 
 

@@ -20,6 +20,7 @@ from bellwether.trainer.data import Dataset
 from bellwether.trainer.distributed import World, run_on_all_ranks, run_on_rank0
 from bellwether.trainer.memory.largest import largest_for, with_micro
 from bellwether.trainer.memory.peak import Bytes
+from bellwether.trainer.param_groups import param_groups
 from bellwether.trainer.phases import split
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,8 @@ def _estimated(config: Config, data: Dataset, world_size: int, memory: float, on
 
 
 def _others(peak: Bytes) -> float:
-    return max(0.0, peak.optimizer + peak.buffers + max(0.0, peak.gradients - peak.parameters))
+    own_gradients = peak.parameters - peak.frozen
+    return max(0.0, peak.optimizer + peak.buffers + max(0.0, peak.gradients - own_gradients))
 
 
 def _fits(config: Config, data: Dataset, device: torch.device, micro: int, other_bytes: float) -> bool:
@@ -143,6 +145,7 @@ def _fits(config: Config, data: Dataset, device: torch.device, micro: int, other
 def _run_passes(config: Config, data: Dataset, device: torch.device, micro: int, other_bytes: float) -> None:
     others = torch.empty(int(other_bytes), dtype=torch.uint8, device=device)
     task = models.build(config.model, data, activation_checkpointing=config.engine.activation_checkpointing)
+    param_groups(task, config.optimizer)  # freezes what is not trained: it has no gradients
     task.to(device, _DTYPES[config.engine.precision])
     accelerate(task, config.engine, device)
     batch = {name: tensor.to(device) for name, tensor in config.data.zeros(micro).items()}

@@ -205,7 +205,9 @@ def group_trials(trials: Sequence[Trial], target: Target, early_stop: EarlyStop 
         workload = " ".join(part for part in (trial.model, trial.dataset) if part)
         name = trial.optimizer or "any"
         key = (f"{name} ({workload})" if len(workloads) > 1 else name, trial.batch_size)
-        parameters = ((k, str(v) if isinstance(v, list) else v) for k, v in trial.parameters.items() if k != "seed")
+        parameters = (
+            (k, str(v) if isinstance(v, list | dict) else v) for k, v in trial.parameters.items() if k != "seed"
+        )
         grouped.setdefault(key, {}).setdefault(frozenset(parameters), []).append(judge(trial, target, early_stop))
     cells = []
     for (name, batch), by_parameters in sorted(grouped.items(), key=lambda item: item[0]):

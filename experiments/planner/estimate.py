@@ -60,7 +60,8 @@ class PhasePlan:
         if not self.phase.config.checkpoint.async_save:
             return 0.0
         weight = 2.0 if self.sharding.bf16_masters else 4.0
-        return self.profile.elements * (weight + 4.0 * self.sharding.states) / self.machines.world_size
+        frozen = sum(self.profile.frozen) * float(self.sharding.weight_bytes)  # rank 0 saves them
+        return self.profile.elements * (weight + 4.0 * self.sharding.states) / self.machines.world_size + frozen
 
     @property
     def energy(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import yaml
 
 from bellwether.experiments.analysis import aggregate, io
 from bellwether.experiments.planner.frontier import Option
+from bellwether.experiments.sweep.spec import flow
 from bellwether.trainer.config import Config
+from bellwether.trainer.config.overrides import apply_override
 
 _RECIPES = {"bert": "mlperf-bert", "resnet": "mlperf-resnet"}  # of MLPerf's reference convergence points, by benchmark
+_SECTIONS = ("optimizer", "averaging", "loss", "scaling", "schedule")  # what a sweep's best setting decides
 
 
 def write(
@@ -79,14 +82,15 @@ def _of_sweep(batch: int, path: Path, optimizer: str | None) -> tuple[dict[str, 
         return None
     cells = aggregate.choose(aggregate.group_trials(io.read(path), goal, io.early_stop(settings)), optimizer, str(path))
     cell = min((cell for cell in cells if cell.reached), key=lambda each: abs(math.log(each.batch / batch)))
-    keys: dict[str, Any] = {}
     variant = (settings.get("optimizers") or {}).get(cell.optimizer) or {}
     found = {**(settings.get("set") or {}), **(variant.get("set") or {}), **cell.best.parameters}
-    for key, value in found.items():
-        if key.startswith(("optimizer.", "schedule.", "scaling.")):
-            section = keys
-            *parents, last = key.split(".")
-            for parent in parents:
-                section = section.setdefault(parent, {})
-            section[last] = value
-    return keys, f"the best of the sweep at batch {cell.batch:,}, {cell.optimizer}"
+    return _nested(found), f"the best of the sweep at batch {cell.batch:,}, {cell.optimizer}"
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a sweep that decide how a model is trained, as sections of a config. A list is text in the sweep's table."""
+    keys: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key.split(".")[0] in _SECTIONS:
+            apply_override(keys, {}, f"{key}={value if isinstance(value, str) else flow(value)}", [])
+    return keys

@@ -80,9 +80,10 @@ def collectives(profile: Profile, sharding: Sharding, accumulation: int) -> list
     if sharding.stage == 0:
         return [Collective("all-reduce", size, times(ALLREDUCE_BUCKET), False)]
     if sharding.stage == 3:
-        small = sum(e for group in profile.groups for e in group if e < sharding.persistence)
-        passes = accumulation * (2 if n > _MAX_LIVE else 1)
-        fetched = sharding.weight_bytes * float(n - small)
+        sizes = [*profile.frozen, *(e for group in profile.groups for e in group)]  # frozen weights are gathered too
+        small = sum(e for e in sizes if e < sharding.persistence)
+        passes = accumulation * (2 if sum(sizes) > _MAX_LIVE else 1)
+        fetched = sharding.weight_bytes * float(sum(sizes) - small)
         zero_collectives = [
             Collective(
                 "reduce-scatter", accumulation * size, accumulation * times(sharding.reduce_bucket), sharding.overlap

@@ -92,7 +92,7 @@ def _phase_to_json(plan: PhasePlan, critical: CriticalBatch | None, price: float
     hours = plan.hours * plan.machines.world_size
     return {
         "split": asdict(phase.split), "steps": phase.steps, "samples": phase.samples, "lr": phase.lr, "warmup": phase.warmup,
-        "parameters": plan.profile.elements, "flops_a_sample": plan.profile.flops, "stage": plan.sharding.stage,
+        "parameters": plan.profile.elements + sum(plan.profile.frozen), "trained": plan.profile.elements, "flops_a_sample": plan.profile.flops, "stage": plan.sharding.stage,
         "stages": [{**asdict(s), "peak": {**asdict(s.peak), "total": s.peak.total}} for s in plan.stages],
         "best_split": None if plan.best is None else asdict(plan.best),
         "step": {**asdict(plan.step), "total": plan.step.total},

@@ -47,7 +47,9 @@ def _run(plan: PhasePlan) -> Iterator[str]:
             value = f"{phase.steps:,} steps, {phase.samples:,} samples"
         yield from _wrapped(f"  {label:<13} {value}", 16)
     profile = plan.profile
-    yield f"  {'model':<13} {profile.elements / 1e6:,.1f} M parameters, {profile.flops / 1e9:,.4g} GFLOP per sample"
+    trained = f" ({profile.elements / 1e6:,.1f} M trained)" if profile.frozen else ""
+    size = f"{(profile.elements + sum(profile.frozen)) / 1e6:,.1f} M parameters{trained}"
+    yield f"  {'model':<13} {size}, {profile.flops / 1e9:,.4g} GFLOP per sample"
     for note in notes(phase):
         yield from _wrapped(f"  {'note':<13} {note}", 16)
 

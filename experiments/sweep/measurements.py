@@ -36,7 +36,8 @@ from bellwether.trainer.config.renamed import convert_paths
 
 Status = Literal["complete", "diverged", "pruned", "failed", "unfinished"]
 OLD_STATUSES: dict[Any, Status] = {"beaten": "pruned"}  #: names in tables of older versions
-Value = float | int | str | bool | list[Any] | None  #: a list is text in the file, as in [0.9, 0.99]
+#: a list or mapping is text in the file, as in [0.9, 0.99]
+Value = float | int | str | bool | list[Any] | dict[str, Any] | None
 Measurement = Mapping[str, float]  #: ``step``, ``samples`` and measured values: ``val/loss``, ...
 
 _HEAD = (
@@ -230,7 +231,8 @@ def measurement(row: Mapping[str, Any], batch: float) -> dict[str, float]:
 def _rows(trial: Trial) -> list[dict[str, Any]]:
     head = {name: getattr(trial, name) for name in _HEAD}
     head |= {
-        _PARAMETER + key: str(value) if isinstance(value, list) else value for key, value in trial.parameters.items()
+        _PARAMETER + key: str(value) if isinstance(value, list | dict) else value
+        for key, value in trial.parameters.items()
     }
     return [{**head, **measurement} for measurement in trial.measurements] or [head]
 

@@ -255,10 +255,10 @@ def config(sweep: Sweep, overrides: Mapping[str, Any], *, checked: bool = False)
         checked: use `load_checked`, which may build the model.
     """
     read = load_checked if checked else load
-    return read(sweep.config, [f"{key}={_flow(value)}" for key, value in overrides.items()])
+    return read(sweep.config, [f"{key}={flow(value)}" for key, value in overrides.items()])
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """A value as written on a command line."""
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n").removesuffix("...").strip()
 

@@ -14,6 +14,7 @@ from bellwether.launcher import console
 from bellwether.launcher.launch import LaunchRequest
 from bellwether.trainer.config import ConfigError, ConfigErrors, phases
 from bellwether.trainer.config.key_paths import COMMAND_LINE
+from bellwether.trainer.config.schema import PATTERNS
 from bellwether.trainer.phases import splits
 
 _log = logging.getLogger(__name__)
@@ -85,7 +86,13 @@ def check(sweep: Sweep, path: str, processes: int | None) -> None:
                     splits(phases(config), processes)
                 for key, values in sweep.space_of(optimizer).items():
                     for value in values if isinstance(values, list) else values.bounds(batch / sweep.batches[0]):
-                        spec.config(sweep, {**first, key: value})
+                        checked = batch == sweep.batches[0] and _may_change_names(key)
+                        spec.config(sweep, {**first, key: value}, checked=checked)
+
+
+def _may_change_names(key: str) -> bool:
+    """Whether a key holds patterns of parameter names, or decides which names there are."""
+    return key.startswith("model.") or any(part in PATTERNS for part in key.split("."))
 
 
 def check_target(sweep: Sweep, path: str, *, prepare: bool) -> None:

@@ -57,6 +57,19 @@ def test_range_test_of_a_growing_batch_is_at_its_first_size(tmp_path: Path, caps
     assert "the test is at its first batch size, 64" in capsys.readouterr().err
 
 
+def test_range_test_raises_both_rates_of_muon_and_writes_no_export_or_log_of_mlperf(tmp_path: Path) -> None:
+    keys = [
+        "optimizer={name: muon, lr: 0.02, adam_lr: 0.001}",
+        "log.mlperf.benchmark=bert",
+        "evaluate.target=accuracy >= 0.5",
+    ]
+    found, _ = range_test_config("bert-tiny", [f"runs={tmp_path}", *keys], 1e-4, 1.0, 50)
+    assert (found["optimizer"]["lr"], found["optimizer"]["adam_lr"]) == (1.0, pytest.approx(0.05))
+    assert found["log"]["mlperf"] == {}
+    assert found["checkpoint"]["export"] is False
+    assert range_test_config("bert-tiny", [f"runs={tmp_path}"], 1e-4, 1.0, 50)[0]["optimizer"]["adam_lr"] is None
+
+
 @pytest.mark.parametrize(
     "loss, factor, diverged", [(1.0, 4.0, False), (math.nan, 4.0, True), (1e3, 4.0, True), (1e3, None, False)]
 )

@@ -44,12 +44,13 @@ class Profile:
     """The parameters of a model and the costs of its forward and backward pass.
 
     Attributes:
-        groups: elements of each parameter, for each param group.
+        groups: elements of each trained parameter, for each param group.
         matrices: of each param group, whether it is one of matrices for Muon, which need less state.
         segments: of the forward and backward pass, in order.
         saved_fixed, saved_per_sample: bytes alive between the two passes, saved for the backward pass.
         flops: of both passes per sample; multiplications and additions of matrix products and convolutions.
-        shapes: of each parameter, for each param group.
+        shapes: of each trained parameter, for each param group.
+        frozen: elements of each parameter that is not trained.
     """
 
     groups: list[list[int]]
@@ -59,6 +60,7 @@ class Profile:
     saved_per_sample: float
     flops: float
     shapes: list[list[tuple[int, ...]]] = field(default_factory=list)
+    frozen: list[int] = field(default_factory=list)
 
     @property
     def elements(self) -> int:
@@ -111,6 +113,7 @@ def measure(config: Config, data: Dataset, *, on_gpu: bool = True, micro: int | 
         numels = [[p.numel() for _, p in group["params"]] for group in groups]
         shapes = [[tuple(p.shape) for _, p in group["params"]] for group in groups]
         matrices = [bool(group.get("muon")) for group in groups]
+        frozen = [p.numel() for p in task.parameters() if not p.requires_grad]
         small, large = (_run_passes(task, config, size) for size in (micro, 2 * micro))
         flops = _flops(task, config, micro)
 
@@ -123,7 +126,7 @@ def measure(config: Config, data: Dataset, *, on_gpu: bool = True, micro: int | 
     for gradient, low, high in zip((*small.gradients, 0), small.peaks, large.peaks, strict=True):
         segments.append(Segment(before, gradient, *line(low, high)))
         before += gradient
-    return Profile(numels, matrices, segments, *line(small.saved, large.saved), flops, shapes)
+    return Profile(numels, matrices, segments, *line(small.saved, large.saved), flops, shapes, frozen)
 
 
 @dataclass

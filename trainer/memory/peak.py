@@ -37,6 +37,7 @@ class Bytes:
     buffers: float = 0.0  # buckets and short-lived copies
     activations: float = 0.0
     moment: str = ""
+    frozen: float = 0.0  # the part of `parameters` that is not trained
 
     @property
     def total(self) -> float:
@@ -66,7 +67,7 @@ def moments(profile: Profile, sharding: Sharding, world_size: int, micro: int, a
     during_pass = {0: _stage_0, 1: _stage_1_and_2, 2: _stage_1_and_2, 3: _stage_3}[sharding.stage]
     if sharding.is_bf16_optimizer:
         during_pass = _bf16_optimizer
-    rank_bytes = Bytes(rank.parameter_bytes, 0.0, rank.optimizer_bytes)
+    rank_bytes = Bytes(rank.parameter_bytes, 0.0, rank.optimizer_bytes, frozen=rank.frozen_bytes)
     for segment in profile.segments:
         moment = "forward and backward pass" if segment.before < profile.elements else "end of the backward pass"
         activations = segment.fixed + segment.per_sample * micro
@@ -123,9 +124,9 @@ def _stage_1_and_2(rank_bytes: Bytes, rank: RankLayout, segment: Segment, accumu
 
 
 def _stage_3(rank_bytes: Bytes, rank: RankLayout, segment: Segment, accumulated: bool) -> Bytes:
-    """Gathered parameters stay whole from their first use until their gradient is computed."""
+    """Gathered parameters stay whole from their first use until their gradient is computed, and frozen ones that long at most."""
     size, partitioned = rank.sharding.weight_bytes, rank.elements - rank.persistent
-    whole = max(0, partitioned - segment.before) if rank.world_size > 1 else 0
+    whole = max(0, partitioned - segment.before) + rank.frozen_partitioned if rank.world_size > 1 else 0
     prefetched = min(rank.sharding.prefetch, partitioned) if rank.world_size > 1 and not segment.before else 0
     return replace(
         rank_bytes,
@@ -178,7 +179,7 @@ def _after_passes_stage_1_and_2(rank_bytes: Bytes, rank: RankLayout) -> Iterator
 
 def _after_passes_stage_3(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
     # Parameters that are kept whole otherwise are released.
-    parameters = float(rank.sharding.weight_bytes * rank.part)
+    parameters = float(rank.sharding.weight_bytes * rank.part) + rank.frozen_bytes
     copy = 0.0 if rank.sharding.bf16_masters else 4.0 * rank.largest_part
     buffers = rank.bucket_bytes + copy + rank.update_bytes
     yield replace(rank_bytes, parameters=parameters, gradients=4.0 * rank.part, buffers=buffers, moment="update")

@@ -116,8 +116,8 @@ class RankLayout:
 
     sharding: Sharding
     world_size: int
-    elements: int  # of the model
-    padded: int  # of the model, with DeepSpeed's padding
+    elements: int  # trained
+    padded: int  # trained, with DeepSpeed's padding
     part: int  # of the rank, with padding
     largest_part: int  # of the rank, in one param group
     touched: int  # of all parameters of which the rank has a slice
@@ -125,6 +125,8 @@ class RankLayout:
     largest_parameter: int
     persistent: int  # of the parameters that stage 3 does not partition
     groups: int
+    frozen: int = 0  # of the rank, not trained
+    frozen_partitioned: int = 0  # of the model, not trained, that stage 3 partitions
 
     @classmethod
     def of(cls, profile: Profile, sharding: Sharding, world_size: int) -> RankLayout:
@@ -140,15 +142,24 @@ class RankLayout:
             touched, largest_slice = _slices(groups, parts, world_size)
         padded = sum(parts) * (world_size if sharding.stage else 1)
         persistent = sum(n for n in sizes if n < sharding.persistence) if world_size > 1 else 0
+        frozen, frozen_partitioned = sum(profile.frozen), 0
+        if sharding.stage == 3 and world_size > 1:
+            frozen_partitioned = sum(n for n in profile.frozen if n >= sharding.persistence)
+            frozen += sum(math.ceil(n / world_size) for n in profile.frozen) - frozen_partitioned
         return cls(
             sharding, world_size, sum(sizes), padded, sum(parts), max(parts), touched, largest_slice, max(sizes), persistent,
-            len(groups),
+            len(groups), frozen, frozen_partitioned,
         )  # fmt: skip
 
     @property
     def parameter_bytes(self) -> float:
         elements = self.part + self.persistent if self.sharding.stage == 3 else self.padded
-        return self.sharding.weight_bytes * float(elements)
+        return self.sharding.weight_bytes * float(elements) + self.frozen_bytes
+
+    @property
+    def frozen_bytes(self) -> float:
+        """Bytes of the weights that are not trained: no gradients, master weights or optimizer state."""
+        return self.sharding.weight_bytes * float(self.frozen)
 
     @property
     def optimizer_bytes(self) -> float:

@@ -160,9 +160,12 @@ def test_config_after_a_sweep_has_the_settings_of_the_chosen_optimizer_at_the_ba
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    head = "trial,dataset,model,optimizer,batch_size,seed,status,parameter/optimizer.lr,step,samples,val/loss"
+    head = (
+        "trial,dataset,model,optimizer,batch_size,seed,status,parameter/optimizer.lr,parameter/optimizer.betas,"
+        "parameter/optimizer.lr_scale.*.query.weight,step,samples,val/loss"
+    )
     rows = [
-        f"{n},text,bert-tiny,{name},{batch},0,complete,{lr},{steps},{steps * batch},{loss}"
+        f'{n},text,bert-tiny,{name},{batch},0,complete,{lr},"[0.8, 0.99]",3,{steps},{steps * batch},{loss}'
         for n, (name, batch, lr, end) in enumerate(
             (o, b, f * b, 4000 / b + f) for o, f in (("adamw", 1), ("lamb", 2)) for b in (64, 256, 1024)
         )
@@ -170,7 +173,7 @@ def test_config_after_a_sweep_has_the_settings_of_the_chosen_optimizer_at_the_ba
     ]
     Path("measurements.csv").write_text("\n".join([head, *rows]) + "\n")
     Path("sweep.yaml").write_text(
-        "target: loss <= 2\nset: {schedule.warmup: 0.2, data.sequence_length: 32}\noptimizers: {lamb: {set: {optimizer.name: lamb}}, adamw: {}}\n"
+        "target: loss <= 2\nset: {schedule: {warmup: 0.2}, averaging.kind: ema, data.sequence_length: 32}\noptimizers: {lamb: {set: {optimizer.name: lamb}}, adamw: {}}\n"
     )
     assert (
         cli.main(["frontier", TINY, "--from", ".", "--throughput", "9", "--optimizer", "lamb", "--output", "out"]) == 0
@@ -179,6 +182,9 @@ def test_config_after_a_sweep_has_the_settings_of_the_chosen_optimizer_at_the_ba
     (config,) = phases(load_checked(str(file), []))
     assert (config.optimizer.name, config.optimizer.lr) == ("lamb", pytest.approx(2 * config.batch.global_))
     assert str(config.schedule.warmup) == "0.2"
+    assert (config.optimizer.betas, config.optimizer.lr_scale) == ((0.8, 0.99), {"*.query.weight": 3})
+    assert config.averaging.kind == "ema"
+    assert config.data.sequence_length == 64  # of the config that is planned
     assert "the best of the sweep" in file.read_text()
 
 

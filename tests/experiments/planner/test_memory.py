@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ MASTERS = {
     "zero_optimization": {"reduce_bucket_size": 500_000},
 }
 MUON = {**BERT, "optimizer": {"name": "muon"}}
+FROZEN = {**BERT, "optimizer": {"freeze": ["model.bert.encoder.layer.[0-2].*", "model.bert.embeddings.*"]}}
 SOAP = {**BERT, "optimizer": {"name": "soap", "max_precond_dim": 1024}}  # not of the vocabulary
 ONE = activations.Profile([[3], [1]], [True, False], [], 0.0, 0.0, 0.0)  # one matrix of 3 elements
 RESNET = {"model": {"kind": "cifar-resnet", "depth": 20}, "data": {"kind": "images", "size": 32}}
@@ -57,6 +59,8 @@ CASES = [
     (BERT, {"stage": 2, "precision": "bf16", "activation_checkpointing": True}, 1),
     *((MUON, {"stage": stage, "precision": "bf16"}, 1) for stage in (0, 2, 3)),
     (SOAP, {"stage": 0, "precision": "fp32"}, 1),
+    *((FROZEN, {"stage": stage, "precision": "fp32"}, 1) for stage in (0, 2, 3)),
+    (FROZEN, {"stage": 1, "precision": "bf16"}, 2),
     (RESNET, {"stage": 2, "precision": "fp32"}, 1),
     *((RESNET, {"stage": stage, "precision": "fp32", "deepspeed": {}}, 2) for stage in (1, 2, 3)),  # our own bucket
     *((BERT, {"stage": stage, "precision": "fp32", "deepspeed": {}}, 2) for stage in (1, 2)),  # and our own overlap
@@ -64,8 +68,12 @@ CASES = [
 
 
 @covering(
-    lambda engine, ranks: (
-        (ranks == 2 and (engine["stage"], engine["precision"]) in {(1, "bf16"), (3, "fp32")})
+    lambda model, engine, ranks: (
+        (
+            ranks == 2
+            and (engine["stage"], engine["precision"]) in {(1, "bf16"), (3, "fp32")}
+            and not (model is FROZEN and engine["stage"] == 1)
+        )
         or ("activation_checkpointing" in engine and ranks == 1)
     )
 )
@@ -208,6 +216,26 @@ def test_param_groups_of_a_config_are_measured() -> None:
     groups = activations.measure(config, data_of(config)).groups
     assert len(groups) == 2 * (4 + 2)  # the embeddings, four layers and the head, each with and without weight decay
     assert sum(map(len, groups)) == len(parameter_names(config))
+
+
+def test_frozen_weights_take_memory_and_nothing_else() -> None:
+    config, whole = (validate(config_of(each, stage=0)) for each in (FROZEN, BERT))
+    profile, trained = (activations.measure(each, data_of(each)) for each in (config, whole))
+    frozen = sum(profile.frozen)
+    assert profile.elements + frozen == trained.elements > 2 * profile.elements
+    for stage in range(4):
+        sharding = Sharding.from_config(config, 2, profile.elements, stage, world_size=4)
+        between = memory.resident(profile, sharding, 4)
+        alone = memory.resident(replace(profile, frozen=[]), sharding, 4)
+        kept = sum(n if n < sharding.persistence else 0 for n in profile.frozen) + sum(
+            -(-n // 4) for n in profile.frozen
+        )
+        assert between.parameters - alone.parameters == 4 * (kept if stage == 3 else frozen)
+        assert (between.optimizer, between.gradients) == (alone.optimizer, alone.gradients)
+    # Each fits into the memory that the frozen weights leave.
+    sharding = Sharding.from_config(config, 2, profile.elements, 0)
+    most = memory.largest_micro(replace(profile, frozen=[]), sharding, 1, 10_000, 200 * 2**20)
+    assert memory.largest_micro(profile, sharding, 1, 10_000, 200 * 2**20 + 4 * frozen) == most
 
 
 def test_offloading_is_refused() -> None:

@@ -24,6 +24,8 @@ from tests.experiments.sweep.digits_sweep import ROOT, SWEEP, write
         ({"optimizers": {"a": {"set": {"optimizer.nam": "sgd"}}}}, {}, "did you mean 'name'"),
         ({"space": {"optimizer.lrr": [1.0]}}, {}, "did you mean 'lr'"),
         ({"space": {"optimizer.lr": [1.0, -1.0]}}, {}, "optimizer.lr: -1.0: must be greater than 0"),
+        ({"space": {"optimizer.freeze": [[], ["nope.*"]]}}, {}, "nope.*this pattern matches no parameter"),
+        ({"space": {"schedule": [{"kind": "linear"}, {"kind": "cosin"}]}}, {}, "did you mean 'cosine'"),
         ({"set": {"stop_after": "2 steps"}}, {}, "stop_after: '2 steps': has no effect in a sweep"),
         ({"set": {"evalute.every": "1 steps"}}, {}, r"SWEEP.yaml: set: evalute: .*did you mean 'evaluate'"),
         (
