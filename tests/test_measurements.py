@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -56,28 +58,41 @@ def test_losses_that_are_not_numbers_differ() -> None:
         largest_difference([1.0, 2.0], [1.0])
 
 
-def _result(name: str, rates: list[float], losses: list[float]) -> Result:
-    return Result(name, "BERT", "sequences", False, losses=losses, wall=rates, cpu=rates, operations=10, waits=1)
+MOVED = [1e-3, -1e-3, 5e-4]
+ABOUT = {"rounded_otherwise": {"BERT": [[7.0, 6.9 * 1.001], [7.0, 6.9 * 0.9995]]}}
 
 
-def test_faster_contestant_with_other_losses_is_no_peer() -> None:
+def _result(name: str, rates: list[float], losses: list[float], moved: list[float] = MOVED) -> Result:
+    return Result(
+        name, "BERT", "sequences", False, losses=losses, moved=moved, wall=rates, cpu=rates, operations=10, waits=1
+    )
+
+
+def test_faster_contestant_that_trains_otherwise_gets_no_ratio() -> None:
     reference = _result(REFERENCE, [9.0, 10.0, 11.0], [7.0, 6.9])
-    off = 1 + 1.01 * tables.TOLERANCE
-    cases = {
-        "": _result("a", [20.0, 20.0, 20.0], []),
-        "2.00": _result("b", [20.0, 20.0, 20.0], [7.0, 6.9 * (1 + 0.9 * tables.TOLERANCE)]),
-        "other losses": _result("c", [20.0, 20.0, 20.0], [7.0, 6.9 * off]),
-        "ranges overlap": _result("d", [10.0, 12.0, 12.0], [7.0, 6.9]),
-    }
-    assert tables.ratio(reference, reference) == "1"
-    assert not tables.is_peer(cases[""], reference)
-    for text, result in cases.items():
-        assert tables.ratio(result, reference) == (text or "other losses")
+    fast, same = [20.0, 20.0, 20.0], [7.0, 6.9]
+    amplified = tables.LOSS_FACTOR * 1e-3  # what rounding does to the reference's own losses
+    cases = [
+        ("other losses", _result("none", fast, [])),
+        ("2.00", _result("amplified rounding", fast, [7.0, 6.9 * (1 + 0.99 * amplified)])),
+        ("other losses", _result("more", fast, [7.0, 6.9 * (1 + 1.01 * amplified)])),
+        ("other update", _result("rate of 1 % more", fast, same, [1.01 * m for m in MOVED])),
+        ("2.00", _result("rounding", fast, same, [(1 + 1e-5) * m for m in MOVED])),
+        ("other update", _result("not a number", fast, same, [float("nan"), *MOVED[1:]])),
+        ("other update", _result("cannot be asked", fast, same, [])),
+        ("ranges overlap", _result("slower", [10.0, 12.0, 12.0], same)),
+    ]
+    assert tables.ratio(reference, reference, ABOUT) == "1"
+    for text, result in cases:
+        assert tables.ratio(result, reference, ABOUT) == text, result.contestant
+    # Where rounding does nothing to the reference, its losses have to be met.
+    steady = {"rounded_otherwise": {"BERT": [[7.0, 6.9]]}}
+    assert tables.ratio(cases[1][1], reference, steady) == "other losses"
 
 
 def test_page_has_each_contestant_and_why_others_are_missing() -> None:
     about = {
-        "measured": "2026-11-30, commit x", "machine": "M.", "versions": {}, "rounds": 2, "losses": 2, "quick": True, "tokens": {"BERT": 100.0},
+        "measured": "2026-11-30, commit x", "machine": "M.", "versions": {}, "rounds": 2, "losses": 2, "quick": True, "tokens": {"BERT": 100.0}, **ABOUT,
         "starts": {"a command": 3.0}, "load": "1.0 and 2.0",
     }  # fmt: skip
     results = [
@@ -85,7 +100,7 @@ def test_page_has_each_contestant_and_why_others_are_missing() -> None:
         Result("Composer", "BERT", "sequences", False, problem="`import composer` fails"),
     ]
     text = tables.page(results, about)
-    assert "| BERT | torch DDP | 10 (9 to 11) | 10 (9 to 11) | 1,000 | 1 | 0.0e+00 |" in text
+    assert "| BERT | torch DDP | 10 (9 to 11) | 10 (9 to 11) | 1,000 | 1 | 0.0e+00 | 0.0e+00 |" in text
     assert "Not run: Composer: `import composer` fails" in text
     assert f"- {REFERENCE}: {CONTESTANTS[0].defaults}" in text
     assert "| a command | 3.0 |" in text
@@ -118,16 +133,22 @@ def test_gate_counts_updates_operations_and_reads() -> None:
     batches = uncounted(torch.ones(3) + step for step in range(10))
     gate = Gate(connection)
     gate.save = lambda: saved.append(1)
+    weights = [torch.zeros(2), torch.zeros(2 * 64)]
+    gate.parameters = lambda: weights
     gate.open()
     with pytest.raises(Stop):
         for step in range(10):
             assert (next(batches).sum() - 3 * step).item() == 3
+            if step < 2:  # the updates whose losses are asked for
+                weights[0][0] += 0.5
+                weights[1][2::2] -= 0.25
             gate.after_step(torch.tensor(float(step)))
     kinds = [kind for kind, _ in connection.sent]
     assert kinds == ["ready", "losses", "count", "save", "steps"]
-    answers = dict(connection.sent)
-    assert answers["losses"] == [0.0, 1.0]
-    operations, waits = answers["count"]  # type: ignore[misc]
+    answers: dict[str, Any] = dict(connection.sent)
+    # Of each tensor 64 elements at most, and of the first update alone.
+    assert answers["losses"] == ([0.0, 1.0], [0.5, 0.0, 0.0, *[-0.25] * 63])
+    operations, waits = answers["count"]
     assert operations == 4  # sum, subtract, read, the loss; and not those that make the batch
     assert waits == 1
     assert saved == [1]

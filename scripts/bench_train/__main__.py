@@ -22,7 +22,8 @@ from typing import Any
 from scripts import results_page
 from scripts.bench_train import starts, tables
 from scripts.bench_train.contestants import CONTESTANTS
-from scripts.bench_train.rounds import LOSSES, Budget, Result, compete
+from scripts.bench_train.rounds import Budget, Result, compete, rounded_otherwise
+from scripts.bench_train.shared import STEPS
 from scripts.bench_train.workloads import RANKS, Workload, workloads_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,8 @@ def run(
     taking = {one.name: [c for c in CONTESTANTS if c.takes(one)] for one in found}
     groups = sum(sum(not c.problem() for c in taking[one.name]) for one, _ in pairs)
     budget = Budget(end, rounds * groups, longest=0.2 if quick else 4.0, shortest=0.1 if quick else 0.5)
-    losses = 3 if quick else LOSSES
+    losses = 3 if quick else STEPS
+    others = {one.name: [curve[:losses] for curve in rounded_otherwise(one, folder / "runs", cores)] for one in found}
     results: list[Result] = []
     for index, (one, best) in enumerate(pairs):
         if index and time.monotonic() > end - OVERHEAD * len(taking[one.name]):
@@ -93,7 +95,7 @@ def run(
     )
     return results, {
         "measured": results_page.measured(), "machine": machine, "versions": versions, "rounds": rounds, "losses": losses, "quick": quick,
-        "tokens": {name: count for name, count in tokens.items() if count is not None}, "starts": begun,
+        "rounded_otherwise": others, "tokens": {name: count for name, count in tokens.items() if count is not None}, "starts": begun,
         "load": f"{load[0]:.1f} and {load[1]:.1f}",
     }  # fmt: skip
 

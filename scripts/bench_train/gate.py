@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -51,21 +52,34 @@ class Counts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+SAMPLED = 64  # elements of each tensor
+
+
+def sampled(parameters: Iterable[Tensor]) -> Tensor:
+    """Some elements of each tensor, evenly spaced, in float64."""
+    found = [p.detach().reshape(-1)[:: max(1, p.numel() // SAMPLED)].double() for p in parameters]
+    return torch.cat(found)
+
+
 class Gate:
     """Called by a contestant after each update; answers the coordinator's commands.
 
-    ``("steps", n)``: n updates, timed. ``("losses", n)``: n updates with their losses. ``("count", n)``: n updates with their
-    operations. ``("save",)``: a checkpoint, timed. ``("stop",)``.
+    ``("steps", n)``: n updates, timed. ``("losses", n)``: n updates with their losses, and how far the first one has
+    moved the weights. ``("count", n)``: n updates with their operations. ``("save",)``: a checkpoint, timed. ``("stop",)``.
 
     Attributes:
+        parameters: yields the weights, in the model's order; None: they cannot be read.
         save: saves a checkpoint; None: it cannot be asked to.
     """
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
+        self.parameters: Callable[[], Iterable[Tensor]] | None = None
         self.save: Callable[[], None] | None = None
         self._kind, self._left = "", 0
         self._losses: list[Any] = []
+        self._before: Tensor | None = None  # the first update of those whose losses are asked for
+        self._moved: list[float] = []
         self._counts: Counts | None = None
         self._wall = self._cpu = 0.0
 
@@ -82,6 +96,8 @@ class Gate:
         """
         if self._kind == "losses":
             self._losses.append(loss)
+            if self._before is not None and self.parameters is not None:
+                self._moved, self._before = (sampled(self.parameters()) - self._before).tolist(), None
         self._left -= 1
         if self._left > 0:
             return
@@ -91,7 +107,7 @@ class Gate:
             answer: Any = (self._counts.operations, self._counts.waits)
             self._counts = None
         elif self._kind == "losses":
-            answer = [float(loss) for loss in self._losses]
+            answer = [float(loss) for loss in self._losses], self._moved
         else:
             answer = (wall, cpu)
         self.connection.send((self._kind, answer))
@@ -109,7 +125,9 @@ class Gate:
                 self.save()
             self.connection.send(("save", None if self.save is None else time.perf_counter() - began))
         self._left = rest[0]
-        self._losses = []
+        self._losses, self._moved = [], []
+        if self._kind == "losses" and self.parameters is not None:
+            self._before = sampled(self.parameters())
         if self._kind == "count":
             self._counts = Counts()
             self._counts.__enter__()

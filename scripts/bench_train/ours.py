@@ -33,6 +33,7 @@ def run(setup: Setup, gate: Gate) -> None:
 
     def started(self: PhaseLoop) -> None:
         gate.save = self.save
+        gate.parameters = self.engine.task.parameters
         gate.open()
         start(self)
 

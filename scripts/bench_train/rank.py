@@ -25,11 +25,11 @@ def run(
 
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    from scripts.bench_train.contestants import CONTESTANTS
+    from scripts.bench_train.contestants import CONTESTANTS, ROUNDED_OTHERWISE
     from scripts.bench_train.gate import serve
     from scripts.bench_train.shared import Setup
 
-    contestant = next(one for one in CONTESTANTS if one.name == name)
+    contestant = next(one for one in (*CONTESTANTS, ROUNDED_OTHERWISE) if one.name == name)
     setup = Setup(raw, Path(folder), best)
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
         serve(lambda gate: contestant.load()(setup, gate), connection)

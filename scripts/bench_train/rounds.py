@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench_train import rank
-from scripts.bench_train.contestants import Contestant
+from scripts.bench_train.contestants import ROUNDED_OTHERWISE, Contestant
+from scripts.bench_train.shared import PERTURBATIONS, STEPS
 from scripts.bench_train.workloads import RANKS, Workload
 
-LOSSES = 20
 PATIENCE = 120.0  # seconds for an answer; importing and building on a busy machine are the longest
 
 
@@ -28,6 +28,8 @@ class Result:
     """What one contestant has shown on one workload.
 
     Attributes:
+        losses: of the first updates, over all ranks.
+        moved: how far the first update has moved some of the weights.
         wall, cpu: samples per second, and per second of a core, in each round.
         operations, waits: per micro-batch of a rank.
         save: seconds that a checkpoint stops the training for.
@@ -39,6 +41,7 @@ class Result:
     best: bool
     problem: str = ""
     losses: list[float] = field(default_factory=list)
+    moved: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     operations: float | None = None
@@ -129,7 +132,7 @@ class Budget:
 
 
 def compete(
-    workload: Workload, contestants: list[Contestant], best: bool, folder: Path, cores: list[int], rounds: int, budget: Budget, losses: int = LOSSES,
+    workload: Workload, contestants: list[Contestant], best: bool, folder: Path, cores: list[int], rounds: int, budget: Budget, losses: int = STEPS,
 ) -> list[Result]:  # fmt: skip
     """One workload under one set of flags. A contestant that fails keeps what it has shown, and the others go on."""
     results = {one.name: Result(one.name, workload.name, workload.unit, best, one.problem()) for one in contestants}
@@ -153,7 +156,7 @@ def compete(
             began = time.monotonic()
             answers = attempt(name, "losses", losses)
             if answers is not None:
-                results[name].losses = [sum(values) / len(values) for values in zip(*answers, strict=True)]
+                results[name].losses, results[name].moved = _mean([curve for curve, _ in answers]), answers[0][1]
                 slowest = max(slowest, (time.monotonic() - began) / losses)
         draw = random.Random(workload.name)
         steps = max(1, round(budget.seconds() / max(slowest, 1e-6)))
@@ -176,3 +179,22 @@ def compete(
         for group in groups.values():
             group.close()
     return list(results.values())
+
+
+def rounded_otherwise(workload: Workload, folder: Path, cores: list[int]) -> list[list[float]]:
+    """Losses of torch DDP from weights that are 1 ulp larger in part: what rounding alone does to this workload.
+
+    Raises:
+        Failed: with what a rank has raised.
+    """
+    group = Group(ROUNDED_OTHERWISE, workload, False, folder / "rounded-otherwise", cores)
+    try:
+        group.answers("ready")
+        return [_mean([curve for curve, _ in group.ask("losses", STEPS)]) for _ in range(PERTURBATIONS)]
+    finally:
+        group.close()
+
+
+def _mean(curves: list[list[float]]) -> list[float]:
+    """The mean over ranks of each loss."""
+    return [sum(values) / len(values) for values in zip(*curves, strict=True)]

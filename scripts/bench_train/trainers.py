@@ -58,6 +58,7 @@ def hf_trainer(setup: Setup, gate: Gate) -> None:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             gate.after_step(losses[0])
 
+    gate.parameters = model.parameters
     set_seed(setup.config.seed)
     Gated(model=model, args=arguments, train_dataset=_Batches(batches), callbacks=[Callback()]).train()
 
@@ -70,6 +71,7 @@ def timm_step(setup: Setup, gate: Gate) -> None:
     model = torch.nn.parallel.DistributedDataParallel(setup.task())
     optimizer = factory(model, opt="adamw", lr=LR, weight_decay=0.0, **({"fused": True} if setup.best else {}))
     batches = setup.batches()
+    gate.parameters = model.parameters
     gate.open()
     while True:
         loss = model(**next(batches))[0].mean()
@@ -104,6 +106,7 @@ def composer(setup: Setup, gate: Gate) -> None:
             gate.after_step(state.loss)
 
     model = Model()
+    gate.parameters = model.parameters
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=setup.best or None)
     package.Trainer(
         model=model, optimizers=optimizer, train_dataloader=DataLoader(_Batches(setup.batches), batch_size=None),
