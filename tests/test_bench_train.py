@@ -48,4 +48,5 @@ def test_contestants_train_with_the_same_losses(tmp_path: Path) -> None:
         assert result["operations"] > 100
     text = page.read_text()
     assert "Everyone's defaults" in text
-    assert "other losses" not in text and "other update" not in text
+    assert "other losses" not in text
+    assert "other update" not in text
