@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         help="overrides, as in optimizer.lr=2e-3 batch.global=4096",
     )
     arguments = parser.parse_args(argv)
+    libraries.use_huge_pages()
     signals.listen()
     log.setup()
     _raise_open_files_limit()

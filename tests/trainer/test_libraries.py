@@ -38,6 +38,19 @@ import_deepspeed()
 import mlflow
 """
 
+# Page faults of a tensor of 64 MiB in a rank. Its config is refused before it trains.
+FAULTS = """
+import resource
+from bellwether.trainer import __main__ as rank
+assert rank.main(["there-is-no-such.yaml"]) == 2
+import torch
+torch.ones(2**22)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 
 def python(code: str, *arguments: str, **environment: str) -> Any:
     done = subprocess.run(
@@ -79,3 +92,12 @@ def test_deepspeed_does_not_import_mlflow(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     version = python(MLFLOW, PYTHONPATH=path).stdout.split()[-1]
     assert version != "none"  # DeepSpeed was there already, complete, when the last line imported it
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="this kernel has no transparent huge pages"
+)
+def test_large_tensors_of_a_rank_are_in_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    assert int(python(FAULTS).stdout) < 64 * 2**20 / 4096 / 2  # of pages of 4 KiB there are 16,384
+    assert int(python(FAULTS, THP_MEM_ALLOC_ENABLE="0").stdout) > 16_000  # who sets it has his way
