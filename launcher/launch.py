@@ -279,12 +279,9 @@ def check_split(config: Config, processes: int) -> None:
     Raises:
         ConfigError: naming the nearest batches that work.
     """
-    expected = config.engine.world_size
-    if expected is not None and expected != processes:
-        fix = "correct it, or change --nodes and --gpus-per-node"
-        raise ConfigError("engine.world_size", expected, f"{processes} processes would be started", fix)
-    from bellwether.trainer.phases import splits
+    from bellwether.trainer.phases import check_world_size, splits
 
+    check_world_size(config, processes, "change --nodes and --gpus-per-node")
     splits(phases(config), processes)
 
 

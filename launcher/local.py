@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bellwether.launcher import console
 from bellwether.trainer import existing_run, run_paths
 from bellwether.trainer.config import Config, ConfigError, load, phases
-from bellwether.trainer.phases import splits
+from bellwether.trainer.phases import check_world_size, splits
 from bellwether.trainer.report.summary import summary
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ def train(config: str, overrides: Sequence[str], nproc: int | None) -> int:
     console.setup()
     checked = load(config, overrides)
     nproc = _process_count(checked, nproc)
+    check_world_size(checked, nproc, f"write --nproc {checked.engine.world_size}")
     splits(phases(checked), nproc)
     existing_run.check_early(checked)
     if existing_run.is_complete(checked):

@@ -133,6 +133,18 @@ def splits(phases: Sequence[Config], world_size: int) -> list[tuple[Split, ...]]
     ]
 
 
+def check_world_size(config: Config, processes: int, change: str) -> None:
+    """Refuse another number of processes than the config requires, before they are started.
+
+    Args:
+        change: what else the user can change.
+    """
+    expected = config.engine.world_size
+    if expected is not None and expected != processes:
+        problem = f"{processes} process{'' if processes == 1 else 'es'} would be started"
+        raise ConfigError("engine.world_size", expected, problem, f"correct it, or {change}")
+
+
 def plan(phases: Sequence[Config], world_size: int, epochs: Sequence[int]) -> list[Phase]:
     """The phases of a run in numbers.
 

@@ -15,7 +15,7 @@ from bellwether.launcher.launch import LaunchRequest
 from bellwether.trainer.config import ConfigError, ConfigErrors, phases
 from bellwether.trainer.config.key_paths import COMMAND_LINE
 from bellwether.trainer.config.schema import PATTERNS
-from bellwether.trainer.phases import splits
+from bellwether.trainer.phases import check_world_size, splits
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ def check(sweep: Sweep, path: str, processes: int | None) -> None:
     if base.stop_after is not None:
         advice = "remove it: duration is the budget of a trial"
         raise ConfigError("stop_after", str(base.stop_after), "has no effect in a sweep", advice, sweep.config)
+    if processes is not None:
+        check_world_size(base, processes, f"write processes: {base.engine.world_size}")
     for optimizer, variant in sweep.optimizers.items():
         for batch in sweep.batches:
             with _errors_in(f"{path}: optimizers.{optimizer} at batch {batch}"):

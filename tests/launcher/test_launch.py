@@ -113,6 +113,18 @@ def test_invalid_options_and_configs_are_refused(
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("command", ["train", "lr-find"])
+def test_number_of_processes_is_compared_before_any_is_started(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [CONFIG, f"runs={tmp_path}/runs", "engine.world_size=4", "engine.device=cpu", "--nproc", "2"]
+    assert cli.main([command, *arguments]) == 2
+    assert (
+        "engine.world_size: 4: 2 processes would be started; correct it, or write --nproc 4" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("where", ["local", "slurm", "mpi"])
 def test_run_directory_of_another_config_is_refused_before_anything_is_submitted(
     where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

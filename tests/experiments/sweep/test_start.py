@@ -26,6 +26,11 @@ from tests.experiments.sweep.digits_sweep import ROOT, SWEEP, write
         ({"space": {"optimizer.lr": [1.0, -1.0]}}, {}, "optimizer.lr: -1.0: must be greater than 0"),
         ({"space": {"optimizer.freeze": [[], ["nope.*"]]}}, {}, "nope.*this pattern matches no parameter"),
         ({"space": {"schedule": [{"kind": "linear"}, {"kind": "cosin"}]}}, {}, "did you mean 'cosine'"),
+        (
+            {"set": {"engine.world_size": 4}, "processes": 2},
+            {},
+            "world_size: 4: 2 processes would .* write processes: 4",
+        ),
         ({"set": {"stop_after": "2 steps"}}, {}, "stop_after: '2 steps': has no effect in a sweep"),
         ({"set": {"evalute.every": "1 steps"}}, {}, r"SWEEP.yaml: set: evalute: .*did you mean 'evaluate'"),
         (
