@@ -46,6 +46,8 @@ def show(paths: Sequence[str], target: str | None, by: By, output: str | None, a
     Raises:
         ConfigError: if a sweep cannot be read, has no target, or there is nothing to compare.
     """
+    if output is not None and Path(output).suffix.lower() != ".png":
+        raise ConfigError("--output", output, "does not end in .png, and is a picture", f"write {PICTURE}")
     cells: dict[str, Sequence[Cell]] = {}
     time: dict[int, float] = {}
     for each in map(Path, paths):

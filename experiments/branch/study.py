@@ -91,20 +91,24 @@ class Study:
         """Train the branches that are not finished, one after the other. Returns the exit status of the first that was stopped, or 0."""
         branches = list(self.branches())
         for number, (point, factor, seed) in enumerate(branches, 1):
+            config = validate(point.branch(self.base, factor, seed, self.rule, self.folder))
+            file = self.folder / f"{config.name}.yaml"
             if self.loss(point, factor, seed) is not None:
+                self._clear(file)
                 continue
             tell(
                 f"branch {number} of {len(branches)}: step {point.step:,}, batch {factor * point.batch:,}, seed {seed}"
             )
-            config = validate(point.branch(self.base, factor, seed, self.rule, self.folder))
-            file = self.folder / f"{config.name}.yaml"
             run_paths.publish(file, to_yaml(config))
             if status := train(file):
                 return status
-            file.unlink()
-            # The next branch starts from the base's checkpoint, and these may be large.
-            shutil.rmtree(self.folder / config.name / "checkpoints", ignore_errors=True)
+            self._clear(file)
         return 0
+
+    def _clear(self, file: Path) -> None:
+        """Delete what a finished branch does not need any more: the next one starts from the base's checkpoint, and these may be large."""
+        file.unlink(missing_ok=True)
+        shutil.rmtree(file.with_suffix("") / "checkpoints", ignore_errors=True)
 
     def loss(self, point: Point, factor: int, seed: int) -> float | None:
         """The held-out loss at the end of a branch, infinite if it diverged; None if it is not finished."""

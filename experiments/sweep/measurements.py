@@ -134,6 +134,8 @@ def read(path: str | Path, key: str = "FILE") -> list[Trial]:
         ConfigError: naming the file and what is wrong with it.
     """
     path = Path(path)
+    if not path.exists():
+        raise ConfigError(key, str(path), "does not exist", "give a .csv or .parquet file, or a sweep's directory")
     try:
         if _kind(path) == ".csv":
             with open(path, newline="", encoding="utf-8-sig") as stream:
@@ -238,6 +240,7 @@ def _rows(trial: Trial) -> list[dict[str, Any]]:
 
 
 def _kind(path: Path) -> str:
+    """The suffix of a table, which need not exist."""
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise ConfigError("FILE", str(path), "has an unknown suffix", "use .csv or .parquet")
     return path.suffix.lower()

@@ -217,6 +217,19 @@ def test_what_cannot_be_compared_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_picture_is_not_written_over_a_table_and_a_missing_sweep_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stored(tmp_path / "sweep", raced(CLEAR)) / "measurements.csv"
+    before = path.read_bytes()
+    assert cli.main(["compare", str(path.parent), "--output", str(path)]) == 2
+    assert "--output" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    for name in ("none", "none.csv"):
+        assert cli.main(["compare", str(tmp_path / name)]) == 2
+        assert f"'{tmp_path / name}': does not exist" in capsys.readouterr().err
+
+
 def test_report_of_a_sweep_ranks_its_optimizers(tmp_path: Path) -> None:
     path = stored(tmp_path / "sweep", raced(CLEAR))
     page = report.write(path, report.load(path)).read_text()

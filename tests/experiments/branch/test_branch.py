@@ -121,6 +121,22 @@ def test_what_cannot_be_branched_is_refused(tmp_path: Path) -> None:
         prepare(BranchRequest(str(run), [2], window="256 samples"))
 
 
+def test_what_a_command_killed_after_a_branch_has_left_is_deleted(tmp_path: Path) -> None:
+    """Each of them holds a whole checkpoint."""
+    study, _ = prepare(BranchRequest(str(run_of(tmp_path)), [2], window="256 samples", at=[10], seeds=1))
+    for point, factor, _ in study.branches():
+        branch = study.folder / f"step-{point.step:08d}-x{factor}-seed-0"
+        metrics = Metrics(branch)
+        metrics.write("eval", step=20, samples=point.samples + point.window, phase=0, loss=4.0)
+        metrics.close()
+        (branch / "checkpoints" / "step-00000020").mkdir(parents=True)
+        branch.with_name(f"{branch.name}.yaml").touch()
+    assert study.train(lambda file: pytest.fail(f"{file} is trained again"), print) == 0
+    assert not list(study.folder.rglob("checkpoints"))
+    assert [path.name for path in study.folder.iterdir() if path.is_file()] == ["study.json"]
+    assert len(study.results()) == 1
+
+
 def test_factors_of_less_than_two_steps_are_left_out_and_named(tmp_path: Path) -> None:
     study, notes = prepare(BranchRequest(str(run_of(tmp_path)), [2, 4, 16], window="256 samples"))
     assert study.factors_at(study.points[0]) == [1, 2, 4]
