@@ -38,6 +38,10 @@ CHANGEABLE = (
 )
 
 
+# Mappings whose first entry counts: the pattern that matches first, the held-out set that decides.
+_ORDERED = ("optimizer.lr_scale", "data.validation")
+
+
 def check(config: Config) -> None:
     """Check that the run directory of a config is its own, or holds no run yet.
 
@@ -133,10 +137,12 @@ def _upgrade(raw: dict[str, Any]) -> dict[str, Any]:
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     """Leaves by key path, without those that may change (in phases too)."""
     key = re.sub(r"^phases\[\d+\]\.", "", path)
-    if key == "optimizer.lr_scale" and isinstance(
-        value, dict
-    ):  # the first pattern that matches holds: the order counts
-        return {path: [f"{pattern}: {factor:g}" for pattern, factor in value.items()]}
+    if key in _ORDERED and isinstance(value, dict):
+        return {
+            path: [
+                f"{name}: {each:g}" if isinstance(each, float) else f"{name}: {each}" for name, each in value.items()
+            ]
+        }
     if any(key == changeable or key.startswith(f"{changeable}.") for changeable in CHANGEABLE):
         return {}
     if isinstance(value, dict) and (value or not path):

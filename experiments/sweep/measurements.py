@@ -14,7 +14,8 @@ All columns but the last two lines of this list have the same value in all rows 
 ``processes``                  number of processes of the run
 ``seconds``                    wall time of the run
 ``run``                        its directory, relative to the table; empty if there is none
-``parameter/KEY``              what the sweep set, by key path of the config: ``parameter/optimizer.lr``
+``parameter/KEY``              what the sweep set, by key path of the config: ``parameter/optimizer.lr``; null: it set the
+                               key to null; empty: it did not set it
 ``step``, ``samples``          position of the measurement in the run; empty for a trial without measurements
 ``train/NAME``, ``val/NAME``   the measured values: ``train/loss``, ``val/loss``, ``val/accuracy``, ...
 ============================== ===========================================================================================
@@ -46,6 +47,7 @@ _HEAD = (
 _NEEDED = ("trial", "batch_size", "step")
 _SPLITS = ("train/", "val/", "test/")
 _PARAMETER = "parameter/"
+_NULL = "null"
 _TARGET = re.compile(r"^\s*([\w/.-]+)\s*(<=|>=)\s*([-+.\w]+)\s*$")
 
 
@@ -193,10 +195,15 @@ def _trial(number: int, rows: list[dict[str, Any]], path: str, key: str) -> Tria
     return Trial(
         number, str(head.get("dataset") or ""), str(head.get("model") or ""), str(head.get("optimizer") or ""),
         int(batch), int(head.get("seed") or 0), status,
-        convert_paths({k[len(_PARAMETER) :]: v for k, v in head.items() if k.startswith(_PARAMETER) and v is not None}),
+        convert_paths(_parameters(head)),
         sorted(measurements, key=lambda m: m["step"]), epoch=head.get("epoch"), processes=int(head.get("processes") or 1),
         seconds=float(head.get("seconds") or 0.0), run=str(head.get("run") or ""),
     )  # fmt: skip
+
+
+def _parameters(head: Mapping[str, Any]) -> dict[str, Any]:
+    given = {k.removeprefix(_PARAMETER): v for k, v in head.items() if k.startswith(_PARAMETER) and v is not None}
+    return {key: None if value == _NULL else value for key, value in given.items()}
 
 
 def _check_head(number: int, rows: list[dict[str, Any]], path: str, key: str) -> None:
@@ -233,7 +240,7 @@ def measurement(row: Mapping[str, Any], batch: float) -> dict[str, float]:
 def _rows(trial: Trial) -> list[dict[str, Any]]:
     head = {name: getattr(trial, name) for name in _HEAD}
     head |= {
-        _PARAMETER + key: str(value) if isinstance(value, list | dict) else value
+        _PARAMETER + key: _NULL if value is None else str(value) if isinstance(value, list | dict) else value
         for key, value in trial.parameters.items()
     }
     return [{**head, **measurement} for measurement in trial.measurements] or [head]

@@ -110,6 +110,15 @@ def test_other_order_of_patterns_is_another_config(config: Config) -> None:
             rundir.prepare(changed(config, optimizer={"lr": 1e-3, "lr_scale": other}))
 
 
+def test_other_order_of_held_out_sets_is_another_config(config: Config) -> None:
+    """The first one decides which checkpoint is the best."""
+    sets = {"matched": "a.txt", "mismatched": "b.txt"}
+    prepared(changed(config, data={"kind": "text", "validation": sets}))
+    rundir.prepare(changed(config, data={"kind": "text", "validation": sets}))[1].close()
+    with pytest.raises(ConfigErrors, match=r"data\.validation: \['mismatched: b.txt', 'matched: a.txt'\]"):
+        rundir.prepare(changed(config, data={"kind": "text", "validation": dict(reversed(sets.items()))}))
+
+
 def test_run_of_a_version_without_the_keys_of_groups_resumes(config: Config) -> None:
     file = prepared(config) / "config.yaml"
     raw = yaml.safe_load(file.read_text())

@@ -28,7 +28,8 @@ TRIALS = [
     ),
     Trial(1, "digits", "cifar-resnet-8", "lamb", 64, 2, "pruned", {"optimizer.lr": 1e-2}, [], run="trials/b"),
     Trial(
-        2, "digits", "cifar-resnet-8", "sgd", 128, 1, "diverged", {"optimizer.nesterov": True, "optimizer.momentum": 0.9},
+        2, "digits", "cifar-resnet-8", "sgd", 128, 1, "diverged",
+        {"optimizer.nesterov": True, "optimizer.momentum": 0.9, "optimizer.layer_decay": None},
         [{"step": 1, "samples": 128, "train/loss": math.inf}],
     ),
 ]  # fmt: skip
