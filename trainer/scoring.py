@@ -7,10 +7,13 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bellwether.trainer import run_paths
 from bellwether.trainer.config import ConfigError
+
+if TYPE_CHECKING:
+    from bellwether.trainer.inference import ImageClassifier, Predictor
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,7 @@ _SUFFIXES = {
     "ForSequenceClassification": (".jsonl", ".csv", ".tsv", ".parquet"),
     "ForTokenClassification": (".jsonl", ".txt", ".parquet"),
     "ForQuestionAnswering": (".jsonl", ".json", ".csv", ".tsv", ".parquet"),
+    "ForImageClassification": (".jsonl", ".csv", ".tsv", ".parquet"),
 }
 
 
@@ -78,7 +82,7 @@ def predict(
     device: str,
     empty_answers: bool | None = None,
 ) -> int:
-    """Write the predictions for a file of texts, sentences or questions. Returns the exit status for the shell.
+    """Write the predictions for a file of texts, sentences or questions, or for images. Returns the exit status for the shell.
 
     Args:
         empty_answers: whether a question answering model may find that a text has no answer; None: if it was trained on such texts.
@@ -89,11 +93,11 @@ def predict(
     from bellwether.trainer import inference
 
     folder, file = Path(model).expanduser(), Path(output).expanduser()
-    task = inference.task_of(folder, inference.PREDICTORS)
+    task = inference.task_of(folder, _SUFFIXES)
     if task is None:
         inference.export_of(folder)
-        advice = "name a sequence classifier, a token classifier or a question answering model"
-        raise ConfigError("RUN_OR_FOLDER", model, "holds no model fine-tuned on text", advice)
+        advice = "name a classifier of texts, words or images, or a question answering model"
+        raise ConfigError("RUN_OR_FOLDER", model, "holds no model that was fine-tuned to predict something", advice)
     suffix = file.suffix.lower()
     if suffix not in _SUFFIXES[task]:
         advice = f"write one of {', '.join(_SUFFIXES[task])}"
@@ -102,7 +106,7 @@ def predict(
         )
     if file.exists():
         raise ConfigError("--output", output, "exists", "name a new file")
-    predictor = inference.PREDICTORS[task].load(folder, data, **columns)
+    predictor = _predictor(task, folder, data, columns)
     if empty_answers is not None:
         if not isinstance(predictor, inference.QuestionAnswerer):
             raise ConfigError("--empty-answers", None, "this model answers no questions", "leave it out")
@@ -112,6 +116,17 @@ def predict(
         _write(partial, suffix, rows)
     print(f"{len(rows):,} predictions: {file}")
     return 0
+
+
+def _predictor(task: str, folder: Path, data: str, columns: Mapping[str, object]) -> Predictor | ImageClassifier:
+    from bellwether.trainer import inference
+
+    if task != inference.ImageClassifier.architecture:
+        return inference.PREDICTORS[task].load(folder, data, **columns)
+    if columns:
+        option = f"--{next(iter(columns)).replace('_', '-')}"
+        raise ConfigError(option, None, "this model classifies images, which are files", "leave it out")
+    return inference.ImageClassifier.load(folder, data)
 
 
 def _device(name: str) -> str:

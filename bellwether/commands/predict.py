@@ -1,4 +1,4 @@
-"""``bellwether predict``: the predictions of a fine-tuned model for a file of texts, sentences or questions."""
+"""``bellwether predict``: the predictions of a trained model for texts, sentences, questions or images."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from bellwether.commands.evaluate import add_model, columns
 def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "predict",
-        help="predictions of a fine-tuned model for a file of texts, sentences or questions",
+        help="predictions of a trained model for texts, sentences, questions or images",
         description="Write a row for each row of a file, in its order. Of texts: the text, the predicted class with its probability, or "
-        "the predicted number. Of lists of words: a tag for each word. Of questions: the answer, its score and where in the text it is.",
+        "the predicted number. Of lists of words: a tag for each word. Of questions: the answer, its score and where in the text it is. "
+        "Of a run on images: for each image of a folder, glob or file, sorted by path, the predicted class with its probability.",
     )
     add_model(parser)
     parser.add_argument(
-        "--data", metavar="FILE", required=True, help="data of the kind that it was trained on, with or without labels"
+        "--data",
+        metavar="FILE",
+        required=True,
+        help="data of the kind that it was trained on, with or without labels; images: files, as a folder or a glob",
     )
     parser.add_argument(
         "--output",
         metavar="FILE",
         required=True,
-        help="a new .jsonl or .parquet file; of texts and answers also .csv or .tsv, of words .txt as CoNLL-2003, of "
+        help="a new .jsonl or .parquet file; of texts, answers and images also .csv or .tsv, of words .txt as CoNLL-2003, of "
         "questions .json as the official script of SQuAD reads it",
     )
     parser.add_argument(

@@ -181,12 +181,9 @@ class ImageSamples:
             problem = f"cannot be decoded any more: {error}"
             raise ConfigError(self.key, self.encoded.name(row), problem, "restore the file") from error
         with self.timed("crop and resize"):
-            if self.config.crop != "resized":
-                return augment.resized(image, self.config.size)
+            if not self.train or self.config.crop != "resized":
+                return held_out_pixels(image, self.config)
             width, height = image.size
-            if not self.train:
-                central = augment.central_crop_box(width, height, self.config.test_crop)
-                return augment.resized(image, self.config.held_out_size, central)
             box = augment.random_crop_box(width, height, key)
             if pixels is not None:
                 return jpeg.resized_crop(pixels, self.config.size, box)
@@ -208,6 +205,13 @@ class ImageSamples:
     def _is_fast(self, row: int) -> bool:
         """Whether the fast decoder is asked for, and gives Pillow's pixels for this image."""
         return self.config.decoder == "simplejpeg" and self.config.channels == 3 and bool(self._plain[row])
+
+
+def held_out_pixels(image: Image.Image, config: ImageData) -> npt.NDArray[np.uint8]:
+    """A decoded image as evaluation sees it, before it is normalized: uint8 [S, S, C]."""
+    if config.crop != "resized":
+        return augment.resized(image, config.size)
+    return augment.resized(image, config.held_out_size, augment.central_crop_box(*image.size, config.test_crop))
 
 
 @dataclass

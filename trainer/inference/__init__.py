@@ -1,6 +1,7 @@
 """A trained model without an engine, in one process: its loss, its scores and its predictions on labelled or unlabelled data."""
 
 from bellwether.trainer.inference.exported import export_of, held_out_of, task_of
+from bellwether.trainer.inference.images import ImageClassifier
 from bellwether.trainer.inference.predictor import Predictor, Results
 from bellwether.trainer.inference.questions import QuestionAnswerer
 from bellwether.trainer.inference.runs import results_of_run
@@ -9,6 +10,7 @@ from bellwether.trainer.inference.words import WordTagger
 
 __all__ = [
     "PREDICTORS",
+    "ImageClassifier",
     "Predictor",
     "QuestionAnswerer",
     "Results",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from bellwether.trainer.config import ConfigError, load
+from bellwether.trainer.config import ConfigError, load, phases
 from bellwether.trainer.config.schema.data import DataConfig
 
 
@@ -64,6 +64,12 @@ def held_out_of(folder: Path) -> str | None:
     # Formats of other names, and splits of a hub, are read as the run's config says.
     is_file = isinstance(data.validation, str) and data.format == "auto" and data.is_local()
     return str(data.validation) if is_file else None
+
+
+def last_data_of(folder: Path) -> DataConfig | None:
+    """The section ``data`` of the last phase of the run that a folder belongs to; None if it belongs to none."""
+    run = run_of(folder)
+    return None if run is None else phases(load(run / "config.yaml", quiet=True))[-1].data
 
 
 def load_model(folder: Path, export: Path, auto_class: str) -> Any:
