@@ -353,8 +353,14 @@ def _launch(
                 sums,
                 **c.scalars()._asdict(),
                 **constants,
+                num_warps=warps(constants["VECTOR"]),
                 enable_fp_fusion=False,  # rounds as the other kernels do; memory is the bottleneck, so it costs nothing
             )
+
+
+def warps(vector: int) -> int:
+    """Warps of a program. Where elements are read one by one, 16 for each thread are so many registers that some are spilled."""
+    return 4 if vector > 1 else 8
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -44,7 +44,7 @@ SCRIPT = """
                  "VECTOR": vector, **dict(zip(("W", "G", "M", "V", "TOP"), dtypes))}
         signature = {n: "constexpr" if n in fixed else pointers.get(n, "fp32") for n in kernel._pass.arg_names}
         source = ASTSource(kernel._pass, signature=signature, constexprs=fixed)
-        code = compile(source, GPUTarget("cuda", capability, 32), {"enable_fp_fusion": False}).asm["ptx"]
+        code = compile(source, GPUTarget("cuda", capability, 32), {"enable_fp_fusion": False, "num_warps": kernel.warps(vector)}).asm["ptx"]
         with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
             file.write(code)
             file.flush()
