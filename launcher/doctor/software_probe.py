@@ -40,14 +40,22 @@ _IMPORTS = """
 import json, os, sys, time, warnings
 warnings.simplefilter("ignore")
 facts = {"imports": {}}
+def queued():  # seconds that this thread was ready to run and had no core: other work on the machine says nothing of its files
+    try:
+        with open("/proc/thread-self/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+def took(start):
+    return round(time.perf_counter() - queued() - start, 2)
 def take(name):
-    start = time.perf_counter()
+    start = time.perf_counter() - queued()
     try:
         return __import__(name)
     except BaseException as error:
         facts["imports"][name] = f"{type(error).__name__}: {error}"
     finally:
-        facts["imports"].setdefault(name, round(time.perf_counter() - start, 2))
+        facts["imports"].setdefault(name, took(start))
         print("\\n" + sys.argv[1] + json.dumps(facts), flush=True)
 if torch := take("torch"):
     cuda = torch.cuda.is_available()
@@ -65,7 +73,7 @@ def imports(limit: float) -> Facts:
         limit: seconds for both imports together.
 
     Returns:
-        ``imports``: by package, the seconds it took or its error; ``gpu``: the number of GPUs that torch sees and its
+        ``imports``: by package, the seconds it took, without those in which other processes had the cores, or its error; ``gpu``: the number of GPUs that torch sees and its
         CUDA version, if torch can be imported.
     """
     try:
