@@ -83,7 +83,11 @@ def test_bf16_weights_and_other_groups_resume(ranks: Ranks, workspace: Path, sta
     engine = {"stage": stage, "precision": "bf16", "deepspeed": {"bf16": {"bf16_master_weights_and_grads": True}}}
     scaled = {"layer_decay": 0.5, "lr_scale": {"*.cls.*": 2.0}, "exclude": ["*.position_embeddings.*"]}
     raw = text(
-        workspace, f"bf16-{stage}", duration="6 steps", engine=engine, optimizer={**SIXTEEN_BITS[stage], **scaled}
+        workspace,
+        f"sixteen-bits-{stage}",
+        duration="6 steps",
+        engine=engine,
+        optimizer={**SIXTEEN_BITS[stage], **scaled},
     )
     ranks.run(run_config, raw)
     halves = {**raw, "name": f"{raw['name']}-halves"}
@@ -108,7 +112,7 @@ def test_bf16_weights_and_other_groups_resume(ranks: Ranks, workspace: Path, sta
     assert max(line["lr"] for line in train_lines(raw)) <= peak, "that of parameters without a factor is logged"
     # Other groups, with fp32 master weights, at another stage.
     plain = {key: SIXTEEN_BITS[stage][key] for key in ("name", "lr")}
-    other = text(workspace, f"bf16-{stage}-other", duration="6 steps", optimizer=plain, resume=str(middle))
+    other = text(workspace, f"sixteen-bits-{stage}-other", duration="6 steps", optimizer=plain, resume=str(middle))
     ranks.run(run_config, other)
     assert [line["step"] for line in train_lines(other)] == [4, 5, 6]
     assert losses(other)[-1] < losses(raw)[0]
