@@ -141,7 +141,7 @@ def _attempts(run: Path) -> list[dict[str, Any]]:
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # a record that cannot be read must not fail a run that has ended
         for text in file.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 line = json.loads(text)
