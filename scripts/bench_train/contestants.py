@@ -48,9 +48,8 @@ class Contestant:
 
 
 REFERENCE = "torch DDP"
-ROUNDED_OTHERWISE = Contestant(
-    "torch DDP rounded otherwise", "loops:rounded_otherwise", "", ""
-)  # takes part in no round
+# Takes part in no round.
+ROUNDED_OTHERWISE = Contestant("torch DDP rounded otherwise", "loops:rounded_otherwise", "", "")
 CONTESTANTS = [
     Contestant(REFERENCE, "loops:ddp", "the masked head, AdamW(fused=True)", "gradient_as_bucket_view=True, static_graph=True"),
     Contestant("Bellwether", "ours:run", "none",

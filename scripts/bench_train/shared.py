@@ -20,10 +20,8 @@ from bellwether.trainer.data.sampling import fold_in
 from scripts.bench_train.gate import uncounted
 
 LR, CLIP = 1e-3, 1.0
-STEPS, PERTURBATIONS = (
-    20,
-    2,
-)  # updates whose losses are compared, and runs of as many from weights that are 1 ulp larger
+STEPS = 20  # updates whose losses are compared
+PERTURBATIONS = 2  # runs of as many updates from weights that are 1 ulp larger
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -58,26 +58,24 @@ def found_only() -> Iterator[None]:
         _BUILDS.reset(token)
 
 
-@contextmanager
-def recording() -> Iterator[list[Path]]:
+def recording() -> AbstractContextManager[list[Path]]:
     """Inside this context the entries that `prepared` returns are added to the list."""
-    used: list[Path] = []
-    token = _USED.set(used)
-    try:
-        yield used
-    finally:
-        _USED.reset(token)
+    return _collecting(_USED)
+
+
+def recording_files() -> AbstractContextManager[list[Path]]:
+    """Inside this context the files that are identified by a fingerprint are added to the list."""
+    return _collecting(_READ)
 
 
 @contextmanager
-def recording_files() -> Iterator[list[Path]]:
-    """Inside this context the files that are identified by a fingerprint are added to the list."""
-    read: list[Path] = []
-    token = _READ.set(read)
+def _collecting(variable: ContextVar[list[Path] | None]) -> Iterator[list[Path]]:
+    found: list[Path] = []
+    token = variable.set(found)
     try:
-        yield read
+        yield found
     finally:
-        _READ.reset(token)
+        variable.reset(token)
 
 
 def record_files(files: Sequence[Path]) -> None:

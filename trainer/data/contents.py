@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bellwether.trainer import run_paths
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.config.schema.data import DataConfig
 from bellwether.trainer.data import warm
@@ -26,8 +27,8 @@ _MOST = 200_000  # files: more are images, which training compares one by one
 _BLOCK = 1 << 22  # bytes
 
 
-def store(config: DataConfig, files: Sequence[Path]) -> None:
-    """Remember what the files of a config hold, for the command ``bellwether prepare``.
+def store(configs: Iterable[DataConfig], files: Sequence[Path]) -> None:
+    """Remember what the files of some configs, as of the phases of a run, hold, for the command ``bellwether prepare``.
 
     Raises:
         ConfigError: if the content of a file has changed since it was remembered, but neither its size nor its time: what is
@@ -35,7 +36,6 @@ def store(config: DataConfig, files: Sequence[Path]) -> None:
     """
     if not files or len(files) > _MOST:
         return
-    file = _listing(config)
     stats = [each.stat() for each in files]
     total = sum(stat.st_size for stat in stats)
     log.info("comparing the content of %s files, %.1f GB", f"{len(files):,}", total / 1e9)
@@ -45,14 +45,14 @@ def store(config: DataConfig, files: Sequence[Path]) -> None:
         str(each.absolute()): [stat.st_size, stat.st_mtime_ns, content]
         for each, stat, content in zip(files, stats, hashes, strict=True)
     }
-    for name, (size, when, content) in _known(file).items():
-        if name in found and found[name][:2] == [size, when] and found[name][2] != content:
-            problem = "its content has changed since it was prepared, but neither its size nor its time"
-            raise ConfigError("data", name, problem, "touch it, and prepare the data again")
-    partial = file.with_suffix(".partial")
-    with contextlib.suppress(OSError):  # a cache that others have filled, and may not be written to
-        partial.write_text(json.dumps({"when": time.strftime("%Y-%m-%d %H:%M"), "files": found}), encoding="utf-8")
-        partial.replace(file)
+    text = json.dumps({"when": time.strftime("%Y-%m-%d %H:%M"), "files": found})
+    for file in dict.fromkeys(map(_listing, configs)):  # phases that differ in length alone have the same
+        for name, (size, when, content) in _known(file).items():
+            if name in found and found[name][:2] == [size, when] and found[name][2] != content:
+                problem = "its content has changed since it was prepared, but neither its size nor its time"
+                raise ConfigError("data", name, problem, "touch it, and prepare the data again")
+        with contextlib.suppress(OSError):  # a cache that others have filled, and may not be written to
+            run_paths.publish(file, text)
 
 
 def check(config: DataConfig) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from bellwether.trainer import run_paths
 from bellwether.trainer.data import augment
 from bellwether.trainer.data.image_decoding import BACKGROUND, LARGE, Traits, Undecodable, decode
 from bellwether.trainer.data.image_rows import ImageRows
@@ -187,12 +188,10 @@ class _Chunk:
 
     def write(self, file: Path) -> None:
         facts = json.dumps({"undecodable": list(self.undecodable.items()), "counts": self.counts})
-        partial = file.with_suffix(".partial")
-        with partial.open("wb") as stream:
+        with run_paths.replacing(file) as partial, partial.open("wb") as stream:
             np.savez(stream, hashes=self.hashes, plain=self.plain, facts=np.frombuffer(facts.encode(), np.uint8))
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(file)
 
     @classmethod
     def read(cls, file: Path) -> _Chunk | None:

@@ -24,9 +24,9 @@ def prepare(path: str, overrides: Sequence[str]) -> int:
     with recording_files() as files:
         status = show(path, overrides, False)
     if not status:
-        for phase in phases(load(path, overrides, quiet=True)):
-            retrying(phase.data.retry, lambda config=phase.data: contents.store(config, contents.unique(files)))  # type: ignore[misc]
-        for cache in sorted({phase.data.cache for phase in phases(load(path, overrides, quiet=True))}):
+        configs = [phase.data for phase in phases(load(path, overrides, quiet=True))]
+        retrying(max(config.retry for config in configs), lambda: contents.store(configs, contents.unique(files)))
+        for cache in sorted({config.cache for config in configs}):
             print(f"prepared in {time.monotonic() - began:.0f} s; runs find the data in {cache}")
     return status
 

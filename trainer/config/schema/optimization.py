@@ -16,13 +16,8 @@ else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 
-PATTERNS = (
-    "include",
-    "exclude",
-    "muon_exclude",
-    "lr_scale",
-    "freeze",
-)  #: keys of `Optimizer` that hold patterns of parameter names
+#: keys of `Optimizer` that hold patterns of parameter names
+PATTERNS = ("include", "exclude", "muon_exclude", "lr_scale", "freeze")
 
 
 class Optimizer(Section):
