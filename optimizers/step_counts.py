@@ -42,20 +42,18 @@ class StepCounts:
         is_repeated = len(set(map(id, states))) < len(states)  # a parameter given twice is updated twice
         if any(capturable) or is_repeated:
             return [self._advance(state, on_device) for state, on_device in zip(states, capturable, strict=True)]
-        if (
-            _ids(states) not in self._blocks
-        ):  # also where DeepSpeed's universal checkpoint has given all the same tensor
-            self._put_in_block(states)
-        block, _ = self._blocks[_ids(states)]
+        key = _ids(states)  # not known also where DeepSpeed's universal checkpoint has given all the same tensor
+        block = self._blocks[key][0] if key in self._blocks else self._new_block(states)
         block.add_(1)
         return list(map(int, block.tolist()))
 
-    def _put_in_block(self, states: Sequence[State]) -> None:
+    def _new_block(self, states: Sequence[State]) -> Tensor:
         block = torch.tensor([float(state["step"]) for state in states], dtype=torch.float32, device="cpu")
         views = list(block.unbind())
         for state, view in zip(states, views, strict=True):
             state["step"] = view
         self._blocks[_ids(states)] = block, views
+        return block
 
     @staticmethod
     def _advance(state: State, on_device: bool) -> StepCount:
