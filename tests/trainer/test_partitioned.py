@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bellwether.trainer import models
 from bellwether.trainer.buffers import persistent
 from bellwether.trainer.config import validate
-from bellwether.trainer.config.schema import DataConfig, ModelConfig
+from bellwether.trainer.config.schema import ModelConfig
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.engine import build, partitioned
 from bellwether.trainer.memory import activations
@@ -44,12 +44,12 @@ def planned(model: str, workspace: Path, stage: int, precision: str = "fp32") ->
     raw = make(workspace, "unused", engine={"stage": stage, "precision": precision})
     config = validate({**raw, "model": MODELS[model]})
     (phase,) = plan([config], torch.distributed.get_world_size(), [1000])
-    return phase, dataset(config.data)
+    return phase, dataset()
 
 
-def dataset(data: DataConfig) -> Dataset:
+def dataset(classes: int = 10) -> Dataset:
     samples: Any = None
-    return Dataset(samples, samples, 100, 10, 3, [str(i) for i in range(10)])
+    return Dataset(samples, samples, 100, 10, 3, [str(i) for i in range(classes)])
 
 
 def initial(model: str, workspace: Path, stage: int) -> dict[str, torch.Tensor]:
@@ -92,6 +92,39 @@ def loaded(init: str, family: str, workspace: Path, stage: int) -> tuple[dict[st
     return {**found, **dict(task.named_buffers())}, live.peak
 
 
+def with_a_new_head(init: str, kind: str, workspace: Path, stage: int) -> dict[str, torch.Tensor]:
+    """The weights of a model for fine-tuning, whole, and torch's next random numbers."""
+    phase, _ = planned("bert", workspace, stage)
+    section = ModelConfig.model_validate({"kind": kind, "init": init})
+    torch.manual_seed(4)
+    with partitioned(phase):
+        task = models.build(section, dataset())
+    found = {"the next random numbers": torch.rand(4)}
+    for name, parameter in task.named_parameters():
+        with gathered([parameter]):
+            found[name] = parameter.detach().clone()
+    return found
+
+
+@covering(lambda family: family == "bert")
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("family", [*families.ENCODERS, "resnet"])
+def test_head_that_pretrained_weights_lack_is_drawn_alike_in_parts(
+    ranks: Ranks, workspace: Path, tmp_path: Path, family: str
+) -> None:
+    """Of a classifier of images there is one, of other classes."""
+    kind = "image-classifier" if family in OF_IMAGES else "sequence-classifier"
+    torch.manual_seed(9)
+    section = ModelConfig.model_validate(MODELS[family])
+    models.build(section, dataset(classes=3)).model.save_pretrained(tmp_path)
+    whole, parts = (ranks.run(with_a_new_head, str(tmp_path), kind, workspace, stage) for stage in (2, 3))
+    for rank in range(2):
+        assert whole[rank].keys() == parts[rank].keys()
+        for name, value in whole[0].items():
+            assert torch.equal(value, whole[rank][name]), name
+            assert torch.equal(value, parts[rank][name]), name
+
+
 LARGER = {"num_hidden_layers": 8, "hidden_size": 64, "intermediate_size": 256}  # so that tensors outweigh the rest
 
 
@@ -102,7 +135,7 @@ def test_pretrained_weights_are_loaded_in_parts(ranks: Ranks, workspace: Path, t
     torch.manual_seed(9)
     keys = MODELS[family]["config"] | (LARGER if family == "bert" else {})
     section = ModelConfig.model_validate({"kind": MODELS[family]["kind"], "config": keys})
-    first = models.build(section, dataset(DataConfig.model_validate({"kind": section.data_kind})))
+    first = models.build(section, dataset())
     for buffer in persistent(first).values():
         buffer.add_(1)  # BatchNorm's statistics, after training
     first.model.save_pretrained(tmp_path, max_shard_size="100KB")
@@ -163,7 +196,7 @@ def started(model: str, workspace: Path) -> list[int]:
 def estimated(model: dict[str, Any], workspace: Path) -> tuple[activations.Profile, int, int]:
     """The planner's profile, and its bytes of a rank of two between steps and at the peak of a step."""
     config = validate({**text(workspace, "unused", engine={"stage": 3}), "model": model})
-    profile = activations.measure(config, dataset(config.data), on_gpu=False)
+    profile = activations.measure(config, dataset(), on_gpu=False)
     states = state_tensors(config, profile)
     sharding = Sharding.from_config(config, states, profile.elements, world_size=2, on_gpu=False)
     between, peak = memory.resident(profile, sharding, 2), memory.peak(profile, sharding, 2, config.batch.micro, 4)
@@ -189,7 +222,7 @@ def test_encoder_of_a_billion_parameters_is_built_within_what_its_training_takes
     """By the bound that `test_rank_holds_its_part_and_one_layer_while_the_model_is_built` measures. Nothing is allocated."""
     model = {"kind": "masked-lm", "config": BILLION}
     with FakeTensorMode():
-        task = models.build(ModelConfig.model_validate(model), dataset(DataConfig.model_validate({"kind": "text"})))
+        task = models.build(ModelConfig.model_validate(model), dataset())
         layers = [sum(p.numel() for p in module.parameters(recurse=False)) for module in task.modules()]
         elements = sum(p.numel() for p in task.parameters())
     assert elements > 1e9

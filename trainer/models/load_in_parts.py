@@ -11,16 +11,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
-from bellwether.trainer.models.partitioned import gathered
+from bellwether.trainer.models.partitioned import gathered, initialize
 
 # Names in checkpoints of BERT's first years.
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 def load_in_parts(model: Any, folder: Path) -> dict[str, Any]:
-    """Loads the safetensors of a folder, which rank 0 reads. Collective.
+    """Loads the safetensors of a folder, which rank 0 reads, into a model without values, and draws what they lack. Collective.
 
     Returns:
         what `from_pretrained` returns with ``output_loading_info``: missing, unexpected and mismatched names. transformers renames
@@ -29,7 +29,7 @@ def load_in_parts(model: Any, folder: Path) -> dict[str, Any]:
     # Tied weights under each of their names.
     targets: dict[str, Any] = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     prefix = model.base_model_prefix
-    loaded: set[nn.Parameter] = set()
+    loaded: set[Tensor] = set()
     unexpected: list[str] = []
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
     with torch.no_grad():
@@ -42,15 +42,17 @@ def load_in_parts(model: Any, folder: Path) -> dict[str, Any]:
             here, there = tuple(getattr(target, "ds_shape", target.shape)), tuple(tensor.get_shape())
             if here != there:
                 mismatched.append((name, there, here))
-            elif isinstance(target, nn.Parameter):
+                continue
+            loaded.add(target)
+            if isinstance(target, nn.Parameter):
                 with gathered([target]):
                     if dist.get_rank() == 0:
                         target.copy_(tensor[:] if there else tensor[...])
             else:
                 target.copy_(tensor[:] if there else tensor[...])
-            if isinstance(target, nn.Parameter):
-                loaded.add(target)
-    missing = [name for name, parameter in model.named_parameters() if parameter not in loaded]
+    there_at_all = loaded | {targets[name] for name, _, _ in mismatched}
+    missing = [name for name, parameter in model.named_parameters() if parameter not in there_at_all]
+    initialize(model, loaded)
     return {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": mismatched}
 
 

@@ -12,9 +12,10 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from bellwether.trainer.libraries import import_deepspeed
 
@@ -40,38 +41,72 @@ def is_active() -> bool:
     return _CONFIG.get() is not None
 
 
-def construct(make: Callable[[], Any]) -> Any:
-    """The model that ``make`` builds with newly initialized weights; inside `partitioning` in parts, which is collective."""
+def construct(make: Callable[[], Any], fill: Callable[[Any], None] | None = None) -> Any:
+    """The model that ``make`` builds with newly initialized weights; inside `partitioning` in parts, which is collective.
+
+    Args:
+        fill: sets the weights of the split model, in float32. It is then built without values, and torch's generator stays where it
+            is, as in `from_pretrained`.
+    """
     config = _CONFIG.get()
     if config is None:
         return make()
     zero = import_deepspeed().zero
     # Of an empty module: the object that splits parameters.
     split = zero.Init(module=nn.Module(), config_dict_or_path=config, dtype=torch.float32)._convert_to_zero_parameters
-    initialize = PreTrainedModel._initialize_weights
-
-    def initialize_whole(self: PreTrainedModel, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """transformers' initialization of a module, which may draw its own parameters and those of its children."""
-        own = [p for each in (module, *module.children()) for p in each.parameters(recurse=False)]
-        with gathered(own):
-            initialize(self, module, *args, **kwargs)
 
     def registered(parent: nn.Module, name: str, module: nn.Module | None) -> None:
         if module is not None:
             split(list(module.parameters()))
 
     handle = register_module_module_registration_hook(registered)
-    PreTrainedModel._initialize_weights = initialize_whole
     try:
-        model = make()
+        with _layer_by_layer() if fill is None else _without_values():
+            model = make()
     finally:
         handle.remove()
-        PreTrainedModel._initialize_weights = initialize
     split(list(model.parameters()))
+    if fill is not None:
+        fill(model)
     for kind in ("bf16", "fp16"):
         if config[kind]["enabled"]:
             _cast(model, {"bf16": torch.bfloat16, "fp16": torch.float16}[kind])
     return model
+
+
+def initialize(model: Any, loaded: Iterable[Tensor]) -> None:
+    """Draws the tensors of a split model that are not ``loaded``, as `from_pretrained` draws those that a file lacks. Collective."""
+    for tensor in loaded:
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    with _layer_by_layer():
+        model.initialize_weights()
+
+
+@contextmanager
+def _layer_by_layer() -> Iterator[None]:
+    """transformers' initialization of a module gathers what it may draw: the module's own parameters and those of its children."""
+    initialize_module = PreTrainedModel._initialize_weights
+
+    def initialize_whole(self: PreTrainedModel, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        own = [p for each in (module, *module.children()) for p in each.parameters(recurse=False)]
+        if own and all(getattr(p, "_is_hf_initialized", False) for p in own):
+            return
+        with gathered(own):
+            initialize_module(self, module, *args, **kwargs)
+
+    PreTrainedModel._initialize_weights = initialize_whole
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = initialize_module
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Models that are built inside have parameters without values, and tied weights."""
+    with torch.random.fork_rng(devices=[]), no_init_weights():
+        PreTrainedModel.init_weights = lambda self: self.tie_weights(recompute_mapping=False)
+        yield
 
 
 def numel(parameter: nn.Parameter) -> int:

@@ -125,11 +125,13 @@ def build(section: Architecture, config: Any, auto_class: str | None = None) -> 
     folder = local_folder(section.init)
     if partitioned.is_active() and in_parts and folder is not None:
         _check_files(section.init, folder)
-        model = partitioned.construct(make)
-        info = load_in_parts(model, folder)
+        info: dict[str, Any] = {}
+        state = torch.get_rng_state()
+        model = partitioned.construct(make, lambda model: info.update(load_in_parts(model, folder)))
         if not _lost(model, info["missing_keys"]):
             _check_weights(section.init, model, info)
             return model
+        torch.set_rng_state(state)
         say("transformers renames tensors of this architecture: each rank reads the whole model before it is split")
     return _load(auto, section, config)
 
