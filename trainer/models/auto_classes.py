@@ -1,13 +1,14 @@
-"""Registers the models of `modeling_residual` with transformers' Auto classes. Import it to load exports.
+"""Registers the models of `modeling_residual` and `modeling_recurrent` with transformers' Auto classes. Import it to load exports.
 
-With this module imported, `AutoModelForImageClassification.from_pretrained(folder)` loads an exported model from the
-installed code. Without it, ``trust_remote_code=True`` loads it from the code that is saved with the weights.
+With this module imported, `AutoModelForImageClassification.from_pretrained(folder)`, or `AutoModelForCausalLM`, loads an exported
+model from the installed code. Without it, ``trust_remote_code=True`` loads it from the code that is saved with the weights.
 """
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
+from bellwether.trainer.models.modeling_recurrent import AwdLstmConfig, AwdLstmForCausalLM, QrnnConfig, QrnnForCausalLM
 from bellwether.trainer.models.modeling_residual import (
     CifarResNetConfig,
     CifarResNetForImageClassification,
@@ -16,17 +17,23 @@ from bellwether.trainer.models.modeling_residual import (
 )
 
 __all__ = [
+    "AwdLstmConfig",
+    "AwdLstmForCausalLM",
     "CifarResNetConfig",
     "CifarResNetForImageClassification",
+    "QrnnConfig",
+    "QrnnForCausalLM",
     "WideResNetConfig",
     "WideResNetForImageClassification",
 ]
 
-for _config, _model in (
-    (CifarResNetConfig, CifarResNetForImageClassification),
-    (WideResNetConfig, WideResNetForImageClassification),
+for _auto, _config, _model in (
+    (AutoModelForImageClassification, CifarResNetConfig, CifarResNetForImageClassification),
+    (AutoModelForImageClassification, WideResNetConfig, WideResNetForImageClassification),
+    (AutoModelForCausalLM, AwdLstmConfig, AwdLstmForCausalLM),
+    (AutoModelForCausalLM, QrnnConfig, QrnnForCausalLM),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModelForImageClassification.register(_config, _model, exist_ok=True)
+    _auto.register(_config, _model, exist_ok=True)
     _config.register_for_auto_class()
-    _model.register_for_auto_class("AutoModelForImageClassification")
+    _model.register_for_auto_class(_auto.__name__)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForMaskedLM
 
+from bellwether.trainer.models.auto_classes import QrnnConfig, QrnnForCausalLM
 from bellwether.trainer.models.tasks import Task
 
 OWN: list[dict[str, Any]] = [
@@ -43,9 +44,11 @@ SCRIPT = """
 import sys
 sys.modules["bellwether"] = None  # an import of it fails
 import torch
-from transformers import AutoModelForImageClassification
+import transformers
 for folder in sys.argv[1:]:
-    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
+    auto = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True).auto_map
+    auto_class = getattr(transformers, next(name for name in auto if name != "AutoConfig"))
+    model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
     torch.save(model(torch.load(folder + "/x.pt")).logits.detach(), folder + "/y.pt")
 """
 
@@ -61,6 +64,10 @@ def test_exports_load_where_bellwether_is_not_installed(make: Callable[..., Task
         task.eval().model.save_pretrained(folder)
         torch.save(x, folder / "x.pt")
         expected[str(folder)] = task.model(x).logits.detach()
+    model = QrnnForCausalLM(QrnnConfig(vocab_size=20, embedding_size=4, hidden_size=6)).eval()
+    model.save_pretrained(tmp_path / "qrnn")
+    torch.save(torch.randint(20, (2, 5)), tmp_path / "qrnn" / "x.pt")
+    expected[str(tmp_path / "qrnn")] = model(torch.load(tmp_path / "qrnn" / "x.pt")).logits.detach()
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run(
         [sys.executable, "-c", SCRIPT, *expected], cwd=tmp_path, check=True, timeout=60,
