@@ -10,10 +10,12 @@ from pathlib import Path
 
 from bellwether.trainer import run_paths, rundir
 from bellwether.trainer.config import Config, dump
-from bellwether.trainer.data import Dataset
+from bellwether.trainer.data import Dataset, arranged
+from bellwether.trainer.data.stream_samples import StreamSamples
 from bellwether.trainer.data.summary import lines
 from bellwether.trainer.data.unigram import unigram_loss
 from bellwether.trainer.phase_rows import notes, rows
+from bellwether.trainer.phases import Phase
 from bellwether.trainer.report.facts import UNIGRAM
 from bellwether.trainer.run_state import Run
 
@@ -80,8 +82,24 @@ def _plan_tables(run: Run) -> list[list[tuple[str, str]]]:
         if count is not None and (label == "classes" or first.score is None)
     ]
     return [
-        [*rows(phase), *of_data, *_unigram(dataset), *_pretrained(phase.config)]
+        [*rows(phase), *of_data, *_streams(phase, dataset), *_unigram(dataset), *_pretrained(phase.config)]
         for phase, dataset in zip(run.phases, run.datasets, strict=True)
+    ]
+
+
+def _streams(phase: Phase, dataset: Dataset) -> list[tuple[str, str]]:
+    """How the text of a phase is cut into parallel streams."""
+    samples = arranged(dataset.train, phase.split.global_batch)
+    if not isinstance(samples, StreamSamples):
+        return []
+    held_out = dataset.held_out.values() or [dataset.validation]
+    left = sum(part.left_over for part in held_out if isinstance(part, StreamSamples))
+    return [
+        (
+            "streams",
+            f"{samples.parallel:,} of {samples.predicted:,} tokens, from an empty state at the start of each epoch of {samples.windows:,} "
+            f"steps; {samples.left_over:,} of {len(samples.stream):,} tokens are left over, and {left:,} of the held-out text",
+        )
     ]
 
 

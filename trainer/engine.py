@@ -21,9 +21,11 @@ from bellwether.optimizers.shards import deepspeed as zero_shards
 from bellwether.trainer import buffers, communication
 from bellwether.trainer.acceleration import accelerate
 from bellwether.trainer.config import Config, ConfigError
+from bellwether.trainer.data.sampling import rank_positions
 from bellwether.trainer.distributed import World, run_on_all_ranks
 from bellwether.trainer.libraries import import_deepspeed
 from bellwether.trainer.models.partitioned import numel, partitioning
+from bellwether.trainer.models.tasks import Task
 from bellwether.trainer.optimization import make_optimizer, make_schedule, with_averaging
 from bellwether.trainer.param_groups import GroupCount, count_groups, param_groups
 from bellwether.trainer.phases import Phase, Split
@@ -104,6 +106,9 @@ class Engine:
         deepspeed.micro_steps = 0
         if hasattr(deepspeed.optimizer, "gradient_accumulation_steps"):  # read with an offloaded optimizer
             deepspeed.optimizer.gradient_accumulation_steps = split.accumulation
+        if isinstance(self.task, Task):
+            own = rank_positions(dist.get_rank(), split.world_size, split.micro, split.accumulation)
+            self.task.carry(own.ravel().tolist(), split.global_batch, deepspeed.device)
 
     def train_step(self, micro_batches: Iterable[Batch]) -> StepResult:
         """Forward, backward and update on all of this rank's micro-batches of a global batch, then the schedule. Collective.

@@ -14,6 +14,7 @@ from bellwether.trainer.best import BestEvaluation
 from bellwether.trainer.checkpoint import Position, Saver
 from bellwether.trainer.config import Config, dump, phases
 from bellwether.trainer.control_group import ControlGroup
+from bellwether.trainer.data import Dataset, arranged
 from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.divergence import DivergenceDetector
 from bellwether.trainer.heartbeat import Heartbeat
@@ -42,7 +43,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
     configs = phases(config)
     datasets = load_once_a_machine(configs, world)
     configs = micro_batch.resolved(configs, datasets, world, directory, nodes(world.size))
-    planned = plan(configs, world.size, [len(dataset.train) for dataset in datasets])
+    planned = plan(configs, world.size, [_epoch(c, d) for c, d in zip(configs, datasets, strict=True)])
     check_phases(datasets)
     position = Position(0, 0, 0)
     if source is not None:
@@ -67,6 +68,11 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
         vars(run.divergence).update(detector)
     heartbeat.total = planned[-1].last_step
     return run
+
+
+def _epoch(config: Config, dataset: Dataset) -> int:
+    """The training samples of an epoch."""
+    return len(arranged(dataset.train, config.batch.all_sizes[0]))
 
 
 def _metrics(directory: Path, config: Config, first: Phase) -> Metrics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bellwether.trainer.config import Config, ConfigError, Duration
-from bellwether.trainer.data import Dataset, peek
+from bellwether.trainer.data import Dataset, arranged, peek
 from bellwether.trainer.memory.activations import DummySamples
 
 
@@ -29,7 +29,7 @@ def model_info(config: Config, dataset_size: int | None, key: str = "") -> Model
         ConfigError: if the config counts in epochs and the length of an epoch is unknown.
     """
     dataset = peek(config.data)
-    rows = dataset_size or (len(dataset.train) if dataset is not None else None)
+    rows = dataset_size or (len(arranged(dataset.train, config.batch.all_sizes[0])) if dataset is not None else None)
     epochs = [(name, span) for name, span in _lengths(config) if span.unit == "epochs"]
     if rows is None and epochs:
         name, span = epochs[0]

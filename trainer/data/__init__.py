@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     Scorer = Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], dict[str, float]]
 
-__all__ = ["Dataset", "Samples", "load", "peek"]
+__all__ = ["Dataset", "Samples", "arranged", "load", "peek"]
 
 log = logging.getLogger(__name__)
 
 # The modules that define a kind of data, in the order in which messages list them.
-_KINDS = ("text", "images", "labelled_text", "labelled_tokens", "question_answering")
+_KINDS = ("text", "token_stream", "images", "labelled_text", "labelled_tokens", "question_answering")
 
 
 class Samples(Protocol):
@@ -37,6 +37,9 @@ class Samples(Protocol):
     Where a part of the work is better done in the training process, on its device, samples also have ``worker_batch``, with the
     arguments of `batch`, and ``finish``: `batch` is then ``finish(worker_batch(indices, keys))``.
     ``unit`` is that of `DataConfig`; B is then a multiple of it.
+    Where the rows are in no random order, samples have ``arranged(global_batch)``, see `arranged`.
+    ``parallel`` of held-out samples: the rows i, i + parallel, i + 2 parallel ... follow one another, and one rank evaluates them in
+    this order; ``weights(rows)``: the weight of each in the means.
     ``worker_imports`` names modules that the fork server of the workers imports once for all of them.
     """
 
@@ -57,8 +60,22 @@ class Samples(Protocol):
             int64 [B, k], the original tokens at these positions; what `TextSamples` adds. Images: ``pixel_values`` float32 [B, C, S, S],
             normalized; ``labels`` int64 [B]; of training images ``sample_keys`` int64 [B], the keys, and of mixed ones ``other_labels``
             int64 [B] and ``label_share`` float32 [B], the share of ``labels``. Labelled text: see `bellwether.trainer.data.labelled_samples`.
+            Streams of tokens: see `bellwether.trainer.data.stream_samples`.
         """
         ...
+
+
+def arranged(samples: Samples, global_batch: int) -> Samples:
+    """The samples as a phase with this global batch takes them: an epoch is all of these.
+
+    Samples that have a method ``arranged(global_batch)`` are taken in the order of their rows, epoch after epoch: the row at position p
+    is p modulo their number. Rows of all others are taken in a random order (`bellwether.trainer.data.sampling.SampleOrder`).
+
+    Raises:
+        ConfigError: if they do not fill one step.
+    """
+    arrange = getattr(samples, "arranged", None)
+    return samples if arrange is None else arrange(global_batch)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from bellwether.trainer.data.text_sources import TextSource
 from bellwether.trainer.log import EVERY_RANK
 
 if TYPE_CHECKING:
-    from bellwether.trainer.data.text import TextData
+    from bellwether.trainer.data.plain_text import PlainText
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def read_part(part: Path, chosen: npt.NDArray[np.bool_] | None = None) -> Iterat
                 row += 1
 
 
-def load(config: TextData, source: TextSource) -> Corpus:
+def load(config: PlainText, source: TextSource) -> Corpus:
     """Reads the texts of a source, or finds them read.
 
     Raises:
@@ -116,7 +116,7 @@ def load(config: TextData, source: TextSource) -> Corpus:
     return corpus
 
 
-def _read(config: TextData, source: TextSource, folder: Path) -> None:
+def _read(config: PlainText, source: TextSource, folder: Path) -> None:
     log.info("reading %s %s", source.key, source.name, extra=EVERY_RANK)
     options = formats.Options(config.column, config.encoding, config.documents)
     if source.rows is not None:
@@ -165,7 +165,7 @@ def _groups(files: Iterable[tuple[Path, formats.TextFormat]]) -> Iterator[list[t
         yield group
 
 
-def _checked(rows: Any, config: TextData, source: TextSource) -> Any:
+def _checked(rows: Any, config: PlainText, source: TextSource) -> Any:
     """The text column of a `datasets.Dataset`."""
     column = config.column
     if column not in rows.column_names:

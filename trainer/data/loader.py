@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import Samples
+from bellwether.trainer.data import Samples, arranged
 from bellwether.trainer.data.device import to_device
-from bellwether.trainer.data.sampling import Integers, SampleOrder, sample_keys
+from bellwether.trainer.data.sampling import Integers, SampleOrder, rank_positions, sample_keys
 from bellwether.trainer.data.transient import FAILED, retrying
 
 DUMP_SIGNAL = signal.SIGRTMIN + 6  # at which a worker prints the stacks of its threads to standard error
@@ -83,7 +83,10 @@ def train_batches(
     unit = getattr(samples, "unit", 1)
     if micro % unit or start % unit:
         raise ValueError(f"micro-batches of {micro} from sample {start} on would cut units of {unit} samples")
-    order = SampleOrder(seed, len(samples))
+    is_ordered = hasattr(samples, "arranged")
+    samples = arranged(samples, global_batch)
+    order = _in_order(len(samples)) if is_ordered else SampleOrder(seed, len(samples))
+    parts = rank_positions(rank, world_size, micro, accumulation)
     lengths = getattr(samples, "lengths", None)
 
     def jobs() -> Iterator[_Job]:
@@ -94,11 +97,8 @@ def train_batches(
                 sorted_positions = batch + np.argsort(
                     lengths[order(np.arange(batch, batch + global_batch))], kind="stable"
                 )
-            for part in range(accumulation):
-                first = (part * world_size + rank) * micro
-                positions = np.arange(batch + first, batch + first + micro)
-                if sorted_positions is not None:
-                    positions = sorted_positions[first : first + micro]
+            for part in parts:
+                positions = batch + part if sorted_positions is None else sorted_positions[part]
                 yield _Job(order(positions), sample_keys(seed, positions), None)
 
     return _batches(samples, jobs, steps * accumulation, workers, device)
@@ -120,9 +120,13 @@ def evaluation_batches(
     is 1 for a held-out sample and 0 for padding.
 
     Args:
-        limit: use at most this many samples, spread evenly over all of them; None: use all.
+        limit: use at most this many samples, spread evenly over all of them; of streams the first windows of each, at least one;
+            None: use all.
         device: where the batches are yielded; None: on the CPU.
     """
+    if hasattr(samples, "parallel"):
+        found = _held_out_streams(samples, limit, micro, rank, world_size)
+        return _batches(samples, lambda: iter(found), len(found), workers, device)
     held_out = evaluation_rows(len(samples), limit)
     count = len(held_out)
     batches = math.ceil(count / (micro * world_size))
@@ -136,6 +140,27 @@ def evaluation_batches(
             yield _Job(rows, sample_keys(0, rows), weight)
 
     return _batches(samples, jobs, batches, workers, device)
+
+
+def _held_out_streams(samples: Any, limit: int | None, micro: int, rank: int, world_size: int) -> list[_Job]:
+    """Window after window, this rank's streams; a rank that has fewer than others repeats the last stream, with weight 0."""
+    parallel = samples.parallel
+    width = min(micro, math.ceil(parallel / world_size))
+    streams = rank_positions(rank, world_size, width, math.ceil(parallel / (width * world_size)))
+    windows = len(samples) // parallel
+    if limit is not None:
+        windows = min(windows, max(1, limit // parallel))
+    jobs = []
+    for window in range(windows):
+        for part in streams:
+            rows = window * parallel + part.clip(max=parallel - 1)
+            weight = torch.from_numpy(samples.weights(rows) * (part < parallel))
+            jobs.append(_Job(rows, sample_keys(0, rows), weight))
+    return jobs
+
+
+def _in_order(length: int) -> Callable[[Integers], Integers]:
+    return lambda positions: positions % length
 
 
 def evaluation_rows(total: int, limit: int | None) -> Integers:

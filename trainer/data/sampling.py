@@ -71,6 +71,12 @@ def permutation(seed: int, length: int) -> Integers:
     return order.astype(np.uint32) if length < 2**32 else order
 
 
+def rank_positions(rank: int, world_size: int, micro: int, accumulation: int) -> Integers:
+    """The positions in a global batch that a rank takes, [accumulation, micro]: those of each of its micro-batches."""
+    first = (np.arange(accumulation) * world_size + rank) * micro
+    return first[:, None] + np.arange(micro)
+
+
 class SampleOrder:
     """The row at each global sample position: an independent permutation of all rows for each epoch.
 

@@ -5,13 +5,12 @@ Reading a config must not import torch and numpy, so the methods import them.
 
 from __future__ import annotations
 
-import codecs
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from bellwether.trainer.config.schema.data import DataConfig
 from bellwether.trainer.config.schema.section import FRACTION, TOKENS
+from bellwether.trainer.data.plain_text import PlainText
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,48 +21,10 @@ if TYPE_CHECKING:
 _MOST_MASKED = 0.45  # of a row: with separators, at least half of its tokens can be masked
 
 
-def encoding_name(name: str) -> str:
-    """Checks ``data.encoding``."""
-    try:
-        is_of_text = name == "auto" or codecs.lookup(name)._is_text_encoding
-    except (LookupError, ValueError):
-        is_of_text = False
-    if not is_of_text:
-        raise ValueError("no such encoding; write auto, or one of Python's, such as latin-1, cp1252 or utf-16")
-    return name
-
-
-class TextData(DataConfig):
+class TextData(PlainText):
     """Text for masked language modelling, packed into sequences without padding."""
 
-    has_sets: ClassVar[bool] = True
-
     kind: Literal["text"]
-    source: str = Field(
-        "python-docs", description="python-docs (built in), a file, folder or glob, or the name of a hub dataset"
-    )
-    column: str = Field("text", description="name of the text column")
-    encoding: Annotated[str, AfterValidator(encoding_name)] = Field(
-        "auto", description="encoding of the files, such as latin-1; auto: by their byte order mark, else UTF-8"
-    )
-    documents: Literal["auto", "lines", "paragraphs", "files"] = Field(
-        "auto",
-        description="what a document of a text file is. lines: each line; paragraphs: what blank lines separate; files: each file; "
-        "auto: paragraphs or lines, decided for each file and shown",
-    )
-    tokenizer: str = Field(
-        "train",
-        description="train (WordPiece, trained on this corpus), a vocabulary file, a tokenizer folder, or the name of one "
-        "on the hub; left out beside model.init: the tokenizer of that folder",
-    )
-    vocabulary_size: Annotated[int, Field(ge=64, le=2**24)] = Field(
-        30522,
-        description="size of a trained WordPiece vocabulary; ignored for a given tokenizer",
-        json_schema_extra=TOKENS,
-    )
-    lowercase: bool = Field(
-        True, description="lowercase the text and strip accents (for a trained vocabulary or a vocabulary file)"
-    )
     sequence_length: Annotated[int, Field(ge=8)] = Field(
         128, description="sequence length, [CLS] and [SEP] included", json_schema_extra=TOKENS
     )
@@ -109,22 +70,10 @@ class TextData(DataConfig):
     def tokens_per_sample(self) -> int:
         return self.sequence_length
 
-    def prepare(self) -> dict[str, Any]:
-        from bellwether.trainer.data import text_samples
-
-        return text_samples.prepare(self)
-
     def open(self, facts: dict[str, Any]) -> Dataset:
         from bellwether.trainer.data import text_samples
 
         return text_samples.open_prepared(self, facts)
-
-    def is_local(self) -> bool:
-        from bellwether.trainer.data import text_sources
-        from bellwether.trainer.data.cache import local_path
-
-        has_local_tokenizer = self.tokenizer == "train" or local_path("data.tokenizer", self.tokenizer).exists()
-        return has_local_tokenizer and text_sources.is_local(self)
 
     def zeros(self, count: int) -> dict[str, Tensor]:
         import torch

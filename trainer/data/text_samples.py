@@ -25,6 +25,7 @@ from bellwether.trainer.data.sources import split
 from bellwether.trainer.data.summary import DataSummary
 
 if TYPE_CHECKING:
+    from bellwether.trainer.data.plain_text import PlainText
     from bellwether.trainer.data.text import TextData
 
 _VALIDATION_MASKS = 0x6D61736B
@@ -127,7 +128,7 @@ class TextSamples:
         return {"documents": found, "position_ids": places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)}
 
 
-def prepare(config: TextData) -> dict[str, Any]:
+def prepare(config: PlainText) -> dict[str, Any]:
     """Prepares text. See `bellwether.trainer.config.schema.data.DataConfig.prepare`."""
     source = text_sources.locate(config, "data.source", config.source)
     corpus = read(config, source)

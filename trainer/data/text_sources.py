@@ -14,7 +14,7 @@ from bellwether.trainer.data.summary import SourceSummary
 from bellwether.trainer.data.transient import await_path
 
 if TYPE_CHECKING:
-    from bellwether.trainer.data.text import TextData
+    from bellwether.trainer.data.plain_text import PlainText
     from bellwether.trainer.data.tokenized import TokenizedData
 
 
@@ -42,7 +42,7 @@ class TextSource:
         return ConfigError(self.key, self.name, f"{error.file} cannot be read: {error.problem}", error.advice)
 
 
-def locate(config: TextData | TokenizedData, key: str, name: str) -> TextSource:
+def locate(config: PlainText | TokenizedData, key: str, name: str) -> TextSource:
     """Finds the text that a key names.
 
     Args:
@@ -68,7 +68,7 @@ def locate(config: TextData | TokenizedData, key: str, name: str) -> TextSource:
     return TextSource(key, name, {"text": files_fingerprint([file for file, _ in files])}, tuple(files), None, found)
 
 
-def is_local(config: TextData | TokenizedData) -> bool:
+def is_local(config: PlainText | TokenizedData) -> bool:
     """Whether the text can be read without access to a hub."""
     built_in = config.format == "auto" and builtin.find(config.kind, config.source) is not None
     return built_in or (config.format != "hub" and _is_path(config.source))
@@ -79,7 +79,7 @@ def _is_path(name: str) -> bool:
 
 
 def _files(
-    config: TextData | TokenizedData, key: str, name: str, found: SourceSummary
+    config: PlainText | TokenizedData, key: str, name: str, found: SourceSummary
 ) -> list[tuple[Path, formats.TextFormat]]:
     """The files to read, each with its format. All others are counted as ignored."""
     known = formats.known_suffixes()

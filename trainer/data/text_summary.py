@@ -15,11 +15,11 @@ from bellwether.trainer.data.corpus import Corpus
 from bellwether.trainer.data.summary import DataSummary, SourceSummary
 
 if TYPE_CHECKING:
-    from bellwether.trainer.data.text import TextData
+    from bellwether.trainer.data.plain_text import PlainText
 
 
 def load(
-    config: TextData,
+    config: PlainText,
     corpus: Corpus,
     held_out: Mapping[str, Corpus],
     mask: npt.NDArray[np.bool_] | None,
@@ -47,7 +47,7 @@ def load(
         found.write(folder)
 
     summary = DataSummary.read(prepared(config.cache, "summary", key, build))
-    summary.name = config.source
+    summary.kind, summary.name = config.kind, config.source
     return summary
 
 

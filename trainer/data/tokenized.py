@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from bellwether.trainer.config.schema.data import DataConfig
 from bellwether.trainer.config.schema.section import TOKENS
-from bellwether.trainer.data.text import encoding_name
+from bellwether.trainer.data.plain_text import encoding_name
 
 
 class TokenizedData(DataConfig):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data import word_vocabulary
 from bellwether.trainer.data.cache import digest, local_path, prepared
 from bellwether.trainer.data.transient import transient_cause
 from bellwether.trainer.log import EVERY_RANK
 
 if TYPE_CHECKING:
-    from bellwether.trainer.data.text import TextData
+    from bellwether.trainer.data.plain_text import PlainText
+    from bellwether.trainer.data.token_stream import TokenStreamData
     from bellwether.trainer.data.tokenized import TokenizedData
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ _REVISION = 2
 Place = dict[str, Any]  #: where a tokenizer is, for `open_prepared`
 
 
-def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iterable[str]]) -> tuple[Any, Place]:
+def load(config: PlainText, corpus_key: dict[str, Any], corpus: Callable[[], Iterable[str]]) -> tuple[Any, Place]:
     """Loads or trains the fast tokenizer of transformers that ``data.tokenizer`` names; also returns where it is stored.
 
     Args:
@@ -37,8 +39,11 @@ def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iter
         corpus: reads the training rows; only called to train a vocabulary that is not cached.
 
     Raises:
-        ConfigError: if it cannot be loaded, or lacks a token that masked language modelling needs.
+        ConfigError: if it cannot be loaded, or lacks a special token that is needed.
     """
+    if config.tokenizer == "words" and config.tokenizer in config.trained:
+        place = word_vocabulary.load(cast("TokenStreamData", config), corpus_key, corpus)
+        return open_prepared(place), place
     if config.tokenizer == "train":
         from tokenizers import __version__ as version
 
@@ -53,7 +58,7 @@ def load(config: TextData, corpus_key: dict[str, Any], corpus: Callable[[], Iter
     return words, stored(config, words)
 
 
-def stored(config: TextData | TokenizedData, words: Any) -> Place:
+def stored(config: PlainText | TokenizedData, words: Any) -> Place:
     """A copy in the cache: asking the hub for a tokenizer takes a dozen requests, which one process a machine makes."""
     key = {"tokenizer": words.backend_tokenizer.to_str(), "class": type(words).__name__, "revision": _REVISION}
     entry = prepared(config.cache, "tokenizer", {"digest": digest(key)}, lambda folder: _save(words, folder))
@@ -73,11 +78,11 @@ def _save(words: Any, folder: Path) -> None:
     words.save_pretrained(folder)
 
 
-def given(config: TextData | TokenizedData) -> Any:
+def given(config: PlainText | TokenizedData) -> Any:
     """Loads the tokenizer that ``data.tokenizer`` names.
 
     Raises:
-        ConfigError: if it cannot be loaded, or lacks a token that masked language modelling needs.
+        ConfigError: if it cannot be loaded, or lacks a special token that is needed.
     """
     path = local_path("data.tokenizer", config.tokenizer)
     if path.is_file():
@@ -95,15 +100,16 @@ def given(config: TextData | TokenizedData) -> Any:
         raise ConfigError(
             "data.tokenizer", config.tokenizer, "no such file or folder", "write train, or correct the path"
         )
+    needed = getattr(config, "special_tokens", ("cls", "sep", "mask"))
     loaded = _pretrained(str(path) if path.exists() else config.tokenizer, config)
-    missing = [name for name in ("cls", "sep", "mask") if getattr(loaded, f"{name}_token_id") is None]
+    missing = [name for name in needed if getattr(loaded, f"{name}_token_id") is None]
     if missing or not loaded.is_fast:
         problem = "is not a fast tokenizer" if not loaded.is_fast else f"has no {' and no '.join(missing)} token"
         raise ConfigError("data.tokenizer", config.tokenizer, problem, "name one made for masked language modelling")
     return loaded
 
 
-def _pretrained(name: str, config: TextData | TokenizedData) -> Any:
+def _pretrained(name: str, config: PlainText | TokenizedData) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -131,7 +137,7 @@ def _from_vocabulary(path: Path, lowercase: bool) -> Any:
     return BertTokenizerFast(vocab=vocabulary, do_lower_case=lowercase)
 
 
-def _train(config: TextData, corpus: Iterable[str], file: Path) -> None:
+def _train(config: PlainText, corpus: Iterable[str], file: Path) -> None:
     """Trains a WordPiece vocabulary and writes it to a file, one token per line.
 
     `tokenizers` numbers the pieces ``##c`` in the order of a randomly seeded hash map and breaks ties between merges

@@ -22,7 +22,7 @@ from bellwether.trainer.data.packing import ends_path
 from bellwether.trainer.log import EVERY_RANK
 
 if TYPE_CHECKING:
-    from bellwether.trainer.data.text import TextData
+    from bellwether.trainer.data.plain_text import PlainText
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def dtype(vocabulary_size: int) -> str:
     return "uint16" if vocabulary_size <= 2**16 else "uint32"
 
 
-def prepare(config: TextData, corpus: Corpus, words: Any, size: int, mask: Mask | None) -> Path:
+def prepare(config: PlainText, corpus: Corpus, words: Any, size: int, mask: Mask | None) -> Path:
     """Tokenizes the texts of a corpus, or finds them tokenized.
 
     Args:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bellwether.trainer.models.carried_state import CarriedState
 from bellwether.trainer.models.document_attention import document_inputs
 from bellwether.trainer.models.losses import PLAIN, ClassificationLoss, MixedLabels, correctness
 from bellwether.trainer.models.stochastic_depth import StochasticDepth
@@ -23,9 +25,11 @@ class Task(nn.Module):
         model: the `PreTrainedModel`, which is exported.
         training_loss: of classification, in training mode. In evaluation mode the loss is the plain cross-entropy, so that
             held-out losses of all runs can be compared.
+        carried: state between two steps, which checkpoints hold.
     """
 
     training_loss: ClassificationLoss = PLAIN
+    carried: CarriedState | None = None
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -45,6 +49,15 @@ class Task(nn.Module):
         Correctness is NaN where it is not defined.
         """
         raise NotImplementedError
+
+    def carry(self, streams: Sequence[int], total: int, device: torch.device) -> None:
+        """From the next step on, this rank computes these streams in each step, from an empty state.
+
+        Tasks that carry state from step to step have it in `carried`; for all others a sample does not depend on those before.
+
+        Args:
+            streams: positions in a global batch, ascending; ``total``: the number of them over all ranks.
+        """
 
 
 # Model types whose head of masked language modelling treats each position alone, and gets what the body returns as

@@ -87,6 +87,8 @@ class Config(Section):
         if self.data.kind != data_kind:
             raise ValueError(f"data.kind: model.kind {self.model.kind} needs data.kind: {data_kind}")
         self.model.check_data(self.data)
+        if self.data.carries_state:
+            self._check_carried_state()
         if not (self.loss.is_plain or self.loss.kind in self.model.losses):
             key = "label_smoothing" if self.loss.kind == "cross-entropy" else "kind"
             possible = " or ".join(f"kind: {kind}" for kind in self.model.losses)
@@ -115,6 +117,19 @@ class Config(Section):
         self._check_average()
         self._check_benchmark()
         return self
+
+    def _check_carried_state(self) -> None:
+        """Streams of data need one batch size, and each batch to be computed once."""
+        if len(self.batch.all_sizes) > 1:
+            raise ValueError(
+                f"batch.global: data.kind: {self.data.kind} cuts the text into as many streams as the batch has samples, and a larger "
+                "batch would start new ones in the middle of the text; write one size, or a phase for each"
+            )
+        interpolate = self.trajectory.interpolate
+        if interpolate.every is not None or interpolate.steps:
+            raise ValueError(
+                f"trajectory.interpolate: computes a step's batch again, and the state of data.kind: {self.data.kind} has moved on; remove it"
+            )
 
     def _check_average(self) -> None:
         """An optimizer that averages its iterates takes the place of a decaying schedule and of other averages."""

@@ -40,11 +40,13 @@ class DataConfig(Kind):
     Attributes:
         metric: the metric by which runs are compared where no target is set, and whether higher is better.
         has_sets: whether `validation` may name several sets.
+        carries_state: whether a sample begins with the state of the model after the one before it in its stream.
     """
 
     package: ClassVar[str] = "bellwether.trainer.data"
     metric: ClassVar[tuple[str, bool]] = ("val/loss", False)
     has_sets: ClassVar[bool] = False
+    carries_state: ClassVar[bool] = False
 
     source: str = Field(description="a built-in dataset, a file, folder or glob, or the name of a hub dataset")
     format: Literal["auto", "text", "json", "csv", "parquet", "imagefolder", "webdataset", "hub"] = Field(

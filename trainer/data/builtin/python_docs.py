@@ -29,6 +29,7 @@ def _facts() -> dict[str, Any]:
     return {"python": sys.version, "modules": digest(sizes)}
 
 
+@builtin("python-docs", kind="token-stream", facts=_facts)
 @builtin("python-docs", kind="text", facts=_facts)
 def python_docs() -> Any:
     """One topic or docstring per row, in a fixed order. Modules are read as text, not imported; duplicates are removed.
