@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,8 +68,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     files = ["model.safetensors"]
     if index.is_file():
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    with contextlib.ExitStack() as stack:
-        for file in files:
-            opened = stack.enter_context(safe_open(folder / file, framework="pt"))
+    for file in files:
+        # One mapped file at a time counts as memory of the process.
+        with safe_open(folder / file, framework="pt") as opened:
             for key in sorted(opened.keys()):
                 yield key, opened.get_slice(key)
