@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from bellwether.trainer import run_paths, rundir
+from bellwether.trainer import run_paths, rundir, scores
 from bellwether.trainer.config import Config, dump
 from bellwether.trainer.data import Dataset, arranged
 from bellwether.trainer.data.stream_samples import StreamSamples
@@ -105,7 +105,10 @@ def _streams(phase: Phase, dataset: Dataset) -> list[tuple[str, str]]:
 
 def _unigram(dataset: Dataset) -> list[tuple[str, str]]:
     loss = unigram_loss(dataset)
-    return [] if loss is None else [(UNIGRAM, f"{loss:.4f}, the held-out loss of token frequencies alone")]
+    if loss is None:
+        return []
+    perplexity = f" (perplexity {scores.perplexity(loss):,.1f})" if isinstance(dataset.train, StreamSamples) else ""
+    return [(UNIGRAM, f"{loss:.4f}, the held-out loss of token frequencies alone{perplexity}")]
 
 
 def _pretrained(config: Config) -> list[tuple[str, str]]:

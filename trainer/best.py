@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bellwether.trainer.scores import LOWER_IS_BETTER
+
 
 @dataclass
 class BestEvaluation:
     """The best evaluation so far. The same on all ranks.
 
     Attributes:
-        score: ``loss``, or the name of a score that is better when higher.
+        score: ``loss``, ``accuracy``, or a name of `bellwether.trainer.scores`.
         value, step: of the best evaluation; -1: there is none yet.
         since: evaluations after it.
     """
@@ -31,7 +33,7 @@ class BestEvaluation:
         ([True, False, True], 30, 0)
         """
         value = evaluation.get(self.score, math.nan)
-        is_better = value < self.value if self.score == "loss" else value > self.value
+        is_better = value < self.value if self.score in LOWER_IS_BETTER else value > self.value
         if is_better or (self.step < 0 and not math.isnan(value)):
             self.value, self.step, self.since = value, step, 0
             return True

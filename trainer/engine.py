@@ -24,6 +24,7 @@ from bellwether.trainer.config import Config, ConfigError
 from bellwether.trainer.data.sampling import rank_positions
 from bellwether.trainer.distributed import World, run_on_all_ranks
 from bellwether.trainer.libraries import import_deepspeed
+from bellwether.trainer.models.carried_state import CarriedState
 from bellwether.trainer.models.partitioned import numel, partitioning
 from bellwether.trainer.models.tasks import Task
 from bellwether.trainer.optimization import make_optimizer, make_schedule, with_averaging
@@ -96,6 +97,10 @@ class Engine:
         # Without a group of factor 1, that of the highest factor: that of others may be 0.
         rate, peak = next((pair for pair in pairs if pair[1] == self._peak_lr), max(pairs, key=lambda pair: pair[1]))
         return float(rate if peak in (0, self._peak_lr) else rate / peak * self._peak_lr)
+
+    def results(self, loss: float) -> dict[str, float]:
+        """Further results of an evaluation, from its mean loss: perplexity for language modelling."""
+        return self.task.results(loss) if isinstance(self.task, Task) else {}
 
     def set_split(self, split: Split) -> None:
         """Change micro-batch and accumulation between two steps. Its next step takes a batch of this split."""
@@ -182,6 +187,11 @@ class Engine:
     def buffers(self) -> list[tuple[str, Tensor]]:
         """This rank's own persistent buffers, by name: those that a checkpoint holds."""
         return list(buffers.persistent(self.task).items())
+
+    @property
+    def carried(self) -> CarriedState | None:
+        """The state that the model carries from step to step, for this rank's streams; None for most models."""
+        return getattr(self.task, "carried", None)
 
     def frozen(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that are not trained, by name."""

@@ -42,7 +42,7 @@ def evaluate_phase(
         watched: wraps the batches of each evaluation.
 
     Returns:
-        ``loss``, ``accuracy`` and ``examples``; where configured also ``loss_augmented``, ``accuracy_augmented``,
+        ``loss``, ``accuracy`` and ``examples``, ``perplexity`` of a language model; where configured also ``loss_augmented``, ``accuracy_augmented``,
         ``loss_averaged`` and ``accuracy_averaged``; and the dataset's scores. With several sets of held-out data
         also ``loss_NAME``, ``accuracy_NAME`` and scores of each; the plain ones are those of the first. No accuracy where it is not defined.
         The same on all ranks.
@@ -103,7 +103,7 @@ def evaluate(
 
     Args:
         batches: on the device; as many on every rank, because ZeRO-3 gathers weights in each forward pass. The entry ``weight``,
-            [B], is 0 for a sample that only fills up its batch.
+            [B], is 0 for a sample that only fills up its batch, and the share of a whole window for one of a stream.
         score: scores of the predictions [N, ...] for all held-out samples in order; called on rank 0.
     """
     device = world.device
@@ -118,7 +118,9 @@ def evaluate(
             predictions += predicted
     dist.all_reduce(sums)
     loss, correct_count, count = sums.tolist()
-    results = {"loss": loss / count, "accuracy": correct_count / count, "examples": int(count)}
+    loss /= count
+    # Of streams, a last window counts by its length.
+    results = {"loss": loss, **engine.results(loss), "accuracy": correct_count / count, "examples": round(count)}
     if math.isnan(correct_count):
         del results["accuracy"]
     if score is None or not predictions:
@@ -170,11 +172,11 @@ def evaluate_average(
     Afterwards weights and statistics are those from before, bit for bit.
 
     Returns:
-        ``loss_averaged`` and ``accuracy_averaged``; empty without an average, or before it holds any weights.
+        ``loss_averaged``, ``accuracy_averaged`` and so on; empty without an average, or before it holds any weights.
     """
     optimizer = engine.optimizer
     if not isinstance(optimizer, optimizers.WeightAverage) or not optimizer.has_average:
         return {}
     with _averaged(engine, optimizer, training_batches):
         results = evaluate(engine, batches, world)
-    return {f"{name}_averaged": results[name] for name in ("loss", "accuracy") if name in results}
+    return {f"{name}_averaged": results[name] for name in ("loss", "accuracy", "perplexity") if name in results}

@@ -21,7 +21,7 @@ norms      step, samples, update_norms, weight_norms {parameter name: value}
 between    step, samples, losses: of the step's batch, at evenly spaced weights from before the step to after it
 eval       step, samples, phase, loss, accuracy (share), examples, seconds; loss_augmented, accuracy_augmented over several views
            of each image (evaluate.augment); loss_NAME, accuracy_NAME and scores of each of several sets of held-out data; loss_averaged, accuracy_averaged of the averaged weights (averaging);
-           the scores of `bellwether.trainer.scores` (labelled text; no accuracy for a regression)
+           the scores of `bellwether.trainer.scores` (labelled text, language models; no accuracy for a regression)
 checkpoint step, samples, path, seconds (from the end of the step until it was published), blocked_seconds (for which training stood
            still), waited_seconds (of these, for the writing: the next checkpoint was due, or the phase or run ended); written when
            all ranks know that it is published, which may be some steps later

@@ -15,7 +15,12 @@ Line = dict[str, Any]
 
 KINDS = ("augmented", "averaged")  #: of held-out loss and accuracy, in addition to the plain ones
 #: Keys of `eval`.
-HELD = ("loss", "accuracy", *(f"{key}_{kind}" for kind in KINDS for key in ("loss", "accuracy")), *scores.NAMES)
+HELD = (
+    "loss",
+    "accuracy",
+    *(f"{key}_{kind}" for kind in KINDS for key in ("loss", "accuracy", "perplexity")),
+    *scores.NAMES,
+)
 
 #: Events that belong to steps, not to launches.
 OF_STEPS = ("train", "layers", "walk", "norms", "between", "eval", "checkpoint")

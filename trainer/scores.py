@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import typing
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-#: Scores that an evaluation may report besides loss and accuracy. All of them are better when higher.
-Score = Literal["exact_match", "f1", "f1_macro", "matthews", "pearson", "spearman"]
+#: Scores that an evaluation may report besides loss and accuracy.
+Score = Literal["exact_match", "f1", "f1_macro", "matthews", "pearson", "spearman", "perplexity", "perplexity_cache"]
 NAMES: tuple[str, ...] = typing.get_args(Score)
+#: The results that are better when lower; all others are better when higher.
+LOWER_IS_BETTER = ("loss", "perplexity", "perplexity_cache")
 
 
 def score(classes: Sequence[str] | None, predictions: Array, labels: Array) -> dict[str, float]:
@@ -119,6 +122,15 @@ def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
         if tag != "O" and not continues:
             begin, kind = index, tag[2:]
     return found
+
+
+def perplexity(loss: float) -> float:
+    """The exponential of a mean loss per token, in nats; infinite where that is no number of Python's.
+
+    >>> perplexity(0.0), perplexity(1e4)
+    (1.0, inf)
+    """
+    return math.exp(loss) if not loss > 700 else math.inf
 
 
 def answers(pairs: Sequence[tuple[str, Sequence[str]]]) -> dict[str, float]:

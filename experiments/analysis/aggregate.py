@@ -22,7 +22,11 @@ from bellwether.trainer.config import ConfigError
 
 LR = "optimizer.lr"
 
-_DEFAULT_METRICS = (("val/accuracy", True), ("val/loss", False))  # (metric, higher is better)
+_DEFAULT_METRICS = (
+    ("val/perplexity", False),
+    ("val/accuracy", True),
+    ("val/loss", False),
+)  # (metric, higher is better)
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def peak_lr(setting: Setting) -> float | None:
 
 
 def default_metric(trials: Iterable[Trial]) -> Target:
-    """The metric to compare by without a target: accuracy, else loss; as a target that no value satisfies."""
+    """The metric to compare by without a target: perplexity, else accuracy, else loss; as a target that no value satisfies."""
     measured = {key for trial in trials for measurement in trial.measurements for key in measurement}
     name, at_least = next((pair for pair in _DEFAULT_METRICS if pair[0] in measured), _DEFAULT_METRICS[-1])
     return Target(name, math.nan, at_least)

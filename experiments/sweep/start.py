@@ -98,7 +98,7 @@ def _may_change_names(key: str) -> bool:
 
 
 def check_target(sweep: Sweep, path: str, *, prepare: bool) -> None:
-    """Refuse a loss of masked language modelling that token frequencies alone reach: a sweep to it measures no learning of language.
+    """Refuse a loss or a perplexity that token frequencies alone reach: a sweep to it measures no learning of language.
 
     Args:
         prepare: prepare the data for it, as the first trial would; else data that are not prepared are not checked.
@@ -107,21 +107,24 @@ def check_target(sweep: Sweep, path: str, *, prepare: bool) -> None:
         ConfigError: naming the unigram loss.
     """
     goal = sweep.target
-    if goal is None or goal.at_least or goal.metric != "loss":
+    if goal is None or goal.at_least or goal.metric not in ("loss", "perplexity"):
         return
     # Imported here because they import torch.
-    from bellwether.trainer import data
+    from bellwether.trainer import data, scores
     from bellwether.trainer.data.unigram import unigram_loss
 
     for config in phases(spec.base(sweep)):
         dataset = data.load(config.data) if prepare else data.peek(config.data)
         frequencies = None if dataset is None else unigram_loss(dataset)
-        if frequencies is not None and goal.value >= frequencies:
+        reached = frequencies
+        if frequencies is not None and goal.metric == "perplexity":
+            reached = scores.perplexity(frequencies)
+        if reached is not None and goal.value >= reached:
             problem = (
-                f"token frequencies alone have a held-out loss of {frequencies:.2f} (unigram loss): a model reaches the target by "
-                "learning its output bias"
+                f"token frequencies alone have a held-out {goal.metric} of {reached:.2f} (unigram {goal.metric}): a model reaches the "
+                "target by learning its output bias"
             )
-            raise ConfigError("target", str(goal), problem, f"write a loss clearly below {frequencies:.2f}", path)
+            raise ConfigError("target", str(goal), problem, f"write a {goal.metric} clearly below {reached:.2f}", path)
 
 
 @contextmanager

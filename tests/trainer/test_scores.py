@@ -9,6 +9,7 @@ import pytest
 
 from bellwether.trainer import scores
 from bellwether.trainer.best import BestEvaluation
+from bellwether.trainer.config import Target
 
 RANDOM = np.random.default_rng(0)
 
@@ -67,6 +68,19 @@ def test_score_that_was_not_measured_is_never_the_best() -> None:
     best = BestEvaluation("f1")
     assert not best.update(1, {"loss": 1.0})
     assert best.step == -1
+
+
+def test_perplexity_is_better_when_lower() -> None:
+    best = BestEvaluation("perplexity")
+    assert [best.update(step, {"perplexity": value}) for step, value in enumerate([90.0, 80.0, 85.0])] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert Target.parse("perplexity <= 80").holds({"perplexity": 79.5})
+    assert not Target.parse("val/perplexity_cache <= 80").holds({"perplexity": 79.5})
+    with pytest.raises(ValueError, match="a loss or a perplexity at most; write 'perplexity <= 80'"):
+        Target.parse("perplexity >= 80")
+    with pytest.raises(ValueError, match=r"write 'f1 >= 0\.5'"):
+        Target.parse("f1 <= 0.5")
 
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]

@@ -4,7 +4,8 @@
     checkpoints/step-00001200/rank-00000.safetensors ...   the slices that each rank owns, listed in the file's header
 
 A file contains tensors named ``kind|parameter|start``, where `start` is the offset of the slice in the flattened parameter.
-Kinds are ``weight`` (the fp32 master weight), the names of the optimizer's state tensors, ``frozen`` and ``buffer``. A
+Kinds are ``weight`` (the fp32 master weight), the names of the optimizer's state tensors, ``frozen``, ``buffer``, and ``carried``: the
+state of streams of data (`bellwether.trainer.models.carried_state`), in place of a parameter. A
 checkpoint is written to ``*.partial`` and published by one rename, so a directory without this suffix is complete. Nothing
 is pickled.
 """

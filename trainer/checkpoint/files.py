@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class Files:
         if filled != into.numel():
             problem = f"contains {filled} of {into.numel()} elements of {kind} {name}"
             raise ConfigError("resume", str(self.path), problem, "resume from another checkpoint")
+
+    def read_all(self, kind: str, slices: Iterable[tuple[str, int, Tensor]]) -> None:
+        """`read` for each slice."""
+        for name, start, into in slices:
+            self.read(kind, name, start, into)
 
     def read_whole(self, kind: str, name: str, into: Tensor) -> None:
         """Fills ``into`` with a tensor of a parameter that is not cut as the parameter is.

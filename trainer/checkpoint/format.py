@@ -45,6 +45,8 @@ class Manifest:
         default_factory=dict
     )  # state of the gradient noise estimate: optimizers.noise_scale
     frozen: list[str] = field(default_factory=list)  # names of the parameters that are not trained
+    # Shape over all streams of each tensor that the model carries from step to step, for data in streams.
+    carried: dict[str, list[int]] = field(default_factory=dict)
     format: int = FORMAT
 
     @classmethod

@@ -18,6 +18,7 @@ from bellwether.optimizers.schedule_free import BETA1, evaluated_weights, with_b
 from bellwether.optimizers.shards.layout import ShardLayout
 from bellwether.trainer import run_paths
 from bellwether.trainer.checkpoint import slices
+from bellwether.trainer.checkpoint.carried import carried_slices
 from bellwether.trainer.checkpoint.files import Files
 from bellwether.trainer.checkpoint.format import Manifest, damage, newest
 from bellwether.trainer.checkpoint.snapshot import whole_state
@@ -116,7 +117,8 @@ def load(path: Path, engine: Engine, world: World, verified: bool = False, new_p
     manifest = read_manifest(path, world)
     frozen = dict(engine.frozen())
     thawed = new_phase and _trained(engine) != set(manifest.parameters)
-    wanted = list(_wanted(engine))
+    carried = carried_slices(engine, manifest, path, new_phase)
+    wanted = list(_wanted(engine)) + [(name, start, len(part)) for name, start, part in carried]
     if thawed:
         wanted += [(name, 0, engine.elements(parameter)) for name, parameter in frozen.items()]
     with Files(path, slices.for_rank(path, manifest, world, wanted)) as files, torch.no_grad():
@@ -127,6 +129,7 @@ def load(path: Path, engine: Engine, world: World, verified: bool = False, new_p
             with engine.gathered(parameter, modify=True):
                 if parameter.numel():
                     _read_weights(files, manifest, name, 0, parameter.view(-1))
+        run_on_all_ranks(world, lambda: files.read_all("carried", carried))
         _fill_buffers(engine, files, manifest, world)
     engine.publish_weights()
     if thawed:

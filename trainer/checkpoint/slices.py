@@ -60,7 +60,9 @@ def of_file(path: Path, name: str) -> list[Row]:
         with open(path / name, "rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         keys = [(key.split("|"), about["shape"]) for key, about in header.items() if key.count("|") == 2]
-        return [(of[1], int(of[2]), int(shape[0]), name) for of, shape in keys if of[0] in ("weight", "frozen")]
+        return [
+            (of[1], int(of[2]), int(shape[0]), name) for of, shape in keys if of[0] in ("weight", "frozen", "carried")
+        ]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError) as error:
         problem = f"the header of {name} cannot be read: {error}"
         raise ConfigError("resume", str(path), problem, "resume from another checkpoint") from None
@@ -102,7 +104,7 @@ def for_rank(path: Path, manifest: Manifest, world: World, wanted: Iterable[tupl
 
 def _exchanged(path: Path, manifest: Manifest, world: World) -> Iterator[Row]:
     """The slices of all files: each rank reads the headers of its share. Collective."""
-    names, files = [*manifest.parameters, *manifest.frozen], list(manifest.files)
+    names, files = [*manifest.parameters, *manifest.frozen, *manifest.carried], list(manifest.files)
     name_of, file_of = ({text: number for number, text in enumerate(texts)} for texts in (names, files))
     own: list[tuple[int, int, int, int]] = []
 

@@ -115,7 +115,7 @@ def _write_block(stream: RawIOBase, block: memoryview) -> None:
 
 
 def take(engine: Engine, world: World, buffer: HostBuffer) -> Snapshot:
-    """Copy what this rank owns: slices of weights and optimizer state, frozen parameters, and buffers. Collective.
+    """Copy what this rank owns: slices of weights and optimizer state, frozen parameters, carried state, and buffers. Collective.
 
     When it returns, the copy is complete, and training may go on.
     """
@@ -162,5 +162,8 @@ def _owned(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
         state = engine.optimizer.state.get(shard.tensor, {})
         for kind in whole_state(engine, shard).keys() & state.keys():
             yield f"{kind}|{shard.parameters[0].name}|0", state[kind].detach()
+    if engine.carried is not None:
+        for name, start, values in engine.carried.slices():
+            yield f"carried|{name}|{start}", values
     for name, values in engine.buffers():
         yield f"buffer|{name}|0", values.detach()

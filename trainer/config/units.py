@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
-from bellwether.trainer.scores import NAMES
+from bellwether.trainer.scores import LOWER_IS_BETTER, NAMES
 
 DIGITS = "[0-9](?:_?[0-9])*"
 _FORM = re.compile(rf"^\s*({DIGITS}\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*(samples?|epochs?|steps?)\s*$", re.IGNORECASE)
@@ -120,9 +120,9 @@ class Target:
         if kind == "accuracy" and not 0 <= self.value <= 1:
             share = self.value / 100 if 1 < self.value <= 100 else 0.9
             return "accuracy lies within 0 to 1", f"write '{self.metric} >= {share:.10g}'"
-        if kind in (*NAMES, "accuracy", "loss") and self.at_least != (kind != "loss"):
+        if kind in (*NAMES, "accuracy", "loss") and self.at_least == (kind in LOWER_IS_BETTER):
             right = f"{self.metric} {'<=' if self.at_least else '>='} {self.value:.10g}"
-            return "an accuracy is to be at least, a loss at most", f"write '{right}'"
+            return "an accuracy is to be at least, a loss or a perplexity at most", f"write '{right}'"
         return None
 
     def holds(self, values: Mapping[str, float]) -> bool:

@@ -231,7 +231,7 @@ def refusals(summary: DataSummary, config: DataConfig) -> list[ConfigError]:
             errors.append(undecodable_error(part, key))
         if part.unknown_share > config.max_unknown:
             problem = f"{part.unknown_share:.1%} of the tokens are [UNK]: the tokenizer does not know this text"
-            advice = f"choose another data.tokenizer, or allow it by data.max_unknown; it is {config.max_unknown:g}"
+            advice = f"{config.unknown_advice}, or allow it by data.max_unknown; it is {config.max_unknown:g}"
             errors.append(ConfigError(key, named.get(key), problem, advice))
     if (empty := summary.source.classes_empty) and not config.allow_empty_classes:
         problem = f"{len(empty)} of {len(summary.source.classes)} classes have no images: {_names(empty)}"

@@ -22,6 +22,7 @@ class TokenStreamData(PlainText):
     """Text as parallel streams of tokens, for language models that carry their state from window to window."""
 
     carries_state: ClassVar[bool] = True
+    metric: ClassVar[tuple[str, bool]] = ("val/perplexity", False)
     trained: ClassVar[tuple[str, ...]] = ("words", "train")
     special_tokens: ClassVar[tuple[str, ...]] = ()
 
@@ -70,6 +71,13 @@ class TokenStreamData(PlainText):
     @property
     def tokens_per_sample(self) -> int:
         return self.length
+
+    @property
+    def unknown_advice(self) -> str:
+        if self.tokenizer != "words":
+            return super().unknown_advice
+        split = "" if self.words == "punctuation" else " split text that is not by data.words: punctuation,"
+        return f"lower data.minimum_count,{split} choose another data.tokenizer"
 
     def open(self, facts: dict[str, Any]) -> Dataset:
         from bellwether.trainer.data import stream_samples

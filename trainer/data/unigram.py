@@ -1,4 +1,4 @@
-"""The loss of a model that knows nothing but how often each token occurs: what masked language modelling has to be held against.
+"""The loss of a model that knows nothing but how often each token occurs: what language modelling has to be held against.
 
 A held-out loss above it means that only the output bias was learnt.
 """
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.data.packing import Stream
+from bellwether.trainer.data.stream_samples import StreamSamples
 from bellwether.trainer.data.text_samples import TextSamples
 
 _MOST = 2**24  # tokens that are counted
@@ -19,18 +20,28 @@ _BLOCKS = 256  # they are read in, spread evenly over the text
 def unigram_loss(dataset: Dataset) -> float | None:
     """Held-out cross-entropy of predicting each token by its frequency in the training text, in nats; None for other data.
 
-    Counts are of tokens without separators, which are not masked, each plus one. Of long texts a part is counted.
+    Counts are of tokens, each plus one; without separators where these are not predicted, as in masked language modelling. Of long
+    texts a part is counted.
     """
-    train, held_out = dataset.train, dataset.validation
-    if not isinstance(train, TextSamples) or not isinstance(held_out, TextSamples):
+    train, held_out, size = dataset.train, dataset.validation, dataset.vocabulary_size
+    kinds = (TextSamples, StreamSamples)
+    if not isinstance(train, kinds) or not isinstance(held_out, kinds) or size is None:
         return None
-    size = train.vocabulary_size
-    counts = _counts(train.stream, size) + 1.0
-    weight = _counts(held_out.stream, size)
+    counts, weight = (_counts(part, size) for part in (train, held_out))
+    counts += 1.0
     return float(-(weight * np.log(counts / counts.sum())).sum() / weight.sum())
 
 
-def _counts(stream: Stream, size: int) -> npt.NDArray[np.float64]:
+def _counts(samples: TextSamples | StreamSamples, size: int) -> npt.NDArray[np.float64]:
+    stream = samples.stream
+    counts = _of_tokens(stream, size)
+    if isinstance(samples, StreamSamples) and stream.separator is not None:
+        tokens = len(stream) - stream.documents
+        counts[stream.separator] += stream.documents * min(1.0, _MOST / tokens)
+    return counts
+
+
+def _of_tokens(stream: Stream, size: int) -> npt.NDArray[np.float64]:
     tokens = np.memmap(stream.path, dtype=stream.dtype, mode="r")
     if len(tokens) <= _MOST:
         return np.bincount(tokens, minlength=size).astype(np.float64)

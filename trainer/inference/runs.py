@@ -11,10 +11,12 @@ import torch
 from bellwether.trainer import models, scores
 from bellwether.trainer.config import ConfigError, load, phases
 from bellwether.trainer.data import Dataset
+from bellwether.trainer.data.loader import evaluation_batches
 from bellwether.trainer.inference.exported import export_of, run_of
 from bellwether.trainer.inference.predictor import Results, outputs
 from bellwether.trainer.metrics_format import of_set_named
 from bellwether.trainer.models.architecture import for_checkpoint
+from bellwether.trainer.models.language_modelling import LanguageModelling
 from bellwether.trainer.models.tasks import SequenceClassification, Task
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> R
 
 def _measured(task: Task, dataset: Dataset, samples: Any, score: Scorer | None, batch: int, device: str) -> Results:
     """Of one set of held-out data."""
+    if isinstance(task, LanguageModelling):
+        return _of_streams(task, samples, batch, device)
     losses, predictions = outputs(task, samples, batch, device)
     found = {"loss": float(losses.mean())}
     by_class: dict[str, dict[str, float]] = {}
@@ -62,3 +66,20 @@ def _measured(task: Task, dataset: Dataset, samples: Any, score: Scorer | None, 
         found["accuracy"] = float((predictions.argmax(axis=1) == samples.labels).mean())
         by_class = scores.by_class(dataset.labels, predictions.argmax(axis=1), samples.labels)
     return Results({**found, "examples": len(losses)}, by_class)
+
+
+@torch.no_grad()
+def _of_streams(task: LanguageModelling, samples: Any, batch: int, device: str) -> Results:
+    """Means over the tokens of parallel streams, of which a last window counts by its length."""
+    task.to(device).eval()
+    sums = torch.zeros(3, dtype=torch.float64)
+    for inputs in evaluation_batches(
+        samples, limit=None, micro=batch, rank=0, world_size=1, workers=0, device=torch.device(device)
+    ):
+        weight = inputs.pop("weight").double()
+        loss, correct = task(**inputs)
+        sums += torch.stack([(loss * weight).sum(), (correct * weight).sum(), weight.sum()]).cpu()
+    loss, correct, count = sums.tolist()
+    return Results(
+        {"loss": loss / count, **task.results(loss / count), "accuracy": correct / count, "examples": round(count)}, {}
+    )

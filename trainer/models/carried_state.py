@@ -16,6 +16,8 @@ State = dict[str, Tensor]
 class CarriedState:
     """The state of some streams between two steps.
 
+    In a checkpoint it is keyed by stream, as the slices of tensors over all streams, so that it does not matter which rank had which.
+
     Attributes:
         streams: their numbers, ascending.
         total: the number of streams of all ranks.
@@ -46,10 +48,10 @@ class CarriedState:
         return {name: [self.total, *table.shape[1:]] for name, table in self.tensors.items()}
 
     def slices(self) -> Iterator[tuple[str, int, Tensor]]:
-        """Name, offset and elements of each slice of the flattened tables that these streams are."""
+        """Name, offset and elements of each slice of the flattened tables that these streams are. The elements are the tables' own."""
         for name, table in self.tensors.items():
             for first, last in self._runs():
-                part = table[first : last + 1].reshape(-1)
+                part = table[first : last + 1].view(-1)
                 yield name, self.streams[first] * (part.numel() // (last + 1 - first)), part
 
     def _runs(self) -> Iterator[tuple[int, int]]:

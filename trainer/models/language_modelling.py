@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bellwether.trainer import scores
 from bellwether.trainer.models.carried_state import CarriedState, State
 from bellwether.trainer.models.tasks import Task
 from bellwether.trainer.models.vocabulary import VocabularyHead
@@ -35,6 +36,9 @@ class LanguageModelling(Task):
 
     def carry(self, streams: Sequence[int], total: int, device: torch.device) -> None:
         self.carried = CarriedState(streams, total, self._initial(len(streams), device))
+
+    def results(self, loss: float) -> dict[str, float]:
+        return {"perplexity": scores.perplexity(loss)}
 
     def train(self, mode: bool = True) -> LanguageModelling:
         self._held_out = {}  # an evaluation begins, or has ended

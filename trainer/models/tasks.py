@@ -50,6 +50,10 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
+    def results(self, loss: float) -> dict[str, float]:
+        """Further results of an evaluation, from its mean loss."""
+        return {}
+
     def carry(self, streams: Sequence[int], total: int, device: torch.device) -> None:
         """From the next step on, this rank computes these streams in each step, from an empty state.
 

@@ -31,6 +31,8 @@ def headlines(facts: Facts) -> list[Tile]:
     phases = count(len(facts.boundaries) + 1, "phase") if facts.boundaries else epochs
     score, value, step = facts.best_score
     tile: Tile = ("Held-out accuracy", share(held.get("accuracy")), "", examples)
+    if held.get("perplexity") is not None:
+        tile = ("Held-out perplexity", number(held["perplexity"]), "", examples)
     if score is not None:
         tile = (f"Best {score.replace('_', ' ')}", number(value), "", f"step {step:,}" if step else "")
     return [

@@ -39,7 +39,7 @@ def make_sweep(**changes: Any) -> Sweep:
         ({"search": {"kind": "gird"}}, "did you mean 'grid'"),
         ({"target": None, "stop": {"prune_factor": 1.5}}, r"stop\.prune_factor: .* needs a target"),
         ({"optimizers": {"a/b": {}}}, "optimizers"),
-        ({"target": "perplexity <= 3"}, "target: .* not a target"),
+        ({"target": "surprise <= 3"}, "target: .* not a target"),
         ({"target": "accuracy >= 90"}, "target: .* lies within 0 to 1; write 'accuracy >= 0.9'"),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bellwether.trainer.config import ConfigError
+from bellwether.trainer.config import ConfigError, ConfigErrors
 from bellwether.trainer.data import arranged, load
 from bellwether.trainer.data.loader import evaluation_batches, train_batches
 from bellwether.trainer.data.packing import Stream, ends_path
@@ -120,8 +120,8 @@ def config(tmp_path: Path) -> Callable[..., TokenStreamData]:
     def make(**keys: Any) -> TokenStreamData:
         defaults = {"source": str(tmp_path / "text.txt"), "validation": str(tmp_path / "held.txt")}
         return TokenStreamData(
-            kind="token-stream", cache=str(tmp_path / "cache"), max_unknown=1.0,
-            **{**defaults, "length": 4, "validation_streams": 2, **keys},
+            kind="token-stream", cache=str(tmp_path / "cache"),
+            **{**defaults, "length": 4, "validation_streams": 2, "max_unknown": 1.0, **keys},
         )  # fmt: skip
 
     return make
@@ -150,6 +150,11 @@ def test_text_that_cannot_be_streams_is_refused(
         load(config(validation_streams=8))
     with pytest.raises(ConfigError, match=r"data\.minimum_count: 1000: no word occurs 1,000 times"):
         load(config(minimum_count=1000))
+    with pytest.raises(
+        ConfigErrors, match=r"are \[UNK\].*; lower data\.minimum_count, split text .*, choose another"
+    ) as refused:
+        load(config(minimum_count=60, max_unknown=0.05))
+    assert "data.source" in str(refused.value)
     with pytest.raises(ConfigError, match=r"data\.length: 5000: the text does not fill one window"):
         load(config(length=5000))
     with pytest.raises(ValueError, match="words: belongs to tokenizer: words"):

@@ -31,7 +31,7 @@ def _held_out(value: Any) -> Any:
     raise ValueError("not held-out data; write a path, or paths by name as in {books: books.txt, wiki: wiki.txt}")
 
 
-_NO_SETS = ("augmented", "averaged", "macro")  # of results: loss_augmented, f1_macro
+_NO_SETS = ("augmented", "averaged", "macro", "cache")  # of results: loss_augmented, f1_macro, perplexity_cache
 
 
 class DataConfig(Kind):
@@ -107,6 +107,11 @@ class DataConfig(Kind):
         if isinstance(self.validation, dict):
             return [(name, f"data.validation.{name}", value) for name, value in self.validation.items()]
         return [] if self.validation is None else [("validation", "data.validation", self.validation)]
+
+    @property
+    def unknown_advice(self) -> str:
+        """What to do about text with many unknown tokens."""
+        return "choose another data.tokenizer"
 
     @property
     def augments(self) -> bool:

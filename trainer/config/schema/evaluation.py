@@ -25,7 +25,7 @@ class Evaluate(Section):
     )
     best: Literal["loss", "accuracy", Score] | None = Field(
         None,
-        description="score on held-out data, such as accuracy, f1 or matthews: the checkpoint of the best evaluation is kept, besides "
+        description="score on held-out data, such as accuracy, f1, matthews or perplexity: the checkpoint of the best evaluation is kept, besides "
         "the newest ones, and exported; null: the last one is exported",
     )
     patience: Count | None = Field(

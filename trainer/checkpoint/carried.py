@@ -1,0 +1,35 @@
+"""The part of a checkpoint that is the state of streams of data."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from bellwether.trainer.checkpoint.format import Manifest
+from bellwether.trainer.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+def carried_slices(engine: Engine, manifest: Manifest, path: Path, new_phase: bool) -> list[tuple[str, int, Tensor]]:
+    """Name, offset and elements of each slice to read from a checkpoint.
+
+    None are read in a new phase, whose streams begin at the start of the text, and where the checkpoint has the state of other streams,
+    as that of another batch: it belongs to other places in the text.
+    """
+    state = engine.carried
+    if state is None or not state.tensors:
+        return []
+    if new_phase:
+        log.info("%s streams begin at the start of the text, from an empty state", f"{state.total:,}")
+        return []
+    if manifest.carried != state.shapes():
+        saved = next(iter(manifest.carried.values()), [0])[0]
+        log.warning(
+            "%s has the state of %s streams, not of %s like these: they go on from an empty state",
+            path.name, f"{saved:,}", f"{state.total:,}",
+        )  # fmt: skip
+        return []
+    return list(state.slices())
