@@ -42,6 +42,7 @@ def compile_layers(model: Any) -> int:
         setattr(settings, name, max(getattr(settings, name), _VARIANTS * len(found)))
     for layer in found:
         layer.forward = _compiled(layer)
+    model.has_compiled_layers = True
     return len(found)
 
 

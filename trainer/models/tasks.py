@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bellwether.trainer.models.carried_state import CarriedState
-from bellwether.trainer.models.document_attention import document_inputs
+from bellwether.trainer.models.document_attention import DocumentAttention
 from bellwether.trainer.models.losses import PLAIN, ClassificationLoss, MixedLabels, correctness
 from bellwether.trainer.models.stochastic_depth import StochasticDepth
 from bellwether.trainer.models.vocabulary import VocabularyHead
@@ -86,6 +86,7 @@ class MaskedLanguageModelling(Task):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._positions: Tensor | None = None
+        self._document_attention = DocumentAttention(model)
         self.gathers = model.config.model_type in GATHERED_HEADS
         self._head: tuple[VocabularyHead, ...] = ()  # in a tuple, or its parameters would have a second name
         if self.gathers:
@@ -139,7 +140,7 @@ class MaskedLanguageModelling(Task):
         """
         if documents is not None:
             assert position_ids is not None
-            inputs |= document_inputs(self.model.config, documents, position_ids)
+            inputs |= self._document_attention.inputs(documents, position_ids)
         if not self.gathers:
             output = self.model(input_ids, **inputs)
             output.logits = _at(output.logits, masked_positions)

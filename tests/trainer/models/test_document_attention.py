@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.attention import flex_attention
 
 from bellwether.trainer.config import ConfigErrors
 from bellwether.trainer.config.schema import ModelConfig
 from bellwether.trainer.data import Dataset
-from bellwether.trainer.models import build
+from bellwether.trainer.models import build, document_attention
 from bellwether.trainer.models.architecture import DOCUMENT_ATTENTION
+from bellwether.trainer.models.block_mask import document_mask
 from bellwether.trainer.models.tasks import MaskedLanguageModelling, Task
 from tests.trainer.models import families
 from tests.trainer.models.test_masked_lm import config
@@ -36,6 +39,113 @@ def test_packed_documents_have_the_logits_of_each_alone(make: Make, family: str)
     torch.testing.assert_close(packed, torch.cat(alone, dim=1))
     together = task.logits(ids, everywhere)
     assert not torch.allclose(packed, together)
+
+
+@pytest.fixture
+def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's flex_attention as plain tensor operations, with the backward pass that it refuses on the CPU."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(document_attention, "_compiled", lambda: flex_attention.flex_attention)
+
+
+@pytest.mark.parametrize(
+    "family, lengths", [*((family, LENGTHS) for family in sorted(DOCUMENT_ATTENTION)), ("modernbert", (200, 30, 70))]
+)
+def test_flex_attention_has_the_results_and_gradients_of_the_dense_mask(
+    make: Make, flex_on_cpu: None, monkeypatch: pytest.MonkeyPatch, family: str, lengths: tuple[int, ...]
+) -> None:
+    task = make("masked-lm", config=families.keys(family))
+    assert isinstance(task, MaskedLanguageModelling)
+    task.eval()
+    ids = torch.randint(5, 100, (2, sum(lengths)), generator=torch.Generator().manual_seed(1))
+    batch = {
+        "documents": torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(2, -1),
+        "position_ids": torch.cat([torch.arange(n) for n in lengths]).expand(2, -1),
+    }
+    found = []
+    for problem in ("it is asked for", None):
+        monkeypatch.setattr(document_attention, "obstacle", lambda *args, problem=problem: problem)
+        task.zero_grad()
+        task._document_attention = document_attention.DocumentAttention(task.model)
+        logits = task.logits(ids, torch.arange(0, sum(lengths), 3).expand(2, -1), **batch)
+        logits.square().sum().backward()
+        found.append([logits.detach(), *(p.grad for p in task.parameters() if p.grad is not None)])
+    assert task.model.config._attn_implementation == document_attention.FLEX
+    largest = max(float(dense.abs().max()) for dense in found[0])
+    for dense, flex in zip(*found, strict=True):
+        # Both in float32, whose sums of a few hundred terms they order differently. Some gradients are sums that cancel.
+        torch.testing.assert_close(flex, dense, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("window", [None, 1, 64, 128, 300])
+@pytest.mark.parametrize("lengths", [(24,), (128, 128), (100, 300, 1, 240), (700,)], ids=str)
+def test_blocks_are_those_that_documents_fill(lengths: tuple[int, ...], window: int | None) -> None:
+    rows = torch.stack(
+        [torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n)) for n in (lengths, lengths[::-1])]
+    )
+
+    def dense(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        near = True if window is None else (query - key).abs() <= window
+        return (rows[batch, query] == rows[batch, key]) & near
+
+    length = rows.shape[1]
+    ours, wanted = document_mask(rows, window), flex_attention.create_block_mask(dense, 2, None, length, length, "cpu")
+    assert ours.shape == wanted.shape == (2, 1, length, length)
+    for of in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(ours, of), getattr(wanted, of)), of
+    assert torch.equal(ours.to_dense(), wanted.to_dense())
+    for of in ("kv", "full_kv"):
+        for found, expected, counts in zip(
+            *(getattr(mask, f"{of}_indices").flatten(0, 2) for mask in (ours, wanted)),
+            getattr(wanted, f"{of}_num_blocks").flatten(),
+            strict=True,
+        ):
+            assert torch.equal(found[:counts], expected[:counts])
+    pairs_of_positions = torch.arange(length)
+    given: Any = (torch.arange(2)[:, None, None], None, pairs_of_positions[:, None], pairs_of_positions[None])
+    mask_mod: Any = ours.mask_mod
+    assert torch.equal(mask_mod(*given), dense(*given))
+
+
+def test_reasons_for_the_dense_mask_are_said(make: Make, flex_on_cpu: None, caplog: pytest.LogCaptureFixture) -> None:
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda"))
+    documents = torch.tensor([[0, 0, 1, 1]])
+    bert = make("masked-lm", config=families.keys("bert")).model
+    assert (
+        document_attention.obstacle(bert, torch.float32, documents)
+        == "torch's flex_attention has no backward pass on cpu"
+    )
+    found = document_attention.obstacle(bert, torch.float32, on_gpu)
+    assert (
+        found == "flex_attention has no dropout; it takes over where model.config has attention_probs_dropout_prob: 0"
+    )
+    modernbert = make("masked-lm", config=families.keys("modernbert")).model
+    found = document_attention.obstacle(modernbert, torch.float32, on_gpu)
+    assert found is not None
+    assert found.startswith("flex_attention does not run here: AttributeError: ")  # which no tensor on a GPU has
+    assert document_attention.difference(modernbert.config, torch.float32, documents) is None
+    modernbert.has_compiled_layers = True
+    found = document_attention.obstacle(modernbert, torch.float32, on_gpu)
+    assert found == "engine.compile: layers has not been tried with flex_attention on a GPU"
+
+    task: Any = make("masked-lm", config=families.keys("modernbert"))
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            places = torch.arange(4)[None]
+            task.logits(documents + 9, places, documents=documents, position_ids=places % 2)
+    assert [line for line in caplog.messages if "inside documents" in line] == [
+        "attention inside documents has a dense mask: torch's flex_attention has no backward pass on cpu"
+    ]
+
+
+def test_flex_attention_that_computes_something_else_is_not_used(
+    make: Make, flex_on_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document_attention, "document_mask", lambda documents: document_mask(documents * 0))
+    config_ = make("masked-lm", config=families.keys("modernbert")).model.config
+    found = document_attention.difference(config_, torch.float32, torch.tensor([[0, 0, 1, 1]]))
+    assert found is not None
+    assert found.startswith("flex_attention differs from it by ")
 
 
 def test_family_without_it_is_refused() -> None:
