@@ -15,6 +15,7 @@ from bellwether.optimizers.kernels import NAMES
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_the_benchmark_of_optimizers_fills_its_table(tmp_path: Path) -> None:
     files = {"--json": tmp_path / "times.json", "--markdown": tmp_path / "table.md"}

@@ -107,7 +107,7 @@ def test_preempted_job_resumes(two: Cluster, space: Space, whole: bytes) -> None
     assert int(first[1]) != port
 
 
-# A restart inside the allocation is also in test_restarts.py, and a killed rank in tests/launcher/test_failures.py.
+# A restart inside the allocation is also in test_restarts.py, and a killed rank in tests/launcher/test_interruptions.py.
 @pytest.mark.full
 def test_killed_rank_restarts_inside_the_allocation_and_ends_in_the_same_weights(
     two: Cluster, space: Space, whole: bytes

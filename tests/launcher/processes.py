@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -45,6 +46,23 @@ def wait_for_step(process: subprocess.Popen[str], space: Path, name: str, step: 
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.2)
+
+
+def listening_sockets(root: int) -> dict[str, list[tuple[str, int]]]:
+    """The listening sockets of a process and all below it, by kind: tcp, udp, and unix with an address outside the file system."""
+    found: dict[str, list[tuple[str, int]]] = {"tcp": [], "udp": [], "abstract": []}
+    launcher = psutil.Process(root)
+    for process in [launcher, *launcher.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for socket in process.net_connections(kind="all"):
+                if isinstance(socket.laddr, str):
+                    if socket.laddr.startswith(("@", "\0")):
+                        found["abstract"].append((socket.laddr, process.pid))
+                elif socket.status == psutil.CONN_LISTEN:
+                    found["tcp"].append((socket.laddr.ip, socket.laddr.port))
+                elif socket.status == psutil.CONN_NONE and not socket.raddr:
+                    found["udp"].append((socket.laddr.ip, socket.laddr.port))
+    return found
 
 
 def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:

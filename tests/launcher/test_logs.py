@@ -1,4 +1,4 @@
-"""The log of rank 0 of runs without SLURM, and bellwether logs."""
+"""The log of rank 0 of runs without SLURM, and bellwether logs. `test_interruptions` follows one over restarts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from bellwether.launcher import attempts
 from bellwether.launcher.logs import logs
-from tests.launcher.processes import ROOT, command, finish, start, wait_for_step
+from tests.launcher.processes import ROOT, command
 from tests.precision import subprocess_path
 
 
@@ -29,26 +29,6 @@ def test_logs_prints_the_log_that_was_written_last(tmp_path: Path, capsys: pytes
         os.utime(file, (when, when))
         assert logs(run, follow=False) == 0
         assert capsys.readouterr().out == text
-
-
-@pytest.mark.process
-def test_logs_follows_a_local_run_to_its_end_and_keeps_restarts(space: Path) -> None:
-    command_line = ("bellwether", "train", "long.yaml", "name=logged")
-    process = start(space, *command_line, "stop_after=60 steps")
-    wait_for_step(process, space, "logged", 2)
-    status, followed, error = finish(start(space, "bellwether", "logs", "runs/logged", "-f"))
-    assert status == 0, error
-    status, out, error = finish(process)
-    assert status == 0, error
-    assert "plan of logged" in followed
-    assert re.search(r"^step +2/100000 .* loss ", followed, re.M), followed
-    assert out in followed  # the summary
-    status, _, error = finish(start(space, *command_line, "stop_after=61 steps"))
-    assert status == 0, error
-    status, out, error = finish(start(space, "bellwether", "logs", "runs/logged"))
-    assert status == 0, error
-    assert out.startswith(followed)
-    assert len(re.findall(r"^--- .* process \d+ on ", out, re.M)) == 2
 
 
 @pytest.mark.full

@@ -14,6 +14,7 @@ import pytest
 
 from bellwether.launcher import packed_env
 from bellwether.trainer.config import ConfigError
+from tests.tiers import covering
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +34,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.process
+@covering(lambda suffix: suffix == ".tar")
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 def test_unpacked_environment_needs_nothing_of_the_original(environment: Path, tmp_path: Path, suffix: str) -> None:
     archive, folder = tmp_path / f"e{suffix}", tmp_path / "node"

@@ -79,6 +79,7 @@ def test_interrupted_sweep_resumes_without_losing_or_repeating_steps(tmp_path: P
     assert len(steps(tmp_path)) == 8
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_status_of_complete_pruned_diverged_and_failed_trials(tmp_path: Path) -> None:
     optimizers = {

@@ -18,6 +18,7 @@ from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.data import Samples, load, loader
 from bellwether.trainer.data.loader import WorkerError, evaluation_batches, train_batches
 from bellwether.trainer.data.text import TextData
+from tests.tiers import covering
 from tests.trainer.data.helpers import Plain
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -185,6 +186,7 @@ if __name__ == "__main__":
 """
 
 
+@covering(lambda end, signum: signum == signal.SIGKILL or "sys.exit" in end)
 @pytest.mark.process
 @pytest.mark.parametrize("end, signum", [
     ("time.sleep(60)", signal.SIGKILL), ("time.sleep(60)", signal.SIGINT), ("raise KeyError('a bug')", None),
