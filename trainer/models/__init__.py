@@ -1,4 +1,4 @@
-"""Models for training: BERT and ResNet of transformers, and our own residual networks for small images.
+"""Models for training: those of transformers, and our own residual networks for small images and recurrent language models.
 
 Importing this package imports neither torch nor transformers, because configs are validated with it.
 """
@@ -28,6 +28,8 @@ _KINDS = (
     "sequence_classifier",
     "token_classifier",
     "question_answering",
+    "awd_lstm",
+    "qrnn",
 )
 
 

@@ -51,7 +51,7 @@ class WeightDroppedLSTM(GradientCheckpointingLayer):
 
 
 class QrnnLayer(GradientCheckpointingLayer):
-    """One quasi-recurrent layer with fo-pooling (Bradbury et al. 2016, equations 1 to 4).
+    """One quasi-recurrent layer with fo-pooling (Bradbury et al. 2016, equations 1 to 4 and 6).
 
     Z, F and O are functions of the last ``window`` inputs, for all positions at once; c_t = f_t c_{t-1} + (1 - f_t) z_t and
     h_t = o_t c_t go through time. Gates and c are computed in float32 at least. Zoneout keeps an element of c as it was.
