@@ -105,7 +105,7 @@ def measure(config: Config, data: Dataset, *, on_gpu: bool = True, micro: int | 
 
     # With a single sample torch skips copies of transposed tensors that every larger batch makes.
     micro = max(2, config.batch.most if micro is None else micro)
-    with FakeTensorMode(), _as_on_gpu() if on_gpu else nullcontext():
+    with FakeTensorMode(), _as_on_gpu() if on_gpu else nullcontext(), _without_onednn():
         task = models.build(config.model, data, activation_checkpointing=config.engine.activation_checkpointing)
         _cast(task, DTYPES[config.engine.precision])
         task.train()
@@ -200,6 +200,17 @@ def _as_on_gpu() -> Iterator[None]:
         yield
     finally:
         functional.dropout, functional.scaled_dot_product_attention = original
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Lets torch compute an LSTM in operations whose bytes and products are seen, as oneDNN's single one has neither."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
