@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from bellwether.experiments.planner.network import collectives
 from bellwether.trainer import models
 from bellwether.trainer.config import ConfigError, validate
+from bellwether.trainer.data import Dataset
 from bellwether.trainer.memory import activations
 from bellwether.trainer.memory import peak as memory
 from bellwether.trainer.memory.live_bytes import LiveBytes
@@ -171,6 +173,19 @@ def test_gpu_saves_less_than_a_cpu_and_computes_six_flops_per_parameter_and_toke
     # Kaplan et al. 2020 (2001.08361), 2.1: 6 per weight of the layers; attention and the head at masked tokens add little.
     layers = 12 * 12 * 768**2
     assert on_gpu.flops == pytest.approx(6 * layers * 64, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["awd-lstm", "qrnn"])
+def test_recurrent_language_models_are_counted(kind: str) -> None:
+    section = {"kind": kind, "embedding_size": 16, "hidden_size": 24, "layers": 2}
+    data = {"kind": "token-stream", "source": "absent.txt", "length": 5}
+    config = validate({**config_of(BERT), "model": section, "data": data})
+    profile = activations.measure(config, Dataset(None, None, vocabulary_size=64))
+    weights = sum(math.prod(shape) for group in profile.shapes for shape in group if len(shape) == 2)
+    # The first layer of a QRNN multiplies x_t and x_{t-1}, which its weights have; of an LSTM each step is a product of its own.
+    assert profile.flops == pytest.approx(6 * weights * 5, rel=0.03)
+    # At least the hidden states and the gates of each position are saved: float32.
+    assert profile.saved_per_sample > 4 * 5 * (24 + 16) * (1 + 3)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,11 @@ def test_text_that_is_no_target_is_refused(text: str) -> None:
     "text, highest, message",
     [
         ("val/accuracy >= 90", 0.8, "accuracy lies within 0 to 1; write 'val/accuracy >= 0.9'"),
-        ("val/accuracy <= 0.9", 0.8, "an accuracy is to be at least, a loss or a perplexity at most; write 'val/accuracy >= 0.9'"),
+        (
+            "val/accuracy <= 0.9",
+            0.8,
+            "an accuracy is to be at least, a loss or a perplexity at most; write 'val/accuracy >= 0.9'",
+        ),
         ("val/loss >= 2", 0.8, "no run measured val/loss; they have val/accuracy"),
         ("val/accuracy >= 75.9", 76.1, None),  # in percent, in a table written by other software
         ("val/accuracy >= 0.9", 0.8, None),

@@ -28,7 +28,7 @@ def make() -> Callable[..., Task]:
         **keys: Any,
     ) -> Task:
         config = ModelConfig.model_validate({"kind": kind, **keys})
-        if config.data_kind == "text":
+        if config.data_kind in ("text", "token-stream"):
             data = Dataset(NO_SAMPLES, NO_SAMPLES, vocabulary_size=vocabulary)
         else:
             names = [f"class {i}" for i in range(classes)]

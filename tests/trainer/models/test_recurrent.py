@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bellwether.optimizers import groups
+from bellwether.trainer.config.schema import ModelConfig
 from bellwether.trainer.models.auto_classes import AwdLstmConfig, AwdLstmForCausalLM, QrnnConfig, QrnnForCausalLM
 from bellwether.trainer.models.pretrained import checkpoint_activations
 from bellwether.trainer.models.recurrent_layers import QrnnLayer, WeightDroppedLSTM, linear_scan, locked_dropout
+from bellwether.trainer.models.tasks import Task
 from tests.trainer.models import recurrent_reference
 
 WORDS, BATCH, LENGTH = 13, 3, 9
@@ -301,3 +304,32 @@ def test_exported_language_model_loads_unchanged(kind: str, tmp_path: Path) -> N
     assert getattr(config, "window", None) == getattr(model.config, "window", None)
     shifted = functional.cross_entropy(model(tokens()).logits[:, :-1].flatten(0, 1), tokens()[:, 1:].flatten())
     torch.testing.assert_close(loaded(tokens(), labels=tokens()).loss, shifted)
+
+
+@pytest.mark.parametrize("kind", ["awd-lstm", "qrnn"])
+def test_config_section_builds_the_model_with_its_keys(make: Callable[..., Task], kind: str) -> None:
+    keys = {name: 0.01 * index for index, name in enumerate(NO_DROPOUT)}
+    keys |= {"embedding_size": 8, "hidden_size": 12, "layers": 2, "alpha": 0.5, "beta": 0.25}
+    own = {"window": 3, "zoneout": 0.2} if kind == "qrnn" else {}
+    task = make(kind, vocabulary=50, **keys, **own).train()
+    config = task.model.config
+    assert config.vocab_size == 50
+    assert {name: getattr(config, name) for name in (keys | own) if name != "layers"} == {
+        name: value for name, value in (keys | own).items() if name != "layers"
+    }
+    assert len(task.model.layers) == 2
+    ids, numbers = tokens() % 50, torch.arange(BATCH)
+    losses, correct = task(input_ids=ids, labels=ids, streams=numbers, starts=numbers >= 0)
+    assert losses.shape == correct.shape == (BATCH,)
+    losses.mean().backward()
+    assert all(p.grad is not None for p in task.parameters())
+
+
+@pytest.mark.parametrize("kind, config_class", [("awd-lstm", AwdLstmConfig), ("qrnn", QrnnConfig)])
+def test_defaults_of_the_section_are_those_of_the_saved_config(kind: str, config_class: Any) -> None:
+    section = ModelConfig.model_validate({"kind": kind}).model_dump()
+    section["num_hidden_layers"] = section.pop("layers")
+    saved = config_class()
+    assert {name: getattr(saved, name) for name in section if name != "kind"} == {
+        name: value for name, value in section.items() if name != "kind"
+    }
