@@ -7,15 +7,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bellwether.trainer.config.schema.section import Count
-from bellwether.trainer.models.recurrent import Dropout, RecurrentModel
+from bellwether.trainer.models.recurrent import ELEMENTS, LAYERS, Dropout, RecurrentModel
 
 
 class AwdLstmModel(RecurrentModel):
     """AWD-LSTM language model (Merity et al. 2017), with the sizes and dropouts of its WikiText-2 run."""
 
     kind: Literal["awd-lstm"]
-    hidden_size: Count = Field(1150, description="elements of all layers but the last")
-    layers: Count = Field(3, description="number of LSTM layers")
+    hidden_size: Count = Field(1150, description="size of all layers but the last", json_schema_extra=ELEMENTS)
+    layers: Count = Field(3, description="number of LSTM layers", json_schema_extra=LAYERS)
     input_dropout: Dropout = Field(
         0.65, description="dropout probability of the embeddings that enter the first layer; 0.4 for the Penn Treebank"
     )

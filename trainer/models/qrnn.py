@@ -7,15 +7,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bellwether.trainer.config.schema.section import TOKENS, Count
-from bellwether.trainer.models.recurrent import Dropout, RecurrentModel
+from bellwether.trainer.models.recurrent import ELEMENTS, LAYERS, Dropout, RecurrentModel
 
 
 class QrnnModel(RecurrentModel):
     """QRNN language model (Bradbury et al. 2016), in the shell and with the WikiText-2 settings of AWD-LSTM's authors."""
 
     kind: Literal["qrnn"]
-    hidden_size: Count = Field(1550, description="elements of all layers but the last")
-    layers: Count = Field(4, description="number of QRNN layers")
+    hidden_size: Count = Field(1550, description="size of all layers but the last", json_schema_extra=ELEMENTS)
+    layers: Count = Field(4, description="number of QRNN layers", json_schema_extra=LAYERS)
     input_dropout: Dropout = Field(0.4, description="dropout probability of the embeddings that enter the first layer")
     weight_dropout: Dropout = Field(0.1, description="dropout probability of the layers' weights (DropConnect)")
     window: Count = Field(

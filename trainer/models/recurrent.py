@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from bellwether.trainer.config.schema.models import ModelConfig
-from bellwether.trainer.config.schema.section import FRACTION, Count
+from bellwether.trainer.config.schema.section import FRACTION, Count, unit
 
 if TYPE_CHECKING:
     from bellwether.trainer.data import Dataset
     from bellwether.trainer.models.tasks import Task
 
 Dropout = Annotated[float, Field(ge=0, lt=1, json_schema_extra=FRACTION)]
-Factor = Annotated[float, Field(ge=0)]
+ELEMENTS, LAYERS = unit("elements"), unit("layers")
+Factor = Annotated[float, Field(ge=0, json_schema_extra=unit("factor"))]
 
 
 class RecurrentModel(ModelConfig):
@@ -23,7 +24,9 @@ class RecurrentModel(ModelConfig):
     data_kind: ClassVar[str] = "token-stream"
 
     embedding_size: Count = Field(
-        400, description="elements of a word's embedding and of the last layer, whose output weights are the embeddings"
+        400,
+        description="size of a word's embedding and of the last layer, whose output weights are the embeddings",
+        json_schema_extra=ELEMENTS,
     )
     hidden_size: Count
     layers: Count
