@@ -98,9 +98,9 @@ class Engine:
         rate, peak = next((pair for pair in pairs if pair[1] == self._peak_lr), max(pairs, key=lambda pair: pair[1]))
         return float(rate if peak in (0, self._peak_lr) else rate / peak * self._peak_lr)
 
-    def results(self, loss: float) -> dict[str, float]:
-        """Further results of an evaluation, from its mean loss: perplexity for language modelling."""
-        return self.task.results(loss) if isinstance(self.task, Task) else {}
+    def results(self, loss: float, *further: float) -> dict[str, float]:
+        """Further results of an evaluation, from its mean losses: perplexity for language modelling."""
+        return self.task.results(loss, *further) if isinstance(self.task, Task) else {}
 
     def set_split(self, split: Split) -> None:
         """Change micro-batch and accumulation between two steps. Its next step takes a batch of this split."""

@@ -107,20 +107,22 @@ def evaluate(
         score: scores of the predictions [N, ...] for all held-out samples in order; called on rank 0.
     """
     device = world.device
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    further = len(getattr(engine.task, "further_losses", ()))
+    sums = torch.zeros(3 + further, dtype=torch.float64, device=device)
     predictions: list[Tensor] = []
     with engine.evaluation_mode(), buffers.average_buffers(engine.task):
         for batch in batches:
             weight = batch["weight"].double()
             inputs = {name: tensor for name, tensor in batch.items() if name != "weight"}
             losses, correct, *predicted = engine.forward(inputs)
-            sums += torch.stack([(losses.double() * weight).sum(), (correct.double() * weight).sum(), weight.sum()])
+            values = [correct, losses, *(predicted.pop().unbind(1) if further else ())]
+            sums += torch.stack([weight.sum(), *((each.double() * weight).sum() for each in values)])
             predictions += predicted
     dist.all_reduce(sums)
-    loss, correct_count, count = sums.tolist()
-    loss /= count
+    count, correct_count, *losses_of_all = sums.tolist()
+    means = [each / count for each in losses_of_all]
     # Of streams, a last window counts by its length.
-    results = {"loss": loss, **engine.results(loss), "accuracy": correct_count / count, "examples": round(count)}
+    results = {"loss": means[0], **engine.results(*means), "accuracy": correct_count / count, "examples": round(count)}
     if math.isnan(correct_count):
         del results["accuracy"]
     if score is None or not predictions:

@@ -61,6 +61,7 @@ class PhaseLoop:
                 activation_checkpointing=config.engine.activation_checkpointing,
                 loss=config.loss,
             )
+        task.prepare_evaluation(config.evaluate)
         self.engine = build(task, phase, run.world)
         self.engine.set_split(self.split)
         run.note(f"trains {param_groups.describe(self.engine.groups)}")

@@ -39,6 +39,7 @@ def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> R
     dataset: Dataset = last.data.load()
     with for_checkpoint():
         task = models.build(last.model, dataset)
+    task.prepare_evaluation(last.evaluate)
     # Into the model of the task, which has hooks.
     trained = type(task.model).from_pretrained(export, use_safetensors=True, dtype=torch.float32)
     task.model.load_state_dict(trained.state_dict())
@@ -72,14 +73,14 @@ def _measured(task: Task, dataset: Dataset, samples: Any, score: Scorer | None, 
 def _of_streams(task: LanguageModelling, samples: Any, batch: int, device: str) -> Results:
     """Means over the tokens of parallel streams, of which a last window counts by its length."""
     task.to(device).eval()
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(3 + len(task.further_losses), dtype=torch.float64)
     for inputs in evaluation_batches(
         samples, limit=None, micro=batch, rank=0, world_size=1, workers=0, device=torch.device(device)
     ):
         weight = inputs.pop("weight").double()
-        loss, correct = task(**inputs)
-        sums += torch.stack([(loss * weight).sum(), (correct * weight).sum(), weight.sum()]).cpu()
-    loss, correct, count = sums.tolist()
-    return Results(
-        {"loss": loss / count, **task.results(loss / count), "accuracy": correct / count, "examples": round(count)}, {}
-    )
+        losses, correct, *further = task(**inputs)
+        values = [correct, losses, *(each for tensor in further for each in tensor.unbind(1))]
+        sums += torch.stack([weight.sum(), *((each.double() * weight).sum() for each in values)]).cpu()
+    _, accuracy, *means = (sums / sums[0]).tolist()
+    found = {"loss": means[0], **task.results(*means), "accuracy": accuracy, "examples": round(float(sums[0]))}
+    return Results(found, {})

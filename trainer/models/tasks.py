@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from bellwether.trainer.models.losses import PLAIN, ClassificationLoss, MixedLab
 from bellwether.trainer.models.stochastic_depth import StochasticDepth
 from bellwether.trainer.models.vocabulary import VocabularyHead
 
+if TYPE_CHECKING:
+    from bellwether.trainer.config.schema.evaluation import Evaluate
+
 
 class Task(nn.Module):
     """A model and its loss.
@@ -26,10 +29,12 @@ class Task(nn.Module):
         training_loss: of classification, in training mode. In evaluation mode the loss is the plain cross-entropy, so that
             held-out losses of all runs can be compared.
         carried: state between two steps, which checkpoints hold.
+        further_losses: names of losses that an evaluation averages as well: `forward` then returns them as the third tensor, [B, n].
     """
 
     training_loss: ClassificationLoss = PLAIN
     carried: CarriedState | None = None
+    further_losses: tuple[str, ...] = ()
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -50,8 +55,11 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
-    def results(self, loss: float) -> dict[str, float]:
-        """Further results of an evaluation, from its mean loss."""
+    def prepare_evaluation(self, evaluate: Evaluate) -> None:
+        """Take from the section `evaluate` of a config what concerns this task."""
+
+    def results(self, loss: float, *further: float) -> dict[str, float]:
+        """Further results of an evaluation, from its mean loss and those of `further_losses`."""
         return {}
 
     def carry(self, streams: Sequence[int], total: int, device: torch.device) -> None:

@@ -87,6 +87,10 @@ class Config(Section):
         if self.data.kind != data_kind:
             raise ValueError(f"data.kind: model.kind {self.model.kind} needs data.kind: {data_kind}")
         self.model.check_data(self.data)
+        if self.evaluate.cache_pointer is not None and not self.data.carries_state:
+            raise ValueError(
+                f"evaluate.cache_pointer: needs a language model, and data.kind is {self.data.kind}; remove it"
+            )
         if self.data.carries_state:
             self._check_carried_state()
         if not (self.loss.is_plain or self.loss.kind in self.model.losses):

@@ -6,9 +6,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bellwether.trainer.config.schema.section import SAMPLES, STEPS, Count, Section, unit
+from bellwether.trainer.config.schema.section import FRACTION, SAMPLES, STEPS, TOKENS, Count, Section, unit
 from bellwether.trainer.config.units import Duration, IntervalField, TargetField
 from bellwether.trainer.scores import Score
+
+
+class CachePointer(Section):
+    """The continuous cache on top of a language model (Grave et al. 2016; Merity et al. 2017)."""
+
+    window: Count = Field(
+        2000, description="pairs of a hidden state and the word after it that it holds", json_schema_extra=TOKENS
+    )
+    theta: Annotated[float, Field(ge=0)] = Field(
+        0.662, description="factor of the products of hidden states; the larger, the more the most similar ones count"
+    )
+    share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1279, description="probability of the cache in the interpolation with the model", json_schema_extra=FRACTION
+    )
 
 
 class Evaluate(Section):
@@ -38,6 +52,12 @@ class Evaluate(Section):
         description="test-time augmentation for images: number of cropped and mirrored views whose predictions are averaged with "
         "those of the original, reported as loss_augmented and accuracy_augmented in addition to the plain values; 0: none",
         json_schema_extra=unit("views"),
+    )
+
+    cache_pointer: CachePointer | None = Field(
+        None,
+        description="for language models: the continuous cache pointer, which gives perplexity_cache in addition to the plain one; {} has "
+        "the values below; null: none",
     )
 
     @model_validator(mode="after")
