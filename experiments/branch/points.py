@@ -43,6 +43,11 @@ class Base:
         if not history.train:
             raise ConfigError("RUN", str(run), "has no logged step yet", "train it first")
         configs = phases(config)
+        if any(each.data.carries_state for each in configs):
+            problem = "its batch is the number of streams of its text, which a branch at another batch would have to begin anew"
+            raise ConfigError(
+                "RUN", str(run), problem, "compare batches by a sweep, as in SWEEP.yaml: batches: [64, 128]"
+            )
         return cls(run, config, plan(configs, 1, _epochs(history, len(configs))), history)
 
     @property

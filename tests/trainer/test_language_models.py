@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from bellwether.cli import main
 from bellwether.trainer import config as c
 from bellwether.trainer.checkpoint import Manifest
 from bellwether.trainer.metrics import read
@@ -51,7 +53,7 @@ def one() -> Iterator[Ranks]:
 
 @covering(lambda stage: stage == 1)
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_killed_run_resumes_with_the_state_of_its_streams(ranks: Ranks, workspace: Path, stage: int) -> None:
     """The epoch ends at step 4 of the short text of this run, where all streams begin again."""
     short = workspace / "short.txt"
@@ -72,6 +74,16 @@ def test_killed_run_resumes_with_the_state_of_its_streams(ranks: Ranks, workspac
     (line,), evaluations = (read(Path(raw["runs"]) / raw["name"]).eval for raw in (whole, halves))
     assert line["perplexity"] == evaluations[-1]["perplexity"] == math.exp(line["loss"])
     assert len(evaluations) == 3
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("kind", ["awd-lstm", "qrnn"])
+def test_losses_are_the_same_at_every_stage(ranks: Ranks, workspace: Path, kind: str) -> None:
+    runs = [stream(workspace, f"{kind}-at-{n}", model={"kind": kind}, engine={"stage": n}) for n in range(4)]
+    for raw in runs:
+        ranks.run(run_config, raw)
+        assert losses(raw) == pytest.approx(losses(runs[0]), rel=1e-5)
 
 
 @pytest.mark.full
@@ -122,6 +134,54 @@ def test_perplexity_is_that_of_a_loop_in_float64(ranks: Ranks, workspace: Path) 
     line = read(run).eval[-1]
     assert line["perplexity"] == pytest.approx(math.exp(total / (3 * length)), rel=1e-5)
     assert line["examples"] == round(3 * length / 9)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_phases_averages_sets_and_cache(
+    ranks: Ranks, workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (workspace / "corpus.txt").read_text().split("\n")
+    for name, part in (("near", lines[:40]), ("far", lines[40:60])):
+        (workspace / f"{name}.txt").write_text("\n".join(" ".join(reversed(line.split())) for line in part))
+    raw = stream(
+        workspace, "stream-phases", averaging={"kind": "ema"}, optimizer={"name": "adamw"},
+        data={"validation": {name: str(workspace / f"{name}.txt") for name in ("near", "far")}},
+        evaluate={"cache_pointer": {"window": 20}, "every": "2 steps", "best": "perplexity_cache"},
+        phases=[{"duration": "2 steps"}, {"batch": {"global": 12}, "duration": "3 steps"}],
+    )  # fmt: skip
+    ranks.run(run_config, raw)
+    run = Path(raw["runs"]) / raw["name"]
+    evaluation = read(run).eval[-1]
+    assert evaluation["perplexity"] == evaluation["perplexity_near"] != evaluation["perplexity_far"]
+    assert evaluation["perplexity_cache"] == evaluation["perplexity_cache_near"] != evaluation["perplexity"]
+    assert evaluation["perplexity_averaged"] == math.exp(evaluation["loss_averaged"])
+    assert all(shape[0] == 12 for shape in Manifest.read(last(raw)).carried.values())
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # or DeepSpeed, first imported here, prints what it found
+    assert main(["evaluate", str(run), "--json"]) == 0
+    # The export is the average.
+    assert json.loads(capsys.readouterr().out)["perplexity"] == pytest.approx(
+        evaluation["perplexity_averaged"], rel=1e-5
+    )
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"batch": {"global": [[0, 8], [16, 16]]}}, "batch.global: .*cuts the text into as many streams"),
+    ({"trajectory": {"interpolate": {"steps": [1]}}}, "trajectory.interpolate: .*computes a step's batch again"),
+    ({"data": {"kind": "text"}}, "data.kind: .*needs data.kind: token-stream"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_streams_cannot_have_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    raw = stream(tmp_path, "refused")
+    with pytest.raises(c.ConfigErrors, match=message):
+        c.validate({**raw, **changes} if "data" in changes else merged(raw, changes))
+
+
+def test_cache_pointer_needs_a_language_model(tmp_path: Path) -> None:
+    with pytest.raises(c.ConfigErrors, match=r"evaluate\.cache_pointer: .*needs a language model"):
+        c.validate(text(tmp_path, "refused", evaluate={"cache_pointer": {}}))
 
 
 @pytest.mark.full

@@ -84,6 +84,8 @@ def train_batches(
     if micro % unit or start % unit:
         raise ValueError(f"micro-batches of {micro} from sample {start} on would cut units of {unit} samples")
     is_ordered = hasattr(samples, "arranged")
+    if is_ordered and start % global_batch:
+        raise ValueError(f"sample {start} is inside a step of {global_batch} streams")
     samples = arranged(samples, global_batch)
     order = _in_order(len(samples)) if is_ordered else SampleOrder(seed, len(samples))
     parts = rank_positions(rank, world_size, micro, accumulation)

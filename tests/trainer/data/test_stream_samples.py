@@ -168,3 +168,26 @@ def test_a_given_tokenizer_ends_documents_with_its_separator(
     data = load(config(tokenizer=str(tmp_path / "tokenizer")))
     assert isinstance(data.train, StreamSamples)
     assert data.train.stream.separator == data.tokenizer.sep_token_id
+
+
+@pytest.mark.full
+@pytest.mark.process
+def test_workers_prepare_the_same_windows(samples: StreamSamples) -> None:
+    given: dict[str, Any] = {
+        "seed": 1,
+        "start": 24,
+        "steps": 3,
+        "global_batch": 12,
+        "micro": 3,
+        "accumulation": 2,
+        "rank": 1,
+    }
+    alone, with_workers = (list(train_batches(samples, **given, world_size=2, workers=n)) for n in (0, 2))
+    assert len(alone) == 6
+    for a, b in zip(alone, with_workers, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_start_inside_a_step_is_no_start(samples: StreamSamples) -> None:
+    with pytest.raises(ValueError, match="sample 5 is inside a step of 12 streams"):
+        batches(samples, 12, 1, start=5, steps=1)

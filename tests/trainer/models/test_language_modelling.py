@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bellwether.trainer.config.schema.evaluation import Evaluate
+from bellwether.trainer.models.cache_pointer import CachePointer
 from bellwether.trainer.models.language_modelling import LanguageModelling
 
 VOCABULARY, HIDDEN = 11, 6
@@ -133,3 +136,23 @@ def test_slices_of_ranks_are_the_whole_state(task: LanguageModelling) -> None:
     assert task.carried is not None
     assert task.carried.shapes() == {"hidden": [STREAMS, HIDDEN], "cell": [STREAMS, HIDDEN]}
     assert all(torch.equal(v.view(STREAMS, HIDDEN)[:, 0], torch.arange(6.0)) for v in whole.values())
+
+
+def test_cache_pointer_goes_on_from_window_to_window(task: LanguageModelling, tokens: Tensor) -> None:
+    keys = {"window": 7, "theta": 0.5, "share": 0.2}
+    task.prepare_evaluation(Evaluate(cache_pointer=keys))
+    assert task.further_losses == ("cache",)
+    task.eval()
+    model = task.model
+    hidden = model(tokens[:, :-1], model.initial_state(STREAMS)).last_hidden_state
+    losses = functional.cross_entropy(model.head(hidden).transpose(1, 2), tokens[:, 1:], reduction="none")
+    pointer = CachePointer(**keys)
+    expected, _ = pointer.losses(losses, hidden, tokens[:, 1:], pointer.empty(hidden))
+    for _ in range(2):  # a second evaluation begins with an empty cache
+        for window in range(WINDOWS):
+            for streams in ([0, 1], [2, 3, 4, 5]):
+                found = task(**batch(tokens, window, streams))[2]
+                wanted = expected[streams, window * LENGTH : (window + 1) * LENGTH].mean(1, keepdim=True)
+                assert torch.allclose(found, wanted, atol=1e-5)
+    assert len(task.train()(**batch(tokens, 0, [0]))) == 2
+    assert task.results(0.0, math.log(2)) == {"perplexity": 1.0, "perplexity_cache": pytest.approx(2.0)}
