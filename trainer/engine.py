@@ -17,6 +17,7 @@ from bellwether import optimizers
 from bellwether.optimizers import ShardedOptimizer, WarmupConstant
 from bellwether.optimizers.param_groups import named
 from bellwether.optimizers.rounding import SIXTEEN_BITS
+from bellwether.optimizers.scalars import set_lr
 from bellwether.optimizers.shards import deepspeed as zero_shards
 from bellwether.trainer import buffers, communication
 from bellwether.trainer.acceleration import accelerate
@@ -115,12 +116,18 @@ class Engine:
             own = rank_positions(dist.get_rank(), split.world_size, split.micro, split.accumulation)
             self.task.carry(own.ravel().tolist(), split.global_batch, deepspeed.device)
 
-    def train_step(self, micro_batches: Iterable[Batch]) -> StepResult:
+    def train_step(self, micro_batches: Iterable[Batch], lr_factor: float = 1.0) -> StepResult:
         """Forward, backward and update on all of this rank's micro-batches of a global batch, then the schedule. Collective.
 
         Nothing here waits for the device.
+
+        Args:
+            lr_factor: of the rates of this step alone.
         """
-        lr, loss_scale = self.lr, self.loss_scale
+        lr, loss_scale = self.lr * lr_factor, self.loss_scale
+        if lr_factor != 1.0:
+            for group in self.optimizer.param_groups:
+                set_lr(group, group["lr"] * lr_factor)  # the schedule sets it anew after the step
         accumulation = self._deepspeed.gradient_accumulation_steps()
         mean_loss = torch.zeros((), dtype=torch.float64, device=self._deepspeed.device)
         for batch in micro_batches:

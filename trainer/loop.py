@@ -16,6 +16,7 @@ import torch
 from bellwether.trainer import arrival, checkpoint, messages, models, param_groups, saving, scores, signals
 from bellwether.trainer.checkpoint import Position
 from bellwether.trainer.config import ConfigError
+from bellwether.trainer.data import arranged
 from bellwether.trainer.data.loader import train_batches
 from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.distributed import raised_by_all_ranks, run_on_rank0
@@ -81,6 +82,7 @@ class PhaseLoop:
         self.replicas = ReplicaCheck(self.engine, phase, run.world, every, run.position.step)
         # Everything random is a function of (seed, phase, position): no random state is saved.
         self.seed = fold_in(run.config.seed, phase.index)
+        self.samples = arranged(self.dataset.train, self.split.global_batch, self.seed)
         self.batches = self._open_batches()
         self.warned_of_data = False
 
@@ -130,7 +132,7 @@ class PhaseLoop:
             step_seed = self.seed_torch(step)
             micro_batches = self.probe.before(step, self.fetch(step))
             batch = self.split.global_batch
-            self.step_metrics.add(self.engine.train_step(micro_batches), batch)
+            self.step_metrics.add(self.engine.train_step(micro_batches, self.lr_factor(step)), batch)
             signals.stepped()
             run.position = Position(step, run.position.samples + batch, phase.index)
             agreed = run.stop_consensus.answer()
@@ -154,6 +156,11 @@ class PhaseLoop:
                     is_best = self.evaluate()
                     if (is_best or run.has_ended) and not save_due:
                         self.save()
+
+    def lr_factor(self, step: int) -> float:
+        """The factor of the learning rate of a step of the run, of samples that have one."""
+        of_step = getattr(self.samples, "lr_factor", None)
+        return 1.0 if of_step is None else of_step(step - 1 - self.phase.first_step)
 
     def seed_torch(self, step: int) -> int:
         """Seed torch's generator for this rank and step; returns the seed."""

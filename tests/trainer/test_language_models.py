@@ -24,7 +24,7 @@ from bellwether.trainer.models import auto_classes
 from tests.precision import skip_without
 from tests.ranks import Ranks
 from tests.tiers import covering
-from tests.trainer.runs import last, losses, merged, run_config, tensors, text, weights
+from tests.trainer.runs import last, losses, merged, run_config, tensors, text, train_lines, weights
 
 DROPOUTS = {f"{name}_dropout": 0.0 for name in ("input", "hidden", "output", "embedding", "weight")}
 
@@ -138,6 +138,24 @@ def test_perplexity_is_that_of_a_loop_in_float64(ranks: Ranks, workspace: Path) 
 
 @pytest.mark.full
 @pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_varying_length_scales_the_rate_and_resumes(ranks: Ranks, workspace: Path) -> None:
+    whole = stream(
+        workspace, "stream-varying", data={"varying_length": True}, schedule={"kind": "constant", "warmup": 0}
+    )
+    halves = merged(whole, {"name": "stream-varying-halves"})
+    ranks.run(run_config, whole)
+    ranks.run(run_config, {**halves, "stop_after": "3 steps"})
+    ranks.run(run_config, halves)
+    assert losses(halves) == losses(whole)
+    wanted, found = tensors(last(whole)), tensors(last(halves))
+    assert all(torch.equal(value, found[key]) for key, value in wanted.items())
+    rates = {line["lr"] for line in train_lines(whole)}
+    assert len(rates) > 1
+    assert {round(rate / 1e-2 * 9, 9) % 1 for rate in rates} == {0.0}, "multiples of a ninth"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_phases_averages_sets_and_cache(
     ranks: Ranks, workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +186,7 @@ def test_phases_averages_sets_and_cache(
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"batch": {"global": [[0, 8], [16, 16]]}}, "batch.global: .*cuts the text into as many streams"),
     ({"trajectory": {"interpolate": {"steps": [1]}}}, "trajectory.interpolate: .*computes a step's batch again"),
-    ({"data": {"kind": "text"}}, "data.kind: .*needs data.kind: token-stream"),
+    ({"data": {"varying_length": True}, "engine": {"compile": "layers"}}, "engine.compile: .*data.varying_length"),
 ]
 
 
@@ -176,7 +194,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_streams_cannot_have_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     raw = stream(tmp_path, "refused")
     with pytest.raises(c.ConfigErrors, match=message):
-        c.validate({**raw, **changes} if "data" in changes else merged(raw, changes))
+        c.validate(merged(raw, changes))
 
 
 def test_cache_pointer_needs_a_language_model(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Samples(Protocol):
     Where a part of the work is better done in the training process, on its device, samples also have ``worker_batch``, with the
     arguments of `batch`, and ``finish``: `batch` is then ``finish(worker_batch(indices, keys))``.
     ``unit`` is that of `DataConfig`; B is then a multiple of it.
-    Where the rows are in no random order, samples have ``arranged(global_batch)``, see `arranged`.
+    Where the rows are in no random order, samples have ``arranged(global_batch, seed)``, see `arranged`.
     ``parallel`` of held-out samples: the rows i, i + parallel, i + 2 parallel ... follow one another, and one rank evaluates them in
     this order; ``weights(rows)``: the weight of each in the means.
     ``worker_imports`` names modules that the fork server of the workers imports once for all of them.
@@ -65,17 +65,18 @@ class Samples(Protocol):
         ...
 
 
-def arranged(samples: Samples, global_batch: int) -> Samples:
-    """The samples as a phase with this global batch takes them: an epoch is all of these.
+def arranged(samples: Samples, global_batch: int, seed: int = 0) -> Samples:
+    """The samples as a phase with this global batch and seed takes them: an epoch is as many as these.
 
-    Samples that have a method ``arranged(global_batch)`` are taken in the order of their rows, epoch after epoch: the row at position p
-    is p modulo their number. Rows of all others are taken in a random order (`bellwether.trainer.data.sampling.SampleOrder`).
+    Samples that have a method ``arranged(global_batch, seed)`` have their own order: those that it returns have ``rows(positions)``, the
+    rows at positions 0, 1, 2, ... of the phase. Rows of all others are taken in a random order
+    (`bellwether.trainer.data.sampling.SampleOrder`). Where also ``lr_factor(step)`` is defined, it is a factor of the learning rate.
 
     Raises:
         ConfigError: if they do not fill one step.
     """
     arrange = getattr(samples, "arranged", None)
-    return samples if arrange is None else arrange(global_batch)
+    return samples if arrange is None else arrange(global_batch, seed)
 
 
 @dataclass(frozen=True)

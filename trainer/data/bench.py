@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from bellwether.trainer.config import Config
-from bellwether.trainer.data import Samples, load
-from bellwether.trainer.data.loader import train_batches
-from bellwether.trainer.data.sampling import SampleOrder, sample_keys
+from bellwether.trainer.data import Samples, arranged, load
+from bellwether.trainer.data.loader import order_of, train_batches
+from bellwether.trainer.data.sampling import sample_keys
 
 _MICRO = 64  # samples of a batch, at most
 
@@ -89,7 +89,8 @@ def measure(config: Config, seconds: float = 5.0) -> LoaderSpeed:
 
 
 def _one_core(samples: Samples, micro: int, seconds: float) -> tuple[dict[str, float], float, int, int]:
-    order, clock = SampleOrder(0, len(samples)), Stopwatch()
+    samples = arranged(samples, micro)
+    order, clock = order_of(samples, 0), Stopwatch()
     stages = hasattr(samples, "timed")
     make = getattr(samples, "worker_batch", samples.batch)
     size = count = 0

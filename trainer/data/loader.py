@@ -86,8 +86,8 @@ def train_batches(
     is_ordered = hasattr(samples, "arranged")
     if is_ordered and start % global_batch:
         raise ValueError(f"sample {start} is inside a step of {global_batch} streams")
-    samples = arranged(samples, global_batch)
-    order = _in_order(len(samples)) if is_ordered else SampleOrder(seed, len(samples))
+    samples = arranged(samples, global_batch, seed)
+    order = order_of(samples, seed)
     parts = rank_positions(rank, world_size, micro, accumulation)
     lengths = getattr(samples, "lengths", None)
 
@@ -161,8 +161,10 @@ def _held_out_streams(samples: Any, limit: int | None, micro: int, rank: int, wo
     return jobs
 
 
-def _in_order(length: int) -> Callable[[Integers], Integers]:
-    return lambda positions: positions % length
+def order_of(samples: Samples, seed: int) -> Callable[[Integers], Integers]:
+    """The rows at positions of a phase with this seed: those of the samples' own order, or a random one."""
+    own: Callable[[Integers], Integers] | None = getattr(samples, "rows", None)
+    return SampleOrder(seed, len(samples)) if own is None else own
 
 
 def evaluation_rows(total: int, limit: int | None) -> Integers:

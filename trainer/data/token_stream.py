@@ -55,6 +55,11 @@ class TokenStreamData(PlainText):
         description="tokens of a window, through which the gradient goes back; a sample is a window of a stream",
         json_schema_extra=TOKENS,
     )
+    varying_length: bool = Field(
+        False,
+        description="draw the length of each step's windows: around `length`, or one in twenty times around half of it, with standard "
+        "deviation 5; the learning rate of the step is multiplied by its share of `length` (Merity et al. 2017)",
+    )
     validation_streams: Count = Field(
         10,
         description="parallel streams into which held-out text is cut; each starts without context, so fewer give a slightly lower "
@@ -87,7 +92,10 @@ class TokenStreamData(PlainText):
     def zeros(self, count: int) -> dict[str, Tensor]:
         import torch
 
-        ids = torch.zeros(count, self.length, dtype=torch.int64)
+        from bellwether.trainer.data.window_lengths import MOST_ABOVE
+
+        longest = self.length + (MOST_ABOVE if self.varying_length else 0)
+        ids = torch.zeros(count, longest, dtype=torch.int64)
         numbers = torch.arange(count)
         return {"input_ids": ids, "labels": ids.clone(), "streams": numbers, "starts": numbers < 0}
 

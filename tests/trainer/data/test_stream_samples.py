@@ -17,6 +17,7 @@ from bellwether.trainer.data.packing import Stream, ends_path
 from bellwether.trainer.data.stream_samples import StreamSamples
 from bellwether.trainer.data.summary import lines
 from bellwether.trainer.data.token_stream import TokenStreamData
+from bellwether.trainer.data.window_lengths import MOST_ABOVE, draw, mean_length
 from tests.trainer.labelled import save_tokenizer
 
 TOKENS = 1000
@@ -72,12 +73,12 @@ def test_streams_continue_at_any_step(samples: StreamSamples) -> None:
 
 
 def test_an_epoch_is_all_windows_and_the_rest_is_counted(samples: StreamSamples) -> None:
-    of_twelve = samples.arranged(12)
+    of_twelve = samples.arranged(12, 0)
     assert (len(of_twelve), of_twelve.left_over) == (12 * 11, 999 - 12 * 11 * 7)
     assert len(arranged(samples, 12)) == 12 * 11
     with pytest.raises(ConfigError, match=r"batch\.global: 143: the text has 1,000 tokens.*write at most 142"):
-        samples.arranged(143)
-    assert len(samples.arranged(142)) == 142
+        samples.arranged(143, 0)
+    assert len(samples.arranged(142, 0)) == 142
 
 
 @pytest.mark.parametrize(("micro", "world_size"), [(10, 1), (4, 1), (2, 2), (4, 3), (1, 4)])
@@ -191,3 +192,39 @@ def test_workers_prepare_the_same_windows(samples: StreamSamples) -> None:
 def test_a_start_inside_a_step_is_no_start(samples: StreamSamples) -> None:
     with pytest.raises(ValueError, match="sample 5 is inside a step of 12 streams"):
         batches(samples, 12, 1, start=5, steps=1)
+
+
+def test_lengths_of_windows_have_the_distribution_of_the_paper() -> None:
+    lengths = np.array(draw(3, 70, range(20_000)))
+    halved = lengths < 52
+    assert halved.mean() == pytest.approx(0.05, abs=0.01)
+    for part, mean in ((lengths[~halved], 69.5), (lengths[halved], 34.5)):  # numbers are cut to integers
+        assert part.mean() == pytest.approx(mean, abs=0.5)
+        assert part.std() == pytest.approx(5, abs=0.5)
+    assert lengths.mean() == pytest.approx(mean_length(70), abs=0.7)
+    assert lengths.max() <= 70 + MOST_ABOVE
+    assert min(draw(3, 8, range(2000))) == 5
+
+
+@pytest.mark.parametrize(("micro", "world_size"), [(12, 1), (3, 2)])
+def test_windows_of_varying_length_follow_one_another(tmp_path: Path, micro: int, world_size: int) -> None:
+    count = 30_000
+    np.arange(count, dtype=np.uint16).tofile(tmp_path / "train.bin")
+    np.array([count], dtype=np.int64).tofile(ends_path(tmp_path / "train.bin"))
+    samples = StreamSamples(Stream(tmp_path / "train.bin", "uint16"), 70, varies=True)
+    predicted, steps = (count - 1) // 12, 80
+    found = [rank[:: 12 // micro // world_size] for rank in batches(samples, micro, world_size, steps=steps)]
+    begins = [0]
+    for step in range(steps):
+        lengths = {rank[step]["input_ids"].shape[1] for rank in found}
+        assert len(lengths) == 1
+        (length,) = lengths
+        batch = found[0][step]
+        assert batch["input_ids"][0].tolist() == list(range(begins[-1], begins[-1] + length))
+        assert bool(batch["starts"].all()) == (begins[-1] == 0)
+        assert samples.arranged(12, 1).lr_factor(step) == length / 70
+        begins.append((begins[-1] + length) % predicted)
+    assert begins.count(0) == 3, "the streams begin again where they end"
+    assert len(samples.arranged(12, 1)) == 12 * round(predicted / mean_length(70))
+    later = batches(samples, 12, 1, start=50 * 12, steps=1)[0][0]
+    assert later["input_ids"][0, 0] == begins[50]

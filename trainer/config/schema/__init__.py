@@ -129,6 +129,10 @@ class Config(Section):
                 f"batch.global: data.kind: {self.data.kind} cuts the text into as many streams as the batch has samples, and a larger "
                 "batch would start new ones in the middle of the text; write one size, or a phase for each"
             )
+        if self.engine.compile != "none" and getattr(self.data, "varying_length", False):
+            raise ValueError(
+                "engine.compile: code is compiled for each length of windows, and with data.varying_length there are dozens; write none"
+            )
         interpolate = self.trajectory.interpolate
         if interpolate.every is not None or interpolate.steps:
             raise ValueError(
