@@ -68,7 +68,7 @@ class Samples(Protocol):
 def arranged(samples: Samples, global_batch: int, seed: int = 0) -> Samples:
     """The samples as a phase with this global batch and seed takes them: an epoch is as many as these.
 
-    Samples that have a method ``arranged(global_batch, seed)`` have their own order: those that it returns have ``rows(positions)``, the
+    Samples that have a method ``arranged(global_batch, seed)`` have their own order: those that it returns have ``rows_at(positions)``, the
     rows at positions 0, 1, 2, ... of the phase. Rows of all others are taken in a random order
     (`bellwether.trainer.data.sampling.SampleOrder`). Where also ``lr_factor(step)`` is defined, it is a factor of the learning rate.
 

@@ -163,7 +163,7 @@ def _held_out_streams(samples: Any, limit: int | None, micro: int, rank: int, wo
 
 def order_of(samples: Samples, seed: int) -> Callable[[Integers], Integers]:
     """The rows at positions of a phase with this seed: those of the samples' own order, or a random one."""
-    own: Callable[[Integers], Integers] | None = getattr(samples, "rows", None)
+    own: Callable[[Integers], Integers] | None = getattr(samples, "rows_at", None)
     return SampleOrder(seed, len(samples)) if own is None else own
 
 

@@ -84,7 +84,7 @@ class StreamSamples:
             raise ConfigError("batch.global", parallel, problem, f"write at most {len(self):,}, or shorten data.length")
         return found
 
-    def rows(self, positions: Integers) -> Integers:
+    def rows_at(self, positions: Integers) -> Integers:
         """The rows at some positions of a phase."""
         return positions if self.varies else positions % len(self)
 
