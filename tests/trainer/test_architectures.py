@@ -47,6 +47,7 @@ def test_encoder_resumes_bit_for_bit(ranks: Ranks, workspace: Path, family: str,
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "documents": {"packing": "documents", "whole_words": True},
     "pairs": {"next_sentence": True},
+    "sentences": {"next_sentence": True, "sentences": "lines", "documents": "paragraphs"},
 }
 
 
@@ -55,7 +56,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_objective_resumes_bit_for_bit(ranks: Ranks, workspace: Path, objective: str, stage: int) -> None:
-    changes = {"engine": {"stage": stage, "activation_checkpointing": True}, "data": OBJECTIVES[objective]}
+    data = OBJECTIVES[objective]
+    if objective == "sentences":
+        lines = (workspace / "corpus.txt").read_text().splitlines()
+        stories = workspace / "stories.txt"
+        stories.write_text("\n\n".join("\n".join(lines[begin : begin + 7]) for begin in range(0, len(lines), 7)))
+        data = {**data, "source": str(stories)}
+    changes = {"engine": {"stage": stage, "activation_checkpointing": True}, "data": data}
     whole, halves = (
         masked_lm(workspace, f"{part}-{objective}-{stage}", "bert", **changes) for part in ("whole", "halves")
     )

@@ -57,8 +57,8 @@ class Samples(Protocol):
 
         Returns:
             Text: ``input_ids`` int64 [B, L], masked already; ``masked_positions`` int64 [B, k], ascending; ``labels``
-            int64 [B, k], the original tokens at these positions; what `TextSamples` adds. Images: ``pixel_values`` float32 [B, C, S, S],
-            normalized; ``labels`` int64 [B]; of training images ``sample_keys`` int64 [B], the keys, and of mixed ones ``other_labels``
+            int64 [B, k], the original tokens at these positions; what `TextSamples` and `SentenceSamples` add. Images: ``pixel_values``
+            float32 [B, C, S, S], normalized; ``labels`` int64 [B]; of training images ``sample_keys`` int64 [B], the keys, and of mixed ones ``other_labels``
             int64 [B] and ``label_share`` float32 [B], the share of ``labels``. Labelled text: see `bellwether.trainer.data.labelled_samples`.
             Streams of tokens: see `bellwether.trainer.data.stream_samples`.
         """

@@ -12,10 +12,18 @@ from bellwether.trainer.data.sampling import Bits, Integers, uniform
 
 Flags = npt.NDArray[np.bool_]
 
+FIXED = 0x6D61736B  # the seed of masks that are the same every time
+
 _LAST = np.uint64(2**64 - 1)
 
 
-def choose(order: Bits, count: int, excluded: Flags | None = None, continues: Flags | None = None) -> Integers:
+def choose(
+    order: Bits,
+    count: int,
+    excluded: Flags | None = None,
+    continues: Flags | None = None,
+    counts: Integers | None = None,
+) -> Integers:
     """The positions to mask, ascending: [B, L] random numbers to [B, count].
 
     Args:
@@ -23,15 +31,19 @@ def choose(order: Bits, count: int, excluded: Flags | None = None, continues: Fl
         excluded: tokens that are not chosen while there are others, [B, L].
         continues: for whole-word masking, the tokens that continue the word before them, [B, L]. Words are chosen in the order of
             their first token's number as long as they fit into ``count``; only if none fits into the rest, one is masked in part.
+        counts: of each row, at most ``count``, [B]: the other positions of a row are L - 1, at its end.
     """
     if excluded is not None:
         order = np.where(excluded, _LAST, order)
     if continues is not None:
-        order = _by_words(order, count, continues, excluded)
-    return np.sort(np.argsort(order, axis=1, kind="stable")[:, :count], axis=1)
+        order = _by_words(order, count if counts is None else counts, continues, excluded)
+    chosen = np.argsort(order, axis=1, kind="stable")[:, :count]
+    if counts is not None:
+        chosen = np.where(np.arange(count) < counts[:, None], chosen, order.shape[1] - 1)
+    return np.sort(chosen, axis=1)
 
 
-def _by_words(order: Bits, count: int, continues: Flags, excluded: Flags | None) -> Bits:
+def _by_words(order: Bits, count: int | Integers, continues: Flags, excluded: Flags | None) -> Bits:
     """Numbers by which `choose` takes whole words: their rank in the order of words, those that do not fit after all others."""
     rows, length = order.shape
     starts = ~continues

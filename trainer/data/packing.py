@@ -73,3 +73,8 @@ class Stream:
 def ends_path(path: Path) -> Path:
     """The file of the ends of documents, beside that of the tokens."""
     return path.with_suffix(".ends")
+
+
+def sentences_path(path: Path) -> Path:
+    """The file of the ends of sentences, beside that of the tokens."""
+    return path.with_suffix(".sentences")

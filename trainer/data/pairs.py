@@ -1,8 +1,7 @@
 """Pairs of segments for next-sentence prediction (Devlin et al. 2018, section 3.1), of rows of a token stream.
 
 A row's content is cut in two. In half of the rows the second segment is replaced by as many tokens from another document. The cut is
-between any two tokens of a document, as sentences are not known; BERT cut between sentences, and padded segments at the end of a
-document, where these rows have no padding.
+between any two tokens of a document, and rows have no padding; `sentence_pairs` cuts between sentences, as BERT did.
 """
 
 from __future__ import annotations

@@ -51,8 +51,18 @@ class TextData(PlainText):
         "original objective)",
     )
 
+    sentences: Literal["lines", "punctuation"] | None = Field(
+        None,
+        description="with next_sentence, segments of whole sentences of one document, padded, as BERT's were; what a sentence is. lines: "
+        "each line; punctuation: by . ! and ? and blank lines; null: rows without padding, cut in two between any two tokens",
+    )
+
     @model_validator(mode="after")
     def _check_packing(self) -> TextData:
+        if self.sentences is not None and not self.next_sentence:
+            raise ValueError("sentences: they make segments, and there are none; write next_sentence: true, or null")
+        if self.sentences == "lines" and self.documents == "lines":
+            raise ValueError("sentences: each document is one line; write documents: paragraphs or files")
         if self.next_sentence and self.packing == "documents":
             raise ValueError("packing: with next_sentence attention spans both segments; write separated or stream")
         if self.packing != "stream" and self.mask_share > _MOST_MASKED:
@@ -88,6 +98,8 @@ class TextData(PlainText):
                 "token_type_ids": torch.zeros_like(ids),
                 "next_sentence_label": torch.zeros(count, dtype=torch.int64),
             }
+        if self.sentences is not None:
+            batch |= {"attention_mask": torch.ones_like(ids), "masked_counts": torch.ones(count, dtype=torch.int64)}
         return batch
 
     def assumed(self, samples: Samples, classes: int) -> tuple[Dataset, str]:

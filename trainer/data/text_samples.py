@@ -1,7 +1,8 @@
 """Text for masked language modelling: tokenized once, packed without padding, with new masks in every epoch.
 
 Row i for a sequence length of L tokens is ``[CLS] + stream[i (L - 2) : (i + 1) (L - 2)] + [SEP]``. `packing` says what the stream
-is, and `masking` which tokens of a row are masked. `pairs` makes rows of two segments for next-sentence prediction.
+is, and `masking` which tokens of a row are masked. `pairs` makes rows of two segments for next-sentence prediction; of whole
+sentences, `sentence_samples`.
 """
 
 from __future__ import annotations
@@ -17,18 +18,28 @@ import torch
 from torch import Tensor
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data import Dataset, masking, pairs, sampling, text_sources, text_summary, tokenizer, tokens
+from bellwether.trainer.data import (
+    Dataset,
+    masking,
+    pairs,
+    sampling,
+    sentence_pairs,
+    text_sources,
+    text_summary,
+    tokenizer,
+    tokens,
+)
 from bellwether.trainer.data.cache import digest
 from bellwether.trainer.data.corpus import load as read
 from bellwether.trainer.data.packing import Stream
+from bellwether.trainer.data.sentence_pairs import SentencePairs
+from bellwether.trainer.data.sentence_samples import SentenceSamples
 from bellwether.trainer.data.sources import split
-from bellwether.trainer.data.summary import DataSummary
+from bellwether.trainer.data.summary import DataSummary, SourceSummary
 
 if TYPE_CHECKING:
     from bellwether.trainer.data.plain_text import PlainText
     from bellwether.trainer.data.text import TextData
-
-_VALIDATION_MASKS = 0x6D61736B
 
 
 @dataclass
@@ -79,7 +90,7 @@ class TextSamples:
     ) -> dict[str, Tensor]:
         rows = np.asarray(indices, dtype=np.int64)
         if self.fixed:
-            keys = sampling.sample_keys(_VALIDATION_MASKS, rows)
+            keys = sampling.sample_keys(masking.FIXED, rows)
         content = self.content
         positions = rows[:, None] * content + np.arange(content)
         segments = None
@@ -149,10 +160,17 @@ def prepare(config: PlainText) -> dict[str, Any]:
         summary.held_out[name].add(each.listing)
     files = {name: str(each / "train.bin") for name, each in entries.items()}
     names = sorted([entry.name, *(each.name for each in entries.values())])
-    return {
+    facts: dict[str, Any] = {
         "train": str(entry / "train.bin"), "held_out": files or {"validation": str(entry / "held_out.bin")},
-        "vocabulary_size": size, "tokenizer": place, "fingerprint": f"text-{digest(names)}", "summary": summary.to_json(),
+        "vocabulary_size": size, "tokenizer": place,
     }  # fmt: skip
+    if getattr(config, "sentences", None) is not None:
+        parts: dict[str, SourceSummary | None] = {facts["train"]: summary.source}
+        parts |= {file: summary.held_out.get(name) for name, file in facts["held_out"].items()}
+        plans = {file: sentence_pairs.prepare(config, Path(file), part) for file, part in parts.items()}
+        facts["pairs"] = {file: str(plan) for file, plan in plans.items()}
+        names += sorted(plan.name for plan in plans.values())
+    return {**facts, "fingerprint": f"text-{digest(names)}", "summary": summary.to_json()}
 
 
 def open_prepared(config: TextData, facts: dict[str, Any]) -> Dataset:
@@ -169,12 +187,21 @@ def open_prepared(config: TextData, facts: dict[str, Any]) -> Dataset:
             problem = "the tokenizer does not mark which tokens continue a word"
             raise ConfigError("data.whole_words", True, problem, "write false, or name another data.tokenizer")
 
-    def samples(file: str, fixed: bool) -> TextSamples:
+    special = tuple(sorted(words.all_special_ids)) if config.random_tokens == "ordinary" else ()
+    named = {"cls": words.cls_token_id, "sep": words.sep_token_id, "mask": words.mask_token_id}
+
+    def samples(file: str, fixed: bool) -> TextSamples | SentenceSamples:
+        length, masked = config.sequence_length, config.masked_tokens
+        if config.sentences is not None:
+            return SentenceSamples(
+                Stream(Path(file), tokens.dtype(size)), SentencePairs(Path(file), Path(facts["pairs"][file]), length - 3),
+                length, masked, config.mask_share, size, **named, pad=words.pad_token_id or 0, special=special, fixed=fixed,
+                continuing=continuing,
+            )  # fmt: skip
         return TextSamples(
             Stream(Path(file), tokens.dtype(size), None if config.packing == "stream" else words.sep_token_id),
-            config.sequence_length, config.masked_tokens, size, words.cls_token_id, words.sep_token_id, words.mask_token_id,
-            special=tuple(sorted(words.all_special_ids)) if config.random_tokens == "ordinary" else (),
-            fixed=fixed, apart=config.packing == "documents", pairs=config.next_sentence, continuing=continuing,
+            length, masked, size, **named, special=special, fixed=fixed, apart=config.packing == "documents",
+            pairs=config.next_sentence, continuing=continuing,
         )  # fmt: skip
 
     train = samples(facts["train"], False)
@@ -189,7 +216,7 @@ def open_prepared(config: TextData, facts: dict[str, Any]) -> Dataset:
     )  # fmt: skip
 
 
-def _check_length(config: TextData, samples: TextSamples, what: str, advice: str) -> None:
+def _check_length(config: TextData, samples: TextSamples | SentenceSamples, what: str, advice: str) -> None:
     if not len(samples):
         problem = f"the {what} does not fill one sequence"
         advice = f"use shorter sequences, or {advice}"

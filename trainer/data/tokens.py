@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bellwether.trainer.data import shards
+from bellwether.trainer.data import sentences, shards
 from bellwether.trainer.data.cache import digest, prepared
 from bellwether.trainer.data.corpus import Corpus, read_part
-from bellwether.trainer.data.packing import ends_path
+from bellwether.trainer.data.packing import ends_path, sentences_path
 from bellwether.trainer.log import EVERY_RANK
 
 if TYPE_CHECKING:
@@ -51,13 +52,16 @@ def prepare(config: PlainText, corpus: Corpus, words: Any, size: int, mask: Mask
         a directory with ``train.bin`` and ``held_out.bin``, and beside each the ends of its documents (`packing.Stream`).
     """
     text = words.backend_tokenizer.to_str()
-    key = {
+    rule = getattr(config, "sentences", None)
+    key: dict[str, Any] = {
         "revision": _REVISION, "corpus": corpus.name, "dtype": dtype(size), "tokenizer": digest(text),
         "share": None if mask is None else config.validation_share,
     }  # fmt: skip
+    if rule is not None:
+        key["sentences"] = f"{rule} {sentences.REVISION}"
 
     def build(folder: Path) -> None:
-        _tokenize(corpus, text, words.unk_token_id, dtype(size), mask, folder)
+        _tokenize(corpus, text, words.unk_token_id, dtype(size), mask, rule, folder)
 
     return prepared(config.cache, "tokens", key, build, resumable=True)
 
@@ -68,28 +72,31 @@ def facts(entry: Path) -> dict[str, int]:
     return found
 
 
-def _tokenize(corpus: Corpus, tokenizer: str, unknown: int | None, kind: str, mask: Mask | None, folder: Path) -> None:
+def _tokenize(
+    corpus: Corpus, tokenizer: str, unknown: int | None, kind: str, mask: Mask | None, rule: str | None, folder: Path
+) -> None:
     began = time.monotonic()
     file = folder / "tokenizer.json"
     file.write_text(tokenizer, encoding="utf-8")
     tasks = [
-        (part, None if mask is None else mask[begin:end], file, unknown, kind) for part, begin, end in corpus.ranges()
+        (part, None if mask is None else mask[begin:end], file, unknown, kind, rule)
+        for part, begin, end in corpus.ranges()
     ]
     done = shards.run(folder, "tokens", tasks, _tokenize_part, [part.stat().st_size for part in corpus.parts])
     counts = {"tokens": 0, "unknown": 0}
-    for name in _FILES:
-        ends_path(folder / f"{name}.bin").write_bytes(b"")
+    paths = [ends_path] if rule is None else [ends_path, sentences_path]
+    for name, path in itertools.product(_FILES, paths):
+        path(folder / f"{name}.bin").write_bytes(b"")
     with (folder / "train.bin").open("wb") as train, (folder / "held_out.bin").open("wb") as held_out:
         for shard in done:
             for name, count in shards.facts(shard).items():
                 counts[name] += count
             for name, whole in zip(_FILES, (train, held_out), strict=True):
-                ends = (
-                    np.fromfile(ends_path(shard / f"{name}.bin"), dtype=np.int64)
-                    + whole.tell() // np.dtype(kind).itemsize
-                )
-                with ends_path(folder / f"{name}.bin").open("ab") as all_ends:
-                    all_ends.write(ends.tobytes())
+                before = whole.tell() // np.dtype(kind).itemsize
+                for path in paths:
+                    ends = np.fromfile(path(shard / f"{name}.bin"), dtype=np.int64) + before
+                    with path(folder / f"{name}.bin").open("ab") as all_ends:
+                        all_ends.write(ends.tobytes())
                 with (shard / f"{name}.bin").open("rb") as part_of_it:
                     shutil.copyfileobj(part_of_it, whole, 1 << 24)
     (folder / _COUNTS).write_text(json.dumps(counts) + "\n", encoding="utf-8")
@@ -100,19 +107,21 @@ def _tokenize(corpus: Corpus, tokenizer: str, unknown: int | None, kind: str, ma
     log.info("%s tokens, tokenized in %.1f s: %s", f"{counts['tokens']:,}", seconds, folder.parent, extra=EVERY_RANK)
 
 
-def _tokenize_part(task: tuple[Path, Mask | None, Path, int | None, str], folder: Path) -> shards.Facts:
-    part, mask, file, unknown, kind = task
+def _tokenize_part(task: tuple[Path, Mask | None, Path, int | None, str, str | None], folder: Path) -> shards.Facts:
+    part, mask, file, unknown, kind, rule = task
     encoder = _encoder(file)
     counts = {"tokens": 0, "unknown": 0}
     for name, chosen in zip(_FILES, (None, None) if mask is None else (~mask, mask), strict=True):
         path = folder / f"{name}.bin"
-        with path.open("wb") as stream, ends_path(path).open("wb") as ends:
+        with contextlib.ExitStack() as stack:
+            stream, ends = (stack.enter_context(each.open("wb")) for each in (path, ends_path(path)))
+            sentence_ends = None if rule is None else stack.enter_context(sentences_path(path).open("wb"))
             if mask is None and name == "held_out":
                 continue
-            written, end = 0, 0
-            for chunk, is_last in _chunks(read_part(part, chosen)):
-                for encoding, ends_here in zip(
-                    encoder.encode_batch_fast(chunk, add_special_tokens=False), is_last, strict=True
+            written, end, sentence_end = 0, 0, 0
+            for chunk, is_last, ends_sentence in _chunks(read_part(part, chosen), rule):
+                for encoding, ends_here, ends_one in zip(
+                    encoder.encode_batch_fast(chunk, add_special_tokens=False), is_last, ends_sentence, strict=True
                 ):
                     ids = np.array(encoding.ids, dtype=kind)
                     stream.write(ids.tobytes())
@@ -120,6 +129,9 @@ def _tokenize_part(task: tuple[Path, Mask | None, Path, int | None, str], folder
                     if ends_here and written > end:  # a document without tokens has no end
                         end = written
                         ends.write(np.int64(end).tobytes())
+                    if sentence_ends is not None and (ends_here or ends_one) and written > sentence_end:
+                        sentence_end = written
+                        sentence_ends.write(np.int64(written).tobytes())
                     counts["tokens"] += len(ids)
                     if unknown is not None:
                         counts["unknown"] += int(np.count_nonzero(ids == unknown))
@@ -138,22 +150,34 @@ def _encoder(file: Path) -> Any:
     return encoder
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[tuple[list[str], list[bool]]]:
-    """Pieces of texts to tokenize together, and whether each is the last of its text."""
+def _chunks(texts: Iterable[str], rule: str | None = None) -> Iterator[tuple[list[str], list[bool], list[bool]]]:
+    """Pieces of texts to tokenize together, and whether each is the last of its text, and of its sentence by a rule of `sentences`."""
     chunk: list[str] = []
     is_last: list[bool] = []
+    ends_sentence: list[bool] = []
     size = 0
     for text in texts:
-        for piece, following in itertools.pairwise(itertools.chain(pieces(text), [None])):
-            assert piece is not None
+        for (piece, ends_one), following in itertools.pairwise(itertools.chain(_parts(text, rule), [None])):  # type: ignore[misc]
             chunk.append(piece)
             is_last.append(following is None)
+            ends_sentence.append(ends_one)
             size += len(piece)
             if size >= _CHUNK:
-                yield chunk, is_last
-                chunk, is_last, size = [], [], 0
+                yield chunk, is_last, ends_sentence
+                chunk, is_last, ends_sentence, size = [], [], [], 0
     if chunk:
-        yield chunk, is_last
+        yield chunk, is_last, ends_sentence
+
+
+def _parts(text: str, rule: str | None) -> Iterator[tuple[str, bool]]:
+    """The pieces of a text, and whether each is the last of a sentence."""
+    if rule is None:
+        yield from ((piece, False) for piece in pieces(text))
+        return
+    for sentence in sentences.split(text, rule) if text else [text]:
+        *others, last = pieces(sentence)
+        yield from ((piece, False) for piece in others)
+        yield last, True
 
 
 def pieces(text: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.data.packing import Stream
+from bellwether.trainer.data.sentence_samples import SentenceSamples
 from bellwether.trainer.data.stream_samples import StreamSamples
 from bellwether.trainer.data.text_samples import TextSamples
 
@@ -24,7 +25,7 @@ def unigram_loss(dataset: Dataset) -> float | None:
     texts a part is counted.
     """
     train, held_out, size = dataset.train, dataset.validation, dataset.vocabulary_size
-    kinds = (TextSamples, StreamSamples)
+    kinds = (TextSamples, SentenceSamples, StreamSamples)
     if not isinstance(train, kinds) or not isinstance(held_out, kinds) or size is None:
         return None
     counts, weight = (_counts(part, size) for part in (train, held_out))
@@ -32,7 +33,7 @@ def unigram_loss(dataset: Dataset) -> float | None:
     return float(-(weight * np.log(counts / counts.sum())).sum() / weight.sum())
 
 
-def _counts(samples: TextSamples | StreamSamples, size: int) -> npt.NDArray[np.float64]:
+def _counts(samples: TextSamples | SentenceSamples | StreamSamples, size: int) -> npt.NDArray[np.float64]:
     stream = samples.stream
     counts = _of_tokens(stream, size)
     if isinstance(samples, StreamSamples) and stream.separator is not None:

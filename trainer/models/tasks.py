@@ -109,9 +109,13 @@ class MaskedLanguageModelling(Task):
         masked_positions: Tensor,
         labels: Tensor,
         next_sentence_label: Tensor | None = None,
+        masked_counts: Tensor | None = None,
         **inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """With ``next_sentence_label`` [B] its loss is added; the correctness is that of the masked tokens."""
+        """With ``next_sentence_label`` [B] its loss is added; the correctness is that of the masked tokens.
+
+        With ``masked_counts`` [B], so many of the k masked tokens of a row are to be predicted, its first ones.
+        """
         name = "logits" if next_sentence_label is None else "prediction_logits"
         if self.gathers and self._head:
             with self._head[0].losses_of(labels):
@@ -123,11 +127,11 @@ class MaskedLanguageModelling(Task):
             logits = getattr(output, name).float()
             token_losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             token_losses, correct = token_losses.view_as(labels), (logits.argmax(dim=2) == labels).float()
-        losses = token_losses.mean(dim=1)
+        losses, share = _mean(token_losses, masked_counts), _mean(correct, masked_counts)
         if next_sentence_label is not None:
             of_pairs = output.seq_relationship_logits.float()
             losses = losses + functional.cross_entropy(of_pairs, next_sentence_label, reduction="none")
-        return losses, correct.mean(dim=1)
+        return losses, share
 
     def logits(self, input_ids: Tensor, masked_positions: Tensor, **inputs: Tensor) -> Tensor:
         """The logits at the masked positions: [B, L] tokens and [B, k] positions to [B, k, V]."""
@@ -163,6 +167,14 @@ class MaskedLanguageModelling(Task):
         if self._positions is not None:
             output.last_hidden_state = _at(output.last_hidden_state, self._positions)
         return output
+
+
+def _mean(values: Tensor, counts: Tensor | None) -> Tensor:
+    """The mean over the columns of [B, k], or over the first ``counts`` of each row."""
+    if counts is None:
+        return values.mean(dim=1)
+    is_counted = torch.arange(values.shape[1], device=values.device) < counts[:, None]
+    return values.where(is_counted, 0).sum(dim=1) / counts
 
 
 def _at(states: Tensor, positions: Tensor) -> Tensor:

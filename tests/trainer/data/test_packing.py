@@ -231,10 +231,10 @@ def test_long_documents_end_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tokens, "_CHUNK", 25)
     for texts in (["one two three four five six", "", "seven"], ["aaaa bbbb", "cccc dddd eeee ffff gggg", "h"]):
         chunks = list(tokens._chunks(texts))
-        flags = [last for _, is_last in chunks for last in is_last]
+        flags = [last for _, is_last, _ in chunks for last in is_last]
         found = "".join(
             piece + ("|" if last else "")
-            for chunk, is_last in chunks
+            for chunk, is_last, _ in chunks
             for piece, last in zip(chunk, is_last, strict=True)
         )
         assert found == "".join(f"{text}|" for text in texts)

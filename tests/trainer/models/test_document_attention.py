@@ -191,6 +191,24 @@ def test_loss_of_pairs_is_that_of_transformers(model: dict[str, Any]) -> None:
     assert task.model.cls.seq_relationship.weight.grad.abs().sum() > 0
 
 
+def test_loss_of_rows_that_mask_fewer_tokens_is_the_mean_over_these() -> None:
+    torch.manual_seed(0)
+    samples: Any = None
+    section = ModelConfig.model_validate({"kind": "masked-lm", "config": families.keys("bert")})
+    task = build(section, Dataset(samples, samples, vocabulary_size=100, next_sentence=True)).eval()
+    given = pairs()
+    few, _ = task(**{**given, "masked_positions": given["masked_positions"][:, :1], "labels": given["labels"][:, :1]})
+    given["masked_positions"][:2, 1] = given["labels"][:2, 1] = 0
+    both, correct = task(**given)
+    counted, share = task(**given, masked_counts=torch.tensor([1, 1, 2]))
+    torch.testing.assert_close(counted, torch.cat([few[:2], both[2:]]), rtol=1e-6, atol=1e-6)
+    assert share[2] == correct[2]
+    padded = {**given, "attention_mask": (torch.arange(16) < 9).long().expand(3, -1)}
+    changed = {**padded, "input_ids": given["input_ids"].where(torch.arange(16) < 9, 7)}
+    counts = torch.tensor([1, 1, 1])
+    torch.testing.assert_close(task(**padded, masked_counts=counts)[0], task(**changed, masked_counts=counts)[0])
+
+
 def test_pairs_without_a_head_are_refused() -> None:
     with pytest.raises(ConfigErrors, match=r"data.next_sentence: True: transformers' roberta has no head for it"):
         config(
