@@ -18,7 +18,9 @@ class CachePointer(Section):
         2000, description="pairs of a hidden state and the word after it that it holds", json_schema_extra=TOKENS
     )
     theta: Annotated[float, Field(ge=0)] = Field(
-        0.662, description="factor of the products of hidden states; the larger, the more the most similar ones count"
+        0.662,
+        description="factor of the products of hidden states; the larger, the more the most similar ones count",
+        json_schema_extra=unit("factor"),
     )
     share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1279, description="probability of the cache in the interpolation with the model", json_schema_extra=FRACTION
