@@ -25,6 +25,10 @@ FILES = {
 } | {_module(path): path for path in (ROOT / "bellwether").glob("*.py")}
 
 
+# save_pretrained copies their relative imports too, and no others.
+SAVED_WITH_WEIGHTS = {"bellwether.trainer.models.modeling_recurrent"}
+
+
 def _statements(node: ast.AST, deferred: bool) -> Iterator[ast.Import | ast.ImportFrom]:
     """The import statements of a module; without `deferred`, only those that run when the module is imported."""
     for child in ast.iter_child_nodes(node):
@@ -42,8 +46,11 @@ def _imports(module: str, deferred: bool) -> set[str]:
         if isinstance(statement, ast.Import):
             found |= {alias.name for alias in statement.names}
         else:
-            assert statement.level == 0, f"{module}: relative import"
             name = statement.module or ""
+            if module in SAVED_WITH_WEIGHTS and statement.level == 1:
+                name = f"{module.rpartition('.')[0]}.{name}"
+            else:
+                assert statement.level == 0, f"{module}: relative import"
             submodules = {f"{name}.{alias.name}" for alias in statement.names} & FILES.keys()
             found |= submodules
             if len(submodules) < len(statement.names):
