@@ -265,7 +265,7 @@ def test_noise_scale_is_exact_under_ddp(ranks: Ranks) -> None:
     check(ranks.run(_ddp, 3 * HORIZON))
 
 
-@covering(lambda stage, precision: (stage, precision) in {(3, "bf16"), (1, "fp16")})
+@covering(lambda stage, precision: (stage, precision) == (1, "fp16"))
 @pytest.mark.parametrize("ranks", [2], indirect=True)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
