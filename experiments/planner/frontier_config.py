@@ -38,6 +38,9 @@ def write(
     }  # fmt: skip
     if isinstance(settings.get("schedule"), str):  # a recipe has a length of its own
         del keys["duration"]
+    if config.engine.world_size is not None:
+        keys["engine"] = {"world_size": option.gpus}
+        overrides = [each for each in overrides if not each.startswith("engine.world_size=")]
     below = Path(parent)
     name = str(below.resolve()) if below.is_file() else parent
     path = folder / f"{keys['name']}.yaml"

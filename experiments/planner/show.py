@@ -16,7 +16,7 @@ from bellwether.experiments.planner.model_info import ModelInfo, model_info
 from bellwether.experiments.planner.step_time import Machines
 from bellwether.trainer import phases as run_phases
 from bellwether.trainer.checked_config import load_checked
-from bellwether.trainer.config import Config, phases
+from bellwether.trainer.config import Config, ConfigError, phases
 from bellwether.trainer.memory.largest import largest_for, with_micro
 
 
@@ -56,6 +56,7 @@ def show(request: PlanRequest) -> int:
         request.mean_length,
     )  # fmt: skip
     configs = phases(load_checked(request.config, request.overrides))
+    _check_world_size(configs[0].engine.world_size, machines)
     critical = None if request.critical_batch is None else critical_batch.read(request.critical_batch)
     keys = [f"phases[{i}]." if len(configs) > 1 else "" for i in range(len(configs))]
     infos = [model_info(c, request.dataset_size, key) for c, key in zip(configs, keys, strict=True)]
@@ -68,6 +69,13 @@ def show(request: PlanRequest) -> int:
     else:
         print("\n".join(table.lines(plans, critical, request.price)))
     return 0
+
+
+def _check_world_size(required: int | None, machines: Machines) -> None:
+    """Refuse a plan for another number of GPUs than the run requires."""
+    if required is not None and required != machines.world_size:
+        problem = f"the plan is for --nodes {machines.nodes} of --gpus-per-node {machines.per_node}, which are {machines.world_size} GPUs"
+        raise ConfigError("engine.world_size", required, problem, "plan for as many GPUs, or leave the key out")
 
 
 def _with_micro(config: Config, info: ModelInfo, machines: Machines) -> Config:

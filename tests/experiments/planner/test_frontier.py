@@ -150,9 +150,11 @@ def test_recommended_point_of_mlperfs_file_has_its_recipe(
         for b in (256, 1024, 4096, 16384)
     }
     Path("rcps_bert.json").write_text(json.dumps(points))
-    found = run(capsys, "--from", "rcps_bert.json", "--throughput", "1000", "--max-gpus", "16")
+    found = run(capsys, "--from", "rcps_bert.json", "--throughput", "1000", "--max-gpus", "16", "engine.world_size=3")
     (config,) = phases(load_checked(found["config"], []))
     assert config.schedule.recipe == "mlperf-bert"
+    assert config.engine.world_size == found["recommended"]["gpus"]
+    assert "engine.world_size=3" not in Path(found["config"]).read_text()
     assert found["workload"] == "MLPerf bert"
 
 

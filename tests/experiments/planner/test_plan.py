@@ -156,6 +156,10 @@ def test_weak_scaling_follows_the_scaling_rule(capsys: pytest.CaptureFixture[str
         (["--gpu", "h100", "duration=3 epochs"], "--dataset-size"),
         (["--gpu", "h100", "schedule.warmup=1 epochs"], "schedule.warmup"),
         (["--gpu", "h100", "batch.global=100"], "the nearest that can"),
+        (
+            ["--gpu", "h100", "engine.world_size=4"],
+            "engine.world_size: 4: the plan is for --nodes 1 of --gpus-per-node 8",
+        ),
         (["--gpu", "h100", "--critical-batch", "0"], "is not a batch size"),
         (["--gpu", "h100", "--critical-batch", "tests"], "has no metrics.jsonl"),
     ],
