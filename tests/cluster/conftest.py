@@ -43,8 +43,8 @@ if "-m" in sys.orig_argv and "bellwether.trainer" in sys.orig_argv:
     import time
     from bellwether.trainer.engine import Engine
     original = Engine.train_step
-    def train_step(self, batches, fresh=[]):
-        result = original(self, batches)
+    def train_step(self, *arguments, fresh=[]):
+        result = original(self, *arguments)
         fresh.append(self.schedule.last_epoch <= 1)
         first = os.environ.get("TEST_FIRST_STEP", "0") if fresh[0] else "0"
         time.sleep(float(os.environ.get("TEST_STEP", first)))

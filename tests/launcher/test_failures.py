@@ -23,11 +23,11 @@ import os
 if os.environ.get("RANK") == "1":
     from bellwether.trainer.engine import Engine
     original = Engine.train_step
-    def train_step(self, batches, taken=[]):
+    def train_step(self, *arguments, taken=[]):
         taken.append(1)
         if len(taken) == 3:
             raise RuntimeError("the disk of rank 1 is on fire")
-        return original(self, batches)
+        return original(self, *arguments)
     Engine.train_step = train_step
 """
 
@@ -50,7 +50,7 @@ import os, sys
 if os.environ.get("RANK") == "1":
     from bellwether.trainer import error_file
     from bellwether.trainer.engine import Engine
-    def train_step(self, batches):
+    def train_step(self, *_):
         raise OSError(28, "No space left on device")
     def dump(data, file):
         open(os.environ["TORCHELASTIC_ERROR_FILE"], "w").close()
@@ -158,11 +158,11 @@ import os, sys
 if os.environ.get("RANK") == os.environ.get("TEST_SILENT", "") and "bellwether.trainer" in sys.orig_argv:
     from bellwether.trainer.engine import Engine
     original = Engine.train_step
-    def train_step(self, batches, taken=[]):
+    def train_step(self, *arguments, taken=[]):
         taken.append(1)
         if len(taken) == 3:
             os.kill(os.getpid(), 19)  # SIGSTOP: the process exists, but does not respond
-        return original(self, batches)
+        return original(self, *arguments)
     Engine.train_step = train_step
 """
 

@@ -100,9 +100,9 @@ def _refuse_to_wait(raw: dict[str, Any], until: int) -> list[int]:
 
     begun, step, write = [], Engine.train_step, Snapshot.write
 
-    def counted(self: Any, batches: Any) -> Any:
+    def counted(self: Any, *arguments: Any) -> Any:
         begun.append(len(begun) + 1)
-        return step(self, batches)
+        return step(self, *arguments)
 
     def held(self: Snapshot, file: Path) -> dict[str, Any]:
         deadline = time.monotonic() + 60
@@ -218,12 +218,12 @@ def _full(raw: dict[str, Any]) -> tuple[str, int]:
         time.sleep(0.3 * rank)
         tell(self, error)
 
-    def counted(self: Any, batches: Any) -> Any:
+    def counted(self: Any, *arguments: Any) -> Any:
         trained.append(1)
         if len(trained) == 30 and rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # it writes nothing but checkpoints
         time.sleep(0.1 * (len(trained) > 30))
-        return step(self, batches)
+        return step(self, *arguments)
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:

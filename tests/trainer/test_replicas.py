@@ -78,8 +78,8 @@ def corrupt(raw: dict[str, Any], rank: int, step: int, value: float | None) -> s
     """Train, with one weight of a rank changed after a step, and return how the run ended."""
     original, steps = Engine.train_step, []
 
-    def train_step(self: Engine, batches: Any) -> Any:
-        result = original(self, batches)
+    def train_step(self: Engine, *arguments: Any) -> Any:
+        result = original(self, *arguments)
         steps.append(1)
         if len(steps) == step and dist.get_rank() == rank:
             weight = replicas.replicated(self.task)[-1][1].reshape(-1)
