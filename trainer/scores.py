@@ -46,7 +46,9 @@ def classification(predicted: Array, labels: Array, classes: int) -> dict[str, f
         f1 = {"f1": float(f1_score(labels, predicted, pos_label=1, zero_division=0))}
     else:
         f1 = {"f1_macro": float(f1_score(labels, predicted, average="macro", zero_division=0))}
-    return {**f1, "matthews": float(matthews_corrcoef(labels, predicted))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a single class on both sides, where the correlation is 0
+        return {**f1, "matthews": float(matthews_corrcoef(labels, predicted))}
 
 
 def regression(predicted: Array, labels: Array) -> dict[str, float]:

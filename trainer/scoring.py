@@ -106,6 +106,8 @@ def predict(
         )
     if file.exists():
         raise ConfigError("--output", output, "exists", "name a new file")
+    if not file.parent.is_dir():
+        raise ConfigError("--output", output, f"there is no folder {file.parent}", "make it, or name another file")
     predictor = _predictor(task, folder, data, columns)
     if empty_answers is not None:
         if not isinstance(predictor, inference.QuestionAnswerer):

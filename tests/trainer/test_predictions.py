@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from bellwether.cli import main
 from bellwether.trainer.models.question_answering import MAY_BE_EMPTY
-from tests.trainer.labelled import WORDS
+from tests.trainer.labelled import WORDS, save_tokenizer
 
 TAGS = ["O", "B-PER", "I-PER"]
 PIECES = ["new", "york", "##er", "##s"]
@@ -240,7 +240,43 @@ def test_folder_from_elsewhere_is_scored(folders: Path, tmp_path: Path, capsys: 
     assert set(scores["classes"]) == set(TAGS)
 
 
+@pytest.mark.parametrize("family", ["roberta", "distilbert"])
+def test_texts_longer_than_a_folder_from_elsewhere_has_positions_are_cut(
+    tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """RoBERTa's positions begin behind its padding token. Its folder has no token types either."""
+    from tests.trainer.models import families
+
+    folder = tmp_path / family
+    size = len(save_tokenizer(folder))
+    changes: dict[str, Any] = {"max_position_embeddings": 42 if family == "roberta" else 40}
+    changes |= {"pad_token_id": 1} if family == "roberta" else {}
+    keys = families.keys(family, vocab_size=size, id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1}, **changes)
+    config = transformers.AutoConfig.for_model(**keys)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    given = [{"text": "w1 " * 300}, {"text": "w" * 5000}, {"text": "w1"}]
+    data = tmp_path / "scored.jsonl"
+    data.write_text("".join(json.dumps({**row, "label": "yes"}) + "\n" for row in given))
+    with caplog.at_level("INFO"):
+        found = predict(folder, given, tmp_path)
+    assert "sequences have 40 tokens, for which the model has positions" in caplog.messages
+    assert [row["prediction"] in ("no", "yes") for row in found] == [True] * 3
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--data", str(data), "--json", "--device", "cpu"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["accuracy"] == pytest.approx(np.mean([row["prediction"] == "yes" for row in found]))
+    assert main(["evaluate", str(folder), "--data", str(data), "--sequence-length", "41"]) == 2
+    assert "--sequence-length: 41: the model has positions for 40 tokens" in capsys.readouterr().err
+
+
+def test_questions_longer_than_the_positions_are_read_in_shorter_windows(folders: Path, tmp_path: Path) -> None:
+    context = " ".join(WORDS * 5)
+    found = predict(folders / "questions", [{"question": "w1 w2", "context": context}], tmp_path)
+    assert context[found[0]["start"] : found[0]["end"]] == found[0]["prediction"]
+
+
 REFUSED: dict[str, tuple[str, str, list[str], str]] = {
+    "folder of the output": ("words", '{"tokens": ["w1"]}\n', ["--output", "OUT/x.jsonl"], "there is no folder"),
     "text for a tagger": ("words", '{"tokens": "w1 w2"}\n{"tokens": ["w1"]}\n', [], r"line 1: tokens holds no list of words"),
     "column": ("words", '{"words": ["w1"]}\n', [], r"has no column 'tokens'; it has: words"),
     "two columns": ("words", '{"tokens": ["w1"]}\n', ["--text-columns", "a,b"], "a token classifier reads one column"),

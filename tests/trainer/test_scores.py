@@ -27,6 +27,13 @@ def test_scores_of_two_classes(count: int) -> None:
     assert set(found) == {"f1", "matthews"}
 
 
+def test_single_class_has_scores_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    ones = np.ones(3, dtype=np.int64)
+    assert scores.classification(ones, ones, 2) == {"f1": 1.0, "matthews": 0.0}
+    assert scores.classification(ones[:1], ones[:1] * 0, 3) == {"f1_macro": 0.0, "matthews": 0.0}
+    assert not recwarn.list
+
+
 def test_macro_f1_is_the_mean_over_the_classes() -> None:
     labels, predicted = RANDOM.integers(0, 4, (2, 100))
     each = [

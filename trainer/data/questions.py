@@ -129,6 +129,9 @@ def _question(row: dict[str, Any], place: str, summary: SourceSummary, labelled:
             for t, s in zip(answers.get("text", ()), answers.get("answer_start", ()), strict=False)
         ]
     try:
+        given, answers = answers, [answer for answer in answers if str(answer["text"]).strip()]
+        if len(answers) < len(given):
+            summary.note("empty answers", "taken for none", place)
         texts = [str(answer["text"]) for answer in answers]
         start = int(answers[0]["answer_start"]) if answers else -1
     except (TypeError, KeyError, ValueError):

@@ -21,6 +21,7 @@ from bellwether.trainer.data.summary import UNREADABLE, SourceSummary
 from bellwether.trainer.data.text_sources import TextSource
 from bellwether.trainer.data.tokenized import TokenizedData
 from bellwether.trainer.inference.exported import export_of, keys_of_run, load_model
+from bellwether.trainer.models.architecture import longest_sequence
 from bellwether.trainer.models.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -68,12 +69,13 @@ class Predictor(ABC):
             options: ``text_columns``, ``label_column`` and ``sequence_length``, which take precedence over those of the run.
 
         Raises:
-            ConfigError: if the model cannot be loaded, or its task does not have an option.
+            ConfigError: if the model cannot be loaded, its task does not have an option, or it has no positions for ``sequence_length``.
         """
         export = export_of(folder)
         model = load_model(folder, export, f"AutoModel{cls.architecture}")
         (kind,) = cls.data_config.model_fields["kind"].annotation.__args__  # type: ignore[union-attr]
-        keys = cls.keys(options, keys_of_run(folder, kind, (*cls.common, *cls.kept)))
+        of_run = keys_of_run(folder, kind, (*cls.common, *cls.kept))
+        keys = cls.keys(_fitting(model, options, of_run, cls.data_config), of_run)
         section = {**keys, "kind": kind, "source": data, "validation": None, "tokenizer": str(export)}
         try:
             config = cls.data_config.model_validate(section)
@@ -126,6 +128,22 @@ class Predictor(ABC):
         if summary.unknown_share > self.config.max_unknown:
             share = 100 * summary.unknown_share
             log.warning("%.1f%% of the tokens are [UNK]: the model's tokenizer does not know this text", share)
+
+
+def _fitting(
+    model: Any, options: dict[str, Any], of_run: Mapping[str, Any], data_config: type[TokenizedData]
+) -> dict[str, Any]:
+    """The options, with the longest ``sequence_length`` of the model where the usual one is longer."""
+    longest = longest_sequence(model.config.to_dict())
+    asked = options.get("sequence_length")
+    length = asked or of_run.get("sequence_length") or data_config.model_fields["sequence_length"].default
+    if longest is None or length <= longest:
+        return options
+    if asked is not None:
+        problem = f"the model has positions for {longest:,} tokens"
+        raise ConfigError("--sequence-length", asked, problem, "write this number or a smaller one, or leave it out")
+    log.info("sequences have %d tokens, for which the model has positions", longest)
+    return {**options, "sequence_length": longest}
 
 
 @torch.no_grad()

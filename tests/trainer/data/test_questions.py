@@ -98,6 +98,18 @@ def test_answer_at_another_place_is_found_or_refused(make: Callable[..., Questio
         load(make(good + "\n" + json.dumps(row(3, "w99")), "b.jsonl"))
 
 
+def test_empty_answers_are_none(make: Callable[..., QuestionAnswering]) -> None:
+    """As tables have them whose questions without an answer have a row like the others."""
+    rows = [row(0, ""), {**row(0, " "), "answers": {"text": [""], "answer_start": [0]}}, row(0, "w0"), row(None, "")]
+    given = make("\n".join(map(json.dumps, rows)), "a.jsonl")
+    found = load(given)
+    assert found.summary is not None
+    assert {str(finding) for finding in found.summary.source.findings} >= {
+        "3 questions without an answer in their text: the answer is to be empty, as in SQuAD 2.0",
+        f"2 empty answers: taken for none ({given.source}, line 1; {given.source}, line 2)",
+    }
+
+
 REFUSED: dict[str, tuple[str, str]] = {
     "nothing": ('{"a": 1}', "has no questions"),
     "no context": (json.dumps(row(0, "w0")) + "\n" + '{"question": "w1"}', "has no question and context"),
