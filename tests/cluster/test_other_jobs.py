@@ -99,6 +99,8 @@ def test_sweep_script_does_not_take_the_task_of_another_array(two: Cluster, spac
     assert not space.run("wrong-line").exists()
 
 
+# test_job_submitted_inside_an_array_task shows the same of a job that only inherits the variables.
+@pytest.mark.full
 def test_array_task_acts_on_itself_alone(two: Cluster, space: Space) -> None:
     """Of the last task, the job id is the number of the whole array."""
     (space.folder / "two.txt").write_text("".join(f"quick.yaml name=own-{n} stop_after='5 steps'\n" for n in (1, 2)))
