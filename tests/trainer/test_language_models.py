@@ -112,8 +112,10 @@ def test_state_of_streams_goes_on_at_another_number_of_ranks(ranks: Ranks, one: 
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
-def test_perplexity_is_that_of_a_loop_in_float64(ranks: Ranks, workspace: Path) -> None:
-    raw = stream(workspace, "perplexity", duration="2 steps")
+def test_perplexity_is_that_of_a_loop_in_float64(
+    ranks: Ranks, workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = stream(workspace, "perplexity", duration="2 steps", data={"max_overlap": 1.0})
     ranks.run(run_config, raw)
     run = Path(raw["runs"]) / raw["name"]
     model = auto_classes.AwdLstmForCausalLM.from_pretrained(run / "export").double().eval()
@@ -122,6 +124,23 @@ def test_perplexity_is_that_of_a_loop_in_float64(ranks: Ranks, workspace: Path) 
     samples: Any = data.validation
     tokens = torch.from_numpy(samples.stream.read(np.arange(len(samples.stream))))
     assert int(tokens[-1]) == words.eos_token_id
+    perplexity, length = of_loop(model, tokens)
+    line = read(run).eval[-1]
+    assert line["perplexity"] == pytest.approx(perplexity, rel=1e-5)
+    assert line["examples"] == round(3 * length / 9)
+    # Other text, in the words of the model: a vocabulary that is made anew would have other ones.
+    other = workspace / "other.txt"
+    other.write_text("\n".join((workspace / "corpus.txt").read_text().split("\n")[100:130]))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # or DeepSpeed, first imported here, prints what it found
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--data", str(other), "--json"]) == 0
+    ids = [[*words.encode(text), words.eos_token_id] for text in other.read_text().split("\n")]
+    perplexity, _ = of_loop(model, torch.tensor([token for each in ids for token in each]))
+    assert json.loads(capsys.readouterr().out)["perplexity"] == pytest.approx(perplexity, rel=1e-5)
+
+
+def of_loop(model: Any, tokens: torch.Tensor) -> tuple[float, int]:
+    """Perplexity of three streams, token by token, and the length of each."""
     length = (len(tokens) - 1) // 3
     total = 0.0
     with torch.no_grad():
@@ -131,9 +150,7 @@ def test_perplexity_is_that_of_a_loop_in_float64(ranks: Ranks, workspace: Path) 
                 output = model(token.view(1, 1), state)
                 state = output.state
                 total -= float(model.decode(output.last_hidden_state)[0, 0].log_softmax(0)[following])
-    line = read(run).eval[-1]
-    assert line["perplexity"] == pytest.approx(math.exp(total / (3 * length)), rel=1e-5)
-    assert line["examples"] == round(3 * length / 9)
+    return math.exp(total / (3 * length)), length
 
 
 @pytest.mark.full

@@ -12,6 +12,8 @@ from bellwether.trainer import models, scores
 from bellwether.trainer.config import ConfigError, load, phases
 from bellwether.trainer.data import Dataset
 from bellwether.trainer.data.loader import evaluation_batches
+from bellwether.trainer.data.plain_text import PlainText
+from bellwether.trainer.data.token_stream import TokenStreamData
 from bellwether.trainer.inference.exported import export_of, run_of
 from bellwether.trainer.inference.predictor import Results, outputs
 from bellwether.trainer.metrics_format import of_set_named
@@ -34,7 +36,7 @@ def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> R
     if run is None:
         problem = "is no model fine-tuned on text, and belongs to no run that says how its data are read"
         raise ConfigError("RUN_OR_FOLDER", str(folder), problem, "name a run directory")
-    config = load(run / "config.yaml", () if data is None else (f"data.validation={data}",), quiet=True)
+    config = load(run / "config.yaml", () if data is None else _reading(run, export, data), quiet=True)
     last = phases(config)[-1]
     dataset: Dataset = last.data.load()
     with for_checkpoint():
@@ -50,6 +52,16 @@ def results_of_run(folder: Path, data: str | None, batch: int, device: str) -> R
             of_set = _measured(task, dataset, samples, dataset.set_scores.get(name), batch, device)
         results.scores.update(of_set_named(name, of_set.scores))
     return results
+
+
+def _reading(run: Path, export: Path, data: str) -> list[str]:
+    """Overrides by which other held-out data are read, with the model's own tokenizer: one that is made anew would number other words."""
+    of_run = load(run / "config.yaml", quiet=True).data
+    overrides = [f"data.validation={data}"]
+    if isinstance(of_run, PlainText) and of_run.tokenizer in of_run.trained:
+        overrides.append(f"data.tokenizer={export.resolve()}")
+        overrides += ["data.words=whitespace"] if isinstance(of_run, TokenStreamData) else []
+    return overrides
 
 
 def _measured(task: Task, dataset: Dataset, samples: Any, score: Scorer | None, batch: int, device: str) -> Results:
