@@ -94,6 +94,7 @@ class PhaseLoop:
         manifest = checkpoint.load(
             run.newest_checkpoint, self.engine, run.world, verified=run.newest_checkpoint == run.verified_checkpoint,
             new_phase=run.position.step == self.phase.first_step and self.phase.index > 0,
+            data=self.dataset.fingerprint,
         )  # fmt: skip
         # Other batches, or other data, have other noise.
         return manifest.noise if run.position.phase == self.phase.index else {}

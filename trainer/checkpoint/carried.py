@@ -13,11 +13,16 @@ from bellwether.trainer.engine import Engine
 log = logging.getLogger(__name__)
 
 
-def carried_slices(engine: Engine, manifest: Manifest, path: Path, new_phase: bool) -> list[tuple[str, int, Tensor]]:
+def carried_slices(
+    engine: Engine, manifest: Manifest, path: Path, new_phase: bool, data: str | None
+) -> list[tuple[str, int, Tensor]]:
     """Name, offset and elements of each slice to read from a checkpoint.
 
     None are read in a new phase, whose streams begin at the start of the text, and where the checkpoint has the state of other streams,
-    as that of another batch: it belongs to other places in the text.
+    as those of another batch, or of other text: it belongs to other places.
+
+    Args:
+        data: fingerprint of the phase's data; None: that of the checkpoint.
     """
     state = engine.carried
     if state is None or not state.tensors:
@@ -31,5 +36,8 @@ def carried_slices(engine: Engine, manifest: Manifest, path: Path, new_phase: bo
             "%s has the state of %s streams, not of %s like these: they go on from an empty state",
             path.name, f"{saved:,}", f"{state.total:,}",
         )  # fmt: skip
+        return []
+    if data is not None and data != manifest.data[manifest.position.phase]:
+        log.warning("%s has the state of streams of other text: these go on from an empty state", path.name)
         return []
     return list(state.slices())

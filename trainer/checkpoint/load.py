@@ -100,12 +100,20 @@ def read_manifest(path: Path, world: World) -> Manifest:
     return Manifest.from_json(run_on_rank0(world, lambda: Manifest.read(path).to_json()))
 
 
-def load(path: Path, engine: Engine, world: World, verified: bool = False, new_phase: bool = False) -> Manifest:
+def load(
+    path: Path,
+    engine: Engine,
+    world: World,
+    verified: bool = False,
+    new_phase: bool = False,
+    data: str | None = None,
+) -> Manifest:
     """Loads a checkpoint into an engine of any ZeRO stage and world size. Collective.
 
     Args:
         new_phase: the phase that saved it has ended. If the new one freezes other parameters, the weights are loaded, and the
             optimizer's state starts anew.
+        data: fingerprint of the phase's data: state of streams of other data is not loaded.
         verified: whether `newest_intact` has compared the checksums already, which reads every file.
 
     Raises:
@@ -117,7 +125,7 @@ def load(path: Path, engine: Engine, world: World, verified: bool = False, new_p
     manifest = read_manifest(path, world)
     frozen = dict(engine.frozen())
     thawed = new_phase and _trained(engine) != set(manifest.parameters)
-    carried = carried_slices(engine, manifest, path, new_phase)
+    carried = carried_slices(engine, manifest, path, new_phase, data)
     wanted = list(_wanted(engine)) + [(name, start, len(part)) for name, start, part in carried]
     if thawed:
         wanted += [(name, 0, engine.elements(parameter)) for name, parameter in frozen.items()]

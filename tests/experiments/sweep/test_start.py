@@ -84,6 +84,28 @@ def test_target_that_token_frequencies_reach_is_refused_before_the_first_trial(t
     check_target(spec.read(write_target(file, raw, "accuracy >= 0.01")), str(file), prepare=True)
 
 
+def test_perplexity_that_token_frequencies_reach_is_refused(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    lines = [" ".join(draw.choices([f"w{n}" for n in range(20)], k=20)) for _ in range(100)]
+    (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
+    config = {
+        "name": "lm", "duration": "4 steps", "model": {"kind": "awd-lstm"}, "batch": {"global": 4},
+        "data": {"kind": "token-stream", "source": str(tmp_path / "lines.txt"), "cache": str(tmp_path / "cache"), "length": 8},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    }  # fmt: skip
+    (tmp_path / "lm.yaml").write_text(yaml.safe_dump(config))
+    raw = {
+        "name": "lm", "config": str(tmp_path / "lm.yaml"), "batches": [4],
+        "optimizers": {"adamw": {"set": {"optimizer.name": "adamw"}}}, "space": {"optimizer.lr": [1e-3]},
+    }  # fmt: skip
+    file = tmp_path / "sweep.yaml"
+    with pytest.raises(ConfigError, match=r"target: .*held-out perplexity of (19|2\d)\.\d\d \(unigram perplexity\)"):
+        check_target(spec.read(write_target(file, raw, "perplexity <= 40")), str(file), prepare=True)
+    sweep = spec.read(write_target(file, raw, "perplexity <= 10"))
+    check_target(sweep, str(file), prepare=True)
+    assert sweep.metric == ("val/perplexity", False)
+
+
 def write_target(file: Path, raw: dict[str, Any], target: str) -> Path:
     file.write_text(yaml.safe_dump({**raw, "target": target}))
     return file
