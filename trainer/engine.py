@@ -84,6 +84,7 @@ class Engine:
         self.precision, self.loss_factor = precision, loss_factor
         self.groups = groups
         self._peak_lr = schedule.base_lrs[0] if peak_lr is None else peak_lr
+        self._lr_factor = 1.0  # of the next step
         self.grad_norm: float | Tensor | None = None  # of the last update, before clipping
 
     @property
@@ -116,18 +117,18 @@ class Engine:
             own = rank_positions(dist.get_rank(), split.world_size, split.micro, split.accumulation)
             self.task.carry(own.ravel().tolist(), split.global_batch, deepspeed.device)
 
-    def train_step(self, micro_batches: Iterable[Batch], lr_factor: float = 1.0) -> StepResult:
+    def scale_lr(self, factor: float) -> None:
+        """Multiply the learning rates of the next step alone."""
+        for group in self.optimizer.param_groups:
+            set_lr(group, group["lr"] * factor)  # the schedule sets it anew after the step
+        self._lr_factor = factor
+
+    def train_step(self, micro_batches: Iterable[Batch]) -> StepResult:
         """Forward, backward and update on all of this rank's micro-batches of a global batch, then the schedule. Collective.
 
         Nothing here waits for the device.
-
-        Args:
-            lr_factor: of the rates of this step alone.
         """
-        lr, loss_scale = self.lr * lr_factor, self.loss_scale
-        if lr_factor != 1.0:
-            for group in self.optimizer.param_groups:
-                set_lr(group, group["lr"] * lr_factor)  # the schedule sets it anew after the step
+        lr, loss_scale = self.lr * self._lr_factor, self.loss_scale
         accumulation = self._deepspeed.gradient_accumulation_steps()
         mean_loss = torch.zeros((), dtype=torch.float64, device=self._deepspeed.device)
         for batch in micro_batches:
@@ -139,6 +140,7 @@ class Engine:
             mean_loss += loss.detach().double() / accumulation
         # The schedule counts samples, and these are consumed even where fp16 overflowed and DeepSpeed skipped the update.
         self.schedule.step()
+        self._lr_factor = 1.0
         return StepResult(mean_loss, lr, self.grad_norm, loss_scale)
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:

@@ -133,7 +133,9 @@ class PhaseLoop:
             step_seed = self.seed_torch(step)
             micro_batches = self.probe.before(step, self.fetch(step))
             batch = self.split.global_batch
-            self.step_metrics.add(self.engine.train_step(micro_batches, self.lr_factor(step)), batch)
+            if hasattr(self.samples, "lr_factor"):
+                self.engine.scale_lr(self.samples.lr_factor(step - 1 - phase.first_step))
+            self.step_metrics.add(self.engine.train_step(micro_batches), batch)
             signals.stepped()
             run.position = Position(step, run.position.samples + batch, phase.index)
             agreed = run.stop_consensus.answer()
@@ -157,11 +159,6 @@ class PhaseLoop:
                     is_best = self.evaluate()
                     if (is_best or run.has_ended) and not save_due:
                         self.save()
-
-    def lr_factor(self, step: int) -> float:
-        """The factor of the learning rate of a step of the run, of samples that have one."""
-        of_step = getattr(self.samples, "lr_factor", None)
-        return 1.0 if of_step is None else of_step(step - 1 - self.phase.first_step)
 
     def seed_torch(self, step: int) -> int:
         """Seed torch's generator for this rank and step; returns the seed."""
