@@ -249,6 +249,19 @@ class PhaseLoop:
             problem = f"the loss is not a number at step {run.position.step:,}"
             raise raised_by_all_ranks(ConfigError("optimizer.lr", self.phase.config.optimizer.lr, problem, advice))
 
+    def check_measured(self, evaluation: dict[str, float]) -> None:
+        """Refuse a target, or a score of the best checkpoint, that depends on the classes of the data and was not measured.
+
+        Raises:
+            ConfigError: naming what was measured.
+        """
+        evaluate = self.run.config.evaluate
+        for key, name in (("target", evaluate.target and evaluate.target.metric), ("best", evaluate.best)):
+            if name is not None and name not in evaluation:
+                measured = ", ".join(each for each in self.phase.config.data.results if each in evaluation)
+                problem = f"{name} was not measured on these data"
+                raise raised_by_all_ranks(ConfigError(f"evaluate.{key}", name, problem, f"name one of {measured}"))
+
     def check_one_rank(self) -> None:
         """Blame a rank whose loss was not a number before that of the others. A restart fails again where its data is the cause.
 
@@ -290,6 +303,7 @@ class PhaseLoop:
             seconds=time.monotonic() - began,
         )  # fmt: skip
         run.note(f"step {position.step}: {results_text(evaluation)}")
+        self.check_measured(evaluation)
         is_best = run.best is not None and run.best.update(position.step, evaluation)
         target = run.config.evaluate.target
         if target is not None and target.holds(evaluation):  # the same on all ranks

@@ -124,6 +124,14 @@ def test_run_without_improvement_ends_early_and_is_finished(ranks: Ranks, given:
     assert len(read(run_of(raw)).eval) == 3
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_score_of_two_classes_is_refused_at_the_first_evaluation_of_three(ranks: Ranks, given: Path) -> None:
+    raw = config(given, "two-of-three", evaluate={"every": "2 steps", "best": None, "target": "f1 >= 0.9"})
+    with pytest.raises(AssertionError, match=r"evaluate\.target.*name one of loss, accuracy, f1_macro, matthews"):
+        ranks.run(run_config, raw)
+
+
 @covering(lambda stage: stage == 2)
 @pytest.mark.parametrize("stage", [0, 2, 3])
 @pytest.mark.parametrize("ranks", [2], indirect=True)

@@ -192,9 +192,22 @@ def test_target_holds(text_: str, values: dict[str, float], holds: bool) -> None
     assert c.Target.parse(text_).holds(values) is holds
 
 
-@pytest.mark.parametrize(
-    "wrong", ["accuracy > 0.9", "loss <= e", "0.9", "perplexity <= 3", 0.9, "accuracy >= 90", "accuracy <= 0.9"]
-)
+@pytest.mark.parametrize("wrong", ["accuracy > 0.9", "loss <= e", "0.9", 0.9, "accuracy >= 90", "accuracy <= 0.9"])
 def test_invalid_target_is_refused(workspace: Path, wrong: Any) -> None:
     with pytest.raises(c.ConfigErrors, match=r"evaluate\.target.*write 'accuracy >= 0\.9'"):
         c.validate(text(workspace, "wrong", evaluate={"target": wrong}))
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        (
+            {"target": "perplexity <= 3"},
+            r"evaluate\.target: .*perplexity is not measured where data\.kind is text; name one of loss, accuracy",
+        ),
+        ({"best": "f1", "every": "1 steps"}, r"evaluate\.best: .*f1 is not measured"),
+    ],
+)
+def test_target_that_no_evaluation_measures_is_refused(workspace: Path, evaluate: dict[str, str], message: str) -> None:
+    with pytest.raises(c.ConfigErrors, match=message):
+        c.validate(text(workspace, "wrong", evaluate=evaluate))

@@ -50,6 +50,11 @@ class LabelledText(TokenizedData):
     def metric(self) -> tuple[str, bool]:  # type: ignore[override]
         return ("val/accuracy" if self.task == "classification" else "val/pearson", True)
 
+    @property
+    def results(self) -> tuple[str, ...]:
+        of_task = {"classification": ("accuracy", "f1", "f1_macro", "matthews"), "regression": ("pearson", "spearman")}
+        return ("loss", *of_task[self.task])
+
     def prepare(self) -> dict[str, Any]:
         from bellwether.trainer.data import labelled_samples
 

@@ -30,6 +30,10 @@ class LabelledTokens(TokenizedData):
     words_column: str = Field("tokens", description="name of the column with the list of words")
     label_column: str = Field("ner_tags", description="name of the column with the list of labels, one for each word")
 
+    @property
+    def results(self) -> tuple[str, ...]:
+        return ("loss", "accuracy", "f1", "f1_macro", "matthews")
+
     def key_of(self, column: str) -> str:
         return "label_column" if column == self.label_column else "words_column"
 

@@ -35,6 +35,10 @@ class QuestionAnswering(TokenizedData):
     )
     max_answer: Count = Field(30, description="longest answer that is predicted", json_schema_extra=TOKENS)
 
+    @property
+    def results(self) -> tuple[str, ...]:
+        return ("loss", "accuracy", "exact_match", "f1")
+
     @model_validator(mode="after")
     def _stride(self) -> QuestionAnswering:
         if self.stride > self.sequence_length // 2:

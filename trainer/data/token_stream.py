@@ -67,6 +67,10 @@ class TokenStreamData(PlainText):
         json_schema_extra=unit("streams"),
     )
 
+    @property
+    def results(self) -> tuple[str, ...]:
+        return ("loss", "accuracy", "perplexity", "perplexity_cache")
+
     @model_validator(mode="after")
     def _masks_nothing(self) -> TokenStreamData:
         if self.words != "whitespace" and self.tokenizer != "words":

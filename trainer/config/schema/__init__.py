@@ -118,9 +118,25 @@ class Config(Section):
                 f"engine.stage: it shards the optimizer state, and optimizer.name: {self.optimizer.name} keeps eigenvectors of whole "
                 "parameters; write 0"
             )
+        self._check_results()
         self._check_average()
         self._check_benchmark()
         return self
+
+    def _check_results(self) -> None:
+        """Refuse a target, or a score of the best checkpoint, that no evaluation of these data measures."""
+        evaluate = self.evaluate
+        wanted = {"target": evaluate.target and evaluate.target.metric, "best": evaluate.best}
+        for key, name in wanted.items():
+            if name is not None and name not in self.data.results:
+                possible = ", ".join(self.data.results)
+                raise ValueError(
+                    f"evaluate.{key}: {name} is not measured where data.kind is {self.data.kind}; name one of {possible}"
+                )
+            if name == "perplexity_cache" and evaluate.cache_pointer is None:
+                raise ValueError(
+                    f"evaluate.{key}: {name} is not measured without evaluate.cache_pointer; write {{}} there, or perplexity here"
+                )
 
     def _check_carried_state(self) -> None:
         """Streams of data need one batch size, and each batch to be computed once."""

@@ -98,6 +98,11 @@ class DataConfig(Kind):
         return self
 
     @property
+    def results(self) -> tuple[str, ...]:
+        """What an evaluation may measure, by which `evaluate.target` and `evaluate.best` go."""
+        return ("loss", "accuracy")
+
+    @property
     def tokens_per_sample(self) -> int | None:
         """Tokens of a sample, for throughput in tokens; None if samples are not made of tokens."""
         return None
