@@ -71,6 +71,8 @@ class Study:
         settings: dict[str, Any] = {"run": str(self.base.run.resolve()), "--window": self.window, "--rule": self.rule}
         stored = run_paths.published_json(file, "--output")
         if stored is not None:
+            if "run" not in stored:
+                raise ConfigError("--output", str(self.folder), "holds a study of another kind", "name another directory")
             for key, value in settings.items():
                 if stored.get(key) != value:
                     problem = f"the branches in {self.folder} were made with {stored.get(key)}"

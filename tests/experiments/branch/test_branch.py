@@ -116,6 +116,9 @@ def test_what_cannot_be_branched_is_refused(tmp_path: Path) -> None:
         ConfigError, match=r"--window.*320 samples.*the branches in .*base-branches were made with 256 samples"
     ):
         prepare(BranchRequest(str(run), [2], window="320 samples"))
+    (tmp_path / "base-branches" / "study.json").write_text('{"sweep": {}}')
+    with pytest.raises(ConfigError, match=r"--output.*holds a study of another kind"):
+        prepare(BranchRequest(str(run), [2], window="256 samples"))
     (tmp_path / "base-branches" / "study.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"--output.*its study\.json cannot be read.*name a new folder"):
         prepare(BranchRequest(str(run), [2], window="256 samples"))
