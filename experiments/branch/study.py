@@ -72,7 +72,9 @@ class Study:
         stored = run_paths.published_json(file, "--output")
         if stored is not None:
             if "run" not in stored:
-                raise ConfigError("--output", str(self.folder), "holds a study of another kind", "name another directory")
+                raise ConfigError(
+                    "--output", str(self.folder), "holds a study of another kind", "name another directory"
+                )
             for key, value in settings.items():
                 if stored.get(key) != value:
                     problem = f"the branches in {self.folder} were made with {stored.get(key)}"
