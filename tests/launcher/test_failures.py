@@ -102,7 +102,7 @@ if os.environ.get("RANK") == "1":
     from bellwether.trainer.config import ConfigError
     def batch(self, indices, keys):
         raise ConfigError("data.source", "cat.png", "cannot be decoded", "repair or remove it")
-    bellwether.trainer.data.image_samples.ImageSamples.batch = batch
+    bellwether.trainer.data.image_samples.ImageSamples.worker_batch = batch
 """
 
 

@@ -12,7 +12,7 @@ from tests.launcher.processes import finish, start
 from tests.tiers import covering
 
 HANGING = Path(__file__).parent / "hanging"
-BATCH = "bellwether.trainer.data.image_samples.ImageSamples.batch"
+BATCH = "bellwether.trainer.data.image_samples.ImageSamples.worker_batch"
 FORWARD = "bellwether.trainer.engine.Engine.forward"
 LIMITS = ("engine.heartbeat=6", "engine.hang_timeout=4", "engine.hang_timeout_data=5", "engine.hang_timeout_files=6")
 
@@ -29,7 +29,7 @@ CASES = {
         r"rank 1 on \S+ does not arrive: evaluation .*1 other rank waits in evaluation",
     ),
     "checkpoint": (
-        "1 rank bellwether.trainer.checkpoint.save._write 2", 2, ("checkpoint.every=3 steps",),
+        "1 rank bellwether.trainer.checkpoint.snapshot.Snapshot.write 2", 2, ("checkpoint.every=3 steps", "checkpoint.async_save=false"),
         r"rank 1 on \S+ does not arrive: checkpoint .*1 other rank waits in collective",
     ),
     "two of three": (f"0,2 rank {BATCH} 20", 3, ("batch.global=12",), r"rank 0 on .*; rank 2 on .*; 1 other rank waits"),

@@ -64,6 +64,11 @@ def run(
                     reported = time.monotonic()
                     seconds = (reported - began) / done * (len(missing) - done)
                     log.info("%s: %d of %d parts, %.0f s left", name, done, len(missing), seconds, extra=EVERY_RANK)
+        except Exception:
+            pool.shutdown(
+                cancel_futures=True
+            )  # shards that are begun are finished, or the next command would meet them
+            raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -87,6 +92,10 @@ def _make(function: Callable[[Task, Path], Facts], task: Task, shard: Path) -> N
         found = function(task, partial)
         (partial / FACTS).write_text(json.dumps(found), encoding="utf-8")
         partial.rename(shard)
+    except OSError:
+        # A process of a killed command lives on for up to a second, and may have finished the same shard.
+        if not shard.is_dir():
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

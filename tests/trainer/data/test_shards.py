@@ -35,3 +35,17 @@ def test_work_continues_where_it_was_ended(tmp_path: Path, processes: bool) -> N
     assert [shards.facts(shard) for shard in found] == [{"number": number} for number in range(6)]
     assert {int(line) for line in log.read_text().split()} == set(range(6)) - done
     assert [(shard / "number").read_text() for shard in found] == [str(number) for number in range(6)]
+
+
+def finished_by_another(task: tuple[int, str], folder: Path) -> shards.Facts:
+    """Another process publishes the same shard meanwhile, as one that a killed command has left."""
+    other = folder.with_name(f"part-{task[0]:05d}")
+    other.mkdir()
+    (other / shards.FACTS).write_text('{"number": "of the other"}')
+    return {"number": task[0]}
+
+
+def test_shard_that_a_killed_command_still_finishes_is_taken(tmp_path: Path) -> None:
+    (shard,) = shards.run(tmp_path, "part", [(0, "")], finished_by_another, [1])
+    assert shards.facts(shard) == {"number": "of the other"}
+    assert not list(tmp_path.glob("*.partial-*"))
