@@ -188,10 +188,8 @@ class RankLayout:
             return 0.0
         # Its gradients were accumulated in fp32, but at stage 1: a copy in bf16, in whose place stage 2 frees them.
         gradients = {1: 0.0, 2: -2.0, 3: 2.0}[self.sharding.stage]
-        if self.sharding.rounding == "kahan_sum":  # weights and gradients in fp32
+        if self.sharding.rounding:  # weights and gradients in fp32, which the kernels round in place
             return (gradients + 8.0) * self.largest_part
-        if self.sharding.rounding == "stochastic_rounding":  # also the result, and random numbers of 64 bits
-            return (gradients + 8.0 + 2.0) * self.largest_part + 40.0 * self.largest_slice
         return gradients * self.largest_part
 
     def send_bytes(self, segment: Segment) -> float:
