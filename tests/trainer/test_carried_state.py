@@ -1,4 +1,4 @@
-"""Which streams go on with the state of a checkpoint, and what is said where they do not."""
+"""Which streams go on with the state of a checkpoint, and what the log reports where they do not."""
 
 from __future__ import annotations
 

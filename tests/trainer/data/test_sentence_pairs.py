@@ -113,20 +113,20 @@ def test_a_token_is_removed_at_the_front_as_often_as_at_the_back() -> None:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Config:
+def sentence_config(tmp_path: Path) -> Config:
     """80 documents of 1 to 12 lines of 2 to 13 words; each word names its document and line."""
     rng = np.random.default_rng(5)
     documents = [
         [" ".join([f"d{number}x{line}"] * rng.integers(2, 14)) for line in range(rng.integers(1, 13))]
         for number in range(80)
     ]
-    (tmp_path / "told.txt").write_text("\n\n".join("\n".join(lines) for lines in documents))
+    (tmp_path / "corpus.txt").write_text("\n\n".join("\n".join(lines) for lines in documents))
     words = [f"d{number}x{line}" for number, lines in enumerate(documents) for line in range(len(lines))]
     (tmp_path / "vocab.txt").write_text("\n".join([*tokenizer.SPECIAL, *words]) + "\n")
 
     def make(**keys: Any) -> TextData:
         given = {
-            "source": str(tmp_path / "told.txt"), "tokenizer": str(tmp_path / "vocab.txt"), "cache": str(tmp_path), "documents": "paragraphs",
+            "source": str(tmp_path / "corpus.txt"), "tokenizer": str(tmp_path / "vocab.txt"), "cache": str(tmp_path), "documents": "paragraphs",
             "validation_share": 0.2, "sequence_length": LENGTH, "next_sentence": True, "sentences": "lines",
         }  # fmt: skip
         return TextData(kind="text", **{**given, **keys})
@@ -139,8 +139,8 @@ def drawn(data: Dataset, count: int) -> dict[str, torch.Tensor]:
     return data.train.batch(rows, sample_keys(1, np.arange(count)))
 
 
-def test_pairs_are_whole_sentences_of_one_or_two_documents(told: Config) -> None:
-    data = load(told(mask_share=0.2))
+def test_pairs_are_whole_sentences_of_one_or_two_documents(sentence_config: Config) -> None:
+    data = load(sentence_config(mask_share=0.2))
     words = data.tokenizer
     count = 3000
     found = drawn(data, count)
@@ -178,25 +178,27 @@ def test_pairs_are_whole_sentences_of_one_or_two_documents(told: Config) -> None
     assert all(torch.equal(value, data.validation.batch([0, 1], [7, 8])[name]) for name, value in held_out.items())
 
 
-def test_a_pass_covers_the_text(told: Config) -> None:
-    data = load(told())
+def test_a_pass_covers_the_text(sentence_config: Config) -> None:
+    data = load(sentence_config())
     train: Any = data.train
     chunks = np.load(train.pairs.folder / "0.npy")
     starts, ends = np.append(chunks[1:, 0], len(train.stream)), chunks[:, 2]
     assert (chunks[0, 0], starts.tolist()) == (0, ends.tolist())
     assert data.summary is not None
-    said = {finding.what: finding.count for finding in data.summary.source.findings}
-    assert said["pairs of segments"] == len(data.train)
-    assert said["sentences"] > 64 * 2
+    counted = {finding.what: finding.count for finding in data.summary.source.findings}
+    assert counted["pairs of segments"] == len(data.train)
+    assert counted["sentences"] > 64 * 2
 
 
-def test_rule_of_sentences_is_part_of_what_data_is_known_by(told: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole: Any = load(told(sentences=None))
-    lines: Any = load(told())
+def test_rule_of_sentences_is_part_of_what_data_is_known_by(
+    sentence_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: Any = load(sentence_config(sentences=None))
+    lines: Any = load(sentence_config())
     monkeypatch.setattr(sentences, "REVISION", 2)
-    later = load(told())
+    later = load(sentence_config())
     monkeypatch.setattr(sentence_pairs, "REVISION", 2)
-    assert len({whole.fingerprint, lines.fingerprint, later.fingerprint, load(told()).fingerprint}) == 4
+    assert len({whole.fingerprint, lines.fingerprint, later.fingerprint, load(sentence_config()).fingerprint}) == 4
     assert lines.train.path.read_bytes() == whole.train.path.read_bytes()
 
 
@@ -220,11 +222,11 @@ def test_rows_mask_tokens_and_whole_words_of_their_own_number() -> None:
     ({"next_sentence": False}, "sentences: they make segments, and there are none; write next_sentence: true, or null"),
     ({"documents": "lines"}, "sentences: each document is one line; write documents: paragraphs or files"),
 ])  # fmt: skip
-def test_contradictions_are_refused(told: Config, keys: dict[str, Any], message: str) -> None:
+def test_contradictions_are_refused(sentence_config: Config, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        told(**keys)
+        sentence_config(**keys)
 
 
-def test_documents_of_one_sentence_are_refused(told: Config) -> None:
+def test_documents_of_one_sentence_are_refused(sentence_config: Config) -> None:
     with pytest.raises(ConfigError, match=r"data.sentences: 'punctuation': none of .* documents has two sentences"):
-        load(told(sentences="punctuation", documents="lines"))
+        load(sentence_config(sentences="punctuation", documents="lines"))
