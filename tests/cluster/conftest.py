@@ -28,7 +28,7 @@ name: base
 duration: {steps} steps
 model: {{kind: cifar-resnet, depth: 8}}
 data: {{kind: images, size: 8, mean: [0.3], std: [0.3], workers: 0, cache: {folder}/cache}}
-batch: {{global: 16, micro: 4}}
+batch: {{global: 16, micro: 8}}
 optimizer: {{lr: 1e-2}}
 log: {{every: 1 steps, trackers: [], report: false}}
 evaluate: {{limit: 16}}

@@ -61,6 +61,16 @@ def test_failures_on_one_node_restart_inside_the_allocation_then_exclude_it(
     assert space.weights("bad-node") == whole
 
 
+def test_spare_replaces_a_node_with_a_broken_gpu(three: Cluster, space: Space, whole: bytes) -> None:
+    environment = space.environment(BELLWETHER_SPARES="1", **with_gpus(space, "node1"))
+    job = three.submit(space.folder, "-N3", *ONE_EACH, TRAIN, "quick.yaml", "name=broken-gpu", **environment)
+    three.wait_for(job, "COMPLETED")
+    assert [rendezvous.expand(str(begin["nodes"])) for begin in space.begins("broken-gpu")] == [["node2", "node3"]]
+    assert "without node1: GPUs: nvidia-smi: Unable to determine the device handle" in space.output(job)
+    assert space.weights("broken-gpu") == whole
+
+
+@pytest.mark.full
 def test_spare_replaces_a_node_with_a_broken_gpu_and_one_that_dies(three: Cluster, space: Space, whole: bytes) -> None:
     arguments = (TRAIN, "quick.yaml", "name=spare", "checkpoint.every=10 steps")
     environment = space.environment(TEST_FIRST_STEP="0.2", BELLWETHER_SPARES="1", **with_gpus(space, "node1"))

@@ -20,7 +20,9 @@ def jobs(two: Cluster, space: Space) -> dict[str, int]:
     """Two simultaneous jobs on two nodes: one with two ranks per node, and one that runs without interruption."""
     pair = ("-N2", "--ntasks-per-node=2", "--gpus-per-node=1", "--cpus-per-task=1", TRAIN, "quick.yaml")
     jobs = {
-        "pair": two.submit(space.folder, *pair, "name=pair", "duration=20 steps", **space.environment()),
+        "pair": two.submit(
+            space.folder, *pair, "name=pair", "duration=20 steps", "batch.micro=4", **space.environment()
+        ),
         "whole": two.submit(space.folder, "-N2", *ONE_EACH, TRAIN, "quick.yaml", "name=whole", **space.environment()),
     }
     for job in jobs.values():

@@ -21,13 +21,9 @@ QUICK = Path(__file__).parent / "quick_deepspeed"
 PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}
 
 
-# Each engine once: hf_trainer_deepspeed.py covers hf_trainer.py, DeepSpeed and accelerate, each of which has a script of its own in
-# the full matrix.
-ONCE = (
-    "fsdp2.py",
-    "hf_trainer_deepspeed.py",
-    "python docs/examples/plain_torch.py",
-)
+# hf_trainer_deepspeed.py covers hf_trainer.py, DeepSpeed and accelerate, each of which has a script of its own in the full matrix;
+# test_engines.py covers FSDP2.
+ONCE = ("hf_trainer_deepspeed.py", "python docs/examples/plain_torch.py")
 
 
 def commands(example: Path) -> list[str]:

@@ -32,9 +32,16 @@ print(json.dumps({
 }))
 """
 
-MLFLOW = """
-from bellwether.trainer.libraries import import_deepspeed
+# The last line imports the module that stands for MLflow.
+ABSENT = """
+import sys
+from bellwether.trainer.libraries import import_deepspeed, quicken_transformers
+quicken_transformers()
 import_deepspeed()
+import bellwether.trainer.run
+print("scipy" in sys.modules)
+from transformers.models.mask2former.modeling_mask2former import linear_sum_assignment
+print(linear_sum_assignment.__module__)
 import mlflow
 """
 
@@ -85,12 +92,13 @@ def test_without_a_place_for_the_list(tmp_path: Path) -> None:
     assert json.loads(python(TRANSFORMERS, "quick", XDG_CACHE_HOME=str(tmp_path)).stdout)["opened"] > 1000
 
 
-def test_deepspeed_does_not_import_mlflow(tmp_path: Path) -> None:
+def test_neither_deepspeed_imports_mlflow_nor_transformers_scipy_before_it_is_used(tmp_path: Path) -> None:
     (tmp_path / "mlflow.py").write_text(
         "import sys\nprint(getattr(sys.modules.get('deepspeed'), '__version__', 'none'))"
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    version = python(MLFLOW, PYTHONPATH=path).stdout.split()[-1]
+    scipy, assignment, version = python(ABSENT, PYTHONPATH=path).stdout.split()[-3:]
+    assert (scipy, assignment.partition(".")[0]) == ("False", "scipy")
     assert version != "none"  # DeepSpeed was there already, complete, when the last line imported it
 
 

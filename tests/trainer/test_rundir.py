@@ -241,6 +241,17 @@ def test_lock_of_a_dead_build_is_deleted_and_that_of_a_running_one_is_named(
     assert any("deleted" in line for line in messages)
 
 
+def test_locks_are_looked_for_where_torch_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils.cpp_extension import get_default_build_root
+
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lock = Path(get_default_build_root(), "py311_cpu", "op", "lock")
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert list(build_locks.locks()) == [lock]
+
+
 def test_lock_waits_for_an_earlier_attempt_of_the_same_job_but_not_for_another_job(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
