@@ -15,10 +15,12 @@ from tests.optimizers.configurations import (
     every,
     group_of,
 )
+from tests.tiers import covering
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@covering(lambda kernel: kernel == "cpu")
 @every
 def test_rosenbrock(name: str, kernel: str) -> None:
     """Along the valley to (1, 1), from a start from which no weight crosses 0, where a trust ratio would stop it."""
@@ -50,6 +52,7 @@ SCHEDULERS: dict[str, Callable[[Any, float], Any]] = {
 }  # fmt: skip
 
 
+@covering(lambda name, scheduler: scheduler == "one-cycle" or name in ("lamb", "adamw-independent"))
 @every
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_regression(name: str, scheduler: str) -> None:
