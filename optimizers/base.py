@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from dataclasses import replace
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,16 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bellwether.optimizers import deprecation, kernels, rounding, step_counts
-from bellwether.optimizers.kernels import reference
-from bellwether.optimizers.kernels.interface import Kernel
-from bellwether.optimizers.kernels.tensor_list import SegmentTable, TensorList
-from bellwether.optimizers.recent import Recent
+from bellwether.optimizers.bucketing import Bucketing
 from bellwether.optimizers.rule import Rule
-from bellwether.optimizers.scalars import StepCount, place_lr
+from bellwether.optimizers.scalars import place_lr
 from bellwether.optimizers.sharded import Attachment, Group, ShardedOptimizer, Work
 from bellwether.optimizers.shards import dtensor, zero_redundancy
-from bellwether.optimizers.shards.exchange import Exchange
-from bellwether.optimizers.shards.layout import ShardLayout, all_local, local, local_gradients
+from bellwether.optimizers.shards.layout import ShardLayout
 from bellwether.optimizers.state_dicts import (
     ADDED_OPTIONS,
     check_state,
@@ -31,17 +24,11 @@ from bellwether.optimizers.state_dicts import (
     refuse_unknown_keys,
     upgraded,
 )
-from bellwether.optimizers.step_counts import StepCounts
 from bellwether.optimizers.untrained import refuse_replaced
-from bellwether.optimizers.update import Bucket, scale_gradients, update
+from bellwether.optimizers.update import scale_gradients, update
 from bellwether.optimizers.validation import check_torch_flags, validate
-from bellwether.optimizers.weight_decay import check_peak_lr, infer_peak_lr, with_weight_decay
+from bellwether.optimizers.weight_decay import check_peak_lr, infer_peak_lr
 from bellwether.optimizers.whole import update_whole
-
-# Most segment tables kept: gradients that come and go, as of experts, make ever new combinations of tensors.
-_MAX_TABLES = 256
-_MAX_EXCHANGES = 64  # as these know the slices of all ranks
-_PROCESS_GROUP, _DEVICE, _DTYPE, _GRAD_DTYPE = map(attrgetter, ("process_group", "device", "dtype", "grad.dtype"))
 
 
 class RuleOptimizer(Rule, ShardedOptimizer):
@@ -78,15 +65,10 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def _reset(self) -> None:
         self._names: dict[Tensor, str] = {}  # of the parameters as given, until an engine replaces them
-        self._shards: dict[Tensor, ShardLayout] | None = None
-        self._tables: Recent[tuple[bool, tuple[int, ...]], tuple[SegmentTable, dict[str, object]]] = Recent(_MAX_TABLES)
+        self._buckets: Bucketing | None = None
         self._ratios: dict[str, tuple[Tensor, int]] = {}  # all ratios of a bucket are one tensor, on the device
-        self._exchanges: Recent[tuple[int, ...], Exchange] = Recent(_MAX_EXCHANGES)
         self._attachment: Attachment | None = None
         self._steps_seen = 0
-        self._step_counts = StepCounts()
-        # The tensors of the last step, their shards, and the table that these are from.
-        self._known: tuple[list[Tensor], list[ShardLayout], object] = ([], [], None)
 
     # --- pickling, and state dicts of torch and of older versions ---
 
@@ -115,7 +97,6 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def _upgrade_torch_state(self) -> None:
         """Complete groups and state of torch's optimizer of the same name, or of an older version of this one."""
-        self._step_counts = StepCounts()
         deprecation.upgrade(self.defaults, warn=False)
         for key, value in ADDED_OPTIONS.items():
             self.defaults.setdefault(key, value)
@@ -166,23 +147,21 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         names = [f"{index}.{name}" if name in taken_names else name for name in names]
         self._names.update(zip(group["params"], names, strict=True))
         self._given += group["params"]
-        self._shards = None
-        self._tables.clear()  # their keys are ids of shards, which new shards may reuse
-        self._exchanges.clear()
+        self._buckets = None
 
     @property
     def shards(self) -> Sequence[ShardLayout]:
-        return list(self._shard_by_tensor.values())
+        return list(self._bucketing.shards.values())
 
     def shard_of(self, tensor: Tensor) -> ShardLayout:
-        return self._shard_by_tensor[tensor]
+        return self._bucketing.shards[tensor]
 
     @property
-    def _shard_by_tensor(self) -> dict[Tensor, ShardLayout]:
-        # Computed late: all parameters together decide over which ranks DTensors are summed.
-        if self._shards is None:
-            self._shards = {shard.tensor: shard for shard in dtensor.shards(self._names)}
-        return self._shards
+    def _bucketing(self) -> Bucketing:
+        # Made late: all parameters together decide over which ranks DTensors are summed.
+        if self._buckets is None:
+            self._buckets = Bucketing(dtensor.shards(self._names))
+        return self._buckets
 
     @property
     def given(self) -> Sequence[Tensor]:
@@ -194,7 +173,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 "attach: capturable=True, and an engine calls step() outside of a graph: write capturable=False"
             )
         self._reset()
-        self._shards = {shard.tensor: shard for shard in attachment.shards}
+        self._buckets = Bucketing(attachment.shards)
         self._attachment = attachment
 
     @property
@@ -245,13 +224,13 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def is_dry_run(self, tensors: list[Tensor]) -> bool:
         if self._attachment is not None:
-            if not self._is_known(tensors) and not all(tensor in self._shard_by_tensor for tensor in tensors):
+            if not self._bucketing.knows(tensors):
                 raise RuntimeError(
                     f"{type(self).__name__}.step() on tensors that came after attach: the engine has another layout now. Build it again "
                     "with all param groups, and call optimizers.attach(engine)"
                 )
             return False
-        if self._is_known(tensors) or all(tensor in self._names for tensor in tensors):
+        if (self._buckets is not None and self._buckets.knows(tensors)) or all(map(self._names.__contains__, tensors)):
             return False
         # DeepSpeed's 16-bit stage-0 wrapper calls step() with zero gradients during its construction.
         if not any(tensor.grad.any() for tensor in tensors):  # type: ignore[union-attr]
@@ -287,87 +266,18 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 check_peak_lr(group, index)
         if self._attachment is not None:
             self._check_groups()
-        buckets = self._buckets(work, rule or self)
+        buckets = self._bucketing.buckets(work, rule or self, self)
         whole = [bucket for bucket in buckets if bucket.rule.needs_whole]
         apart = [bucket for bucket in buckets if not bucket.rule.needs_whole]
         scale_gradients(buckets, self._attachment, self.prenormalize, self.max_grad_norm)
         for bucket, ratios in update(apart):
             names = [p.name for shard in bucket.shards for p in shard.parameters]
             self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
-        update_whole(whole, self._exchanges)
+        update_whole(whole, self._bucketing.exchanges)
         for bucket in buckets:
             if bucket.wide is not None:
                 assert isinstance(bucket.step, int)  # `validate` refuses the options with capturable
                 rounding.round_back(bucket.kernel, bucket.wide, bucket.group.get("rounding_seed", 0), bucket.step)
-
-    def _buckets(self, work: Work, rule: Rule) -> list[Bucket]:
-        tensors = [tensor for _, tensor in work]
-        shards, states = self._shards_of(tensors), [self.state[tensor] for tensor in tensors]
-        if any(tensor.grad.is_sparse for tensor in tensors):  # type: ignore[union-attr]
-            raise RuntimeError(f"{type(self).__name__} needs dense gradients: build the embedding with sparse=False")
-        steps = self._step_counts.advance(tensors, states, [group["capturable"] for group, _ in work])
-        # A count on the device is not read: each tensor is a bucket of its own then.
-        counts = [id(step) if isinstance(step, Tensor) else step for step in steps]
-        weights = all_local(tensors)
-        # Columns by map: with thousands of tensors a loop in Python takes longer than their update.
-        keys = list(
-            zip(
-                [id(group) for group, _ in work], counts, map(_PROCESS_GROUP, shards), map(_DEVICE, weights),
-                map(_DTYPE, weights), map(_GRAD_DTYPE, tensors), strict=True,
-            )
-        )  # fmt: skip
-        found: dict[Any, list[int]] = {}
-        if keys and keys.count(keys[0]) == len(keys):
-            found[keys[0]] = list(range(len(keys)))
-        else:
-            for i, key in enumerate(keys):
-                found.setdefault(key, []).append(i)
-        return [
-            self._bucket(
-                rule, work[group[0]][0], [shards[i] for i in group], [states[i] for i in group], steps[group[0]]
-            )
-            for group in found.values()
-        ]
-
-    def _shards_of(self, tensors: list[Tensor]) -> list[ShardLayout]:
-        """The shard of each tensor, found once for the same tensors: to look up a tensor takes as long as its update."""
-        shard_by_tensor = self._shard_by_tensor
-        if not self._is_known(tensors) or self._known[2] is not shard_by_tensor:
-            self._known = (tensors, [shard_by_tensor[tensor] for tensor in tensors], shard_by_tensor)
-        return self._known[1]
-
-    def _is_known(self, tensors: list[Tensor]) -> bool:
-        """Whether these are the tensors of the last step, one by one."""
-        return len(tensors) == len(self._known[0]) and all(map(operator.is_, tensors, self._known[0]))
-
-    def _bucket(
-        self, rule: Rule, group: Group, shards: list[ShardLayout], states: list[dict[str, Any]], step: StepCount
-    ) -> Bucket:
-        rule, group = rule.of_group(group)
-        by_parameter = group["trust_ratio"] or self.needs_global_sums
-        tensors = self._tensor_list(shards, states, rule.state_names(group), by_parameter)
-        call = reference.RuleCall(rule, group, step, -1.0 if group.get("maximize") else 1.0)
-        coefficients = None if isinstance(step, Tensor) else rule.coefficients(group, step)
-        if isinstance(step, Tensor) and shards[0].process_group is not None:
-            raise NotImplementedError(f"{self.name} with capturable=True on sharded parameters: write capturable=False")
-        kernel: Kernel = reference
-        if coefficients is not None:
-            kernel = kernels.choose(self.kernel, tensors)
-        elif not rule.needs_whole and not isinstance(step, Tensor) and self.kernel not in ("auto", "reference"):
-            raise ValueError(f"kernel={self.kernel!r}: {self.name} has no compiled kernel; write kernel='auto'")
-        wide = None
-        if tensors.weights[0].dtype in rounding.SIXTEEN_BITS:
-            if group.get("stochastic_rounding") or group.get("kahan_sum"):
-                kept = None
-                if group.get("kahan_sum"):
-                    kept = [local(self._state(shard.tensor, rounding.COMPENSATION)) for shard in shards]
-                tensors, wide = rounding.widened(kernel, tensors, shards, kept)
-            else:
-                rounding.warn_once(self.name, tensors.weights[0].dtype)
-        if kernel is reference or coefficients is None or isinstance(step, Tensor):
-            return Bucket(rule, group, shards, tensors, kernel, call, step, states, wide)
-        formula = replace(with_weight_decay(coefficients, group, step), grad=call.grad)
-        return Bucket(rule, group, shards, tensors, kernel, formula, step, states, wide)
 
     def _check_groups(self) -> None:
         first = [group["param_names"][0] for group in self.param_groups if group.get("param_names")]
@@ -378,37 +288,10 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 "before load_checkpoint() and update() each group with its own after it"
             )
 
-    def _tensor_list(
-        self, shards: list[ShardLayout], states: list[dict[str, Any]], names: tuple[str, ...], by_parameter: bool
-    ) -> TensorList:
-        key = (by_parameter, tuple(map(id, shards)))
-        segments, cache = self._tables.get(key, lambda: (SegmentTable.of(shards, by_parameter), {}))
-        tensors = [shard.tensor for shard in shards]
-        columns = {name: all_local(self._column(tensors, states, name)) for name in names}
-        weights, grads = all_local(tensors), local_gradients(tensors)
-        if not all(map(Tensor.is_contiguous, grads)) or not all(map(Tensor.is_contiguous, weights)):
-            grads = list(map(_like, grads, weights))
-        return TensorList(weights, grads, columns, segments, cache)
-
-    def _column(self, tensors: list[Tensor], states: list[dict[str, Any]], name: str) -> list[Tensor]:
-        """A moment of each tensor, as `_state`."""
-        try:
-            found = [state[name] for state in states]
-        except KeyError:  # in the first step of a tensor
-            return [self._state(tensor, name) for tensor in tensors]
-        if rounding.SIXTEEN_BITS.isdisjoint(map(_DTYPE, found)):
-            return found
-        return [self._state(tensor, name) for tensor in tensors]
-
-    def _state(self, tensor: Tensor, name: str) -> Tensor:
-        state = self.state[tensor]
-        if name not in state:
-            state[name] = torch.zeros_like(
-                tensor, dtype=self.state_dtype(tensor, name), memory_format=torch.preserve_format
-            )
-        elif state[name].dtype in rounding.SIXTEEN_BITS:  # of an older version, or cast by a loader
-            state[name] = state[name].to(self.state_dtype(tensor, name))
-        return state[name]
+    def initial_state(self, tensor: Tensor, name: str) -> Tensor:
+        """A state tensor of `state_names` before the first step."""
+        dtype = self.state_dtype(tensor, name)
+        return torch.zeros_like(tensor, dtype=dtype, memory_format=torch.preserve_format)
 
     # --- queries ---
 
@@ -422,10 +305,3 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def state_tensors(self, group: Group) -> int:
         return len(self.state_names(group))
-
-
-def _like(grad: Tensor, weights: Tensor) -> Tensor:
-    """A gradient with the memory layout of its weights."""
-    if (grad.is_contiguous() and weights.is_contiguous()) or grad.stride() == weights.stride():
-        return grad
-    return torch.empty_like(weights, dtype=grad.dtype).copy_(grad)

@@ -169,10 +169,10 @@ class AdamWScheduleFree(AverageSwap, RuleOptimizer):
                 group["k"], group["lr_max"] = k, max(lr, group["lr_max"])
                 group["weight_sum"] += _term(group)
 
-    def _state(self, tensor: Tensor, name: str) -> Tensor:
-        if name == "z" and name not in self.state[tensor]:
-            self.state[tensor][name] = tensor.detach().to(self.state_dtype(tensor, name), copy=True)
-        return super()._state(tensor, name)
+    def initial_state(self, tensor: Tensor, name: str) -> Tensor:
+        if name != "z":
+            return super().initial_state(tensor, name)
+        return tensor.detach().to(self.state_dtype(tensor, name), copy=True)
 
     def average_of(self, tensor: Tensor) -> Tensor | None:
         state = self.state.get(tensor, {})

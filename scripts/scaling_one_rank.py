@@ -79,7 +79,7 @@ def one_rank(model: nn.Module, engine: str, world: int, rank: int) -> dict[str, 
         "most": max(map(len, collectives)),
         "bytes": sum(map(sum, collectives)),
         "attach": attached,
-        "tables": python_bytes + _tensor_bytes(optimizer._tables),
+        "tables": python_bytes + _tensor_bytes(optimizer._bucketing.tables),
         "cut": fingerprint(shards),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bellwether.optimizers import AdamW, Lamb, base
+from bellwether.optimizers import AdamW, Lamb, bucketing
 from tests.optimizers.configurations import (
     CLOSE,
     JOINT,
@@ -60,20 +60,20 @@ def test_cached_tables_are_not_reused_for_new_tensors(kernel: str) -> None:
             for o in (optimizer, other):
                 o.add_param_group({"params": parameters(shapes=[(size,)])})
             drive(optimizer, 1)
-            other._tables.clear()
+            other._bucketing.tables.clear()
             drive(other, 1)
         assert distance(params_of(optimizer), params_of(other)) < CLOSE[torch.float32]
 
 
 def test_number_of_cached_tables_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_MAX_TABLES", 8)
+    monkeypatch.setattr(bucketing, "_MAX_TABLES", 8)
     params = parameters(shapes=[(3,)] * 6)
     optimizer = Lamb(params)
     for combination in range(1, 64):
         for i, p in enumerate(params):
             p.grad = torch.ones(3) if combination >> i & 1 else None
         optimizer.step()
-        assert len(optimizer._tables) <= 8
+        assert len(optimizer._bucketing.tables) <= 8
     assert len(optimizer.trust_ratios()) == 6
 
 
