@@ -25,7 +25,7 @@ from bellwether.optimizers.state_dicts import (
     upgraded,
 )
 from bellwether.optimizers.untrained import refuse_replaced
-from bellwether.optimizers.update import scale_gradients, update
+from bellwether.optimizers.update import Bucket, scale_gradients, update
 from bellwether.optimizers.validation import check_torch_flags, validate
 from bellwether.optimizers.weight_decay import check_peak_lr, infer_peak_lr
 from bellwether.optimizers.whole import update_whole
@@ -257,6 +257,12 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def update(self, work: Work, rule: Rule | None = None) -> None:
         """Update these tensors, by another rule if one is given."""
+        buckets = self.prepare(work, rule)
+        self.update_buckets(buckets)
+        self.round(buckets)
+
+    def prepare(self, work: Work, rule: Rule | None = None) -> list[Bucket]:
+        """Check groups, count the step, and make fp32 copies of 16-bit weights that are rounded by an option."""
         self._refuse_untrained()
         for index, group in enumerate(self.param_groups):
             deprecation.upgrade(group, warn=False)  # an engine's load may put keys of older versions there
@@ -266,7 +272,10 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 check_peak_lr(group, index)
         if self._attachment is not None:
             self._check_groups()
-        buckets = self._bucketing.buckets(work, rule or self, self)
+        return self._bucketing.buckets(work, rule or self, self)
+
+    def update_buckets(self, buckets: list[Bucket]) -> None:
+        """Update moments and weights, or the fp32 copies of these."""
         whole = [bucket for bucket in buckets if bucket.rule.needs_whole]
         apart = [bucket for bucket in buckets if not bucket.rule.needs_whole]
         scale_gradients(buckets, self._attachment, self.prenormalize, self.max_grad_norm)
@@ -274,6 +283,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             names = [p.name for shard in bucket.shards for p in shard.parameters]
             self._ratios.update((name, (ratios, i)) for i, name in enumerate(names))
         update_whole(whole, self._bucketing.exchanges)
+
+    def round(self, buckets: list[Bucket]) -> None:
+        """Round the fp32 copies to the weights."""
         for bucket in buckets:
             if bucket.wide is not None:
                 assert isinstance(bucket.step, int)  # `validate` refuses the options with capturable

@@ -175,9 +175,7 @@ class Muon(RuleOptimizer):
         return DTYPES[group["ns_dtype"]]
 
     def whole_cost(self, shape: Sequence[int]) -> float:
-        """Multiplications of one iteration: x x^T, its square, and its product with x."""
-        rows, columns = sorted((shape[0], math.prod(shape[1:])))
-        return float(rows * rows * (2 * columns + rows))
+        return newton_schulz_cost(shape)
 
     def whole_scale(self, shape: Sequence[int], group: Group) -> float:
         rows, columns = shape[0], max(1, math.prod(shape[1:]))
@@ -196,6 +194,12 @@ class Muon(RuleOptimizer):
 
 
 _ADAM = AdamRule()
+
+
+def newton_schulz_cost(shape: Sequence[int]) -> float:
+    """Multiplications of one iteration: x x^T, its square, and its product with x."""
+    rows, columns = sorted((shape[0], math.prod(shape[1:])))
+    return float(rows * rows * (2 * columns + rows))
 
 
 def newton_schulz(matrix: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:

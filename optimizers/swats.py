@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from bellwether.optimizers.rule import Rule, State
 from bellwether.optimizers.scalars import Number
 from bellwether.optimizers.sharded import Attachment, Group, Work
 from bellwether.optimizers.shards.layout import dot, local, local_gradient, sum_by_process_group, sum_over_ranks
+from bellwether.optimizers.update import Bucket
 from bellwether.optimizers.wrapper import Wrapper
 
 _GAMMA, _STEPS, _RATE = "swats_gamma", "swats_steps", "swats_rate"
@@ -121,6 +123,9 @@ class Swats(Wrapper):
     def needs_global_sums(self) -> bool:
         return True
 
+    def state_tensors(self, group: Group) -> int:
+        return self.base.state_tensors(group)
+
     def update(self, tensors_and_groups: Work) -> None:
         """Engines call this for a group or a part of one at a time. The criterion is evaluated before the next update."""
         seen = {tensor for tensor, _ in self._pending}
@@ -135,18 +140,20 @@ class Swats(Wrapper):
             self._pending_group = dict(
                 (groups or self.param_groups)[0]
             )  # a scheduler may change the group before the end
-        before = [local(tensor.detach()).clone() for _, tensor in tensors_and_groups]
-        super().update(tensors_and_groups)
-        self._project(tensors_and_groups, before)
+        buckets = self.base.prepare(tensors_and_groups)
+        before = [weights.detach().clone() for bucket in buckets for weights in bucket.tensors.weights]
+        self.base.update_buckets(buckets)
+        self._project(buckets, before)  # of fp32 copies the change before it is rounded to 16-bit weights
+        self.base.round(buckets)
         if not self._in_parts:
             self._evaluate()
 
-    def _project(self, tensors_and_groups: Work, before: list[Tensor]) -> None:
+    def _project(self, buckets: Sequence[Bucket], before: list[Tensor]) -> None:
         shards, products = [], []
-        for (group, tensor), old in zip(tensors_and_groups, before, strict=True):
-            shard = self.base.shard_of(tensor)
+        rows = ((b.group, *row) for b in buckets for row in zip(b.shards, b.tensors.weights, strict=True))
+        for (group, shard, weights), old in zip(rows, before, strict=True):
             sums = torch.zeros(2, len(shard.parameters), dtype=torch.float64, device=old.device)
-            change, gradient = (local(tensor.detach()) - old).reshape(-1), local_gradient(tensor).reshape(-1)
+            change, gradient = (weights.detach() - old).reshape(-1), local_gradient(shard.tensor).reshape(-1)
             for offset, length, index in shard.segments():
                 p, g = change[offset : offset + length], gradient[offset : offset + length]
                 sums[0, index] += dot(p, p)

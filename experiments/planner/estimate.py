@@ -113,6 +113,6 @@ def _stage_plan(profile: Profile, large: Profile, sharding: Sharding, machines: 
         highest.total <= machines.memory,
         largest_micro(large, sharding, batch.world_size, per_rank, machines.memory),
         resident(profile, sharding, batch.world_size).total,
-        collectives(profile, sharding, batch.accumulation),
+        collectives(profile, sharding, batch.accumulation, batch.world_size),
         step_time(profile, sharding, machines, phase.config, batch),
     )

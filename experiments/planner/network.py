@@ -10,11 +10,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from bellwether.optimizers.shards.exchange import chunk_count
 from bellwether.trainer.memory.activations import Profile
 from bellwether.trainer.memory.peak import ALLREDUCE_BUCKET
 from bellwether.trainer.memory.sharding import Sharding
 
-Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
+Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
 
 _MAX_LIVE = 1_000_000_000  # DeepSpeed's stage3_max_reuse_distance and stage3_max_live_parameters
 
@@ -32,6 +33,8 @@ class Network:
 
     def seconds(self, kind: Kind, size: float, world_size: int) -> float:
         """Time of one collective over all ranks; ``size``: the bytes that each rank holds before or after it."""
+        if kind == "all-to-all":
+            return self._all_to_all(size, world_size)
         node_size = min(self.per_node, world_size)
         outside = math.ceil(world_size / node_size)
         halves = 2 if kind == "all-reduce" else 1
@@ -46,6 +49,13 @@ class Network:
             tree = halves * (sent / self.port + math.log2(outside) * self.hop_out)
             time += min(ring, tree)
         return time
+
+    def _all_to_all(self, size: float, world_size: int) -> float:
+        """Each rank sends an equal part to each other; what goes to other nodes takes the port."""
+        node_size = min(self.per_node, world_size)
+        inside, outside = (node_size - 1) / world_size * size, (1 - node_size / world_size) * size
+        hops = (node_size - 1) * self.hop_in + (math.ceil(world_size / node_size) - 1) * self.hop_out
+        return self.start + inside / self.link + outside / self.port + hops if world_size > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,24 @@ class Collective:
         return self.count * network.seconds(self.kind, self.size / self.count, world_size)
 
 
-def collectives(profile: Profile, sharding: Sharding, accumulation: int) -> list[Collective]:
-    """The collectives of one step, without those of the optimizer (16 bytes per trust ratio).
+def collectives(profile: Profile, sharding: Sharding, accumulation: int, world_size: int) -> list[Collective]:
+    """The collectives of one step: DeepSpeed's and those of Muon's matrices, without 16 bytes per trust ratio."""
+    return [*_of_engine(profile, sharding, accumulation), *_of_matrices(profile, sharding, world_size)]
+
+
+def _of_matrices(profile: Profile, sharding: Sharding, world_size: int) -> list[Collective]:
+    """Two all-to-alls for each chunk: slices travel to the owner of each matrix, and directions back."""
+    groups = [sum(group) for group, are_matrices in zip(profile.groups, profile.matrices, strict=True) if are_matrices]
+    if not (groups and sharding.stage and sharding.costs.direction_bytes) or world_size == 1:
+        return []
+    if sharding.is_bf16_optimizer:  # updates all groups at once
+        groups = [sum(groups)]
+    size = 2.0 * sharding.costs.direction_bytes * sum(groups) / world_size
+    return [Collective("all-to-all", size, 2 * sum(chunk_count(n, world_size) for n in groups), False)]
+
+
+def _of_engine(profile: Profile, sharding: Sharding, accumulation: int) -> list[Collective]:
+    """Those of DeepSpeed.
 
     DeepSpeed's stages 1 and 2 all-reduce their buckets and keep their part of the result
     (``use_multi_rank_bucket_allreduce``), stage 2 after each micro-batch. Stage 3 gathers parameters once per micro-batch if

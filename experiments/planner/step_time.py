@@ -11,6 +11,7 @@ from bellwether.optimizers.registry import is_layer_wise
 from bellwether.trainer.config import Config
 from bellwether.trainer.memory.activations import Profile
 from bellwether.trainer.memory.sharding import Sharding
+from bellwether.trainer.memory.update import multiplications
 from bellwether.trainer.phases import Split
 
 # Bytes that an update moves per element, with and without trust ratio: docs/results/optimizers-cpu.md.
@@ -86,12 +87,27 @@ def shortened(profile: Profile, config: Config, mean_length: int | None) -> Prof
 def step_time(profile: Profile, sharding: Sharding, machines: Machines, config: Config, batch: Split) -> StepTime:
     """Estimate a step with the global batch of `batch`."""
     compute = batch.accumulation * compute_time(profile, machines, config).seconds(batch.micro)
-    traffic = collectives(profile, sharding, batch.accumulation)
+    traffic = collectives(profile, sharding, batch.accumulation, batch.world_size)
     times = [(c.hidden, c.seconds(machines.network, batch.world_size)) for c in traffic]
     overlapped = sum(seconds for hidden, seconds in times if hidden)
     exposed = sum(seconds for hidden, seconds in times if not hidden)
     elements = profile.elements / (batch.world_size if sharding.stage else 1)
     has_trust_ratio = is_layer_wise(config.optimizer.name, config.optimizer.trust_ratio)
     update = elements * _UPDATE_BYTES[has_trust_ratio] / (BANDWIDTH_EFFICIENCY * 1e9 * machines.gpu.bandwidth)
+    update += iteration_time(profile, sharding, machines, config, batch.world_size)
     sent = sum(c.sent(batch.world_size) for c in traffic)
     return StepTime(compute, exposed + max(0.0, overlapped - compute), update, sent)
+
+
+def iteration_time(profile: Profile, sharding: Sharding, machines: Machines, config: Config, world_size: int) -> float:
+    """The time of Newton and Schulz's iteration over Muon's matrices, on the rank that owns the most work."""
+    groups = [shapes for shapes, matrices in zip(profile.shapes, profile.matrices, strict=False) if matrices]
+    if not groups or not sharding.costs.iterations:
+        return 0.0
+    precision = "bf16" if sharding.costs.direction_bytes == 2 else "tf32"
+    speed = config.model.matrix_efficiency * (machines.gpu.peak(precision) or machines.gpu.peak("fp16"))
+    if sharding.stage and not sharding.is_bf16_optimizer:  # one group after the other
+        loads = sum(multiplications(shapes, world_size) for shapes in groups)
+    else:
+        loads = multiplications([shape for shapes in groups for shape in shapes], world_size if sharding.stage else 1)
+    return 2 * sharding.costs.iterations * loads / speed

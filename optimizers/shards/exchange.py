@@ -90,13 +90,12 @@ class Exchange:
             to_owner[self.owners[piece.key]].append(piece)
         from_rank = [[piece for piece in held if self.owners[piece.key] == rank] for held in pieces]
         numel = sum(parameter.numel for parameter in self.parameters.values())
-        count = min(_CHUNKS, max(1, math.ceil(numel / len(pieces) / _CHUNK_NUMEL)))
         self._chunks = [
             _Chunk(
                 _Side.of(to_owner, keys, counted=True), _Side.of(from_rank, keys, counted=True),
                 _Side.of(from_rank, keys, counted=False), _Side.of(to_owner, keys, counted=False),
             )
-            for keys in _chunks(self.owners, costs, count)
+            for keys in in_chunks(self.owners, costs, chunk_count(numel, len(pieces)))
         ]  # fmt: skip
 
     def run(self, tensors: Sequence[Tensor], function: Function) -> None:
@@ -106,18 +105,22 @@ class Exchange:
             tensors: this rank's part of each shard, flat; all of one dtype and device. Padding stays as it is.
             function: called once for each parameter in the whole process group, on its owner.
         """
-        coming = self._send(self._chunks[0], tensors)
+        coming: _Transfer | None = self._send(self._chunks[0], tensors)
         going: list[_Transfer] = []
         for chunk, following in zip(self._chunks, [*self._chunks[1:], None], strict=True):
+            assert coming is not None
             whole = _assemble(coming.wait(), chunk.arriving, self.parameters)
-            if following is not None:  # travels while this chunk is computed
-                coming = self._send(following, tensors)
-            done = {key: function(whole.pop(key), key) for key in list(whole)}
-            outgoing = [_part(done[piece.key], piece) for piece in chunk.returned.pieces]
-            going.append(self._all_to_all(outgoing, tensors[0], chunk.returned, chunk.back))
+            # The next travels while this chunk is computed. What has arrived is freed.
+            coming = None if following is None else self._send(following, tensors)
+            going.append(self._return(chunk, whole, function, tensors[0]))
             if len(going) > 1:
                 self._receive(going.pop(0), tensors)
         self._receive(going.pop(), tensors)
+
+    def _return(self, chunk: _Chunk, whole: dict[Key, Tensor], function: Function, like: Tensor) -> _Transfer:
+        done = {key: function(whole.pop(key), key) for key in list(whole)}
+        outgoing = [_part(done[piece.key], piece) for piece in chunk.returned.pieces]
+        return self._all_to_all(outgoing, like, chunk.returned, chunk.back)
 
     def _send(self, chunk: _Chunk, tensors: Sequence[Tensor]) -> _Transfer:
         outgoing = [self._slot(tensors, piece) for piece in chunk.sent.pieces]
@@ -186,7 +189,12 @@ def holders_of(pieces: Sequence[Sequence[Piece]]) -> dict[Key, int]:
     return {key: rank for key, (rank, length) in found.items() if 2 * length > held[key].total()}
 
 
-def _chunks(owners: Mapping[Key, int], costs: Mapping[Key, float], count: int) -> list[set[Key]]:
+def chunk_count(numel: int, ranks: int) -> int:
+    """In how many chunks parameters of so many elements travel."""
+    return min(_CHUNKS, max(1, math.ceil(numel / ranks / _CHUNK_NUMEL)))
+
+
+def in_chunks(owners: Mapping[Key, int], costs: Mapping[Key, float], count: int) -> list[set[Key]]:
     """Parameters in chunks, of which each owner has some in each."""
     by_owner: dict[int, list[Key]] = defaultdict(list)
     for key in sorted(owners, key=lambda key: (-costs[key], key)):

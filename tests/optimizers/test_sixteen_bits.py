@@ -68,14 +68,10 @@ def test_weights_do_not_depend_on_the_number_of_ranks(
         assert all(np.array_equal(a, b) for a, b in zip(result, wanted, strict=True))
 
 
-# swats estimates SGD's rate from the change of the rounded weights, and so may switch in another step.
-FOLLOWING = [rule for rule in SHARDED if rule != "swats"]
-
-
-@covering(lambda rule: rule in REPRESENTATIVES)
+@covering(lambda rule: rule in REPRESENTATIVES or rule == "swats")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("remedy", REMEDIES, ids=["stochastic", "kahan"])
-@pytest.mark.parametrize("rule", FOLLOWING)
+@pytest.mark.parametrize("rule", SHARDED)
 def test_weights_follow_their_path_in_float32(rule: str, remedy: dict[str, Any], dtype: torch.dtype) -> None:
     """Kahan's sums are off by a rounding or two; stochastic rounding walks at random, a neighbour in each step."""
     steps = 2 if "kahan_sum" in remedy else 4 * STEPS**0.5

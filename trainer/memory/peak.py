@@ -147,10 +147,10 @@ def _after_passes(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
 def _after_passes_bf16_optimizer(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
     gradients = 4.0 * rank.padded + 2 * float(rank.elements)
     # Several groups are concatenated in fp32 and sent in bf16; a single group is sent in place.
-    concatenated = rank.groups > 1 and rank.padded <= ALLREDUCE_BUCKET
+    concatenated = len(rank.parts) > 1 and rank.padded <= ALLREDUCE_BUCKET
     copies = 6.0 * rank.padded if concatenated else 2.0 * rank.largest_part * rank.world_size
     yield replace(rank_bytes, gradients=gradients, buffers=copies, moment="reduction of gradients")
-    yield replace(rank_bytes, gradients=gradients, moment="update")
+    yield replace(rank_bytes, gradients=gradients, buffers=rank.update_bytes, moment="update")
 
 
 def _after_passes_stage_0(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
@@ -158,7 +158,7 @@ def _after_passes_stage_0(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes
     gradients, bucket = size * float(rank.elements), float(size * min(rank.elements, ALLREDUCE_BUCKET))
     in_fp32 = 0.0 if rank.sharding.precision == "fp32" else 4 * float(rank.elements)
     yield replace(rank_bytes, gradients=gradients, buffers=bucket, moment="reduction of gradients")
-    yield replace(rank_bytes, gradients=gradients, buffers=in_fp32, moment="update")
+    yield replace(rank_bytes, gradients=gradients, buffers=in_fp32 + rank.update_bytes, moment="update")
 
 
 def _after_passes_stage_1_and_2(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
@@ -171,15 +171,12 @@ def _after_passes_stage_1_and_2(rank_bytes: Bytes, rank: RankLayout) -> Iterator
         buffers = rank.bucket_bytes + copy
         yield replace(rank_bytes, gradients=gradients, buffers=buffers, moment="reduction of gradients")
     # In one type the gradients of a param group are concatenated once more; norms are computed on a float64 copy of a slice.
-    copy = sharding.accumulation_bytes * float(rank.largest_part) if sharding.same_type else 0.0
-    copy += rank.update_bytes
-    norm = 8.0 * rank.largest_slice
-    yield replace(rank_bytes, gradients=rank.kept_gradient_bytes, buffers=max(copy, norm), moment="update")
+    buffers = max(rank.update_bytes, 8.0 * rank.largest_slice)
+    yield replace(rank_bytes, gradients=rank.kept_gradient_bytes, buffers=buffers, moment="update")
 
 
 def _after_passes_stage_3(rank_bytes: Bytes, rank: RankLayout) -> Iterator[Bytes]:
     # Parameters that are kept whole otherwise are released.
     parameters = float(rank.sharding.weight_bytes * rank.part) + rank.frozen_bytes
-    copy = 0.0 if rank.sharding.bf16_masters else 4.0 * rank.largest_part
-    buffers = rank.bucket_bytes + copy + rank.update_bytes
+    buffers = rank.bucket_bytes + rank.update_bytes
     yield replace(rank_bytes, parameters=parameters, gradients=4.0 * rank.part, buffers=buffers, moment="update")

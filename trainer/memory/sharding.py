@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 from torch import nn
 
+from bellwether.optimizers import ShardedOptimizer
 from bellwether.trainer import communication
 from bellwether.trainer.config import Config, ConfigError
 from bellwether.trainer.config.schema import PATTERNS
 from bellwether.trainer.memory.activations import Profile, Segment
+from bellwether.trainer.memory.update import GroupUpdate, UpdateCosts
 from bellwether.trainer.optimization import make_optimizer
 from bellwether.trainer.param_groups import param_groups
 
@@ -32,6 +34,7 @@ class Sharding:
     overlap: bool
     bf16_masters: bool = False  # the optimizer updates bf16 weights, and there are no fp32 ones
     rounding: str = ""  # stochastic_rounding or kahan_sum, of bf16 weights
+    costs: UpdateCosts = field(default_factory=UpdateCosts)
 
     @classmethod
     def from_config(
@@ -78,7 +81,7 @@ class Sharding:
         return cls(
             zero.stage, config.engine.precision, states, zero.reduce_bucket_size, zero.allgather_bucket_size,
             zero.prefetch_bucket_size, zero.param_persistence_threshold, bool(zero.contiguous_gradients), bool(zero.overlap_comm),
-            config.engine.has_bf16_masters and zero.stage > 0, rounding,
+            config.engine.has_bf16_masters and zero.stage > 0, rounding, UpdateCosts.of(_stand_in(config)),
         )  # fmt: skip
 
     @property
@@ -119,12 +122,13 @@ class RankLayout:
     elements: int  # trained
     padded: int  # trained, with DeepSpeed's padding
     part: int  # of the rank, with padding
-    largest_part: int  # of the rank, in one param group
+    parts: list[int]  # of the rank, in each param group
     touched: int  # of all parameters of which the rank has a slice
     largest_slice: int  # of one parameter
     largest_parameter: int
     persistent: int  # of the parameters that stage 3 does not partition
-    groups: int
+    shapes: list[list[tuple[int, ...]]]  # of the parameters, in each param group
+    matrices: list[bool]  # of each param group, whether it is one of matrices for Muon
     frozen: int = 0  # of the rank, not trained
     frozen_partitioned: int = 0  # of the model, not trained, that stage 3 partitions
 
@@ -147,8 +151,8 @@ class RankLayout:
             frozen_partitioned = sum(n for n in profile.frozen if n >= sharding.persistence)
             frozen += sum(math.ceil(n / world_size) for n in profile.frozen) - frozen_partitioned
         return cls(
-            sharding, world_size, sum(sizes), padded, sum(parts), max(parts), touched, largest_slice, max(sizes), persistent,
-            len(groups), frozen, frozen_partitioned,
+            sharding, world_size, sum(sizes), padded, sum(parts), parts, touched, largest_slice, max(sizes), persistent,
+            profile.shapes or [[(n,) for n in group] for group in groups], profile.matrices, frozen, frozen_partitioned,
         )  # fmt: skip
 
     @property
@@ -182,15 +186,44 @@ class RankLayout:
         return float(self.sharding.accumulation_bytes * (self.touched if self.sharding.same_type else self.part))
 
     @property
+    def largest_part(self) -> int:
+        """Elements of the rank in one param group."""
+        return max(self.parts)
+
+    @property
     def update_bytes(self) -> float:
-        """Bytes that the update of a param group of bf16 weights adds. It is computed in fp32."""
-        if not self.sharding.bf16_masters:
-            return 0.0
-        # Its gradients were accumulated in fp32, but at stage 1: a copy in bf16, in whose place stage 2 frees them.
-        gradients = {1: 0.0, 2: -2.0, 3: 2.0}[self.sharding.stage]
-        if self.sharding.rounding:  # weights and gradients in fp32, which the kernels round in place
-            return (gradients + 8.0) * self.largest_part
-        return gradients * self.largest_part
+        """Bytes that the update adds to gradients, weights and state."""
+        sharding = self.sharding
+        if sharding.stage and not sharding.is_bf16_optimizer:  # one group after the other
+            return max(self._copies(g) for g in range(len(self.parts)))
+        together: list[float] = [0.0]
+        for are_matrices in (True, False):
+            chosen = [g for g, matrices in enumerate(self.matrices) if matrices == are_matrices]
+            if chosen:
+                together.append(self._group_update(chosen).bytes)
+        return max(together)
+
+    def _copies(self, g: int) -> float:
+        """Of one group, with the copies that DeepSpeed makes of its gradients."""
+        sharding, part, extra = self.sharding, self.parts[g], self._group_update([g]).bytes
+        if not sharding.bf16_masters:
+            has_copy = sharding.stage == 3 or sharding.same_type
+            return (sharding.accumulation_bytes * part if has_copy else 0) + extra
+        # Gradients that were accumulated in fp32, but at stage 1, are copied in bf16; stage 2 frees the others then.
+        copying, copied = {1: (2, 2), 2: (2, -2), 3: (6, 2)}[sharding.stage]
+        return max(float(copying * part), copied * part + extra)
+
+    def _group_update(self, chosen: list[int]) -> GroupUpdate:
+        sharding, shapes = self.sharding, [shape for g in chosen for shape in self.shapes[g]]
+        is_flat = sharding.stage > 0
+        numels = [math.prod(shape) for shape in shapes]
+        part, largest = sum(self.parts[g] for g in chosen), max(numels)
+        largest = math.ceil(largest / self.world_size) if sharding.stage == 3 else min(largest, part)
+        return GroupUpdate(
+            sharding.costs, shapes, part, [self.parts[g] for g in chosen] if is_flat else numels, largest,
+            self.world_size if is_flat else 1,
+            all(self.matrices[g] for g in chosen), sharding.rounding if sharding.bf16_masters else "", sharding.bf16_masters,
+        )  # fmt: skip
 
     def send_bytes(self, segment: Segment) -> float:
         """Bytes of the copy that is sent during a segment, if its gradient fills a bucket."""
@@ -216,12 +249,17 @@ def _slices(groups: list[list[int]], parts: list[int], world_size: int) -> tuple
 
 def state_tensors(config: Config, profile: Profile) -> float:
     """Elements that the optimizer, averaging and trajectory measurement keep for each element of the weights."""
-    defaults = type(config.optimizer).model_fields
-    without_patterns = config.optimizer.model_copy(update={key: defaults[key].default for key in PATTERNS})
-    optimizer = make_optimizer(param_groups(nn.Linear(1, 1), without_patterns), config, config.optimizer.lr)
+    optimizer = _stand_in(config)
     counts = [optimizer.state_tensors({**optimizer.param_groups[0], "muon": muon}) for muon in profile.matrices]
     elements = sum(count * sum(group) for count, group in zip(counts, profile.groups, strict=True))
     whole = (optimizer.whole_state(shape, optimizer.param_groups[0]) for group in profile.shapes for shape in group)
     elements += sum(math.prod(size) for sizes in whole for size in sizes.values())
     trajectory = 3 if config.trajectory.every is not None else 0
     return elements / profile.elements + (config.averaging.kind != "none") + trajectory
+
+
+def _stand_in(config: Config) -> ShardedOptimizer:
+    """The config's optimizer for a model of one layer."""
+    defaults = type(config.optimizer).model_fields
+    without_patterns = config.optimizer.model_copy(update={key: defaults[key].default for key in PATTERNS})
+    return make_optimizer(param_groups(nn.Linear(1, 1), without_patterns), config, config.optimizer.lr)
