@@ -68,7 +68,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
         self._buckets: Bucketing | None = None
         self._ratios: dict[str, tuple[Tensor, int]] = {}  # all ratios of a bucket are one tensor, on the device
         self._attachment: Attachment | None = None
-        self._steps_seen = 0
+        self._steps_seen, self._has_trained = 0, False
 
     # --- pickling, and state dicts of torch and of older versions ---
 
@@ -241,7 +241,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
             "which parameter each element belongs to, and trust ratios and state would be wrong."
         )
 
-    def _refuse_untrained(self) -> None:
+    def _refuse_untrained(self, work: Work) -> None:
         if self._attachment is not None:
             if self._attachment.unfrozen is not None and (names := self._attachment.unfrozen()):
                 raise RuntimeError(
@@ -250,8 +250,9 @@ class RuleOptimizer(Rule, ShardedOptimizer):
                 )
             return
         self._steps_seen += 1
+        self._has_trained |= bool(work)
         if self._steps_seen & (self._steps_seen - 1) == 0 and self._steps_seen <= 16:  # 1, 2, 4, 8, 16
-            refuse_replaced(self.param_groups, self.state, self._names)
+            refuse_replaced(self.param_groups, self.state, self._names, has_trained=self._has_trained)
 
     # --- the update ---
 
@@ -263,7 +264,7 @@ class RuleOptimizer(Rule, ShardedOptimizer):
 
     def prepare(self, work: Work, rule: Rule | None = None) -> list[Bucket]:
         """Check groups, count the step, and make fp32 copies of 16-bit weights that are rounded by an option."""
-        self._refuse_untrained()
+        self._refuse_untrained(work)
         for index, group in enumerate(self.param_groups):
             deprecation.upgrade(group, warn=False)  # an engine's load may put keys of older versions there
             complete(group, self.defaults)

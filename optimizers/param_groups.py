@@ -20,9 +20,10 @@ _BIAS = re.compile(r"(?:^|_)bias(?:es)?(?:$|_|\d)", re.IGNORECASE)
 # A module whose weight is a bias, as T5's relative_attention_bias, or a list of biases.
 _BIAS_MODULE = re.compile(r"(?:^|_)bias(?:es)?$", re.IGNORECASE)
 # Scales of channels, with any number of dimensions of size 1: LayerScale's gamma [channels, 1, 1], weight_norm's g.
-_SCALE = re.compile(r"(?:^|_)(?:gamma|beta|gain|scale|lambda|g|original0)(?:$|_|\d)", re.IGNORECASE)
-# Embeddings that are parameters of their own, as pos_embed and cls_token of a ViT.
-_EMBEDDING = re.compile(r"embed|token|position", re.IGNORECASE)
+_SCALE = re.compile(r"(?:^|_)(?:gamma|beta|gain|scale|lambda|ls|g|original0)(?:$|_|\d)", re.IGNORECASE)
+# Embeddings that are parameters of their own, as pos_embed and cls_token of a ViT, and modules with a table that are not torch's.
+_EMBEDDING = re.compile(r"embed|token|position|(?:^|_)(?:embs?|wte|wpe)(?:$|_|\d)", re.IGNORECASE)
+_EMBEDDING_MODULE = re.compile(r"Embeddings?(?:Bag)?$")
 
 
 def groups(
@@ -137,10 +138,12 @@ def _not_hidden(model: nn.Module) -> set[int]:
     """The ids of parameters that are no hidden matrices: embeddings, the output layer, a single row or column."""
     found = {id(parameter) for parameter in _output_layers(model)}
     for module in model.modules():
+        is_table = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or _EMBEDDING_MODULE.search(
+            type(module).__name__
+        )
         for name, parameter in module.named_parameters(recurse=False):
             rows, *others = shape_of(parameter) or (1,)
-            is_embedding = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or _EMBEDDING.search(name) is not None
-            if is_embedding or min(rows, math.prod(others)) == 1:
+            if is_table or _EMBEDDING.search(name) or min(rows, math.prod(others)) == 1:
                 found.add(id(parameter))
     return found
 

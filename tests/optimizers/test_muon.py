@@ -149,6 +149,23 @@ def test_groups_of_transformers_models() -> None:
     assert found["resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"] == (True, True)
 
 
+class WordEmbedding(nn.Module):
+    """Of a class that is not torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(11, 8))
+
+
+def test_embeddings_of_any_kind_are_not_muon_s() -> None:
+    model = nn.ModuleDict({"words": WordEmbedding(), "hidden": nn.ModuleList([nn.Linear(8, 8)])})
+    model["table"] = nn.ParameterDict(
+        {name: nn.Parameter(torch.zeros(11, 8)) for name in ("wte", "wpe", "pos_emb", "x")}
+    )
+    matrices = {name for name, (muon, _) in kinds(groups(model, muon=True)).items() if muon}
+    assert matrices == {"hidden.0.weight", "table.x"}
+
+
 def test_output_layer_is_the_last_linear_outside_of_a_list() -> None:
     plain = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     assert {name for name, (muon, _) in kinds(groups(plain, muon=True)).items() if muon} == {"0.weight"}

@@ -224,3 +224,14 @@ def test_deepspeed_moe_split_finds_the_experts() -> None:
         ("weights", False), ("others", False), ("ep_size_1", True), ("ep_size_1", True),
     ]  # fmt: skip
     assert [group["trust_ratio"] for group in optimizer.param_groups] == [True, False, True, False]
+
+
+def test_layer_scale_named_ls_is_a_scale() -> None:
+    model = nn.ParameterDict(
+        {
+            "ls": nn.Parameter(torch.ones(4, 1, 1)),
+            "ls2": nn.Parameter(torch.ones(4, 1)),
+            "false": nn.Parameter(torch.ones(4, 1)),
+        }
+    )
+    assert names(model) == ({"false"}, {"ls", "ls2"})

@@ -30,6 +30,38 @@ def test_replaced_parameters_are_refused(params: Any) -> None:
         step(model, optimizer)
 
 
+def test_weights_assigned_after_the_state_was_loaded_are_refused() -> None:
+    """Of a resumed run: the optimizer has the state of parameters that load_state_dict(assign=True) has taken out of the model."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    optimizer = Lamb(groups(model))
+    step(model, optimizer)
+    saved = {name: w.detach().clone() for name, w in model.state_dict().items()}
+    resumed = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    other = Lamb(groups(resumed))
+    other.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(saved)
+    step(resumed, other)
+    late = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    other = Lamb(groups(late))
+    other.load_state_dict(optimizer.state_dict())
+    late.load_state_dict(saved, assign=True)
+    with pytest.raises(RuntimeError, match=r"load_state_dict\(assign=True\)"):
+        step(late, other)
+
+
+def test_resumed_optimizer_of_another_part_of_the_model_is_accepted() -> None:
+    """One of two optimizers of a model has no gradients in a step, and the other trains a layer of the same shape."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    first, second = (Lamb(layer.parameters()) for layer in model)
+    step(model, first)
+    second.step()
+    again = Lamb(model[1].parameters())
+    again.load_state_dict(second.state_dict())
+    again.zero_grad()
+    step(model[0], first)
+    again.step()
+
+
 def test_unused_and_frozen_parameters_are_accepted() -> None:
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 3), "frozen": nn.Linear(4, 4)})
     model["frozen"].requires_grad_(False)
