@@ -12,7 +12,7 @@ from bellwether.trainer import run_paths, rundir, scores
 from bellwether.trainer.config import Config, dump
 from bellwether.trainer.data import Dataset, arranged
 from bellwether.trainer.data.stream_samples import StreamSamples
-from bellwether.trainer.data.summary import lines
+from bellwether.trainer.data.summary_lines import lines
 from bellwether.trainer.data.unigram import unigram_loss
 from bellwether.trainer.phase_rows import notes, rows
 from bellwether.trainer.phases import Phase

@@ -120,14 +120,17 @@ def _owner() -> str:
 
 
 class Lease:
-    """A file that exists while a process trains, and whose time of change its owner renews.
+    """A file that exists while a process trains, or does other work that one alone does, and whose time of change its owner renews.
 
     Its age is measured with the file system's own clock, against a file that is touched at the same moment: the clocks of the nodes
     may differ.
+
+    Args:
+        exits: whether this process ends when another one has taken the lease over, as after this one was suspended for long.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, exits: bool = True) -> None:
+        self.file, self._exits = file, exits
         self._token = uuid.uuid4().hex
         self._released = threading.Event()
 
@@ -217,6 +220,8 @@ class Lease:
     def _renew_loop(self) -> None:
         while not self._released.wait(RENEW_SECONDS):
             found = self._read()
+            if self._released.is_set() or (found and self._token not in found and not self._exits):
+                return
             if found and self._token not in found:
                 # This process was suspended for longer than the lease lasts, and another one trains now.
                 log.error("exiting: %s has taken over %s", found.partition("\n")[0], self.file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,6 +27,11 @@ def validate(raw: dict[str, Any], origins: Origins | None = None, source: str = 
         ConfigErrors: with one `ConfigError` for each thing that is wrong.
     """
     origins = origins or {}
+    if large := next(_large_numbers(raw, ()), None):
+        problem = "a whole number of more than 300 digits"
+        raise ConfigErrors(
+            [ConfigError(dotted(large), None, problem, "write a smaller one", origin_of(large, origins, source))]
+        )
     raw = convert(raw, source=source)
     try:
         raw = expanded(raw, origins, source)
@@ -38,6 +44,15 @@ def validate(raw: dict[str, Any], origins: Origins | None = None, source: str = 
         raise ConfigErrors(errors)
     assert config is not None
     return config
+
+
+def _large_numbers(node: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """The paths of whole numbers that no field can hold: they have no float."""
+    if isinstance(node, int) and abs(node) >= 10**300:
+        yield path
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inner:
+        yield from _large_numbers(value, (*path, key))
 
 
 def phases(config: Config) -> list[Config]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bellwether.trainer.config.errors import ConfigErrors
 from bellwether.trainer.config.schema.data import DataConfig
-from bellwether.trainer.data.summary import DataSummary, check, lines
+from bellwether.trainer.data.summary import DataSummary, check
+from bellwether.trainer.data.summary_lines import lines
 from bellwether.trainer.data.transient import retrying
 
 if TYPE_CHECKING:
@@ -133,15 +134,16 @@ def load(config: DataConfig) -> Dataset:
 def prepare(config: DataConfig) -> dict[str, Any]:
     """The part of `load` that needs the source: locates, reads and prepares it, and refuses it. One process a machine does it.
 
-    Files that have changed since ``bellwether prepare`` read them are refused, see `bellwether.trainer.data.contents`.
+    Files that were changed, added or removed since ``bellwether prepare`` read them are refused, see `bellwether.trainer.data.contents`.
 
     Returns:
         what ``config.open`` makes the dataset from, in any process of the machine.
     """
     from bellwether.trainer.data import contents
 
-    retrying(config.retry, lambda: contents.check(config))
-    facts = prepare_unchecked(config)
+    known = retrying(config.retry, lambda: contents.check(config))
+    with contents.refusing_others(config, known):
+        facts = prepare_unchecked(config)
     found = DataSummary.from_json(facts["summary"])
     try:
         check(found, config)

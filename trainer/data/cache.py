@@ -4,6 +4,9 @@ An entry is a directory named after its kind and a digest of everything that its
 temporary directory and published by one rename. Other processes wait for the builder on a file lock that is released when
 its process dies; the next builder removes what a killed builder has left. An entry whose files do not have the recorded
 sizes is rebuilt.
+
+Long work is shared: one process of each machine that asks for the entry does a part of it (`shards`), before one of them builds the
+entry from all parts.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -37,11 +40,13 @@ CONTENT_LIMIT = 2**28
 _SAMPLED, _SAMPLE = 64, 1 << 16  # files, and bytes at each of their ends
 _LEFTOVER_AGE = 24 * 3600  # seconds until a temporary directory of another machine counts as abandoned
 _LOCK_POLL = 1.0  # seconds
+PARTS = "parts"  # folder of an unfinished entry whose content is removed when the entry is there
+_PRESENT = ".present"  # suffix of the lock that a machine holds while it does its share
 _BUILDS: ContextVar[bool] = ContextVar("builds", default=True)
 
 
 _USED: ContextVar[list[Path] | None] = ContextVar("used", default=None)
-_READ: ContextVar[list[Path] | None] = ContextVar("read", default=None)
+_LISTED: ContextVar[Callable[[Sequence[Path]], None] | None] = ContextVar("listed", default=None)
 
 
 class NotPrepared(LookupError):
@@ -58,30 +63,31 @@ def found_only() -> Iterator[None]:
         _BUILDS.reset(token)
 
 
-def recording() -> AbstractContextManager[list[Path]]:
-    """Inside this context the entries that `prepared` returns are added to the list."""
-    return _collecting(_USED)
-
-
-def recording_files() -> AbstractContextManager[list[Path]]:
-    """Inside this context the files that are identified by a fingerprint are added to the list."""
-    return _collecting(_READ)
-
-
 @contextmanager
-def _collecting(variable: ContextVar[list[Path] | None]) -> Iterator[list[Path]]:
+def recording() -> Iterator[list[Path]]:
+    """Inside this context the entries that `prepared` returns are added to the list."""
     found: list[Path] = []
-    token = variable.set(found)
+    token = _USED.set(found)
     try:
         yield found
     finally:
-        variable.reset(token)
+        _USED.reset(token)
 
 
-def record_files(files: Sequence[Path]) -> None:
-    """Add files to the list of `recording_files`."""
-    if (read := _READ.get()) is not None:
-        read.extend(files)
+@contextmanager
+def watching_files(see: Callable[[Sequence[Path]], None]) -> Iterator[None]:
+    """Inside this context a function gets the files of each source when they are listed, before they are read."""
+    token = _LISTED.set(see)
+    try:
+        yield
+    finally:
+        _LISTED.reset(token)
+
+
+def record_files(files: Sequence[Path] | Sequence[str]) -> None:
+    """Pass the files of a source to the function of `watching_files`."""
+    if (see := _LISTED.get()) is not None:
+        see([Path(file) for file in files])
 
 
 def may_build() -> bool:
@@ -139,7 +145,14 @@ def local_path(key: str, name: str) -> Path:
         raise ConfigError(key, name, f"is not a path: {error}", "correct it") from error
 
 
-def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], None], resumable: bool = False) -> Path:
+def prepared(
+    root: str,
+    name: str,
+    key: dict[str, Any],
+    build: Callable[[Path], None],
+    resumable: bool = False,
+    shared: Callable[[Path, Path], None] | None = None,
+) -> Path:
     """Returns the directory of an entry. The entry is built if it does not exist or is damaged.
 
     Args:
@@ -149,6 +162,8 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
             sizes of all ``files``.
         build: fills the empty directory that it is given. Of all processes that share ``root``, one at a time calls it.
         resumable: whether `build` continues what an earlier call has left in its directory.
+        shared: work in this directory that comes before `build`; it gets a second directory for claims and unfinished parts.
+            One process of each machine calls it, several at once. What it leaves in `PARTS` is no part of the entry.
 
     Raises:
         ConfigError: if ``root`` is not writable.
@@ -164,13 +179,13 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
         raise NotPrepared(str(final))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _acquire(file_lock(directory / f"{final.name}.lock"), final):
-            if not _is_intact(final):
-                if final.exists():
-                    log.warning("%s is damaged and is prepared again", final, extra=EVERY_RANK)
-                    final.rename(_partial(final))
-                _remove_leftovers(final)
-                _publish(final, key, build, resumable)
+        if shared is not None:
+            _build_together(final, key, build, shared)
+        else:
+            with _locked(final):
+                if not _is_intact(final):
+                    _clear(final)
+                    _publish(final, key, build, resumable)
     except OSError as error:
         if transient_cause(error):
             raise
@@ -181,6 +196,61 @@ def prepared(root: str, name: str, key: dict[str, Any], build: Callable[[Path], 
             "data.cache", root, f"cannot be written to: {error.strerror}", "name a directory with room"
         ) from error
     return final
+
+
+def _build_together(
+    final: Path, key: dict[str, Any], build: Callable[[Path], None], shared: Callable[[Path, Path], None]
+) -> None:
+    """Do a share of the work, and publish the entry unless another machine does."""
+    unfinished, claims = _unfinished(final), final.with_name(f"{final.name}.claims")
+    while not _is_intact(final):
+        with _locked(final):  # nobody publishes the folder that is made here
+            if _is_intact(final):
+                return
+            _clear(final)
+            unfinished.mkdir(exist_ok=True)
+            claims.mkdir(exist_ok=True)
+        try:
+            with _acquire(file_lock(claims / f"{socket.gethostname()}{_PRESENT}"), final):
+                shared(unfinished, claims)
+            with _locked(final):
+                if not _is_intact(final):
+                    _publish(final, key, build, True)
+        except FileNotFoundError:
+            if unfinished.is_dir() and claims.is_dir():
+                raise
+            # Another machine has published the entry, or given up its part and removed the folder.
+        except ConfigError:
+            _abandon(unfinished, claims)
+            raise
+    shutil.rmtree(claims, ignore_errors=True)
+
+
+def _abandon(unfinished: Path, claims: Path) -> None:
+    """Remove what was shared, unless another machine still works on it, which will meet the same error."""
+    for each in claims.glob(f"*{_PRESENT}"):
+        try:
+            file_lock(each, blocking=False).acquire().lock.release()
+        except (Timeout, FileNotFoundError):
+            return
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(claims, ignore_errors=True)
+
+
+def _locked(final: Path) -> Any:
+    return _acquire(file_lock(final.with_name(f"{final.name}.lock")), final)
+
+
+def _clear(final: Path) -> None:
+    """Make room for an entry that is not there, or damaged. The lock is held."""
+    if final.exists():
+        log.warning("%s is damaged and is prepared again", final, extra=EVERY_RANK)
+        final.rename(_partial(final))
+    _remove_leftovers(final)
+
+
+def _unfinished(final: Path) -> Path:
+    return final.with_name(f"{final.name}.unfinished")
 
 
 def _is_intact(entry: Path) -> bool:
@@ -208,11 +278,11 @@ def _acquire(lock: BaseFileLock, final: Path) -> Any:
 
 
 def _publish(final: Path, key: dict[str, Any], build: Callable[[Path], None], resumable: bool) -> None:
-    partial = final.with_name(f"{final.name}.unfinished") if resumable else _partial(final)
+    partial = _unfinished(final) if resumable else _partial(final)
     partial.mkdir(exist_ok=resumable)
     try:
         build(partial)
-        files = [path for path in partial.rglob("*") if path.is_file()]
+        files = [path for path in partial.rglob("*") if path.is_file() and path.relative_to(partial).parts[0] != PARTS]
         sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
         text = json.dumps({**key, "files": sizes}, indent=1, ensure_ascii=True)
         (partial / "key.json").write_text(text + "\n", encoding="utf-8")
@@ -225,6 +295,7 @@ def _publish(final: Path, key: dict[str, Any], build: Callable[[Path], None], re
             if not final.is_dir():
                 raise
             shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(final / PARTS, ignore_errors=True)
     except ConfigError:  # with other data or another config it is another entry
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -32,15 +32,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_REVISION = 1
+_REVISION = 2
 _PART = 4_000_000  # bytes of text in a file, and of files that are read together
 _COLUMN = "text"
 _FACTS, _HASHES = "corpus.json", "hashes.npy"
+_SHARDS = "files"
 # Runs of letters and digits that are longer than any word, such as base64. BERT's tokenizer replaces a word of more than
 # 100 characters by [UNK], and training a vocabulary takes time quadratic in the length of a word. Each Chinese character is
 # a word.
 _IN_WORD = r"[^\W_\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]"
 _LONG_WORD = re.compile(f"(?<!{_IN_WORD})({_IN_WORD}{{200}}){_IN_WORD}+")
+_INVISIBLE = "".join(
+    map(chr, (*range(1, 33), 0x7F, 0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), 0x2060, 0xFEFF))
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -105,7 +109,7 @@ def load(config: PlainText, source: TextSource) -> Corpus:
     if source.files:
         key |= {"encoding": config.encoding, "documents": config.documents}
         key["formats"] = digest([form.name for _, form in source.files])
-    entry = prepared(config.cache, "texts", key, lambda folder: _read(config, source, folder), resumable=True)
+    entry = prepared(config.cache, "texts", key, _merge, shared=lambda *folders: _read(config, source, *folders))
     facts = json.loads((entry / _FACTS).read_text(encoding="utf-8"))
     parts = [entry / name for name in facts["parts"]]
     summary = SourceSummary.from_json(facts["summary"])
@@ -116,29 +120,29 @@ def load(config: PlainText, source: TextSource) -> Corpus:
     return corpus
 
 
-def _read(config: PlainText, source: TextSource, folder: Path) -> None:
+def _read(config: PlainText, source: TextSource, folder: Path, claims: Path) -> None:
     log.info("reading %s %s", source.key, source.name, extra=EVERY_RANK)
     options = formats.Options(config.column, config.encoding, config.documents)
     if source.rows is not None:
         rows = _checked(source.rows(), config, source)
-        done = shards.run(folder, "rows", [(rows, config.column)], _read_rows, [0])
+        shards.run(folder, claims, _SHARDS, [(rows, config.column)], _read_rows, [0])
     else:
         groups = list(_groups(source.files))
         tasks = [([(str(file), form.name) for file, form in group], options) for group in groups]
         sizes = [sum(file.stat().st_size for file, _ in group) for group in groups]
         try:
-            done = shards.run(folder, "files", tasks, _read_files, sizes)
+            shards.run(folder, claims, _SHARDS, tasks, _read_files, sizes)
         except formats.NoColumn as error:
             raise ConfigError("data.column", config.column, f"{error.file} {error.problem}", error.advice) from error
         except formats.Unreadable as error:
             raise source.unreadable(error) from error
-    _merge(folder, done)
 
 
-def _merge(folder: Path, done: list[Path]) -> None:
+def _merge(folder: Path) -> None:
     """Write what all parts hold to one file, and their hashes to another."""
     summary = SourceSummary()
     parts, counts = [], []
+    done = shards.found(folder, _SHARDS)
     for shard in done:
         facts = shards.facts(shard)
         summary.add(SourceSummary.from_json(facts["summary"]))
@@ -234,13 +238,16 @@ def _store(texts: Iterable[tuple[str, str | None]], summary: SourceSummary, fold
 
 def clean(value: str | None, where: str, summary: SourceSummary) -> str | None:
     """A text as it is tokenized; None if there is nothing in it."""
-    if value is None or not value.strip():
+    if value is None or not _has_content(value):
         summary.note("rows without text" if value is None else "rows of white space", "left out", where)
         return None
+    if "\ufeff" in value:
+        summary.note("texts with byte order marks", "these are removed", where)
+        value = value.replace("\ufeff", "")
     if "\0" in value:
         summary.note("texts with NUL characters", "these are removed", where)
         value = value.replace("\0", "")
-        if not value.strip():
+        if not _has_content(value):
             summary.note("rows of white space", "left out", where)
             return None
     if _SURROGATE.search(value):
@@ -252,6 +259,12 @@ def clean(value: str | None, where: str, summary: SourceSummary) -> str | None:
     if cut:
         summary.note("words of more than 200 letters", "cut to 200", where, cut)
     return text
+
+
+def _has_content(text: str) -> bool:
+    """Whether a text has more than white space, control characters, and characters without a width."""
+    stripped = text.strip()
+    return bool(stripped) and not (stripped[0] in _INVISIBLE and not stripped.strip(_INVISIBLE))
 
 
 def content_hash(text: str) -> int:

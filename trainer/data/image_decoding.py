@@ -40,6 +40,8 @@ class Traits:
         transparent: has pixels that are not opaque, which are composited over white.
         animated: has more frames than the first, which alone is used.
         wrong_suffix: the file's suffix is that of another format; the content decides.
+        pages: a TIFF with further pages behind the first, which alone is used.
+        profile: has a colour profile other than sRGB, which is not applied.
     """
 
     size: tuple[int, int]
@@ -49,6 +51,8 @@ class Traits:
     transparent: bool = False
     animated: bool = False
     wrong_suffix: bool = False
+    pages: bool = False
+    profile: bool = False
 
     @property
     def large(self) -> bool:
@@ -101,10 +105,12 @@ def _converted(image: Any, channels: int, name: str, header_only: bool) -> tuple
     if size[0] * size[1] > PIXEL_LIMIT:
         raise Undecodable(f"it claims {size[0]:,} x {size[1]:,} pixels, more than {PIXEL_LIMIT:,}")
     stored_orientation = _orientation(image) if form == "TIFF" else 1  # Pillow itself turns TIFF when it is loaded
+    pages = form == "TIFF" and _is_animated(image)
     animated = form not in ("MPO", "TIFF") and _is_animated(image)
     if header_only:
         image.draft(mode, (1, 1))
     image.load()
+    profile = _has_other_profile(image)
     orientation = _orientation(image)
     if image.mode.startswith(_SIXTEEN_BIT):
         image = _eight_bits(image)
@@ -112,7 +118,7 @@ def _converted(image: Any, channels: int, name: str, header_only: bool) -> tuple
     image, transparent = _composited(image)
     traits = Traits(
         size, mode, form, rotated=max(orientation, stored_orientation) > 1, transparent=transparent, animated=animated,
-        wrong_suffix=_is_wrong_suffix(name, form),
+        wrong_suffix=_is_wrong_suffix(name, form), pages=pages, profile=profile,
     )  # fmt: skip
     return image.convert("L" if channels == 1 else "RGB"), traits
 
@@ -144,6 +150,12 @@ def _is_animated(image: Any) -> bool:
         return True
     finally:
         image.seek(0)
+
+
+def _has_other_profile(image: Any) -> bool:
+    profile = image.info.get("icc_profile") or b""
+    # Names of the sRGB profiles that cameras, browsers and editors write, as ASCII or UTF-16.
+    return bool(profile) and not any(name in profile for name in (b"sRGB", "sRGB".encode("utf-16-be")))
 
 
 def _composited(image: Any) -> tuple[Any, bool]:

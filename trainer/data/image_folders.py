@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bellwether.trainer.config.errors import ConfigError
-from bellwether.trainer.data.listing import is_hidden, select
-from bellwether.trainer.data.summary import SourceSummary
+from bellwether.trainer.data.listing import is_dir, is_hidden, select
+from bellwether.trainer.data.summary import SourceSummary, readable
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
@@ -34,8 +34,10 @@ class ImageFiles:
     classes: list[str]
 
     @property
-    def files(self) -> list[Path]:
-        return [self.base / name for name in self.names]
+    def paths(self) -> list[str]:
+        """The absolute paths. Strings, as there may be millions."""
+        base = os.path.join(self.base.absolute(), "")
+        return [base + name for name in self.names]
 
 
 def list_folder(folder: Path, files: Sequence[Path], key: str, summary: SourceSummary) -> ImageFiles:
@@ -47,8 +49,11 @@ def list_folder(folder: Path, files: Sequence[Path], key: str, summary: SourceSu
     Raises:
         ConfigError: if an image is in no sub-folder, or the sub-folders are splits.
     """
-    relative = [file.relative_to(folder).parts for file in select(files, SUFFIXES, summary)]
-    classes = sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and entry.is_dir())
+    begin = 0 if folder == Path() else len(os.path.join(folder, ""))
+    relative = [str(file)[begin:].split("/") for file in select(files, SUFFIXES, summary)]
+    classes = sorted(
+        readable(entry.name) for entry in os.scandir(folder) if not is_hidden(entry.name) and is_dir(entry)
+    )
     for parts in relative:
         if len(parts) == 1:
             problem = f"{parts[0]} is not in a folder/class/image layout"
@@ -61,23 +66,15 @@ def list_folder(folder: Path, files: Sequence[Path], key: str, summary: SourceSu
     if deeper := [parts for parts in relative if len(parts) > 2]:
         done = "the first level is the class"
         summary.note("images in folders below their class", done, "/".join(deeper[0]), len(deeper))
-    _note_alike(classes, summary)
-    return ImageFiles(folder, ["/".join(parts) for parts in relative], [parts[0] for parts in relative], classes)
+    return ImageFiles(
+        folder, ["/".join(parts) for parts in relative], [readable(parts[0]) for parts in relative], classes
+    )
 
 
 def list_files(files: Sequence[Path], summary: SourceSummary) -> ImageFiles:
     """The images among the files of a glob. The folder of an image is its class."""
     images = select(files, SUFFIXES, summary)
     base = Path(os.path.commonpath([file.parent for file in files]))
-    labels = [file.parent.name for file in images]
+    labels = [readable(file.parent.name) for file in images]
     classes = sorted(set(labels))
-    _note_alike(classes, summary)
     return ImageFiles(base, [file.relative_to(base).as_posix() for file in images], labels, classes)
-
-
-def _note_alike(classes: Sequence[str], summary: SourceSummary) -> None:
-    first: dict[str, str] = {}
-    for name in classes:
-        other = first.setdefault(" ".join(name.casefold().replace("_", " ").split()), name)
-        if other != name:
-            summary.note("classes of nearly the same name", "kept apart", f"{other!r} and {name!r}")

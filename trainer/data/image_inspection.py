@@ -238,6 +238,8 @@ class _Counts:
             (traits.rotated, "images with an EXIF orientation", "turned as it says"),
             (traits.transparent, "transparent images", f"composited over {white}"),
             (traits.animated, "animated images", "the first frame is used"),
+            (traits.pages, "images of several pages", "the first page is used"),
+            (traits.profile, "images with a colour profile that is not sRGB", "the profile is not applied"),
             (traits.wrong_suffix, "images with the suffix of another format", "read by their content"),
             (traits.large, f"images of more than {LARGE:,} pixels", "read"),
             (min(width, height) < _TINY, f"images of less than {_TINY} pixels in a side", "enlarged"),

@@ -66,6 +66,9 @@ def _numbered(
             return labels.astype(np.int64), known or found
         labels = np.array(found)[labels]
     texts = [str(label) for label in labels]
+    if empty := sum(not text.strip() for text in texts):
+        problem = f"is empty in {empty} rows of {key}"
+        raise ConfigError("data.label_column", config.label_column, problem, "fill or remove them")
     found = known or names or sorted(set(texts))
     number = {name: index for index, name in enumerate(found)}
     if unknown := sorted(set(texts) - set(number)):

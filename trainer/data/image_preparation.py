@@ -74,6 +74,8 @@ def prepare(folder: Path, config: ImageData, source: ImageSource, validation: Im
         (folder / name).mkdir(exist_ok=True)
         np.save(folder / name / "labels.npy", of.labels[chosen])
         np.save(folder / name / "rows.npy", of.rows[chosen])
+    trained = np.bincount(part.labels[train], minlength=len(names)).tolist()
+    summary.source.find_empty_classes(dict(zip(names, trained, strict=True)))
     hashes, held_hashes = part.inspection.hashes[part.rows[train]], held.inspection.hashes[held.rows[held_out]]
     summary.count_rows(hashes, {"validation": held_hashes})
     summary.write(folder)

@@ -153,10 +153,10 @@ def _content(value: Any) -> bytes:
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise Undecodable("its row holds neither bytes nor a path")
     content: bytes | None = value["bytes"]
-    return _read(Path(value["path"])) if content is None else content
+    return _read(Path(value["path"]), listed=False) if content is None else content
 
 
-def _read(file: Path, offset: int = 0, size: int = -1) -> bytes:
+def _read(file: Path, offset: int = 0, size: int = -1, listed: bool = True) -> bytes:
     try:
         with file.open("rb", buffering=0) as stream:
             if offset:
@@ -167,7 +167,11 @@ def _read(file: Path, offset: int = 0, size: int = -1) -> bytes:
                 content += more
             return content
     except _PERMANENT as error:
-        if not file.parent.is_dir():  # it was there when its files were listed
+        if listed and not file.parent.is_dir():  # it was there when its files were listed
             raise OSError(errno.ESTALE, "the folder is away", str(file)) from error
         problem = "it is a link that leads nowhere" if file.is_symlink() else f"it cannot be read: {error.strerror}"
         raise Undecodable(problem) from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise Undecodable("it is a link that leads to itself") from error

@@ -272,6 +272,7 @@ def prepare(config: ImageData) -> dict[str, Any]:
         resumable=True,
     )
     summary = DataSummary.read(entry)
+    summary.source.find_alike_classes()
     summary.source.add(source.listing)
     if validation is not None:
         summary.held_out["validation"].add(validation.listing)

@@ -89,6 +89,8 @@ def _members(shard: Path, summary: SourceSummary, key: str) -> _Members:
             end = 0
             for member in tar:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                if member.issym() or member.islnk():
+                    summary.note("links in tar shards", "left out", f"{shard}, {member.name}")
                 if member.isfile():
                     _add(members, tar, member, shard, summary, key)
             _check_end(shard, end)
@@ -116,8 +118,11 @@ def _add(
     else:
         stream = tar.extractfile(member)
         assert stream is not None
-        labels = members.cls if suffix == ".cls" else members.json
-        labels[str(path.with_suffix(""))] = stream.read()
+        labels, stem = members.cls if suffix == ".cls" else members.json, str(path.with_suffix(""))
+        if stem in labels:
+            what = "members of a tar shard with the name of a later one"
+            summary.note(what, "left out", f"{shard}, {member.name}")
+        labels[stem] = stream.read()
 
 
 def _check_end(shard: Path, end: int) -> None:
@@ -141,7 +146,7 @@ def _label(name: str, members: _Members, label_column: str, shard: Path, key: st
             problem = f"{members.owners[stem]} and {name} have one label: the name of a sample ends at its first dot"
             raise ConfigError(key, str(shard), problem, "give each image a label of its own")
         if stem in members.cls:
-            label = _number(members.cls[stem].decode("utf-8", "replace").strip())
+            label = _number(members.cls[stem].decode("utf-8-sig", "replace").strip())
         else:
             label = _field(members.json[stem], label_column, name, shard, key)
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ def _folder(files: ImageFiles, found: SourceSummary, name: str, key: str) -> Ima
         problem = f"all images are of one class, {files.classes[0]!r}" if files.classes else "holds no images"
         raise ConfigError(key, name, problem, "put the images of each class in a sub-folder of its own")
     fingerprint = {
-        "imagefolder": _fingerprint(files.files), "layout": digest([files.names, files.labels, files.classes])
+        "imagefolder": _fingerprint(files.paths), "layout": digest([files.names, files.labels, files.classes])
     }  # fmt: skip
     found.files_read = len(files.names)
     return ImageSource(fingerprint, files.base, files, listing=found)
@@ -98,7 +99,10 @@ def _shards(shards: list[Path], config: ImageData, found: SourceSummary, name: s
     images = list_shards(shards, config.label_column, key)
     if not images.names:
         raise ConfigError(key, name, f"no image in {len(shards)} tar shards", f"images end in {' '.join(SUFFIXES)}")
-    fingerprint = {"webdataset": _fingerprint(shards), "layout": digest([images.names, images.labels])}
+    fingerprint = {
+        "webdataset": _fingerprint([str(shard.absolute()) for shard in shards]),
+        "layout": digest([images.names, images.labels]),
+    }
     found.add(images.summary)
     found.files_read = len(shards)
     return ImageSource(fingerprint, Path(os.path.commonpath([s.parent for s in shards])), images, listing=found)
@@ -137,24 +141,28 @@ class ParquetRows:
                 start += metadata.row_group(group).num_rows
 
 
-def _fingerprint(files: Sequence[Path]) -> dict[str, Any]:
-    """As `cache.files_fingerprint`, for files of which some may not exist."""
+def _fingerprint(files: Sequence[str]) -> dict[str, Any]:
+    """As `cache.files_fingerprint`, for absolute paths, of which some may lead nowhere. There may be millions."""
     cache.record_files(files)
     stats = [_stat(file) for file in files]
     if sum(size for size, _ in stats) > CONTENT_LIMIT:
-        rows = [(str(file.absolute()), *stat) for file, stat in zip(files, stats, strict=True)]
+        rows = [(file, *stat) for file, stat in zip(files, stats, strict=True)]
         return {"files": len(files), "by": "path, size and time", "digest": digest(rows)}
     content = hashlib.sha256()
     for file, (size, _) in zip(files, stats, strict=True):
         content.update(f"{size}\0".encode())
         if size > 0 and os.access(file, os.R_OK):
-            content.update(file.read_bytes())
+            content.update(Path(file).read_bytes())
     return {"files": len(files), "by": "content", "digest": content.hexdigest()[:32]}
 
 
-def _stat(file: Path) -> tuple[int, int]:
+def _stat(file: str) -> tuple[int, int]:
     try:
-        stat = file.stat()
+        stat = os.stat(file)
     except (FileNotFoundError, PermissionError):
+        return -1, 0
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
         return -1, 0
     return stat.st_size, stat.st_mtime_ns

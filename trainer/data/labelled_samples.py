@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bellwether.trainer.data import Scorer
     from bellwether.trainer.data.labelled_text import LabelledText
 
-_REVISION = 2
+_REVISION = 3
 _CLASSES = "classes.json"
 _ROWS = 1000  # tokenized at a time
 _MULTIPLE = 8  # of which a padded length is one, for tensor cores
@@ -144,9 +144,11 @@ def _prepare(config: LabelledText, words: Any, sources: Sources, folder: Path) -
     if not held_out:
         of_train, of_held_out = split(len(train), config)
         train, held_out = train.select(of_train), {"validation": train.select(of_held_out)}
-    write(config, words, train, labels, folder, "train")
+    trained = write(config, words, train, labels, folder, "train")
     for name, part in labelled_preparation.held_out_parts(config).items():
         write(config, words, held_out[name], labels, folder, part)
+    summary.source.find_empty_classes(trained)
+    summary.source.find_alike_classes()
     summary.count_rows(train.hashes(), {name: rows.hashes() for name, rows in held_out.items()})
     summary.write(folder)
     (folder / _CLASSES).write_text(json.dumps(labels.names), encoding="utf-8")
@@ -154,11 +156,14 @@ def _prepare(config: LabelledText, words: Any, sources: Sources, folder: Path) -
 
 def write(
     config: LabelledText, words: Any, rows: LabelledRows, labels: Classes | Numbers | None, folder: Path, part: str
-) -> None:
+) -> dict[str, int]:
     """Tokenize rows into files of a folder. Adds tokens, cut texts and classes to the summary of the rows.
 
     Args:
         labels: converts labels to numbers; None: the rows have none.
+
+    Returns:
+        the number of rows of each class; empty where there are no classes.
 
     Raises:
         ConfigError: if a label is missing, or is no class of `labels`.
@@ -175,8 +180,6 @@ def write(
                     "texts longer than data.sequence_length", f"cut to {config.sequence_length} tokens", count=cut
                 )
     np.save(folder / f"{part}-labels.npy", numbers)
-    if labels is not None and labels.names is not None:
-        for name, count in zip(labels.names, np.bincount(numbers, minlength=len(labels.names)).tolist(), strict=True):
-            summary.classes[name] = summary.classes.get(name, 0) + count
-            if part == "train" and not count:
-                summary.note("classes without rows to train on", "kept", name)
+    if labels is None or labels.names is None:
+        return {}
+    return summary.count_classes(labels.names, numbers)

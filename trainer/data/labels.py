@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bellwether.trainer.data.labelled_text import LabelledText
     from bellwether.trainer.data.labelled_tokens import LabelledTokens
 
+_LARGEST = float(np.finfo(np.float32).max)  # a larger number would be infinite in float32
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -100,7 +102,9 @@ def classes_of(
         problem, advice = "holds fractions, not classes", "write data.task: regression, or name another column"
         raise ConfigError("data.label_column", column, problem, advice)
     if strange is not None and not isinstance(strange, float):
-        problem = f"holds {type(strange).__name__}s, not one label a row"
+        kind = type(strange).__name__
+        held = {"list": "lists", "dict": "objects"}.get(kind, f"values of type {kind}")
+        problem = f"holds {held}, not one label a row"
         raise ConfigError("data.label_column", column, problem, "name another column")
     names = sorted({name for name in map(label_name, labels) if name is not None})
     if all(re.fullmatch(r"-?\d+", name) for name in names):
@@ -116,7 +120,7 @@ def _number(label: Any) -> float | None:
         value = float(label) if isinstance(label, int | float | str) and not isinstance(label, bool) else math.nan
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= _LARGEST else None  # not of NaN either
 
 
 def _fault(label: Any, where: str, names: Sequence[str]) -> tuple[str, str]:

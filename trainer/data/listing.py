@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -40,8 +41,8 @@ def _walk(
     except PermissionError as error:
         raise ConfigError(key, str(folder), "this folder may not be read", "correct its permissions") from error
     for entry in entries:
-        path = Path(entry.path)
-        if entry.is_dir():
+        if is_dir(entry):
+            path = Path(entry.path)
             if is_hidden(entry.name):
                 summary.note("hidden folders", "left out", entry.path)
                 continue
@@ -51,12 +52,31 @@ def _walk(
                 raise ConfigError(key, str(folder), problem, "remove the link")
             yield from _walk(key, path, summary, (*around, identity), broken_links)
         elif is_hidden(entry.name):
-            summary.ignore(path)
-        elif entry.is_file() or (broken_links and entry.is_symlink()):
-            yield path
+            summary.ignore(Path(entry.path))
+        elif _leads_to_file(entry) or (broken_links and entry.is_symlink()):
+            yield Path(entry.path)
         else:
             what = "broken links" if entry.is_symlink() else "special files"
             summary.note(what, "left out", entry.path)
+
+
+def is_dir(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; not for a link that leads to itself."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
+
+
+def _leads_to_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -12,16 +12,18 @@ from pathlib import Path
 from bellwether.trainer import data, log
 from bellwether.trainer.config import ConfigError, load, phases
 from bellwether.trainer.data import contents, summary
-from bellwether.trainer.data.cache import recording_files
+from bellwether.trainer.data.cache import watching_files
 from bellwether.trainer.data.images import ImageData
 from bellwether.trainer.data.summary import DataSummary
+from bellwether.trainer.data.summary_lines import lines
 from bellwether.trainer.data.transient import retrying
 
 
 def prepare(path: str, overrides: Sequence[str]) -> int:
     """Prepare the data of each phase, print their summary, and what a run would refuse; returns the exit status."""
     began = time.monotonic()
-    with recording_files() as files:
+    files: list[Path] = []
+    with watching_files(files.extend):
         status = show(path, overrides, False)
     if not status:
         configs = [phase.data for phase in phases(load(path, overrides, quiet=True))]
@@ -68,7 +70,7 @@ def show(path: str, overrides: Sequence[str], as_json: bool) -> int:
         more = {"phases": [each.to_json() for each in found]} if len(found) > 1 else {}
         print(json.dumps({**first, **more}, indent=1))
     else:
-        print("\n".join(line for each in found for line in summary.lines(each)))
+        print("\n".join(line for each in found for line in lines(each)))
     for error in errors:
         print(f"bellwether: {error}", file=sys.stderr)
     return 2 if errors else 0

@@ -9,7 +9,9 @@ other limits share the prepared data.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 FILE = "summary.json"
 UNDECODABLE = "undecodable images"  # a kind of `Finding`
 UNREADABLE = "unreadable rows"  # a kind of `Finding`
+_SURROGATES = re.compile("[\udc80-\udcff]")
 _EXAMPLES = 3  # of each finding
-_SHOWN_CLASSES = 12  # names in a line
 
 
 @dataclass
@@ -62,7 +64,7 @@ class SourceSummary:
         tokens, unknown_tokens: of the text; unknown ones are ``[UNK]``.
         longest, shortest: document, in characters.
         histogram: of `histogram_of`, such as documents by length: label -> count.
-        classes: number of images by the name of their class; `classes_empty`: classes without images.
+        classes: number of images or labels by the name of their class; `classes_empty`: classes without any.
         modes, sizes: number of images by Pillow's mode, and by ``width x height``.
         rotated: images that their EXIF orientation turns; `transparent`: with an alpha channel; `undecodable`: images or rows that cannot be
             read.
@@ -112,6 +114,37 @@ class SourceSummary:
     def first_left_out(self, otherwise: str) -> str:
         """What was left out first, as the advice where nothing is left; ``otherwise`` if nothing was left out."""
         return next((str(finding) for finding in self.findings if finding.done == "left out"), otherwise)
+
+    def count_classes(self, names: Sequence[str], labels: npt.NDArray[Any]) -> dict[str, int]:
+        """Add the labels of a split, as numbers of classes; returns how many each class has in it."""
+        import numpy as np  # not at the top: a config is read without it
+
+        found = dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+        self.classes = {name: self.classes.get(name, 0) + count for name, count in found.items()}
+        return found
+
+    def find_empty_classes(self, trained: Mapping[str, int]) -> None:
+        """Name the classes that have no rows, and those of which no row is left to train on.
+
+        Args:
+            trained: the rows of each class to train on.
+        """
+        self.classes_empty = [name for name in trained if not self.classes[name]]
+        for name, count in trained.items():
+            if self.classes[name] and not count:
+                self.note("classes whose rows are all held out", "not trained on", name)
+
+    def find_alike_classes(self) -> None:
+        """Note classes whose names differ in case, white space or the form of their characters alone."""
+        import unicodedata
+
+        first: dict[str, str] = {}
+        for name in self.classes:
+            other = first.setdefault(
+                " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split()), name
+            )
+            if other != name:
+                self.note("classes of nearly the same name", "kept apart", f"{other!a} and {name!a}")
 
     def ignore(self, file: Path) -> None:
         """Count a file that is not read."""
@@ -234,8 +267,9 @@ def refusals(summary: DataSummary, config: DataConfig) -> list[ConfigError]:
             advice = f"{config.unknown_advice}, or allow it by data.max_unknown; it is {config.max_unknown:g}"
             errors.append(ConfigError(key, named.get(key), problem, advice))
     if (empty := summary.source.classes_empty) and not config.allow_empty_classes:
-        problem = f"{len(empty)} of {len(summary.source.classes)} classes have no images: {_names(empty)}"
-        advice = "add images, or write data.allow_empty_classes: true"
+        what = "images" if summary.kind == "images" else "rows"
+        problem = f"{len(empty)} of {len(summary.source.classes)} classes have no {what}: {some_names(empty)}"
+        advice = f"add {what}, or write data.allow_empty_classes: true"
         errors.append(ConfigError("data.source", summary.name, problem, advice))
     for name, count in summary.overlap.items():
         rows = summary.rows_held_out.get(name, 0)
@@ -272,52 +306,11 @@ def check(summary: DataSummary, config: DataConfig) -> None:
         raise ConfigErrors(errors)
 
 
-def lines(summary: DataSummary) -> list[str]:
-    """The summary as text, for the log and the terminal."""
-    return [f"  {label:<13} {value}" for label, value in rows(summary)]
-
-
-def rows(summary: DataSummary) -> Iterator[tuple[str, str]]:
-    """Label and value of each line of the summary."""
-    yield "data", f"{summary.name} ({summary.kind})"
-    for key, part in summary.parts():
-        yield from _rows(key.removeprefix("data."), part)
-    held_out = ", ".join(f"{count:,} ({name})" for name, count in summary.rows_held_out.items())
-    yield "rows", f"{summary.rows_train:,} to train on; held out: {held_out or 'none'}"
-    if summary.duplicates_train or summary.duplicates_held_out:
-        of_held_out = f"{summary.duplicates_held_out:,} held-out rows are training rows"
-        yield "duplicates", f"{summary.duplicates_train:,} training rows repeat another; {of_held_out}"
-    for _, part in summary.parts():
-        for found in part.findings:
-            yield "note", str(found)
-
-
-def _rows(label: str, part: SourceSummary) -> Iterator[tuple[str, str]]:
-    """Label and value of each line about one source, without its findings."""
-    files = f"{part.files_read:,} files, " if part.files_read else ""
-    yield label, f"{files}{part.rows:,} rows" + (f", {part.documents:,} documents" if part.documents else "")
-    if part.files_ignored:
-        found = [
-            f"{n:,} {suffix} (such as {part.ignored_examples[suffix]})" for suffix, n in part.files_ignored.items()
-        ]
-        yield "ignored", "; ".join(found)
-    if part.tokens:
-        lengths = f"documents of {part.shortest:,} to {part.longest:,} characters"
-        yield "tokens", f"{part.tokens:,}, {part.unknown_share:.2%} of them [UNK]; {lengths}"
-    if part.classes:
-        shown = ", ".join(f"{name} {n:,}" for name, n in list(part.classes.items())[:_SHOWN_CLASSES])
-        more = len(part.classes) - _SHOWN_CLASSES
-        yield "classes", f"{len(part.classes):,}: {shown}" + (f" and {more:,} more" if more > 0 else "")
-        if part.classes_empty:
-            yield "empty classes", f"{len(part.classes_empty):,}: {_names(part.classes_empty)}"
-    for name, counts in (("modes", part.modes), ("sizes", part.sizes)):
-        if counts:
-            most = sorted(counts.items(), key=lambda item: -item[1])
-            others = f" and {len(most) - 5:,} more" if len(most) > 5 else ""
-            yield name, ", ".join(f"{value} {n:,}" for value, n in most[:5]) + others
-    if part.rotated or part.transparent or part.undecodable:
-        yield "images", f"{part.rotated:,} rotated, {part.transparent:,} transparent, {part.undecodable:,} undecodable"
-
-
-def _names(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
+    """The first few of some names, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+
+
+def readable(text: str) -> str:
+    """A name of a file that can be printed: bytes that are not UTF-8 as in ``caf\\xe9``."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace") if _SURROGATES.search(text) else text

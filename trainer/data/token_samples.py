@@ -114,9 +114,11 @@ def _prepare(config: LabelledTokens, words: Any, sources: Sources, folder: Path)
     if not held_out:
         of_train, of_held_out = split(len(train.words), config)
         train, held_out = train.select(of_train), {"validation": train.select(of_held_out)}
-    write(config, words, train, classes, folder, "train")
+    trained = write(config, words, train, classes, folder, "train")
     for name, part in labelled_preparation.held_out_parts(config).items():
         write(config, words, held_out[name], classes, folder, part)
+    summary.source.find_empty_classes(trained)
+    summary.source.find_alike_classes()
     summary.count_rows(train.hashes(), {name: sentences.hashes() for name, sentences in held_out.items()})
     summary.write(folder)
     (folder / _CLASSES).write_text(json.dumps(classes.names), encoding="utf-8")
@@ -164,8 +166,11 @@ def read(config: LabelledTokens, source: TextSource, labelled: bool = True) -> S
 
 def write(
     config: LabelledTokens, tokenizer: Any, sentences: Sentences, classes: Classes, folder: Path, part: str
-) -> None:
+) -> dict[str, int]:
     """Tokenize sentences into files of a folder. Adds tokens, lost words and classes to the summary of the sentences.
+
+    Returns:
+        the number of words of each class.
 
     Raises:
         ConfigError: if a label is missing, or is no class of `classes`.
@@ -187,9 +192,7 @@ def write(
                 labels.append(of_tokens)
     every = np.concatenate(labels)
     np.save(folder / f"{part}-labels.npy", every)
-    counts = np.bincount(every[every != IGNORED], minlength=len(classes.names)).tolist()
-    for name, count in zip(classes.names, counts, strict=True):
-        summary.classes[name] = summary.classes.get(name, 0) + count
+    return summary.count_classes(classes.names, every[every != IGNORED])
 
 
 def _of_first_pieces(words: Sequence[int | None], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

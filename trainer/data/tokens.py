@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bellwether.trainer import run_paths
 from bellwether.trainer.data import sentences, shards
-from bellwether.trainer.data.cache import digest, prepared
+from bellwether.trainer.data.cache import PARTS, digest, prepared
 from bellwether.trainer.data.corpus import Corpus, read_part
 from bellwether.trainer.data.packing import ends_path, sentences_path
 from bellwether.trainer.log import EVERY_RANK
@@ -60,10 +61,17 @@ def prepare(config: PlainText, corpus: Corpus, words: Any, size: int, mask: Mask
     if rule is not None:
         key["sentences"] = f"{rule} {sentences.REVISION}"
 
-    def build(folder: Path) -> None:
-        _tokenize(corpus, text, words.unk_token_id, dtype(size), mask, rule, folder)
+    began = time.monotonic()
 
-    return prepared(config.cache, "tokens", key, build, resumable=True)
+    def work(folder: Path, claims: Path) -> None:
+        _tokenize(corpus, text, words.unk_token_id, dtype(size), mask, rule, folder, claims)
+
+    def build(folder: Path) -> None:
+        count = _merge(folder, dtype(size), rule)
+        seconds = time.monotonic() - began
+        log.info("%s tokens, tokenized in %.1f s: %s", f"{count:,}", seconds, folder.parent, extra=EVERY_RANK)
+
+    return prepared(config.cache, "tokens", key, build, shared=work)
 
 
 def facts(entry: Path) -> dict[str, int]:
@@ -73,22 +81,33 @@ def facts(entry: Path) -> dict[str, int]:
 
 
 def _tokenize(
-    corpus: Corpus, tokenizer: str, unknown: int | None, kind: str, mask: Mask | None, rule: str | None, folder: Path
+    corpus: Corpus,
+    tokenizer: str,
+    unknown: int | None,
+    kind: str,
+    mask: Mask | None,
+    rule: str | None,
+    folder: Path,
+    claims: Path,
 ) -> None:
-    began = time.monotonic()
-    file = folder / "tokenizer.json"
-    file.write_text(tokenizer, encoding="utf-8")
+    file = claims / "tokenizer.json"
+    run_paths.publish(file, tokenizer)
+    (folder / PARTS).mkdir(exist_ok=True)
     tasks = [
         (part, None if mask is None else mask[begin:end], file, unknown, kind, rule)
         for part, begin, end in corpus.ranges()
     ]
-    done = shards.run(folder, "tokens", tasks, _tokenize_part, [part.stat().st_size for part in corpus.parts])
+    shards.run(folder / PARTS, claims, "tokens", tasks, _tokenize_part, [part.stat().st_size for part in corpus.parts])
+
+
+def _merge(folder: Path, kind: str, rule: str | None) -> int:
+    """Join the streams of all parts; returns the number of tokens."""
     counts = {"tokens": 0, "unknown": 0}
     paths = [ends_path] if rule is None else [ends_path, sentences_path]
     for name, path in itertools.product(_FILES, paths):
         path(folder / f"{name}.bin").write_bytes(b"")
     with (folder / "train.bin").open("wb") as train, (folder / "held_out.bin").open("wb") as held_out:
-        for shard in done:
+        for shard in shards.found(folder / PARTS, "tokens"):
             for name, count in shards.facts(shard).items():
                 counts[name] += count
             for name, whole in zip(_FILES, (train, held_out), strict=True):
@@ -100,11 +119,7 @@ def _tokenize(
                 with (shard / f"{name}.bin").open("rb") as part_of_it:
                     shutil.copyfileobj(part_of_it, whole, 1 << 24)
     (folder / _COUNTS).write_text(json.dumps(counts) + "\n", encoding="utf-8")
-    for shard in done:
-        shutil.rmtree(shard)
-    file.unlink()
-    seconds = time.monotonic() - began
-    log.info("%s tokens, tokenized in %.1f s: %s", f"{counts['tokens']:,}", seconds, folder.parent, extra=EVERY_RANK)
+    return counts["tokens"]
 
 
 def _tokenize_part(task: tuple[Path, Mask | None, Path, int | None, str, str | None], folder: Path) -> shards.Facts:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from bellwether.trainer.data.summary import DataSummary, rows
+from bellwether.trainer.data.summary import DataSummary
+from bellwether.trainer.data.summary_lines import rows
 from bellwether.trainer.report.chart import LIGHT, Chart, evenly
 from bellwether.trainer.report.facts import Facts, compact
 from bellwether.trainer.report.html import Table

@@ -41,6 +41,21 @@ def tar(**members: bytes) -> bytes:
     return file.getvalue()
 
 
+def tar_of(*members: tuple[str, Any]) -> bytes:
+    """A tar archive of files, and of links where the content is the type of the link and its target."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, tuple):
+                info.type, info.linkname = content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
 def table(**columns: Any) -> bytes:
     file = io.BytesIO()
     parquet.write_table(pyarrow.table(columns), file)
@@ -164,6 +179,55 @@ READ: list[tuple[str, bytes, dict[str, Any], list[str], list[tuple[str, int]]]] 
     ("json.tar", tar(a_json=b'{"text": "a"}', b_jsonl=rows("b", "c")), {}, ["a", "b", "c"], []),
     ("both.tar", tar(a_txt=b"a", a_json=b'{"id": 1}', a_jpg=b"..."), {}, ["a"], []),
     ("a.tar.gz", gzip.compress(tar(a_txt=b"a")), {}, ["a"], []),
+    # What else people have. pandas: NaN for a missing value, joined tables, Excel; huggingface/datasets, webdataset: archives.
+    ("nan.jsonl", b'{"text": NaN}\n{"text": "a", "x": NaN}\n{"text": Infinity}\n', {}, ["a", "inf"],
+     [("rows without text", 1), ("numbers in the text column", 1)]),
+    ("quotes.jsonl", b"{'text': 'a'}\n" + rows("b"), {}, ["b"], [("unreadable rows", 1)]),
+    ("tab.jsonl", b'{"text": "a\tb"}\n' + rows("b"), {}, ["b"], [("unreadable rows", 1)]),
+    ("separator.jsonl", '{"text": "a\u2028b"}\n'.encode(), {}, ["a\u2028b"], []),
+    ("nul.jsonl", b'{"text": "a\\u0000b"}\n', {}, ["ab"], [("texts with NUL characters", 1)]),
+    ("crlf.jsonl", b'{"text": "a"}\r\n{"text": "b"}\r\n', {}, ["a", "b"], []),
+    ("cr.jsonl", b'{"text": "a"}\r{"text": "b"}\r', {}, ["a", "b"], [("files whose lines end with CR", 1)]),
+    ("utf16.jsonl", '{"text": "a é"}\n'.encode("utf-16"), {}, ["a é"], [("files in UTF-16", 1)]),
+    ("case.jsonl", b'{"Text": "a"}\n' + rows("b"), {}, ["b"], [("rows without the column 'text'", 1)]),
+    ("mark.json", b'\xef\xbb\xbf[{"text": "a"}]', {}, ["a"], []),
+    ("joined.csv", b"id,text\n1,a\nid,text\n2,text\n", {}, ["a", "text"], [("rows that repeat the header", 1)]),
+    ("joined.tsv", b"id\ttext\n1\ta\nid\ttext\n2\tb\n", {}, ["a", "b"], [("rows that repeat the header", 1)]),
+    ("index.csv", b",text\n0,a\n1,b\n", {}, ["a", "b"], []),
+    ("trailing.csv", b"id,text,\n1,a,\n2,b,\n", {}, ["a", "b"], []),
+    ("twins.csv", b"id,id,text\n1,1,a\n", {}, ["a"], []),
+    ("mark_quoted.csv", b'\xef\xbb\xbf"text","id"\na,1\n', {}, ["a"], []),
+    ("utf16.csv", "text,id\nécole,1\n".encode("utf-16"), {}, ["école"], [("files in UTF-16", 1)]),
+    ("cp1252.csv", "text\n“q”\n".encode("cp1252"), {"encoding": "cp1252"}, ["“q”"], []),
+    ("latin.csv", "text\ncafé\nok\n".encode("latin-1"), {}, ["ok"], [("unreadable rows", 1)]),
+    ("crlf.csv", b'id,text\r\n1,"a\r\nb"\r\n2,c\r\n', {}, ["a\nb", "c"], []),
+    ("escapes.csv", b'id,text\n1,"a \\"b\\" c"\n2,d\n', {}, ["d"], [("unreadable rows", 1)]),
+    ("tabs.csv", b"id\ttext\n1\ta\n", {}, ["a"], [("files with tabs between their values", 1)]),
+    ("commas.tsv", b"id,text\n1,a\n", {}, ["a"], [("files with commas between their values", 1)]),
+    ("trailing.tsv", b"id\ttext\n1\ta\t\n2\tb\n", {}, ["b"], [("unreadable rows", 1)]),
+    ("zeros.txt.gz", gzip.compress(b"a b\n") + bytes(512), {}, ["a b"], [("text files of lines", 1)]),
+    ("skippable.txt.zst", zstd(b"a b\n") + b"\x50\x2a\x4d\x18\x04\0\0\0xxxx" + zstd(b"c d\n"), {}, ["a b", "c d"],
+     [("text files of lines", 1)]),
+    ("several.txt.bz2", bz2.compress(b"a b\n") + bz2.compress(b"c d\n"), {}, ["a b", "c d"], [("text files of lines", 1)]),
+    ("invisible.txt", "\u200b\n\ufeff \u2060\nb\n\x1a".encode(), {}, ["b"], [("text files of lines", 1), ("rows of white space", 3)]),
+    ("joined.txt", b"a\n\xef\xbb\xbfb\nc \xe2\x80\x8bd\n", {}, ["a", "b", "c \u200bd"],
+     [("text files of lines", 1), ("texts with byte order marks", 1)]),
+    ("bidi.txt", "a\u202eb\n\u05d0\u05d1\n".encode(), {}, ["a\u202eb", "\u05d0\u05d1"], [("text files of lines", 1)]),
+    ("wtf8.txt", b"a \xed\xa0\x80 b\n\xc0\x80\nok\n", {}, ["ok"], [("text files of lines", 1), ("unreadable rows", 2)]),
+    ("large.parquet", table(text=pyarrow.array(["a", None], pyarrow.large_string())), {}, ["a"], [("rows without text", 1)]),
+    ("dotted.parquet", table(**{"page.body": ["a"]}), {"column": "page.body"}, ["a"], []),
+    ("null.parquet", table(page=[{"body": "a"}, None, {"body": None}]), {"column": "page.body"}, ["a"],
+     [("rows without the column 'page.body'", 1), ("rows without text", 1)]),
+    ("links.tar", tar_of(("a.txt", b"a"), ("b.txt", (tarfile.LNKTYPE, "a.txt")), ("c.txt", (tarfile.SYMTYPE, "a.txt"))), {}, ["a"],
+     [("links in tar shards", 2)]),
+    ("outside.tar", tar_of(("/abs/a.txt", b"a"), ("../b.txt", b"b")), {}, ["a", "b"], []),
+    ("names.tar", tar_of(("é" * 150 + ".TXT", b"a")), {}, ["a"], []),
+    ("again.tar", tar_of(("a.txt", b"old"), ("a.txt", b"new")), {}, ["new"],
+     [("members of a tar shard with the name of a later one", 1)]),
+    ("hidden.tar", tar_of(("._a.txt", b"x"), ("__MACOSX/a.txt", b"x"), (".git/a.txt", b"x"), ("./b.txt", b"b")), {}, ["b"], []),
+    ("marks.tar", tar_of(("a.txt", "é".encode("utf-16")), ("b.txt", b"\xef\xbb\xbfb")), {}, ["é", "b"], []),
+    ("latin.tar", tar_of(("a.txt", b"caf\xe9"), ("b.txt", b"b")), {}, ["b"], [("unreadable rows", 1)]),
+    ("list.tar", tar_of(("a.json", b'[{"text": "a"}]'), ("b.txt", b"b")), {}, ["b"], [("unreadable rows", 1)]),
 ]  # fmt: skip
 
 
@@ -182,6 +246,7 @@ def test_texts_of_a_file(
     assert found.summary.documents == len(texts) == len(found)
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
 REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("wide.txt", "a b\nc d\n".encode("utf-16-le"), {}, "looks like UTF-16-LE without.*; write data.encoding=utf-16-le"),
     ("wide.txt", "a b\nc d\n".encode("utf-16-be"), {}, "looks like UTF-16-BE without"),
@@ -208,6 +273,34 @@ REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("a.txt", b" \n\n \n", {}, "has no rows with text; 3 blank lines: left out"),
     ("a.docx", b"PK", {}, "what is a .docx file.; set data.format, or name files that end in .txt"),
     ("a.png", b"\x89PNG", {}, "is imagefolder, but data.kind is text"),
+    *((f"lfs.{suffix}", LFS, {}, "is a Git LFS pointer instead of the file; run git lfs pull")
+      for suffix in ("txt", "txt.gz", "jsonl", "json", "csv", "tsv", "parquet", "tar")),
+    ("gz.jsonl", gzip.compress(rows("a")), {}, "is a gzip file by its content; correct its name"),
+    ("twice.txt.gz", gzip.compress(gzip.compress(b"a\n")), {}, "is a gzip file by its content"),
+    ("garbage.txt.gz", gzip.compress(b"a b\n") + b"garbage", {}, "is no complete .gz file"),
+    ("sum.txt.gz", gzip.compress(b"a b\n" * 100)[:-8] + bytes(8), {}, "is no complete .gz file: CRC check failed"),
+    ("second.txt.zst", zstd(b"a b\n") + zstd(b"c d\n" * 1000)[:-5], {}, "is no complete .zst file"),
+    ("cut.txt.bz2", bz2.compress(b"a b\n" * 1000)[:-9], {}, "is no complete .bz2 file"),
+    ("a.zip", b"PK\x03\x04", {}, "what is a .zip file"),
+    ("spaces.csv", b'"id", "text"\n1,"a"\n', {}, 'has no such column; it has: id, "text"'),
+    ("excel.csv", b"sep=;\nid;text\n1;a\n", {}, "has no such column; it has: sep=;"),
+    ("comment.csv", b"# exported\nid,text\n1,a\n", {}, "has no such column; it has: # exported"),
+    ("unclosed.csv", b'id,text\n1,"a\n2,b\n', {}, "line 2 to 3: unexpected end of data"),
+    ("header.csv", b"id,text\n", {}, "has no rows with text"),
+    ("commas.jsonl", b'{"text": "a"},\n{"text": "b"},\n', {}, "2 unreadable rows: left out .*line 1: is not JSON: Extra data"),
+    ("list.jsonl", b'[{"text": "a"},\n{"text": "b"}]\n', {}, "line 1: is not JSON"),
+    ("pretty.jsonl", b'{\n "text": "a"\n}\n', {}, "3 unreadable rows"),
+    ("digits.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}\n", {}, "Exceeds the limit"),
+    ("comma.json", b'[{"text": "a"},]', {}, "is not JSON"),
+    ("null.json", b"null", {}, "holds NoneType, not an object"),
+    ("pandas.json", b'{"text": {"0": "a", "1": "b"}}', {}, "holds an object, not text"),
+    ("splits.json", b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}', {}, "has no such column; it has: train, test"),
+    ("struct.parquet", table(text=[{"a": "b"}]), {}, "holds struct<a: string> there, not text"),
+    ("list.parquet", table(page=[[{"body": "a"}]]), {"column": "page.body"}, "has no rows with text; 1 rows without the column"),
+    ("a.parquet", b"text\na\n", {}, "is no complete parquet file"),
+    ("table.txt", table(text=["a"]), {}, "is a parquet file by its content"),
+    ("gz.tar", gzip.compress(tar(a_txt=b"a")), {}, "is no complete tar file"),
+    ("zeros.tar", bytes(10240), {}, "has no rows with text"),
 ]  # fmt: skip
 
 
@@ -249,3 +342,10 @@ def test_stated_format_reads_files_of_any_name(read: Callable[..., corpus.Corpus
 def test_damaged_column_in_one_of_many_files_is_named(read: Callable[..., corpus.Corpus]) -> None:
     with pytest.raises(ConfigError, match=r"data.column: 'text': .*meta.json has no such column; it has: license"):
         read({"a.txt": b"a\n", "meta.json": b'{"license": "MIT"}'})
+
+
+def test_parquet_file_without_rows_is_named(read: Callable[..., corpus.Corpus]) -> None:
+    files = {"a.parquet": table(text=pyarrow.array([], pyarrow.string())), "b.parquet": table(text=["b"], more=[1])}
+    found = read(files)
+    assert list(found.texts()) == ["b"]
+    assert [(finding.what, finding.count) for finding in found.summary.findings] == [("files without rows", 1)]

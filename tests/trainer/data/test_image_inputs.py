@@ -250,6 +250,65 @@ def added(content: bytes, suffix: str = "png", **case: Any) -> Case:
     return Case(beside((f"cat/added.{suffix}", content), **keys), **case)
 
 
+def named(*names: str) -> Callable[[Path], dict[str, Any]]:
+    """Class folders of these names with four pictures each."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        for number, name in enumerate(names):
+            for index in range(4):
+                write(folder / name / f"{index}.png", encoded(picture(seed=50 * number + index)))
+        return {"source": str(folder)}
+
+    return build
+
+
+def self_linked(folder: Path) -> dict[str, Any]:
+    """A class folder, and an image, that are links to themselves."""
+    base(folder)
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "cat" / "loop.png").symlink_to(folder / "cat" / "loop.png")
+    return {"source": str(folder), **SKIP}
+
+
+def pipe(folder: Path) -> dict[str, Any]:
+    base(folder)
+    os.mkfifo(folder / "cat" / "pipe.png")
+    return {"source": str(folder)}
+
+
+def rare_class(folder: Path) -> dict[str, Any]:
+    """Of eleven pictures in three classes one is trained on."""
+    base(folder)
+    write(folder / "rare" / "0.png", encoded(picture(seed=777)))
+    return {"source": str(folder), "validation_share": 0.9}
+
+
+def linked_members(folder: Path) -> dict[str, Any]:
+    keys = shards()(folder)
+    with tarfile.open(folder / "a-000.tar", "a") as archive:
+        for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            info = tarfile.TarInfo("x.png")
+            info.type, info.linkname = kind, "0.png"
+            archive.addfile(info)
+    return keys
+
+
+def labelled(*labels: bytes) -> Any:
+    """A shard of five pairs of an image and its label."""
+    members = [
+        member
+        for index, label in enumerate(labels)
+        for member in ((f"{index}.png", encoded(picture(seed=index))), (f"{index}.cls", label))
+    ]
+    return shards(members=lambda: members)
+
+
+def profile(kind: str) -> bytes:
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile(kind)).tobytes()
+
+
 SKIP = {"on_error": "skip"}
 FIVE = {"cat": 5, "dog": 5}
 NUMBERED = {"0": 5, "1": 5}
@@ -370,6 +429,87 @@ CASES = {
     ),
     "two images of one label in a shard": Case(
         shards(("x.1.png", b""), ("x.2.png", b""), ("x.cls", b"1")), error="x.1.png and x.2.png have one label"
+    ),
+    # What else people have.
+    **{
+        f"EXIF orientation {number}": added(exif(number), "jpg", added=colour, at=at, facts={"rotated": 1})
+        for number, colour, at in (
+            (2, BLUE, (4, 4)),
+            (4, RED, (4, 4)),
+            (5, RED, (4, 4)),
+            (7, BLUE, (4, 4)),
+            (8, BLUE, (4, 4)),
+        )
+    },
+    "EXIF orientation of a PNG": added(exif(3, form="PNG"), added=BLUE, facts={"rotated": 1}),
+    "an animated PNG": added(frames("PNG"), added=GREEN, findings={"animated images": 1}),
+    "a TIFF of three pages": added(frames("TIFF"), "tif", added=GREEN, findings={"images of several pages": 1}),
+    "a profile of sRGB": added(
+        encoded(picture(GREEN), icc_profile=profile("sRGB")),
+        added=GREEN,
+        findings={},
+    ),
+    "a profile of another colour space": added(
+        encoded(picture(GREEN), icc_profile=profile("LAB")),
+        added=GREEN,
+        findings={"images with a colour profile that is not sRGB": 1},
+    ),
+    "a damaged profile": added(
+        encoded(picture(GREEN), "JPEG", icc_profile=b"garbage", quality=95),
+        "jpg",
+        added=GREEN,
+        findings={"images with a colour profile that is not sRGB": 1},
+    ),
+    "a transparent colour": added(
+        encoded(Image.new("RGB", (16, 16), GREEN), transparency=GREEN), added=WHITE, facts={"transparent": 1}
+    ),
+    "a TIFF of fractions": added(
+        encoded(Image.new("F", (16, 16), 0.5), "TIFF"), "tif", error="values of mode F that are not whole numbers"
+    ),
+    "an SVG named .png": added(b"<svg xmlns='http://www.w3.org/2000/svg'/>", error="is no image that Pillow knows"),
+    "a HEIC named .jpg": added(b"\0\0\0\x18ftypheic", "jpg", error="is no image that Pillow knows"),
+    "formats that are not read": Case(
+        beside(("cat/a.svg", b"x"), ("cat/b.heic", b"x"), ("cat/c.avif", b"x")),
+        facts={"files_ignored": {".svg": 1, ".heic": 1, ".avif": 1}},
+    ),
+    "bytes behind a JPEG": added(jpeg() + b"garbage" * 99, "jpg"),
+    "a JPEG without its end": added(jpeg()[:-2], "jpg", error="image file is truncated"),
+    "a PNG without its end": added(encoded(picture())[:-30], error="image file is truncated"),
+    "links to themselves": Case(
+        self_linked, classes=FIVE, facts={"undecodable": 1}, findings={"undecodable images": 1}
+    ),
+    "a pipe among images": Case(pipe, findings={"special files": 1}),
+    "class names in two forms of Unicode": Case(
+        named("caf\u00e9", "cafe\u0301"),
+        classes={"cafe\u0301": 4, "caf\u00e9": 4},
+        findings={"classes of nearly the same name": 1},
+    ),
+    "class names that are no UTF-8": Case(named(os.fsdecode(b"caf\xe9"), "b"), classes={"b": 4, "caf\\xe9": 4}),
+    "class names of numbers": Case(named("10", "2", "0"), classes={"0": 4, "10": 4, "2": 4}),
+    "class names with spaces and dots": Case(named("a.png", "b c"), classes={"a.png": 4, "b c": 4}),
+    "classes that are all held out": Case(
+        rare_class, classes={**FIVE, "rare": 1}, findings={"classes whose rows are all held out": 2}
+    ),
+    "links in a shard": Case(linked_members, classes=NUMBERED, findings={"links in tar shards": 2}),
+    "a label twice in a shard": Case(
+        shards(("0.cls", b"0")), classes=NUMBERED, findings={"members of a tar shard with the name of a later one": 1}
+    ),
+    "labels with byte order marks and white space": Case(
+        labelled(b"\xef\xbb\xbf0", b" 1\n", b"0", b"1", b"0"), classes={"0": 3, "1": 2}
+    ),
+    "labels with spaces": Case(labelled(b"a b", b"c", b"a b", b"c", b"c"), classes={"a b": 2, "c": 3}),
+    "an empty label in a shard": Case(labelled(b"0", b"", b"1"), error="1.png in .* has no class"),
+    "a negative label in a shard": Case(labelled(b"0", b"-1", b"1"), error="has the label -1 in data.source"),
+    "labels with leading zeros": Case(of_table(labels=["01", "1"] * 5), classes={"01": 5, "1": 5}),
+    "labels that are true or false": Case(of_table(labels=[True, False] * 5), classes={"False": 5, "True": 5}),
+    "labels that are fractions": Case(of_table(labels=[0.0, 1.0] * 5), error="holds no classes"),
+    "labels without a text": Case(of_table(labels=["", "b"] * 5), error="is empty in 5 rows of data.source"),
+    "labels that are null": Case(of_table(labels=[0, None] * 5), error="is empty in 5 rows of data.source"),
+    "labels with gaps": Case(of_table(labels=[0, 5] * 5), error="4 of 6 classes have no images: 1, 2, 3, 4"),
+    "labels that differ in white space": Case(
+        of_table(labels=["cat", "cat "] * 5),
+        classes={"cat": 5, "cat ": 5},
+        findings={"classes of nearly the same name": 1},
     ),
     "a truncated shard": Case(shards(cut=5000), error="a-000.tar': is no tar archive, or is damaged"),
 }

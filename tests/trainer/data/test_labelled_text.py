@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from datasets import ClassLabel, Features, Value
 from pydantic import ValidationError
 
+from bellwether.trainer import data
 from bellwether.trainer.config import ConfigError
+from bellwether.trainer.config.errors import ConfigErrors
 from bellwether.trainer.data import labelled_samples
 from bellwether.trainer.data.labelled_text import LabelledText
 from bellwether.trainer.data.loader import train_batches
@@ -70,6 +73,10 @@ CLASSES: list[tuple[list[Any], list[str]]] = [
     ([10, 2, 10, 1], ["1", "2", "10"]),  # by number, not by text
     ([True, False, True, True], ["false", "true"]),
     (["1", "0", "0", "1"], ["0", "1"]),
+    (["01", "1", "2", "1"], ["01", "1", "2"]),  # leading zeros are part of a name
+    ([0, 5, 7, 5], ["0", "5", "7"]),
+    (["NA", "null", "None", "NA"], ["NA", "None", "null"]),  # pandas would read nulls
+    ([10**18, 1, 10**18, 1], ["1", "1000000000000000000"]),
 ]
 
 
@@ -87,6 +94,20 @@ def test_class_label_feature_keeps_the_order_of_the_file(make: Callable[..., Lab
     features = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "neutral", "positive"])})
     config = make(rows_of([2, 0, 2, 1, 0]), features=features, validation_share=0.2)
     assert config.load().labels == ["negative", "neutral", "positive"]
+
+
+def test_class_of_the_file_without_rows_is_refused(make: Callable[..., LabelledText]) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "neutral", "positive"])})
+    config = make(rows_of([2, 0, 2, 0, 0]), features=features, validation_share=0.2)
+    with pytest.raises(
+        ConfigErrors, match=r"1 of 3 classes have no rows: neutral; add rows, or write data\.allow_empty"
+    ):
+        data.load(config)
+    assert data.load(config.model_copy(update={"allow_empty_classes": True})).classes == 3
+    config = make(rows_of(["a"] * 30 + ["b"]), validation_share=0.9)
+    summary = data.load(config.model_copy(update={"max_overlap": 1.0})).summary
+    assert summary is not None
+    assert "1 classes whose rows are all held out: not trained on (b)" in map(str, summary.source.findings)
 
 
 def test_labels_of_a_regression_are_numbers(make: Callable[..., LabelledText]) -> None:
@@ -108,6 +129,18 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, A
     "fractions": (rows_of([0.5, 1.5]), GOOD, {}, r"holds fractions, not classes; write data\.task: regression"),
     "one class": (rows_of(["a", "a"]), GOOD, {}, r"data\.label_column: 'label': has one class, 'a'"),
     "lists": (rows_of([["a"], ["b"]]), GOOD, {}, "holds lists, not one label a row"),
+    "bytes": (rows_of([b"a", b"b"]), GOOD, {}, "holds values of type bytes, not one label a row"),
+    "objects": (rows_of([{"a": 1}, {"a": 2}]), GOOD, {}, "holds objects, not one label a row"),
+    "dates": (rows_of([date(2026, 1, 1), date(2026, 1, 2)]), GOOD, {}, "holds values of type date, not one label"),
+    "whole fractions": (rows_of([0.0, 1.0]), GOOD, {}, "holds fractions, not classes"),
+    "nulls alone": (rows_of([None, None]), GOOD, {}, "has no labels"),
+    "empty label": (rows_of(["a", "", "b"]), GOOD, {}, r"row 2 has no label \(''\)"),
+    "another case": (GOOD, rows_of(["A", "b"]), {}, "row 1 holds 'A', which is no class of the training data: a, b"),
+    "another form of Unicode": (rows_of(["caf\u00e9", "b"]), rows_of(["cafe\u0301"]), {}, "row 1 holds .* which is no class"),
+    "true for 1": (rows_of([0, 1]), rows_of([True]), {}, "row 1 holds True, which is no class"),
+    "beyond float32": (rows_of([1.0, 1e39]), rows_of([1.0]), {"task": "regression"}, "row 2 holds 1e[+]39, not a number"),
+    "infinity": (rows_of([1.0, float("inf")]), rows_of([1.0]), {"task": "regression"}, "row 2 holds inf, not a number"),
+    "decimal comma": (rows_of(["1.0", "0,5"]), rows_of(["1"]), {"task": "regression"}, "row 2 holds '0,5', not a number"),
     "words": (GOOD, GOOD, {"task": "regression"}, r"train\.parquet, row 1 holds 'a', not a number"),
     "nan": (rows_of([1.0, float("nan")]), rows_of([1.0, 2.0]), {"task": "regression"}, r"train\.parquet, row 2 holds nan, not a number"),
 }  # fmt: skip

@@ -15,7 +15,7 @@ from bellwether.trainer.data import arranged, load
 from bellwether.trainer.data.loader import evaluation_batches, train_batches
 from bellwether.trainer.data.packing import Stream, ends_path
 from bellwether.trainer.data.stream_samples import StreamSamples
-from bellwether.trainer.data.summary import lines
+from bellwether.trainer.data.summary_lines import lines
 from bellwether.trainer.data.token_stream import TokenStreamData
 from bellwether.trainer.data.window_lengths import MOST_ABOVE, draw, mean_length
 from tests.trainer.labelled import save_tokenizer

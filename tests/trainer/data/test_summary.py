@@ -10,7 +10,8 @@ import pytest
 from bellwether.cli import main
 from bellwether.trainer.config.errors import ConfigErrors
 from bellwether.trainer.data import load
-from bellwether.trainer.data.summary import DataSummary, SourceSummary, lines, refusals
+from bellwether.trainer.data.summary import DataSummary, SourceSummary, refusals
+from bellwether.trainer.data.summary_lines import lines
 from bellwether.trainer.data.text import TextData
 from bellwether.trainer.data.tokenizer import SPECIAL
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bellwether.cli import main
 from bellwether.launcher.launch import LaunchRequest, _warn_if_cold
 from bellwether.trainer import data
 from bellwether.trainer.config import ConfigError, load
-from bellwether.trainer.data import cache
+from bellwether.trainer.data import cache, contents
 from bellwether.trainer.data.text import TextData
 from bellwether.trainer.data.warm import is_warm
 
@@ -79,12 +80,14 @@ def test_file_that_was_changed_after_prepare_is_named(
     )
 
     os.utime(file)
-    with pytest.raises(ConfigError, match=r"text\.txt.*was changed after bellwether prepare had read it"):
+    with pytest.raises(
+        ConfigError, match=r"since bellwether prepare has read them .*, 1 was changed \(.*text\.txt\); restore"
+    ):
         data.prepare(config)
     assert main(["prepare", "bert-tiny", *keys]) == 0
     data.prepare(config)
     file.unlink()
-    with pytest.raises(ConfigError, match="is gone after bellwether prepare had read it"):
+    with pytest.raises(ConfigError, match=r"1 is gone \(.*text\.txt\)"):
         data.prepare(config)
 
 
@@ -96,3 +99,55 @@ def test_file_that_no_command_prepared_may_change(tmp_path: Path) -> None:
         file.write_text(f"a line about {word}\n" * 200 + "".join(f"line {n}\n" for n in range(200)))
         found.append(data.load(config.model_copy(update={"max_overlap": 1.0})).fingerprint)
     assert found[0] != found[1]
+
+
+def test_files_that_were_added_after_prepare_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in "abcd":
+        (folder / f"{name}.txt").write_text("".join(f"line {n} of {name}\n" for n in range(100)))
+    (tmp_path / "held.txt").write_text("".join(f"of line {n}\n" for n in range(100)))
+    keys = [f"data.source={folder}", f"data.validation={tmp_path}/held.txt", f"data.cache={tmp_path}/cache"]
+    keys += ["data.vocabulary_size=256"]
+    config = load("bert-tiny", keys).data
+    assert main(["prepare", "bert-tiny", *keys]) == 0
+    data.prepare(config)
+    entries = set((tmp_path / "cache").glob("*-*/"))
+
+    (folder / "notes.md").write_text("not read")
+    data.prepare(config)
+    (folder / "new.txt").write_text("a new line\n")
+    with pytest.raises(
+        ConfigError, match=r"1 was added \(.*/new\.txt\); restore them, or call bellwether prepare again"
+    ):
+        data.prepare(config)
+    (folder / "a.txt").unlink()
+    (folder / "b.txt").write_text("other\n")
+    (folder / "c.txt").write_text("other\n")
+    with pytest.raises(
+        ConfigError, match=r"2 were changed \(.*b\.txt, .*c\.txt\); 1 is gone \(.*a\.txt\); 1 was added \("
+    ):
+        data.prepare(config)
+    assert set((tmp_path / "cache").glob("*-*/")) == entries, "nothing was prepared for a run that is refused"
+    assert main(["prepare", "bert-tiny", *keys]) == 0
+    data.prepare(config)
+
+
+def test_folders_of_many_files_are_compared_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "_MOST", 8)
+    folder = tmp_path / "images"
+    for number, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for index in range(6):
+            Image.new("RGB", (8, 8), (50 * index, 200 * number, 0)).save(folder / name / f"{index}.png")
+    (folder / "cat" / "gone.png").symlink_to("nowhere")
+    monkeypatch.chdir(folder)
+    keys = ["data.source=.", f"data.cache={tmp_path}/cache", "data.validation=null", "data.on_error=skip"]
+    config = load("resnet20-cifar10", keys).data
+    assert main(["prepare", "resnet20-cifar10", *keys]) == 0
+    data.prepare(config)
+    Image.new("RGB", (8, 8)).save(folder / "dog" / "new.png")
+    with pytest.raises(ConfigError, match=r"1 was changed \(.*/images/dog, which had 6 files\); restore"):
+        data.prepare(config)
+    assert main(["prepare", "resnet20-cifar10", *keys]) == 0
+    data.prepare(config)

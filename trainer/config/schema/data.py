@@ -73,7 +73,9 @@ class DataConfig(Kind):
         description="largest share of the held-out rows whose content is a training row's too; more are refused",
         json_schema_extra=FRACTION,
     )
-    allow_empty_classes: bool = Field(False, description="accept classes of the label column that have no images")
+    allow_empty_classes: bool = Field(
+        False, description="accept classes of the label column that have no images or rows"
+    )
     on_error: Literal["refuse", "skip"] = Field(
         "refuse",
         description="images and rows that cannot be read. refuse: do not start; skip: leave them out, and list them",

@@ -57,7 +57,11 @@ def rows(
     is_quoted = delimiter != "\t" or _uses_quotes(file, options, len(names))
     table = _quoted(file, options, summary, names, delimiter) if is_quoted else _unquoted(file, options, summary, names)
     for number, values in itertools.islice(table, 0 if header else 1, None):
-        yield f"{file}, line {number}", {column: values[index] for column, index in chosen.items()}
+        where = f"{file}, line {number}"
+        if not header and values[chosen[columns[0]]].strip() == columns[0] and [v.strip() for v in values] == names:
+            summary.note("rows that repeat the header", "left out", where)  # of files that were joined
+        else:
+            yield where, {column: values[index] for column, index in chosen.items()}
 
 
 def _delimiter(first: str, usual: str, column: str) -> str:

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 from bellwether.trainer.data.summary import SourceSummary
 
 COMPRESSION = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+_LFS_POINTER = b"version https://git-lfs"
 _HEAD = 1 << 16  # bytes by which encoding and line ends are found
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -69,6 +70,7 @@ def open_bytes(file: Path) -> Iterator[IO[bytes]]:
         Unreadable: if it is damaged or cut.
     """
     suffix = file.suffix.lower()
+    refuse_pointer(file)
     try:
         with _open(file, suffix) as stream:
             yield stream
@@ -78,6 +80,27 @@ def open_bytes(file: Path) -> Iterator[IO[bytes]]:
         if error.errno is not None:
             raise
         raise Unreadable(file, f"is no complete {suffix} file: {error}") from error
+
+
+def refuse_pointer(file: Path) -> None:
+    """Refuse what Git LFS leaves in place of a file.
+
+    Raises:
+        Unreadable: if the file is such a pointer.
+    """
+    with file.open("rb") as stream:
+        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise Unreadable(file, "is a Git LFS pointer instead of the file", "run git lfs pull")
+
+
+def decoded(content: bytes, stated: str) -> str:
+    """The text of a member of an archive, in the encoding that is stated, or that its byte order mark says, or UTF-8.
+
+    Raises:
+        UnicodeDecodeError: if it is not in this encoding.
+    """
+    found = (name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark))
+    return content.decode(stated if stated != "auto" else next(found, "utf-8"))
 
 
 def _open(file: Path, suffix: str) -> IO[bytes]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwether.trainer.data.formats import values
-from bellwether.trainer.data.formats.opening import NoColumn, Options, Unreadable
+from bellwether.trainer.data.formats.opening import NoColumn, Options, Unreadable, refuse_pointer
 from bellwether.trainer.data.summary import SourceSummary
 
 
@@ -28,6 +28,7 @@ def opened(file: Path) -> Any:
 
     if not file.stat().st_size:
         raise Unreadable(file, "is empty")
+    refuse_pointer(file)
     try:
         table = parquet.ParquetFile(file)
         table.schema_arrow.names  # noqa: B018  (a damaged schema fails only when it is read)
@@ -53,6 +54,8 @@ def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str |
         is_text = any(holds(inner) for holds in _text_types(types))
         if outer == column and not is_text:
             raise NoColumn(file, f"holds {kind} there, not text", names)
+        if not table.metadata.num_rows:
+            summary.note("files without rows", "left out", str(file))
         row = 0
         for group in range(table.num_row_groups):
             try:

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bellwether.trainer.data.formats import json_rows
-from bellwether.trainer.data.formats.opening import Options, Unreadable, open_bytes
+from bellwether.trainer.data.formats.opening import Options, Unreadable, decoded, open_bytes
+from bellwether.trainer.data.listing import is_hidden
 from bellwether.trainer.data.summary import SourceSummary
 
 _TEXT, _JSON, _LINES = (".txt", ".text"), (".json",), (".jsonl", ".ndjson")
@@ -27,7 +28,12 @@ def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str |
                 before = None
                 for member in archive:
                     path = PurePosixPath(member.name)
-                    if not member.isfile() or path.name.startswith("."):
+                    if member.issym() or member.islnk():
+                        summary.note("links in tar shards", "left out", f"{file}, {member.name}")
+                    if not member.isfile():
+                        continue
+                    if any(is_hidden(part) for part in path.parts if part not in (".", "..")):
+                        summary.ignore(file / member.name)
                         continue
                     stem, dot, suffix = path.name.partition(".")
                     suffix, key = (dot + suffix).lower(), path.parent / stem
@@ -37,6 +43,9 @@ def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str |
                     if suffix not in (*_TEXT, *_JSON, *_LINES):
                         summary.ignore(file / member.name)
                         continue
+                    if suffix in sample:
+                        what = "members of a tar shard with the name of a later one"
+                        summary.note(what, "left out", f"{file}, {sample[suffix][0]}")
                     content = archive.extractfile(member)
                     sample[suffix] = (member.name, content.read() if content is not None else b"")
                 yield from _texts(sample, file, options, summary)
@@ -54,7 +63,7 @@ def _texts(
             continue
         where = f"{file}, {name}"
         try:
-            text = content.decode("utf-8-sig" if options.encoding == "auto" else options.encoding)
+            text = decoded(content, options.encoding)
         except UnicodeDecodeError as error:
             summary.unreadable(f"{where}: {error}")
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -25,6 +26,8 @@ def texts(value: Any, where: str, summary: SourceSummary) -> Iterator[str | None
     """The text of a value: None for null, and nothing for a value without text, which is recorded as unreadable."""
     if isinstance(value, str) or value is None:
         yield value
+    elif isinstance(value, float) and math.isnan(value):
+        yield None  # how pandas writes a missing value
     elif isinstance(value, bool | int | float | Decimal):
         summary.note("numbers in the text column", "converted to text", where)
         yield str(value).lower() if isinstance(value, bool) else str(value)
