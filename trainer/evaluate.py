@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from bellwether.trainer.data.loader import evaluation_batches, evaluation_rows, 
 from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.engine import Batch, Engine
+from bellwether.trainer.held_out_means import HeldOutMeans
 from bellwether.trainer.metrics_format import of_set_named
 from bellwether.trainer.phases import Phase
 
@@ -106,29 +106,18 @@ def evaluate(
             [B], is 0 for a sample that only fills up its batch, and the share of a whole window for one of a stream.
         score: scores of the predictions [N, ...] for all held-out samples in order; called on rank 0.
     """
-    device = world.device
-    further = len(getattr(engine.task, "further_losses", ()))
-    sums = torch.zeros(3 + further, dtype=torch.float64, device=device)
+    means = HeldOutMeans(len(getattr(engine.task, "further_losses", ())), world.device)
     predictions: list[Tensor] = []
     with engine.evaluation_mode(), buffers.average_buffers(engine.task):
         for batch in batches:
-            weight = batch["weight"].double()
             inputs = {name: tensor for name, tensor in batch.items() if name != "weight"}
-            losses, correct, *predicted = engine.forward(inputs)
-            values = [correct, losses, *(predicted.pop().unbind(1) if further else ())]
-            sums += torch.stack([weight.sum(), *((each.double() * weight).sum() for each in values)])
-            predictions += predicted
-    dist.all_reduce(sums)
-    count, correct_count, *losses_of_all = sums.tolist()
-    means = [each / count for each in losses_of_all]
-    # Of streams, a last window counts by its length.
-    results = {"loss": means[0], **engine.results(*means), "accuracy": correct_count / count, "examples": round(count)}
-    if math.isnan(correct_count):
-        del results["accuracy"]
+            predictions += means.add(batch["weight"], engine.forward(inputs))
+    means.all_reduce()
+    results = means.results(engine.results)
     if score is None or not predictions:
         return results
     gathered = _gather(torch.stack(predictions), world)
-    return results | run_on_rank0(world, lambda: score(gathered[: int(count)]))
+    return results | run_on_rank0(world, lambda: score(gathered[: means.count]))
 
 
 def _gather(predictions: Tensor, world: World) -> npt.NDArray[Any]:

@@ -73,6 +73,9 @@ class PhaseLoop:
         self.probe = TrajectoryProbe(
             self.engine, phase, run.world
         )  # before other weights than the initial ones are loaded
+        # Everything random is a function of (seed, phase, position): no random state is saved.
+        self.seed = fold_in(run.config.seed, phase.index)
+        self.samples = arranged(self.dataset.train, self.split.global_batch, self.seed)
         noise = self._load_checkpoint()
         self.engine.schedule.seek(run.position.samples - phase.first_sample)
         # Micro-batches of like length are no random samples.
@@ -80,9 +83,6 @@ class PhaseLoop:
         self.step_metrics = StepMetrics(self.engine, phase, run.world, self.split, None if is_sorted else noise)
         every = run.config.engine.replica_check
         self.replicas = ReplicaCheck(self.engine, phase, run.world, every, run.position.step)
-        # Everything random is a function of (seed, phase, position): no random state is saved.
-        self.seed = fold_in(run.config.seed, phase.index)
-        self.samples = arranged(self.dataset.train, self.split.global_batch, self.seed)
         self.batches = self._open_batches()
         self.warned_of_data = False
 
@@ -91,6 +91,7 @@ class PhaseLoop:
         run = self.run
         if run.newest_checkpoint is None:
             return {}
+        self._place_carried()
         manifest = checkpoint.load(
             run.newest_checkpoint, self.engine, run.world, verified=run.newest_checkpoint == run.verified_checkpoint,
             new_phase=run.position.step == self.phase.first_step and self.phase.index > 0,
@@ -99,12 +100,17 @@ class PhaseLoop:
         # Other batches, or other data, have other noise.
         return manifest.noise if run.position.phase == self.phase.index else {}
 
+    def _place_carried(self) -> None:
+        """Name the place in the streams to which the state that the model carries belongs."""
+        if self.engine.carried is not None and hasattr(self.samples, "first_token"):
+            self.engine.carried.first_token = self.samples.first_token(self.run.position.step - self.phase.first_step)
+
     def _open_batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the run's position to the end, segment by segment of the batch's growth."""
         run, phase = self.run, self.phase
         for step, steps, split in phase.segments(run.position.step, self.end):
             yield from train_batches(
-                self.dataset.train, seed=self.seed, start=phase.samples_at(step) - phase.first_sample, steps=steps,
+                self.samples, seed=self.seed, start=phase.samples_at(step) - phase.first_sample, steps=steps,
                 global_batch=split.global_batch, micro=split.micro, accumulation=split.accumulation, rank=run.world.rank,
                 world_size=run.world.size, workers=phase.config.data.workers, device=run.world.device,
             )  # fmt: skip
@@ -290,6 +296,7 @@ class PhaseLoop:
 
     def save(self) -> None:
         """Begin a checkpoint; an earlier one is recorded before."""
+        self._place_carried()
         saving.start(self.run, self.engine, self.replicas, self.step_metrics.noise_state())
 
     def evaluate(self) -> bool:

@@ -75,6 +75,15 @@ def number(value: Any) -> Any:
     return _NONFINITE.get(value, value) if isinstance(value, str) else value
 
 
+def is_held_out(key: str) -> bool:
+    """Whether a key of `eval` is a result: loss, accuracy or a score, also of one of several sets.
+
+    >>> [key for key in ("loss", "f1_macro", "accuracy_test", "loss_augmented", "seconds", "examples") if is_held_out(key)]
+    ['loss', 'f1_macro', 'accuracy_test', 'loss_augmented']
+    """
+    return key in HELD or any(key.startswith(f"{held}_") for held in HELD)
+
+
 def of_set_named(name: str, results: Mapping[str, float]) -> dict[str, float]:
     """The results of one of several sets of held-out data, by the keys that they have beside those of the first.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bellwether.experiments.sweep import spec
 from bellwether.experiments.sweep.measurements import Status, Trial, Value
-from bellwether.trainer import metrics
+from bellwether.trainer import metrics, metrics_format
 from bellwether.trainer.config import ConfigErrors
 from bellwether.trainer.config.renamed import convert_paths
 
@@ -82,5 +82,5 @@ def _measurements(history: metrics.History) -> list[dict[str, float]]:
 def _row(evaluation: metrics.Line, train: metrics.Line) -> dict[str, float]:
     position = evaluation or train
     row = {f"train/{key}": train[key] for key in _TRAIN_METRICS if train.get(key) is not None}
-    row |= {f"val/{key}": value for key, value in evaluation.items() if key in metrics.HELD}
+    row |= {f"val/{key}": value for key, value in evaluation.items() if metrics_format.is_held_out(key)}
     return {"step": position["step"], "samples": position["samples"], **row}

@@ -17,8 +17,11 @@ from bellwether.trainer.models.carried_state import CarriedState
 SHAPES = {"cell": [4, 3]}
 
 
-def manifest(carried: dict[str, list[int]], data: str = "text-1") -> Manifest:
-    return Manifest(Position(5, 20, 1), "0", 2, "AdamW", ["text-0", data], [], {}, {}, {}, carried=carried)
+def manifest(carried: dict[str, list[int]], data: str = "text-1", first_token: int | None = 40) -> Manifest:
+    of_data = ["text-0", data]
+    return Manifest(
+        Position(5, 20, 1), "0", 2, "AdamW", of_data, [], {}, {}, {}, carried=carried, first_token=first_token
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,13 +32,15 @@ def manifest(carried: dict[str, list[int]], data: str = "text-1") -> Manifest:
         (manifest({"cell": [8, 3]}), False, "has the state of 8 streams, not of 4 like these"),
         (manifest({}), False, "has the state of 0 streams, not of 4 like these"),  # of an older version
         (manifest(SHAPES, "text-2"), False, "has the state of streams of other text"),
+        (manifest(SHAPES, first_token=35), False, "after 35 tokens, where windows of this length and seed begin at 40"),
+        (manifest(SHAPES, first_token=None), False, None),  # of an older version
     ],
 )
 def test_streams_of_other_places_begin_from_an_empty_state(
     saved: Manifest, new_phase: bool, message: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    engine: Any = SimpleNamespace(carried=CarriedState([1, 2], 4, {"cell": torch.zeros(2, 3)}))
+    engine: Any = SimpleNamespace(carried=CarriedState([1, 2], 4, {"cell": torch.zeros(2, 3)}, first_token=40))
     found = carried_slices(engine, saved, Path("step-00000005"), new_phase, "text-1")
     if message is None:
         ((name, start, part),) = found
@@ -52,5 +57,6 @@ def test_models_without_state_read_none() -> None:
 
 def test_manifest_of_a_version_without_streams_is_read() -> None:
     raw = manifest(SHAPES).to_json()
-    del raw["carried"]
+    del raw["carried"], raw["first_token"]
     assert Manifest.from_json(raw).carried == {}
+    assert Manifest.from_json(raw).first_token is None

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from bellwether.cli import main
 from bellwether.trainer import config as c
 from bellwether.trainer.checkpoint import Manifest
+from bellwether.trainer.data.sampling import fold_in
 from bellwether.trainer.metrics import read
 from bellwether.trainer.models import auto_classes
 from tests.precision import skip_without
@@ -71,6 +72,11 @@ def test_killed_run_resumes_with_the_state_of_its_streams(ranks: Ranks, workspac
     for key, value in wanted.items():
         assert torch.equal(value, found[key]), key
     assert losses(halves) == losses(whole)
+    samples: Any = c.validate(whole).data.load().train
+    of_whole, samples = Manifest.read(last(whole)), samples.arranged(8, fold_in(1, 0))
+    assert (
+        of_whole.first_token == Manifest.read(last(halves)).first_token == samples.first_token(of_whole.position.step)
+    )
     (line,), evaluations = (read(Path(raw["runs"]) / raw["name"]).eval for raw in (whole, halves))
     assert line["perplexity"] == evaluations[-1]["perplexity"] == math.exp(line["loss"])
     assert len(evaluations) == 3
@@ -104,6 +110,14 @@ def test_state_of_streams_goes_on_at_another_number_of_ranks(ranks: Ranks, one: 
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             np.testing.assert_allclose(ours[name], value, atol=2e-5, err_msg=name)
+    # Windows of another length lie elsewhere in the text.
+    started = str(last(raw).with_name("step-00000003"))
+    longer = merged(raw, {"name": "stream-longer", "resume": started, "data": {"length": 7}, "batch": {"micro": 4}})
+    one.run(run_config, {**longer, "duration": "4 steps"})
+    output = "".join(
+        file.read_text() for file in (Path(raw["runs"]) / "stream-longer" / "logs").rglob("*") if file.is_file()
+    )
+    assert "go on from an empty state" in output
     # Another batch cuts the text elsewhere.
     other = merged(whole, {"name": "stream-branch", "resume": str(last(raw).with_name("step-00000003"))})
     other["batch"] = {"global": 4, "micro": 2}

@@ -29,6 +29,9 @@ data: {kind: images, size: 8}
 batch: {global: 8}
 optimizer: {lr: 1e-3}
 """
+TASKS = {
+    "sequence-classifier": "labelled-text", "token-classifier": "labelled-tokens", "question-answering": "question-answering",
+}  # fmt: skip
 MASTERS = {"precision": "bf16", "deepspeed": {"bf16": {"bf16_master_weights_and_grads": True}}}
 
 
@@ -102,6 +105,17 @@ def test_patterns_of_all_phases_are_checked(base: Path) -> None:
         "command line: optimizer.include: '*.weigth'",
         "command line: phases[1].optimizer.exclude: '*.nothing'",
     ]
+
+
+def test_new_encoder_is_checked_before_its_tokenizer_is_read(base: Path) -> None:
+    config = "{model_type: bert, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16}"
+    for kind, data in TASKS.items():
+        overrides = [
+            f"model={{kind: {kind}, config: {config}}}",
+            f"data={{kind: {data}, source: train.csv, tokenizer: vocab.txt}}",
+        ]
+        found = load_checked(base, [*overrides, "optimizer.exclude=['*.bias']"])
+        assert parameter_names(found)
 
 
 def test_config_without_patterns_builds_no_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

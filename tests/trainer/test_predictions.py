@@ -15,6 +15,7 @@ import transformers
 from pyarrow import parquet
 
 from bellwether.cli import main
+from bellwether.trainer.inference import exported
 from bellwether.trainer.models.question_answering import MAY_BE_EMPTY
 from tests.trainer.labelled import WORDS, save_tokenizer
 
@@ -302,3 +303,18 @@ def test_what_cannot_be_predicted_is_refused(
     assert main([*arguments, "--device", "cpu"]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
+
+
+def test_other_data_are_read_as_in_the_last_phase(tmp_path: Path) -> None:
+    """Of a run whose sequences grew: its export was trained last, and evaluated, on the longer ones."""
+    (tmp_path / "export").mkdir()
+    (tmp_path / "train.csv").touch()
+    (tmp_path / "config.yaml").write_text(
+        "name: run\nduration: 2 steps\nmodel: {kind: sequence-classifier, init: anywhere}\n"
+        f"data: {{kind: labelled-text, source: {tmp_path}/train.csv, validation: first.csv, tokenizer: {tmp_path}, sequence_length: 16}}\n"
+        "batch: {global: 8, micro: 4}\noptimizer: {name: adamw, lr: 1e-3}\n"
+        "phases: [{}, {data: {sequence_length: 48, validation: last.csv}}]\n"
+    )
+    for folder in (tmp_path, tmp_path / "export"):
+        assert exported.keys_of_run(folder, "labelled-text", ["sequence_length"]) == {"sequence_length": 48}
+        assert exported.held_out_of(folder) == "last.csv"

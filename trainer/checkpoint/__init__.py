@@ -11,7 +11,7 @@ is pickled.
 """
 
 from bellwether.trainer.checkpoint.format import Manifest, Position, newest
-from bellwether.trainer.checkpoint.load import load, load_into_model, newest_intact, read_manifest
+from bellwether.trainer.checkpoint.load import exported_weights, load, load_into_model, newest_intact, read_manifest
 from bellwether.trainer.checkpoint.save import path_of, save
 from bellwether.trainer.checkpoint.saver import Saved, Saver
 
@@ -20,6 +20,7 @@ __all__ = [
     "Position",
     "Saved",
     "Saver",
+    "exported_weights",
     "load",
     "load_into_model",
     "newest",

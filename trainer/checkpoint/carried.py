@@ -19,7 +19,7 @@ def carried_slices(
     """Name, offset and elements of each slice to read from a checkpoint.
 
     None are read in a new phase, whose streams begin at the start of the text, and where the checkpoint has the state of other streams,
-    as those of another batch, or of other text: it belongs to other places.
+    as those of another batch, of other text, or of windows that lie elsewhere in it: it belongs to other places.
 
     Args:
         data: fingerprint of the phase's data; None: that of the checkpoint.
@@ -39,5 +39,11 @@ def carried_slices(
         return []
     if data is not None and data != manifest.data[manifest.position.phase]:
         log.warning("%s has the state of streams of other text: these go on from an empty state", path.name)
+        return []
+    if None not in (manifest.first_token, state.first_token) and manifest.first_token != state.first_token:
+        log.warning(
+            "%s has the state of streams after %s tokens, where windows of this length and seed begin at %s: these go on from an "
+            "empty state", path.name, f"{manifest.first_token:,}", f"{state.first_token:,}",
+        )  # fmt: skip
         return []
     return list(state.slices())

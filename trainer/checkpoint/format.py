@@ -47,6 +47,7 @@ class Manifest:
     frozen: list[str] = field(default_factory=list)  # names of the parameters that are not trained
     # Shape over all streams of each tensor that the model carries from step to step, for data in streams.
     carried: dict[str, list[int]] = field(default_factory=dict)
+    first_token: int | None = None  # where in each stream the next step begins; None in checkpoints of older versions
     format: int = FORMAT
 
     @classmethod

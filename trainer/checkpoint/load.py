@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -188,32 +189,61 @@ def _fill_buffers(engine: Engine, files: Files, manifest: Manifest, world: World
         dist.broadcast(buffer, 0)
 
 
-def load_into_model(path: Path, task: nn.Module) -> bool:
-    """Loads a checkpoint's fp32 weights and the average of the ranks' buffers into a whole model in one process.
+class ExportedWeights:
+    """The weights that an export of a checkpoint has: see `exported_weights`.
 
-    If the optimizer keeps an average of the weights (`bellwether.optimizers.WeightAverage`, `AdamWScheduleFree`), the average is
-    loaded instead.
+    Attributes:
+        is_average: whether they are an average of the weights. The buffers then belong to the weights that were not averaged.
+        buffers: by name, flattened: the average over the ranks.
+    """
 
-    Returns:
-        whether the average was loaded. The buffers then belong to the weights that were not averaged.
+    def __init__(self, files: Files, manifest: Manifest) -> None:
+        self._files, self._manifest = files, manifest
+        # An average has state from the first step on, and a value from `averaging.start` on.
+        begun = max((p["step"] or 0 for p in manifest.parameters.values()), default=0)
+        self._has_average = "average" in manifest.states and begun >= manifest.scalars.get("average_start", 0)
+        self.is_average = self._has_average or BETA1 in manifest.scalars
+        self.buffers = files.average_buffers(list(manifest.files))
+
+    def read(self, name: str, into: Tensor) -> None:
+        """Fill a tensor with a parameter or buffer of the task.
+
+        Raises:
+            ConfigError: if the checkpoint does not contain it.
+        """
+        if name in self.buffers:
+            into.copy_(self.buffers[name].view_as(into))
+        elif self._has_average and name in self._manifest.parameters:
+            self._files.read("average", name, 0, into.view(-1))
+        else:
+            _read_weights(self._files, self._manifest, name, 0, into.view(-1))
+
+
+@contextmanager
+def exported_weights(path: Path) -> Iterator[ExportedWeights]:
+    """A checkpoint's fp32 weights and the average of the ranks' buffers, read one by one in one process.
+
+    If the optimizer keeps an average of the weights (`bellwether.optimizers.WeightAverage`, `AdamWScheduleFree`), the weights are
+    the average.
     """
     manifest = Manifest.read(path)
-    # An average has state from the first step on, and a value from `averaging.start` on.
-    begun = max((p["step"] or 0 for p in manifest.parameters.values()), default=0)
-    trained = "weight"
-    if "average" in manifest.states and begun >= manifest.scalars.get("average_start", 0):
-        trained = "average"
     with Files(path, slices.of_checkpoint(path, manifest)) as files, torch.no_grad():
+        yield ExportedWeights(files, manifest)
+
+
+def load_into_model(path: Path, task: nn.Module) -> bool:
+    """Loads `exported_weights` into a whole model.
+
+    Returns:
+        whether an average was loaded. The buffers then belong to the weights that were not averaged.
+    """
+    with exported_weights(path) as weights:
         for name, parameter in task.named_parameters():
-            if trained == "average" and name in manifest.parameters:
-                files.read(trained, name, 0, parameter.view(-1))
-            else:
-                _read_weights(files, manifest, name, 0, parameter.view(-1))
-        saved = files.average_buffers(list(manifest.files))
+            weights.read(name, parameter)
         for name, buffer in task.named_buffers():
-            if name in saved:
-                buffer.copy_(saved[name].view_as(buffer))
-    return trained == "average" or BETA1 in manifest.scalars
+            if name in weights.buffers:
+                weights.read(name, buffer)
+        return weights.is_average
 
 
 def _read_weights(files: Files, manifest: Manifest, name: str, start: int, into: Tensor) -> None:

@@ -154,6 +154,7 @@ def _manifest(
     return Manifest(
         position, __version__, world.size, engine.optimizer.name, data, sorted(kinds), parameters, {}, engine.loss_scaler_state(),
         scalars, noise, [name for name, _ in engine.frozen()], {} if engine.carried is None else engine.carried.shapes(),
+        None if engine.carried is None else engine.carried.first_token,
     )  # fmt: skip
 
 

@@ -73,11 +73,13 @@ class StreamSamples:
         return len(self.stream) - 1 - self.parallel * used
 
     def arranged(self, parallel: int, seed: int) -> StreamSamples:
-        """The text as so many streams, for a phase of this seed.
+        """The text as so many streams, for a phase of this seed: these samples where they are that already.
 
         Raises:
             ConfigError: if it does not fill a window of each.
         """
+        if (parallel, seed) == (self.parallel, self.seed):
+            return self
         found = replace(self, parallel=parallel, seed=seed, _windows=None)
         if not len(found):
             problem = f"the text has {len(self.stream):,} tokens, which do not fill a window of {self.length} of each of so many streams"
@@ -91,6 +93,10 @@ class StreamSamples:
     def lr_factor(self, step: int) -> float:
         """By what the learning rate of a step of a phase is multiplied: the share of the length that its windows have."""
         return self._window(step)[1] / self.length if self.varies else 1.0
+
+    def first_token(self, step: int) -> int:
+        """Where in each stream the windows of a step of a phase begin."""
+        return self._window(step if self.varies else step % self.windows)[0]
 
     def batch(
         self, indices: Sequence[int] | npt.NDArray[np.int64], keys: Sequence[int] | npt.NDArray[np.int64]

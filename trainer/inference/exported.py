@@ -47,8 +47,8 @@ def run_of(folder: Path) -> Path | None:
 
 
 def keys_of_run(folder: Path, kind: str, kept: Collection[str]) -> dict[str, Any]:
-    """Some keys of the section ``data`` of a folder's run; none where there is no run, or its data are of another kind."""
-    data = _data_of(folder)
+    """Some keys of the section ``data`` of the last phase of a folder's run; none where there is no run, or its data are of another kind."""
+    data = last_data_of(folder)
     return {} if data is None or getattr(data, "kind", "") != kind else {key: getattr(data, key) for key in kept}
 
 
@@ -58,7 +58,7 @@ def held_out_of(folder: Path) -> str | None:
     Raises:
         ConfigError: if the folder belongs to no run.
     """
-    data = _data_of(folder)
+    data = last_data_of(folder)
     if data is None:
         raise ConfigError("RUN_OR_FOLDER", str(folder), "belongs to no run", "name labelled data: --data FILE")
     # Formats of other names, and splits of a hub, are read as the run's config says.
@@ -90,8 +90,3 @@ def load_model(folder: Path, export: Path, auto_class: str) -> Any:
 
 def _export(folder: Path) -> Path:
     return folder / "export" if (folder / "export" / "config.json").is_file() else folder
-
-
-def _data_of(folder: Path) -> DataConfig | None:
-    run = run_of(folder)
-    return None if run is None else load(run / "config.yaml", quiet=True).data

@@ -14,6 +14,7 @@ from bellwether.trainer.data import Dataset
 from bellwether.trainer.data.loader import evaluation_batches
 from bellwether.trainer.data.plain_text import PlainText
 from bellwether.trainer.data.token_stream import TokenStreamData
+from bellwether.trainer.held_out_means import HeldOutMeans
 from bellwether.trainer.inference.exported import export_of, run_of
 from bellwether.trainer.inference.predictor import Results, outputs
 from bellwether.trainer.metrics_format import of_set_named
@@ -85,14 +86,9 @@ def _measured(task: Task, dataset: Dataset, samples: Any, score: Scorer | None, 
 def _of_streams(task: LanguageModelling, samples: Any, batch: int, device: str) -> Results:
     """Means over the tokens of parallel streams, of which a last window counts by its length."""
     task.to(device).eval()
-    sums = torch.zeros(3 + len(task.further_losses), dtype=torch.float64)
+    means = HeldOutMeans(len(task.further_losses), torch.device(device))
     for inputs in evaluation_batches(
         samples, limit=None, micro=batch, rank=0, world_size=1, workers=0, device=torch.device(device)
     ):
-        weight = inputs.pop("weight").double()
-        losses, correct, *further = task(**inputs)
-        values = [correct, losses, *(each for tensor in further for each in tensor.unbind(1))]
-        sums += torch.stack([weight.sum(), *((each.double() * weight).sum() for each in values)]).cpu()
-    _, accuracy, *means = (sums / sums[0]).tolist()
-    found = {"loss": means[0], **task.results(*means), "accuracy": accuracy, "examples": round(float(sums[0]))}
-    return Results(found, {})
+        means.add(inputs.pop("weight"), task(**inputs))
+    return Results(means.results(task.results), {})

@@ -22,11 +22,13 @@ class CarriedState:
         streams: their numbers, ascending.
         total: the number of streams of all ranks.
         tensors: by name, with a row for each of `streams`: [S, ...].
+        first_token: where in each stream the next step begins; None where that is not known. The state belongs to that place alone.
     """
 
     streams: Sequence[int]
     total: int
     tensors: State
+    first_token: int | None = None
 
     def __post_init__(self) -> None:
         devices = [tensor.device for tensor in self.tensors.values()]

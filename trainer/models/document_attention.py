@@ -10,13 +10,14 @@ import functools
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface
 
 from bellwether.trainer.models.architecture import POSITIONS_AFTER_PADDING
 from bellwether.trainer.models.block_mask import document_mask
-from bellwether.trainer.models.model_config import say
+from bellwether.trainer.models.model_config import has_storage, say
 
 FLEX = "bellwether-flex"  # transformers' own has code for all shapes: see `compile_layers`
 _SHAPES = 16  # of training, evaluation and its last batch, of each kind of mask
@@ -30,6 +31,9 @@ _TOLERANCE = {
 
 class DocumentAttention:
     """The inputs by which a model treats each document of a sequence as if it stood alone.
+
+    All ranks take the same one: under ZeRO-3 they gather weights layer by layer in step, and gradients of one global batch are of one
+    kernel.
 
     Args:
         model: its attention becomes `flex_attention` with the first batch, where that can train on the batch's device.
@@ -65,12 +69,29 @@ class DocumentAttention:
     def _choose(self, documents: Tensor) -> None:
         self._has_chosen = True
         parameter = next(self._model.parameters())
-        problem = obstacle(self._model, parameter.dtype, documents)
+        problem = of_all_ranks(obstacle(self._model, parameter.dtype, documents), documents.device)
         if problem is None:
             self._model.set_attn_implementation(FLEX)
             say("attention inside documents is flex_attention, over the blocks that documents fill")
         else:
             say(f"attention inside documents has a dense mask: {problem}")
+
+
+def of_all_ranks(problem: str | None, device: torch.device) -> str | None:
+    """A rank's own problem, or else that of another; None if no rank has one. Collective where there is a process group.
+
+    Every rank's first batch comes in the same step, in which no other collective is under way. On a machine of its own kind, or where
+    compiling fails, a rank may have a problem that the others do not have.
+    """
+    if not (has_storage() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return problem
+    none = dist.get_world_size()
+    first = torch.tensor(none if problem is None else dist.get_rank(), device=device)
+    dist.all_reduce(first, op=dist.ReduceOp.MIN)
+    rank = int(first)
+    if rank == none:
+        return None
+    return problem if problem is not None else f"rank {rank} cannot run flex_attention"
 
 
 def attend(

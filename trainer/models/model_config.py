@@ -89,7 +89,8 @@ def _is_read(name: str, config_class: Any) -> bool:
 def text_keys(section: Architecture, dataset: Dataset) -> dict[str, Any]:
     """The keys of a config that the tokenizer determines: size of the vocabulary and special tokens.
 
-    Pretrained weights keep theirs. A vocabulary larger than the tokenizer's is kept, and said.
+    Pretrained weights keep theirs. A vocabulary larger than the tokenizer's is kept, and said. Where no tokenizer has been read,
+    as in the check before a start, and the config names no size, it is the architecture's own.
 
     Raises:
         ConfigError: if the vocabulary of the config, or of the weights, is smaller than the tokenizer's.
@@ -116,8 +117,9 @@ def text_keys(section: Architecture, dataset: Dataset) -> dict[str, Any]:
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "cls", "sep")}
     of_config = {"pad": ("pad",), "cls": ("cls", "bos"), "sep": ("sep", "eos")}
     fallback = 0 if tokenizer is None else None
+    size = tokens if size is None else size
     return {
-        "vocab_size": tokens if size is None else size,
+        **({} if size is None else {"vocab_size": size}),
         **{
             f"{name}_token_id": fallback if special[token] is None else special[token]
             for token, names in of_config.items()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import yaml
 
 from bellwether.experiments.sweep import search, spec, start
@@ -149,7 +150,10 @@ def test_best_trial_reaches_the_target_first_or_comes_nearest() -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/experiments").glob("*.yaml")), ids=lambda file: file.stem)
-def test_shipped_sweep_is_valid(file: Path) -> None:
+def test_shipped_sweep_is_valid(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pretrained = tmp_path / "runs/bert-mini-books/export"  # by another recipe, ahead of the sweep
+    transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(pretrained)
     sweep = spec.read(file)
     assert sweep.name == file.stem
     start.check(sweep, str(file), sweep.processes)

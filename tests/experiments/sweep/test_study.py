@@ -52,6 +52,7 @@ def test_extended_search_repeats_a_new_best_setting(tmp_path: Path) -> None:
         log = metrics.Metrics(study.trials_dir / trial_id.name)
         log.write("start", step=0, samples=0)
         kinds = {"loss_augmented": 0.9, "accuracy_augmented": 0.5, "loss_averaged": 0.8, "accuracy_averaged": 0.25}
+        kinds |= {"accuracy_test": 0.4, "f1_macro_test": 0.3}  # of a set of held-out data
         log.write("eval", step=8, samples=256, loss=1.0, accuracy=accuracy, examples=9, **kinds)
         log.write("end", step=8, samples=256, seconds=1.0, reason="finished")
         log.close()
@@ -84,10 +85,11 @@ def test_extended_search_repeats_a_new_best_setting(tmp_path: Path) -> None:
     found = {Path(trial.run).name: trial for trial in study.collect()}
     assert found["lamb-32-003-1"].parameters == found["lamb-32-003-0"].parameters
     assert "lamb-32-000-1" in found
-    # Every kind of evaluation is collected; `examples` is no metric.
+    # Every kind of evaluation is collected, and of each set; `examples` is no metric.
     assert found["lamb-32-003-1"].measurements[-1] == {
         "step": 8, "samples": 256, "val/loss": 1.0, "val/accuracy": 0.75, "val/loss_augmented": 0.9,
         "val/accuracy_augmented": 0.5, "val/loss_averaged": 0.8, "val/accuracy_averaged": 0.25,
+        "val/accuracy_test": 0.4, "val/f1_macro_test": 0.3,
     }  # fmt: skip
     assert not any(trial_id.optimizer == "lamb" for trial_id in study.pending())
 

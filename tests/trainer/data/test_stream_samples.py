@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 import torch
 
 from bellwether.trainer.config import ConfigError, ConfigErrors
-from bellwether.trainer.data import arranged, load
+from bellwether.trainer.data import arranged, load, stream_samples
 from bellwether.trainer.data.loader import evaluation_batches, train_batches
 from bellwether.trainer.data.packing import Stream, ends_path
 from bellwether.trainer.data.stream_samples import StreamSamples
 from bellwether.trainer.data.summary_lines import lines
 from bellwether.trainer.data.token_stream import TokenStreamData
-from bellwether.trainer.data.window_lengths import MOST_ABOVE, draw, mean_length
+from bellwether.trainer.data.window_lengths import MOST_ABOVE, WindowLengths, draw, mean_length
 from tests.trainer.labelled import save_tokenizer
 
 TOKENS = 1000
@@ -64,6 +65,28 @@ def test_a_step_sees_the_same_windows_on_any_number_of_ranks(
         assert bool(whole["starts"].all() if window == 0 else not whole["starts"].any())
     for rank in found:  # each rank keeps its streams
         assert len({tuple(batch["streams"].tolist()) for batch in rank}) == accumulation
+
+
+def test_window_lengths_are_drawn_once_for_the_loop_and_the_loader(
+    samples: StreamSamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[WindowLengths] = []
+
+    def counted(*args: Any) -> WindowLengths:
+        made.append(WindowLengths(*args))
+        return made[-1]
+
+    monkeypatch.setattr(stream_samples, "WindowLengths", counted)
+    of_loop = replace(samples, varies=True).arranged(12, 1)
+    assert of_loop.lr_factor(0) > 0
+    assert len(list(batches(of_loop, 12, 1, steps=3)[0])) == 3
+    assert len(made) == 1
+
+
+def test_first_token_of_a_step_is_that_of_its_window(samples: StreamSamples) -> None:
+    of_twelve = samples.arranged(12, 1)
+    begins = [int(batch["input_ids"][0, 0]) for batch in batches(samples, 12, 1, steps=15)[0]]
+    assert [of_twelve.first_token(step) for step in range(15)] == begins
 
 
 def test_streams_continue_at_any_step(samples: StreamSamples) -> None:
@@ -223,6 +246,7 @@ def test_windows_of_varying_length_follow_one_another(tmp_path: Path, micro: int
         assert batch["input_ids"][0].tolist() == list(range(begins[-1], begins[-1] + length))
         assert bool(batch["starts"].all()) == (begins[-1] == 0)
         assert samples.arranged(12, 1).lr_factor(step) == length / 70
+        assert samples.arranged(12, 1).first_token(step) == begins[-1]
         begins.append((begins[-1] + length) % predicted)
     assert begins.count(0) == 3, "the streams begin again where they end"
     assert len(samples.arranged(12, 1)) == 12 * round(predicted / mean_length(70))

@@ -18,6 +18,7 @@ from bellwether.trainer.models import build, document_attention
 from bellwether.trainer.models.architecture import DOCUMENT_ATTENTION
 from bellwether.trainer.models.block_mask import document_mask
 from bellwether.trainer.models.tasks import MaskedLanguageModelling, Task
+from tests.ranks import Ranks
 from tests.trainer.models import families
 from tests.trainer.models.test_masked_lm import config
 
@@ -215,3 +216,17 @@ def test_pairs_without_a_head_are_refused() -> None:
             model={"kind": "masked-lm", "config": families.keys("roberta")},
             data={"kind": "text", "next_sentence": True},
         )
+
+
+def agreed(*ranks_with_problem: int) -> str | None:
+    rank = torch.distributed.get_rank()
+    problem = f"of rank {rank}" if rank in ranks_with_problem else None
+    return document_attention.of_all_ranks(problem, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_ranks_take_the_dense_mask_together(ranks: Ranks) -> None:
+    assert ranks.run(agreed) == [None, None]
+    assert ranks.run(agreed, 1) == ["rank 1 cannot run flex_attention", "of rank 1"]
+    assert ranks.run(agreed, 0, 1) == ["of rank 0", "of rank 1"]
+    assert document_attention.of_all_ranks("without a process group", torch.device("cpu")) == "without a process group"
