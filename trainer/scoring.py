@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bellwether.trainer import run_paths
 from bellwether.trainer.config import ConfigError
+from bellwether.trainer.data import rows as rows_of_data
 
 if TYPE_CHECKING:
     from bellwether.trainer.inference import ImageClassifier, Predictor
@@ -161,7 +162,9 @@ def _write(file: Path, suffix: str, rows: Sequence[Mapping[str, Any]]) -> None:
         file.write_text(json.dumps(answers, ensure_ascii=False) + "\n", encoding="utf-8")
     elif suffix == ".txt":  # as CoNLL-2003
         sentences = [next(iter(row.values())) for row in rows]
-        strange = next((word for words in sentences for word in words if len(word.split()) != 1), None)
+        strange = next(
+            (word for words in sentences for word in words if rows_of_data.split_line(f"{word} O") != [word, "O"]), None
+        )
         if strange is not None:
             problem = f"the word {strange!r} would be none, or several, on its line"
             raise ConfigError("--output", str(file), problem, "write a .jsonl file")

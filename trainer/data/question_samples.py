@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bellwether.trainer.data import Scorer
     from bellwether.trainer.data.question_answering import QuestionAnswering
 
-_REVISION = 2
+_REVISION = 3
 _QUESTIONS = 500  # tokenized at a time
 
 

@@ -122,26 +122,42 @@ def _question(row: dict[str, Any], place: str, summary: SourceSummary, labelled:
     name = None if row.get("id") is None else str(row["id"])
     if not labelled:
         return Question(question, context, [], -1, place, name)
-    answers = row.get("answers") or []
-    if isinstance(answers, dict):  # as datasets has them
-        answers = [
-            {"text": t, "answer_start": s}
-            for t, s in zip(answers.get("text", ()), answers.get("answer_start", ()), strict=False)
-        ]
     try:
+        answers = _answers(row.get("answers"))
         given, answers = answers, [answer for answer in answers if str(answer["text"]).strip()]
         if len(answers) < len(given):
             summary.note("empty answers", "taken for none", place)
-        texts = [str(answer["text"]) for answer in answers]
-        start = int(answers[0]["answer_start"]) if answers else -1
+        # White space around an answer belongs to no token.
+        texts = [str(answer["text"]).strip() for answer in answers]
+        start = _start(answers[0]) if answers else -1
     except (TypeError, KeyError, ValueError):
         summary.unreadable(f"{place}: answers are no texts with answer_start")
         return None
-    if texts and context[start : start + len(texts[0])] != texts[0]:
+    if texts and (start < 0 or context[start : start + len(texts[0])] != texts[0]):
         start = _moved(context, texts[0], place, summary)
         if start < 0:
             return None
     return Question(question, context, texts, start, place, name)
+
+
+def _answers(value: Any) -> list[Any]:
+    """The answers of a row: a list of objects, or as `datasets` has them one of lists; also a single object.
+
+    Raises:
+        TypeError, KeyError, ValueError: if it is none of these, or there are not as many ``answer_start`` as texts.
+    """
+    if not isinstance(value, dict):
+        return list(value or ())
+    texts, starts = value["text"], value["answer_start"]
+    if isinstance(texts, str):
+        return [value]
+    return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+
+
+def _start(answer: Any) -> int:
+    """Where an answer begins in its context, behind white space in front of it."""
+    text, start = str(answer["text"]), int(answer["answer_start"])
+    return start + len(text) - len(text.lstrip()) if start >= 0 else -1
 
 
 def _moved(context: str, answer: str, place: str, summary: SourceSummary) -> int:

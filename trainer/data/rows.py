@@ -145,7 +145,7 @@ def _of_words(file: Path, options: formats.Options, columns: Sequence[str], summ
     words: list[list[str]] = []
     begin = 1
     for number, line in text_lines(file, options, summary):
-        values = line.split()
+        values = split_line(line)
         if values and values[0] == "-DOCSTART-":
             summary.note("lines of -DOCSTART-", "left out", f"{file}, line {number}")
         elif len(values) == 1 and len(columns) > 1:
@@ -158,6 +158,17 @@ def _of_words(file: Path, options: formats.Options, columns: Sequence[str], summ
             words = []
     if words:
         yield f"{file}, line {begin}", dict(zip(columns, _words_and_labels(words), strict=False))
+
+
+def split_line(line: str) -> list[str]:
+    """The columns of a line: between tabs where it has some, else between spaces. Other white space, such as a no-break space, is part of a word.
+
+    >>> split_line("New\\u00a0York  B-LOC "), split_line("10 000\\tO"), split_line("  ")
+    (['New\\xa0York', 'B-LOC'], ['10 000', 'O'], [])
+    """
+    if not line.strip():
+        return []
+    return [value for part in line.split("\t" if "\t" in line else " ") if (value := part.strip(" "))]
 
 
 def _words_and_labels(lines: list[list[str]]) -> tuple[list[str], list[str]]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bellwether.trainer.data import Scorer
     from bellwether.trainer.data.labelled_tokens import LabelledTokens
 
-_REVISION = 1
+_REVISION = 2
 _CLASSES = "classes.json"
 ROWS = 1000  # tokenized at a time
 IGNORED = -100  # label of what is not to be predicted

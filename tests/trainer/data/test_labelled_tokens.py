@@ -11,7 +11,7 @@ import pytest
 from transformers import BertTokenizerFast
 
 from bellwether.trainer.config import ConfigError, ConfigErrors
-from bellwether.trainer.data import load
+from bellwether.trainer.data import load, text_sources, token_samples
 from bellwether.trainer.data.labelled_tokens import LabelledTokens
 from bellwether.trainer.data.token_samples import IGNORED
 
@@ -58,6 +58,17 @@ def test_words_on_lines_are_read_as_in_conll(make: Callable[..., LabelledTokens]
         assert dataset.train.batch([0, 1], [0, 0])[key].tolist() == value.tolist()
     assert dataset.summary is not None
     assert any("-DOCSTART-" in str(found) for found in dataset.summary.source.findings)
+
+
+@pytest.mark.parametrize("separator", [" ", "   ", "\t"], ids=repr)
+def test_no_break_space_is_part_of_a_word(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "a.txt").write_text(
+        f"\ufeffNew\u00a0York{separator}B-LOC\r\n\u00a0\r\nhe{separator}O\r\n", encoding="utf-8"
+    )
+    config = LabelledTokens(kind="labelled-tokens", source=str(tmp_path / "a.txt"), tokenizer="vocab.txt")
+    found = token_samples.read(config, text_sources.locate(config, "data.source", config.source))
+    assert found.words == [["New\u00a0York"], ["he"]]
+    assert found.labels == [["B-LOC"], ["O"]]
 
 
 def test_words_that_do_not_fit_are_counted(make: Callable[..., LabelledTokens]) -> None:

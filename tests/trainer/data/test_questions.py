@@ -110,10 +110,44 @@ def test_empty_answers_are_none(make: Callable[..., QuestionAnswering]) -> None:
     }
 
 
+@pytest.mark.parametrize("text", [" w9 w10", "w9 w10 ", " w9 w10 "], ids=repr)
+def test_white_space_around_an_answer_is_no_part_of_it(make: Callable[..., QuestionAnswering], text: str) -> None:
+    with_it, without = (
+        make(json.dumps(row(TEXT.index(each), each)), f"{name}.jsonl").load()
+        for name, each in (("a", text), ("b", "w9 w10"))
+    )
+    rows = range(len(without.train))
+    labels = with_it.train.batch(rows, rows)["labels"]
+    assert labels.any()
+    assert torch.equal(labels, without.train.batch(rows, rows)["labels"])
+
+
+def test_negative_start_is_no_place(make: Callable[..., QuestionAnswering]) -> None:
+    """Counted from the end, the text would have the answer there."""
+    found = make(json.dumps(row(-3, "w2", "w1 w2 w3")), "a.jsonl").load()
+    assert found.train.batch([0], [0])["labels"].any()
+    assert found.summary is not None
+    assert "found there" in " ".join(map(str, found.summary.source.findings))
+
+
+def test_single_answer_is_a_list_of_one(make: Callable[..., QuestionAnswering]) -> None:
+    given = {**row(0, "w9"), "answers": {"text": "w9", "answer_start": TEXT.index("w9")}}
+    assert load(make(json.dumps(given), "a.jsonl")).train.batch([0, 1], [0, 0])["labels"].any()
+
+
 REFUSED: dict[str, tuple[str, str]] = {
     "nothing": ('{"a": 1}', "has no questions"),
     "no context": (json.dumps(row(0, "w0")) + "\n" + '{"question": "w1"}', "has no question and context"),
     "answers": (json.dumps(row(0, "w0")) + "\n" + json.dumps({**row(0, "w0"), "answers": ["w0"]}), "answers are no texts with answer_start"),
+    "no start": (json.dumps(row(0, "w0")) + "\n" + json.dumps({**row(0, "w0"), "answers": {"text": ["w0"]}}), "answers are no texts with answer_start"),
+    "fewer starts": (
+        json.dumps(row(0, "w0")) + "\n" + json.dumps({**row(0, "w0"), "answers": {"text": ["w0", "w1"], "answer_start": [0]}}),
+        "answers are no texts with answer_start",
+    ),
+    "start of a list": (
+        json.dumps(row(0, "w0")) + "\n" + json.dumps({**row(0, "w0"), "answers": {"text": ["w0"], "answer_start": 0}}),
+        "answers are no texts with answer_start",
+    ),
 }  # fmt: skip
 
 
