@@ -3,12 +3,13 @@
 All ranks enter the same activities in the same order, and begin the same collectives in each. So a rank's place is a pair of counts:
 activities entered, collectives begun in the current one. A rank that waits in a collective has begun it; the rank that it waits for
 has not, and is at a lower place. Where all ranks are at one place, no rank is behind: a link or a GPU hangs, or all wait for a file
-system.
+system. While the ranks wait for a checkpoint that their threads write, the place of the thread in its own collectives decides.
 """
 
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ _STEPS_OF_HISTORY = 3  # of a phase; its first steps compile and build
 _REMEMBERED = 64  # durations of an activity
 
 Beat = Mapping[str, Any]
-Place = tuple[int, int]
+Place = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,15 @@ class Limits:
         """The limit of an activity after earlier durations; None where there are none to judge by."""
         if not self.factor or not durations:
             return None
-        least = {DATA: self.data, EVALUATION_DATA: self.data, CHECKPOINT: self.files, WRITING: self.files}.get(
-            activity, self.seconds
-        )
+        least = {"hang_timeout_data": self.data, "hang_timeout_files": self.files}.get(key(activity), self.seconds)
         # Twice the longest: the first batch of an evaluation, whose workers start, takes longer than the others each time.
         return max(least, self.factor * statistics.median(durations), 2 * max(durations))
+
+
+def key(activity: str) -> str:
+    """The key below ``engine`` that sets the least limit of an activity."""
+    data, files = (DATA, EVALUATION_DATA), (CHECKPOINT, WRITING)
+    return "hang_timeout_data" if activity in data else "hang_timeout_files" if activity in files else "hang_timeout"
 
 
 class _Now(NamedTuple):
@@ -82,9 +87,13 @@ class ActivityLog:
             for other in set(self._durations) - {CHECKPOINT}:
                 self._durations[other].clear()
             self._first_step = step
-        elif last.activity == CHECKPOINT or self._knows_steps():
+        elif last.activity != CHECKPOINT and self._knows_steps():
             self._durations[last.activity].append(now - last.since)
         self._now = _Now(step, activity, last.entered + 1, now, collectives_begun())
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint has taken so long until it was published, wherever it was written."""
+        self._durations[CHECKPOINT].append(seconds)
 
     def beat(self) -> dict[str, Any]:
         """The values of a beat that say where this rank is."""
@@ -102,6 +111,46 @@ class ActivityLog:
         return self._first_step is not None and self._now.step >= self._first_step + _STEPS_OF_HISTORY
 
 
+class SaveLog:
+    """Where a rank is in writing its checkpoints, which a thread may do.
+
+    `moved` is no place, since ranks have parts of different sizes: it tells a slow file system from one that hangs.
+    """
+
+    def __init__(self) -> None:
+        self.thread: int | None = None  # that writes, as `threading.get_ident`; None: nothing is written
+        self._step = self._saves = self._begun = self._moved = 0
+        self._since = time.monotonic()
+
+    def begin(self, step: int) -> None:
+        """This thread begins to write the checkpoint of a step."""
+        self._step, self._saves, self._begun, self._moved = step, self._saves + 1, 0, 0
+        self.moved()
+        self.thread = threading.get_ident()
+
+    def begin_collective(self) -> None:
+        """This rank has done its part, and waits for what the others do."""
+        self._begun += 1
+        self.moved()
+
+    def moved(self) -> None:
+        """Some more of this rank's file is written."""
+        self._moved += 1
+        self._since = time.monotonic()
+
+    def end(self) -> None:
+        """The checkpoint is published, or cannot be."""
+        self.begin_collective()
+        self.thread = None
+
+    def beat(self) -> dict[str, Any]:
+        """The part of a beat that says where this rank is in its newest checkpoint."""
+        return {
+            "writing": self.thread is not None, "step": self._step, "entered": self._saves, "begun": self._begun,
+            "moved": self._moved, "for_s": round(time.monotonic() - self._since, 1),
+        }  # fmt: skip
+
+
 def collectives_begun() -> int:
     """The number of collectives that this process has begun, in all process groups that torch knows."""
     groups: list[Any] = (
@@ -117,8 +166,14 @@ def collectives_begun() -> int:
 
 
 def place(beat: Beat) -> Place:
-    """Where a rank is: activities entered, collectives begun in the current one."""
-    return beat["entered"], beat["begun"]
+    """Where a rank is: activities entered, collectives begun in the current one; and so in writing a checkpoint it waits for."""
+    saving = beat["saving"] if beat["doing"] == CHECKPOINT else {"entered": 0, "begun": 0}
+    return beat["entered"], beat["begun"], saving["entered"], saving["begun"]
+
+
+def waits_for_writing(beat: Beat) -> bool:
+    """Whether a rank's training waits until its checkpoint is written."""
+    return beat["doing"] == CHECKPOINT and beat["saving"]["writing"]
 
 
 def behind(beats: Mapping[int, Beat]) -> list[int]:
@@ -135,6 +190,7 @@ class Hang:
     place: Place
     seconds: float
     limit: float
+    activity: str
 
 
 class HangDetector:
@@ -147,6 +203,7 @@ class HangDetector:
     def __init__(self, limit: Callable[[str], float | None]) -> None:
         self._limit = limit
         self._place: Place | None = None
+        self._moved = 0  # in the files of the ranks there
         self._since = 0.0
 
     def forget(self) -> None:
@@ -163,12 +220,16 @@ class HangDetector:
         Args:
             now: of a monotonic clock, in seconds.
         """
-        rank = min(beats, key=lambda rank: place(beats[rank]))
-        lowest = place(beats[rank])
-        if lowest != self._place:
-            self._place, self._since = lowest, now
-        limit, seconds = self._limit(beats[rank]["doing"]), now - self._since
-        return Hang(lowest, seconds, limit) if limit is not None and seconds > limit else None
+        lowest = min(map(place, beats.values()))
+        there = [beat for beat in beats.values() if place(beat) == lowest]
+        writing = [beat["saving"] for beat in there if waits_for_writing(beat)]
+        moved = sum(saving["moved"] for saving in writing)
+        if (lowest, moved) != (self._place, self._moved):
+            self._place, self._moved, self._since = lowest, moved, now
+            # A thread may have hung long before the training has to wait for it.
+            self._since -= min((saving["for_s"] for saving in writing), default=0.0)
+        limit, seconds = self._limit(there[0]["doing"]), now - self._since
+        return Hang(lowest, seconds, limit, there[0]["doing"]) if limit is not None and seconds > limit else None
 
 
 def describe(beats: Mapping[int, Beat], seconds: float, frames: Mapping[int, str]) -> str:
@@ -187,20 +248,28 @@ def describe(beats: Mapping[int, Beat], seconds: float, frames: Mapping[int, str
         )
         return text + _odd_frames(beats, frames)
     shown = "; ".join(
-        f"rank {rank} on {beats[rank]['host']} does not arrive: {beats[rank]['doing']} after step {beats[rank]['step']:,} "
-        f"for {seconds:.0f} s" + (f", at {frames[rank]}" if rank in frames else "")
+        f"rank {rank} on {beats[rank]['host']} does not arrive: {_doing(beats[rank])} for {seconds:.0f} s"
+        + (f", at {frames[rank]}" if rank in frames else "")
         for rank in ranks[:4]
     )
     shown += f" and {len(ranks) - 4:,} more ranks" if len(ranks) > 4 else ""
     others = [beat for rank, beat in beats.items() if rank not in ranks]
     if not others:
         return shown
-    ahead = max(others, key=place)
+    ahead, last = max(others, key=place), beats[ranks[0]]
     what = f"in {ahead['doing']}"
-    if ahead["entered"] == beats[ranks[0]]["entered"]:
-        what = f"in collective {ahead['begun']} of it, where it has begun {beats[ranks[0]]['begun']}"
+    if ahead["entered"] == last["entered"]:
+        if waits_for_writing(last) and ahead["begun"] == last["begun"]:
+            ahead, last = ahead["saving"], last["saving"]
+        what = f"in collective {ahead['begun']} of it, where it has begun {last['begun']}"
     waiting = "1 other rank waits" if len(others) == 1 else f"{len(others):,} other ranks wait"
     return f"{shown}; {waiting} {what}"
+
+
+def _doing(beat: Beat) -> str:
+    if waits_for_writing(beat):
+        return f"writing the checkpoint of step {beat['saving']['step']:,}"
+    return f"{beat['doing']} after step {beat['step']:,}"
 
 
 def _odd_frames(beats: Mapping[int, Beat], frames: Mapping[int, str]) -> str:

@@ -21,7 +21,18 @@ from typing import Any
 import torch.distributed as dist
 
 from bellwether.trainer import error_file, run_paths, signals, stack_dump
-from bellwether.trainer.arrival import ActivityLog, Hang, HangDetector, Limits, Place, behind, describe
+from bellwether.trainer.arrival import (
+    CHECKPOINT,
+    ActivityLog,
+    Hang,
+    HangDetector,
+    Limits,
+    Place,
+    SaveLog,
+    behind,
+    describe,
+    key,
+)
 from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.heartbeat_file import HeartbeatFile, furthest_behind
 from bellwether.trainer.log import EVERY_RANK
@@ -29,7 +40,7 @@ from bellwether.trainer.store import SignedStore, connect
 
 log = logging.getLogger(__name__)
 
-_NO_BEAT = {"n": 0, "host": "an unknown host", "step": 0, "doing": "start", "entered": 0, "begun": 0, "for_s": 0.0}
+_NO_BEAT = {"n": 0, "host": "an unknown host", **ActivityLog().beat(), "saving": SaveLog().beat()}
 
 
 class Heartbeat:
@@ -53,6 +64,7 @@ class Heartbeat:
         self.total = 0  # steps of the run, for readers of the file
         self.period = min(5.0, silence / 6) if silence else 5.0
         self._log = ActivityLog()
+        self.saves = SaveLog()  # of the checkpoints, for the one that writes them
         no_limits = Limits(factor=0)
         self._detector = HangDetector(lambda doing: (limits or no_limits).of(doing, self._log.durations(doing)))
         self._dump: _Dump | None = None  # the newest, since the run moved on
@@ -94,6 +106,10 @@ class Heartbeat:
     def at(self, step: int, activity: str) -> None:
         """Set what this rank is doing after `step` steps of the run. Costs microseconds. To be called by all ranks alike."""
         self._log.enter(step, activity)
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint has taken so long until it was published."""
+        self._log.saved(seconds)
 
     def stop_watching(self) -> None:
         """From now on no rank ends the run because of another, which may leave; the file is kept up to date. To be called by all."""
@@ -157,7 +173,7 @@ class Heartbeat:
             return
         self._dump = _Dump(folder)
         if self._store is not None:  # first: the file system may be what hangs
-            self._store.set(f"frame/{folder}/{self.world.rank}", stack_dump.main_frame())
+            self._store.set(f"frame/{folder}/{self.world.rank}", self._frame())
         self._writing = stack_dump.in_thread(
             lambda: stack_dump.write(self.run / stack_dump.FOLDERS / folder, self.world.rank)
         )
@@ -165,7 +181,9 @@ class Heartbeat:
     def _send(self) -> None:
         """Send this rank's beat."""
         self._beat_count += 1
-        self._own_beat = {"n": self._beat_count, "host": socket.gethostname(), **self._log.beat()}
+        self._own_beat = {
+            "n": self._beat_count, "host": socket.gethostname(), **self._log.beat(), "saving": self.saves.beat(),
+        }  # fmt: skip
         if self._store is not None:
             self._store.set(f"beat/{self.world.rank}", self._own_beat)
 
@@ -221,7 +239,8 @@ class Heartbeat:
         self._dump.seconds = hang.seconds
         frames = self._frames(self._dump.folder)
         if len(frames) == self.world.size or time.monotonic() > self._dump.deadline:
-            reason = f"{describe(self._beats, hang.seconds, frames)}. More than {hang.limit:.0f} s is a hang (engine.hang_timeout)"
+            text = describe(self._beats, hang.seconds, frames)
+            reason = f"{text}. More than {hang.limit:.0f} s is a hang (engine.{key(hang.activity)})"
             into = self._folder
             stack_dump.in_thread(lambda: stack_dump.write_summary(into, reason, frames))
             self._end(f"{reason}; the stacks of all ranks are in {into}")
@@ -231,10 +250,15 @@ class Heartbeat:
         assert self._dump is not None
         return self.run / stack_dump.FOLDERS / self._dump.folder
 
+    def _frame(self) -> str:
+        """Where this rank is: in the thread that writes a checkpoint, if the training waits for that."""
+        thread = self.saves.thread if self._log.activity == CHECKPOINT else None
+        return stack_dump.frame(thread)
+
     def _frames(self, folder: str) -> dict[int, str]:
         """Where the main threads of the ranks are that have answered, by rank."""
         if self._store is None:
-            return {0: stack_dump.main_frame()}
+            return {0: self._frame()}
         answers = self._store.get([f"frame/{folder}/{rank}" for rank in range(self.world.size)])
         return {rank: str(answer) for rank, answer in enumerate(answers) if answer is not None}
 

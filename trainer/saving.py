@@ -42,6 +42,7 @@ def finish(run: Run) -> float:
     run.heartbeat.at(run.position.step, arrival.CHECKPOINT)
     saved = run.saver.wait()
     run.newest_checkpoint = saved.path
+    run.heartbeat.saved(saved.seconds)
     run.heartbeat.at(run.position.step, arrival.WRITING)
     run.metrics.write(
         "checkpoint", step=saved.position.step, samples=saved.position.samples, path=saved.path.relative_to(run.directory),

@@ -70,10 +70,10 @@ def write(into: Path, rank: int) -> None:
 
 
 def write_summary(into: Path, reason: str, frames: Mapping[int, str]) -> None:
-    """Write ``summary.txt``: the reason, and which ranks' main threads are at the same line.
+    """Write ``summary.txt``: the reason, and which ranks are at the same line.
 
     Args:
-        frames: `main_frame` of the ranks that have answered.
+        frames: `frame` of the ranks that have answered.
 
     Raises:
         OSError: if it cannot be written.
@@ -98,9 +98,13 @@ def in_thread(act: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def main_frame() -> str:
-    """The innermost line of Python that the main thread runs outside torch and Python's own library: ``file:line in function``."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+def frame(thread: int | None = None) -> str:
+    """The innermost line of Python that a thread runs outside torch and Python's own library: ``file:line in function``.
+
+    Args:
+        thread: as `threading.get_ident`; None: the main thread.
+    """
+    frame = sys._current_frames().get(thread or threading.main_thread().ident or 0)
     stack = traceback.extract_stack(frame) if frame is not None else []
     own = [entry for entry in stack if not entry.filename.startswith((*_LIBRARIES, "<"))] or stack[-1:]
     return f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else ""

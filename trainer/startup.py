@@ -57,7 +57,7 @@ def prepare(config: Config, world: World, directory: Path, heartbeat: Heartbeat,
         config, directory, world, planned, datasets, position,
         newest_checkpoint=source, verified_checkpoint=own, stop_step=stop_step(config, planned),
         heartbeat=heartbeat, stop_consensus=stop_consensus, divergence=DivergenceDetector(config.divergence),
-        metrics=metrics, saver=_saver(config, world, directory, metrics),
+        metrics=metrics, saver=_saver(config, world, directory, metrics, heartbeat),
         progress=Progress() if world.is_main else None,
         target_reached=run_on_rank0(world, lambda: rundir.has_reached(directory, position, config.evaluate.target)),
     )  # fmt: skip
@@ -80,10 +80,10 @@ def _metrics(directory: Path, config: Config, first: Phase) -> Metrics:
     return Metrics(directory, config.log.trackers, name=config.name, config=dump(config), result_log=result_log)
 
 
-def _saver(config: Config, world: World, directory: Path, metrics: Metrics) -> Saver:
+def _saver(config: Config, world: World, directory: Path, metrics: Metrics, heartbeat: Heartbeat) -> Saver:
     timeout = timedelta(seconds=config.engine.collective_timeout)
     group = ControlGroup("save", world, timeout) if config.checkpoint.async_save else None
-    return Saver(directory / "checkpoints", world, group, config.checkpoint.keep, metrics.sync)
+    return Saver(directory / "checkpoints", world, group, config.checkpoint.keep, metrics.sync, heartbeat.saves)
 
 
 def _best_so_far(run: Run, score: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -188,8 +189,34 @@ def listening(pid: int) -> set[str]:
     return found
 
 
-def wait_for_step(cluster: Cluster, space: Space, name: str, step: int, seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
+_UNFINISHED = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING", "SUSPENDED", "RESIZING", "STOPPED")
+
+
+def wait_for_step(
+    cluster: Cluster, space: Space, name: str, step: int, seconds: float = 600, process: subprocess.Popen[str] | None = None
+) -> None:  # fmt: skip
+    """Wait until a run has come to a step; fail with the end of its output as soon as its jobs, or the process, have ended.
+
+    Args:
+        process: that has started the run, where that is no job.
+    """
+    deadline, looked, ended = time.monotonic() + seconds, time.monotonic(), 0
     while space.step(name) < step:
         assert time.monotonic() < deadline, f"{name} did not reach step {step}\n{cluster.logs()}"
+        assert process is None or process.poll() is None, (
+            f"ended before step {step}: {process.communicate()[0][-4000:]}"
+        )
+        if process is None and time.monotonic() - looked > 2:
+            jobs, looked = jobs_of(cluster, name), time.monotonic()
+            # Twice: SLURM may be about to requeue one.
+            ended = ended + 1 if jobs and not set(jobs.values()) & set(_UNFINISHED) else 0
+            output = "\n".join(space.output(job)[-4000:] for job in jobs)
+            assert ended < 2, f"{name} ended before step {step}: {jobs}\n{output}"
         time.sleep(0.2)
+
+
+def jobs_of(cluster: Cluster, name: str) -> dict[int, str]:
+    """The states of the jobs of a run that SLURM remembers."""
+    shown = cluster.run("scontrol", "show", "job", "-o", check=False).splitlines()
+    own = (line for line in shown if re.search(rf" name={name}( |$)", line) or re.search(rf" JobName={name} ", line))
+    return {int(line.split()[0].removeprefix("JobId=")): re.findall(r" JobState=(\S+)", line)[0] for line in own}

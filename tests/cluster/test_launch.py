@@ -178,7 +178,7 @@ def test_signal_stops_both_hosts_over_ssh_and_the_same_command_resumes(
     environment = {**hosts, "TEST_STEP": "0.5", "NCCL_TEST": "a value of mine", "MY_CREDENTIAL": "hunter2"}
     environment |= {"BELLWETHER_FORWARD": "TEST_STEP MY_CREDENTIAL"}
     with two.on("node1", "bash", "-c", command(space, "ssh", "over-ssh"), **environment) as process:
-        wait_for_step(two, space, "over-ssh", 3)
+        wait_for_step(two, space, "over-ssh", 3, process=process)
         check_privacy(two, "over-ssh", "a value of mine", "hunter2")
         (launcher,) = two.processes("node1", ["-m bellwether launch", "name=over-ssh"])[:1]
         os.kill(launcher, 15)

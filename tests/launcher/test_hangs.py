@@ -30,7 +30,12 @@ CASES = {
     ),
     "checkpoint": (
         "1 rank bellwether.trainer.checkpoint.snapshot.Snapshot.write 2", 2, ("checkpoint.every=3 steps", "checkpoint.async_save=false"),
-        r"rank 1 on \S+ does not arrive: checkpoint .*1 other rank waits in collective",
+        r"rank 1 on \S+ does not arrive: writing the checkpoint of step 6 .*1 other rank waits in collective",
+    ),
+    "checkpoint in a thread": (
+        "1 rank bellwether.trainer.checkpoint.snapshot.Snapshot.write 2", 2, ("checkpoint.every=3 steps",),
+        r"rank 1 on \S+ does not arrive: writing the checkpoint of step 6 for \d+ s, at \S+ in hanging; 1 other rank waits in "
+        r"collective 2 of it, where it has begun 1",
     ),
     "two of three": (f"0,2 rank {BATCH} 20", 3, ("batch.global=12",), r"rank 0 on .*; rank 2 on .*; 1 other rank waits"),
     "all": (f"0,1 rank {BATCH} 20", 2, (), r"no rank is behind: all 2 ranks have been in the same place of 'waiting for data'"),

@@ -7,14 +7,26 @@ from typing import Any
 import pytest
 
 from bellwether.trainer import arrival
-from bellwether.trainer.arrival import ActivityLog, HangDetector, Limits, behind, describe
+from bellwether.trainer.arrival import ActivityLog, HangDetector, Limits, SaveLog, behind, describe
 
 
 def beats(*places: tuple[int, int, str]) -> dict[int, dict[str, Any]]:
     return {
-        rank: {"step": 7, "entered": entered, "begun": begun, "doing": doing, "host": f"node{rank}"}
+        rank: {
+            "step": 7, "entered": entered, "begun": begun, "doing": doing, "host": f"node{rank}", "saving": SaveLog().beat(),
+        }
         for rank, (entered, begun, doing) in enumerate(places)
-    }
+    }  # fmt: skip
+
+
+def saving(*places: tuple[int, int, float]) -> dict[int, dict[str, Any]]:
+    """Ranks that wait for checkpoint 3, of step 5, which their threads write: collectives begun, blocks written, seconds at this."""
+    all_beats = beats(*[(9, 0, SAVE)] * len(places))
+    for beat, (begun, moved, seconds) in zip(all_beats.values(), places, strict=True):
+        beat["saving"] = {
+            "writing": True, "step": 5, "entered": 3, "begun": begun, "moved": moved, "for_s": seconds,
+        }  # fmt: skip
+    return all_beats
 
 
 DATA, UPDATE, SAVE = arrival.DATA, arrival.UPDATE, arrival.CHECKPOINT
@@ -72,11 +84,44 @@ def test_hang_is_no_progress_of_the_rank_furthest_behind() -> None:
     assert detector.look(beats((9, 1, UPDATE), (4, 0, DATA)), 30.0) is None
     hang = detector.look(beats((9, 1, UPDATE), (4, 0, DATA)), 31.0)
     assert hang is not None
-    assert (hang.place, hang.seconds) == ((4, 0), 31.0)
+    assert (hang.place, hang.seconds) == ((4, 0, 0, 0), 31.0)
     assert detector.look(beats((9, 1, UPDATE), (4, 1, DATA)), 32.0) is None  # one more collective is progress
     assert detector.look(beats((9, 1, UPDATE), (4, 1, DATA)), 62.0) is None
     detector.forget()  # the process itself was suspended
     assert detector.look(beats((9, 1, UPDATE), (4, 1, DATA)), 600.0) is None
+
+
+def test_rank_whose_thread_does_not_write_its_checkpoint_is_named() -> None:
+    stuck = saving((2, 40, 20.0), (1, 6, 40.0), (2, 44, 21.0))
+    assert behind(stuck) == [1]
+    assert describe(stuck, 40.0, {1: "snapshot.py:5 in write"}) == (
+        "rank 1 on node1 does not arrive: writing the checkpoint of step 5 for 40 s, at snapshot.py:5 in write; "
+        "2 other ranks wait in collective 2 of it, where it has begun 1"
+    )
+    # While training goes on, it is the place of the training that counts.
+    for beat in stuck.values():
+        beat["doing"] = UPDATE
+    assert behind(stuck) == []
+    stuck[2]["begun"] = 1
+    assert behind(stuck) == [0, 1]
+
+
+def test_checkpoint_that_is_slowly_written_is_no_hang() -> None:
+    detector = HangDetector(lambda activity: 30.0)
+    for second in range(200):
+        assert detector.look(saving((2, 9, float(second)), (1, second // 20, second % 20)), float(second)) is None
+    hang = detector.look(saving((2, 9, 250.0), (1, 9, 70.0)), 250.0)
+    assert hang is not None
+    assert (hang.seconds, hang.activity) == (70.0, SAVE)
+
+
+def test_thread_that_hung_before_training_waits_for_it_is_known_at_once() -> None:
+    detector = HangDetector(lambda activity: 30.0)
+    training = beats((8, 0, UPDATE), (8, 0, UPDATE))
+    assert detector.look(training, 900.0) is None
+    hang = detector.look(saving((2, 9, 880.0), (1, 5, 885.0)), 901.0)
+    assert hang is not None
+    assert hang.seconds == 885.0
 
 
 def test_first_steps_of_a_phase_are_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +134,9 @@ def test_first_steps_of_a_phase_are_no_history(monkeypatch: pytest.MonkeyPatch) 
             log.enter(step, DATA)
             log.enter(step, UPDATE)
         log.enter(10 * phase + 5, SAVE)
+        log.saved(7.0)
         log.enter(10 * phase + 5, arrival.METRICS)
         assert log.durations(UPDATE) == [1.0, 1.0]
-        assert log.durations(SAVE) == [1.0] * (phase + 1)
+        assert log.durations(SAVE) == [7.0] * (phase + 1)  # also of one that a thread wrote
     assert log.beat()["entered"] == 26
     assert log.durations(arrival.START) == []

@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+from bellwether.trainer.arrival import SaveLog
 from bellwether.trainer.checkpoint.format import Position
 from bellwether.trainer.checkpoint.save import Contents, Retention, take, write
 from bellwether.trainer.checkpoint.snapshot import HostBuffer
@@ -18,6 +20,9 @@ from bellwether.trainer.distributed import World, run_on_all_ranks
 from bellwether.trainer.engine import Engine
 
 _SECONDS_AFTER_AN_ERROR = 60.0  # for a checkpoint that is being written when the run fails
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,15 @@ class Saver:
         group: for the thread; None: nothing goes on while a checkpoint is written.
         keep: number of newest checkpoints to keep.
         before_publishing: called on rank 0, in the thread, when all files are on the disk.
+        log: where the writing is, for the heartbeat.
     """
 
     def __init__(
-        self, root: Path, world: World, group: ControlGroup | None, keep: int, before_publishing: Callable[[], None]
-    ) -> None:
+        self, root: Path, world: World, group: ControlGroup | None, keep: int, before_publishing: Callable[[], None],
+        log: SaveLog | None = None,
+    ) -> None:  # fmt: skip
         self._root, self._world, self._keep, self._before_publishing = root, world, keep, before_publishing
+        self._log = log or SaveLog()
         self._group = group
         self._run_on_all_ranks = partial(run_on_all_ranks, world) if group is None else group.run_on_all_ranks
         self._buffer = HostBuffer(pinned=group is not None and world.device.type == "cuda")
@@ -113,8 +121,24 @@ class Saver:
         return Saved(one.position, path, ended - one.began, one.blocked + waited, waited)
 
     def _write(self, contents: Contents, retention: Retention, written: Future[tuple[Path, float]]) -> None:
+        self._log.begin(contents.manifest.position.step)
+        contents = replace(contents, snapshot=replace(contents.snapshot, on_block=self._log.moved))
         try:
-            path = write(self._root, contents, self._world, self._run_on_all_ranks, retention, self._before_publishing)
-            written.set_result((path, time.monotonic()))
+            path = write(self._root, contents, self._world, self._logged, retention, self._before_publishing)
         except BaseException as error:
+            self._log.end()
             written.set_exception(error)
+        else:
+            self._log.end()  # first: the next one may begin as soon as the result is there
+            written.set_result((path, time.monotonic()))
+
+    def _logged(self, act: Callable[[], T]) -> list[T]:
+        """`run_on_all_ranks`, with an entry in the log when this rank has acted."""
+
+        def acted() -> T:
+            try:
+                return act()
+            finally:
+                self._log.begin_collective()
+
+        return self._run_on_all_ranks(acted)

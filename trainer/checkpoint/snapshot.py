@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -59,6 +59,7 @@ class Snapshot:
     header: bytes
     data: Tensor  # uint8 [bytes]
     offsets: Mapping[str, tuple[int, int]]  # of each tensor in `data`: begin, end
+    on_block: Callable[[], None] = lambda: None  # called for each block that is written
 
     @classmethod
     def reserve(cls, tensors: Mapping[str, tuple[torch.dtype, int]], buffer: HostBuffer) -> Snapshot:
@@ -100,6 +101,7 @@ class Snapshot:
                 digest.update(block)
                 size += len(block)
                 _write_block(stream, block)
+                self.on_block()
             os.fsync(stream.fileno())
         return {"bytes": size, "xxh3_128": digest.hexdigest()}
 
