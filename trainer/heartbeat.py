@@ -32,6 +32,7 @@ from bellwether.trainer.arrival import (
     behind,
     describe,
     key,
+    place,
 )
 from bellwether.trainer.distributed import World, run_on_rank0
 from bellwether.trainer.heartbeat_file import HeartbeatFile, furthest_behind
@@ -72,6 +73,7 @@ class Heartbeat:
         self._beat_count, self._reported = 0, False
         self._last_contact = time.monotonic()  # with rank 0's store
         self._own_beat: dict[str, Any] = {}
+        self._moved_on = time.monotonic()  # when this rank was seen at a new place
         self._beats: dict[int, dict[str, Any]] = {}  # the newest beat of each watched rank
         self._unchanged_since: dict[int, float] = {}
         self._closed = threading.Event()
@@ -181,9 +183,10 @@ class Heartbeat:
     def _send(self) -> None:
         """Send this rank's beat."""
         self._beat_count += 1
-        self._own_beat = {
-            "n": self._beat_count, "host": socket.gethostname(), **self._log.beat(), "saving": self.saves.beat(),
-        }  # fmt: skip
+        before, here = self._own_beat, {**self._log.beat(), "saving": self.saves.beat()}
+        if not before or place(here) != place(before):
+            self._moved_on = time.monotonic()
+        self._own_beat = {"n": self._beat_count, "host": socket.gethostname(), **here}
         if self._store is not None:
             self._store.set(f"beat/{self.world.rank}", self._own_beat)
 
@@ -208,6 +211,9 @@ class Heartbeat:
         if not self.silence or self._closed.is_set():
             return
         silent = [rank for rank in self._beats if now - self._unchanged_since[rank] > self.silence]
+        if now - self._moved_on < self.silence / 2:
+            # A rank that is dead stops the others in the next collective. Where they move on, a stranger overwrites beats.
+            silent = []
         if silent and self._store is not None:
             reason = "; ".join(self._last_seen(rank, now) for rank in silent[:4])
             self._end(reason + (f" and {len(silent) - 4} more ranks" if len(silent) > 4 else ""))

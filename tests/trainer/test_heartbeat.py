@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bellwether.trainer import arrival, stack_dump
+from bellwether.trainer import arrival, heartbeat, stack_dump
 from bellwether.trainer.arrival import Limits
 from bellwether.trainer.distributed import World
 from bellwether.trainer.heartbeat import Heartbeat
@@ -25,6 +25,35 @@ def test_file_exists_before_the_first_beat_and_records_how_the_run_ended(tmp_pat
     content = json.loads(beat.file.read_text())
     assert (content["ended"], content["step"]) == ("diverged", 3)
     assert [path.name for path in beat.file.parent.iterdir()] == [beat.file.name]
+
+
+def test_rank_without_beats_is_silent_only_where_the_run_does_not_move_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger who overwrites the beats of a rank all the time does not end a run that trains."""
+    exits: list[int] = []
+    monkeypatch.setattr(heartbeat.stack_dump, "arm", lambda seconds: None)
+    monkeypatch.setattr(heartbeat.stack_dump, "disarm", lambda: None)
+    monkeypatch.setattr(heartbeat, "connect", torch.distributed.HashStore)
+    monkeypatch.setattr(heartbeat, "run_on_rank0", lambda world, act: act())
+    monkeypatch.setattr(heartbeat.dist, "barrier", lambda: None)
+    monkeypatch.setattr(heartbeat.error_file, "write", lambda error: None)
+    monkeypatch.setattr(os, "_exit", exits.append)
+    (tmp_path / "logs").mkdir()
+    beat = Heartbeat(tmp_path, World(0, 2, 0, torch.device("cpu"), secret="of the run"), 1.2)
+    for step in range(40):
+        beat.at(step, arrival.UPDATE)
+        time.sleep(0.1)
+    assert exits == []
+    deadline = time.monotonic() + 20
+    while not exits:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert set(exits) == {76}
+    content = json.loads(beat.file.read_text())
+    beat.close("lost")
+    assert content["ended"] == "lost"
+    assert "rank 1 on an unknown host has been silent" in content["reason"]
 
 
 def test_run_that_moves_on_is_not_ended_and_its_stacks_are_kept(
