@@ -58,11 +58,15 @@ def true_status(status: int, outcome: str, failure: Failure | None = None) -> in
     return status
 
 
-def heartbeat_at_end(run: Path, attempt: Attempt) -> tuple[int, int, str, list[tuple[int, str]]]:
-    """The last step of an attempt, by how many steps that may be too low, how the run ended, and silent ranks with hosts."""
+def heartbeat_at_end(run: Path, attempt: Attempt, mark: str) -> tuple[int, int, str, list[tuple[int, str]]]:
+    """The last step of an attempt, by how many steps that may be too low, how the run ended, and silent ranks with hosts.
+
+    Args:
+        mark: that the attempt's ranks write into their heartbeat (BELLWETHER_ATTEMPT). Times may be those of different clocks.
+    """
     beat = attempts.heartbeat(run)
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        if beat["time"] >= attempt.time:
+        if beat["attempt"] == mark if beat.get("attempt") else beat["time"] >= attempt.time:
             rows = beat.get("furthest_behind") or []
             longest = max((float(row["silent_s"]) for row in rows), default=0.0)
             # Those that fell silent together with the one that has been silent longest.

@@ -101,7 +101,7 @@ def end(run: Path, status: int, messages: str, job: Job) -> dict[str, object]:
     own = [attempt for attempt in history if attempt.job == job.number]
     if not own:  # no start could be recorded
         own = history = [*history, Attempt(job.number, job.restart, 0.0, "", job.tasks, "", 0, series=job.series)]
-    reached, slack, outcome, silent = heartbeat_at_end(run, own[-1])
+    reached, slack, outcome, silent = heartbeat_at_end(run, own[-1], job.attempt)
     failure = first_failure(messages)
     status = true_status(status, outcome, failure)
     saved = best_effort("looking for checkpoints", lambda: newest_checkpoint(run), own[-1].step)
@@ -150,10 +150,11 @@ def _requeue(run: Path, job: Job, exclude: Mapping[str, str]) -> dict[str, objec
             return {**_exit(0), "next": following, "exclude": excluded}
         _print(job, f"all {job.links} jobs of the chain have run: submit the run again to go on")
         return _exit(1)
+    named = [f"--job-name={os.environ['SLURM_JOB_NAME']}"] if "SLURM_JOB_NAME" in os.environ else []
     shrunk = job.nodes if resubmit.fields(job.shown).get("NumNodes") != str(job.nodes) else ""
     return {
         "action": REQUEUE, "code": 1, "exclude": excluded, "grow": shrunk, "series": f"{job.series}:{job.link + 1}",
-        "resubmit": resubmit.options(job.shown, job.nodes, job.tasks, exclude),
+        "resubmit": [*named, *resubmit.options(job.shown, job.nodes, job.tasks, exclude)],
     }  # fmt: skip
 
 

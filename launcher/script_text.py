@@ -46,7 +46,7 @@ VARIABLES = """\
 LEFTOVER_PREFIXES = ("PMI", "OMPI_COMM_WORLD_", "TORCHELASTIC_")
 LEFTOVERS = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "BELLWETHER_WORLD_SIZE",
-    "BELLWETHER_SECRET", "BELLWETHER_LOCAL_RANK",
+    "BELLWETHER_SECRET", "BELLWETHER_LOCAL_RANK", "BELLWETHER_ATTEMPT",
 )  # fmt: skip
 # SLURM sets these for every job. Other variables may be those of the job in which sbatch was called.
 OF_EVERY_JOB = (
@@ -57,8 +57,19 @@ OF_EVERY_JOB = (
 )  # fmt: skip
 OWN_JOB = r"""
 # Where sbatch is called inside another job, it passes that job's variables on: only SLURM knows what belongs to this one.
+if ! command -v scontrol >/dev/null; then
+    echo "bellwether: scontrol is not in the PATH of this batch script on $SLURMD_NODENAME ($PATH); load SLURM's module before sbatch" >&2
+    exit 1
+fi
+# What SLURM says about this job, in one line, without its name, which may look like any other field.
+show_job() {
+    local text name=${SLURM_JOB_NAME//$'\n'/ }
+    text=$(scontrol show job -o "$1" | awk -v own="JobId=$SLURM_JOB_ID " \
+        '/^JobId=/ { ours = index($0, own) == 1 } ours { printf "%s ", $0 }')
+    [[ -n $text ]] && echo "${text/" JobName=$name "/ }"
+}
 for ((try = 1; ; try++)); do
-    own=$(scontrol show job -o "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID ") && break
+    own=$(show_job "$SLURM_JOB_ID") && break
     if ((try == 60)); then
         echo "bellwether: scontrol does not show job $SLURM_JOB_ID" >&2
         exit 1
@@ -185,7 +196,7 @@ check_nodes() {
 # A failed attempt is followed by another one inside this allocation, as long as enough of its nodes are well.
 attempt=0 tries=0 undecided=0
 while true; do
-    shown=$(scontrol show job -o "$id") && own=$shown
+    shown=$(show_job "$id") && own=$shown
     [[ $own =~ \\ Partition=([^\\ ,]+) ]] && usable=$(sinfo --noheader --Node --partition="${BASH_REMATCH[1]}" --format="%N %t")
     common=(--job "$own" --partition "${usable:-}" --series "$series" --chain "$chain" --tries "$((++tries))")
     checked=()
@@ -211,6 +222,8 @@ while true; do
         status=75 # SLURM is about to end this job
     elif ((status == 0)); then
         echo "$(date '+%F %T') bellwether: attempt $attempt: $tasks tasks on $used, rendezvous at $MASTER_ADDR:$MASTER_PORT"
+        # In the run's heartbeat, which may be that of an earlier attempt, or of a node with another time.
+        export BELLWETHER_ATTEMPT="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$tries"
         # When a rank fails, srun ends the others; otherwise they would wait for it forever.
         srun --export=ALL --kill-on-bad-exit=1 --wait=600 --cpu-bind=cores --open-mode=append \\
             --output="logs/$id/rank%t.log" "${step[@]}" "${options[@]}" "${python[@]}" -m bellwether.trainer "$@"
@@ -221,7 +234,7 @@ while true; do
     messages=""
     [[ -f /proc/$$/fd/2 ]] && messages=$(tail -c "+$((${size:-0} + 1))" "/proc/$$/fd/2" | grep -a "^srun: " | head -n 50)
 
-    shown=$(scontrol show job -o "$id") && own=$shown
+    shown=$(show_job "$id") && own=$shown
     action=none code=$status
     for try in 1 2 3; do
         eval "$("${python[@]}" -m bellwether.launcher.requeue end "${common[@]}" --job "$own" --status "$status" \\
@@ -254,7 +267,7 @@ requeue() {
     local answer now try
     for try in {1..60}; do
         # Do not requeue a job that was cancelled in the meantime.
-        now=$(scontrol show job -o "$id") && [[ $now != *JobState=RUNNING* && $own == *JobState=RUNNING* ]] && return 1
+        now=$(show_job "$id") && [[ $now != *JobState=RUNNING* && $own == *JobState=RUNNING* ]] && return 1
         # SLURM ends the processes of this script as soon as it has requeued the job.
         if answer=$(trap "" TERM && scontrol requeue "$id" 2>&1); then
             # The job cannot start before this script has ended.

@@ -48,6 +48,11 @@ class Job:
         return self.restart + self.tries - 1 + (0 if self.links else self.link - 1)
 
     @property
+    def attempt(self) -> str:
+        """The attempt that begins or ends, as its ranks know it (BELLWETHER_ATTEMPT)."""
+        return f"{self.number}.{self.restart}.{self.tries}"
+
+    @property
     def needed(self) -> int:
         """Nodes that the run needs."""
         return self.nodes - self.spares

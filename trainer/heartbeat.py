@@ -62,6 +62,7 @@ class Heartbeat:
     def __init__(self, run: Path, world: World, silence: float, limits: Limits | None = None, keep: int = 5) -> None:
         self.run, self.file = run, run / run_paths.HEARTBEAT
         self.world, self.silence, self.keep = world, silence, keep
+        self._attempt = os.environ.get("BELLWETHER_ATTEMPT", "")
         self.total = 0  # steps of the run, for readers of the file
         self.period = min(5.0, silence / 6) if silence else 5.0
         self._log = ActivityLog()
@@ -301,7 +302,7 @@ class Heartbeat:
         """What the file holds besides its time and how the run has ended."""
         now, beats, since = time.monotonic(), dict(self._beats), dict(self._unchanged_since)
         return {
-            "step": self._log.step, "total": self.total, "doing": self._log.activity, "ranks": self.world.size,
+            "attempt": self._attempt, "step": self._log.step, "total": self.total, "doing": self._log.activity, "ranks": self.world.size,
             "behind": len(behind(beats)) if beats else 0, "unmoved_s": round(self._detector.seconds(now), 1),
             "furthest_behind": furthest_behind(beats, {rank: now - since.get(rank, now) for rank in beats}),
         }  # fmt: skip

@@ -120,7 +120,15 @@ def test_spare_takes_over_inside_the_allocation(three: Cluster, space: Space, wh
 
 def test_job_that_may_not_be_requeued_submits_itself_again(three: Cluster, space: Space, whole: bytes) -> None:
     environment = space.environment(TEST_FIRST_STEP="0.4", MY_SETTING="kept")
-    options = ("-N2", "--no-requeue", "--time=30", "--comment=a job of mine", *ONE_EACH)
+    # A name may have any characters, and look like a field of what scontrol shows.
+    options = (
+        "-N2",
+        "--no-requeue",
+        "--time=30",
+        "--comment=a job of mine",
+        "--job-name=it's\nmine NumTasks=9 ",
+        *ONE_EACH,
+    )
     job = three.submit(space.folder, *options, TRAIN, "quick.yaml", "name=forbidden", **environment)
     wait_for_step(three, space, "forbidden", 3)
     three.run("scancel", "--signal=USR2", str(job))
@@ -139,7 +147,7 @@ def test_job_that_may_not_be_requeued_submits_itself_again(three: Cluster, space
     for field in ("TimeLimit", "NumNodes", "NumTasks", "CPUs/Task", "TresPerNode", "JobName", "WorkDir"):
         assert shown[field] == old[field], field
     three.wait_for(new, "COMPLETED")
-    assert (space.folder / f"bellwether-{new}.log").exists()
+    assert (space.folder / f"it's\nmine NumTasks=9 -{new}.log").exists()
     assert space.weights("forbidden") == whole
 
 

@@ -255,6 +255,12 @@ def test_begin_and_end_record_the_attempts(
     beat(run, "saved", time=1.0)
     assert requeue.end(run, 137, "", job("9"))["action"] == RETRY
     assert attempts.read(run)[-1].status == 137
+    # Its mark says so too where the clocks of the nodes differ.
+    requeue.begin(run, None, job("11"), None)
+    beat(run, "saved", attempt="11.0.7")
+    assert requeue.end(run, 137, "", job("11"))["action"] == RETRY
+    beat(run, "saved", time=1.0, attempt="11.0.1")
+    assert requeue.end(run, 137, "", job("11"))["action"] == REQUEUE
     # A signal while Python was starting is not a failure.
     requeue.begin(run, None, job("10"), None)
     assert requeue.end(run, 140, "", job("10"))["action"] == REQUEUE

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from bellwether.launcher import launch, sbatch, site_config
+from bellwether.launcher import launch, sbatch, script_text, site_config
 from bellwether.trainer.config import ConfigError, ConfigErrors, load
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,38 @@ def test_scripts_pass_bash_and_shellcheck(tmp_path: Path, name: str, checker: li
     file.write_text(SCRIPTS[name]())
     done = subprocess.run([*checker, str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+RECORD = (
+    "JobId=12 ArrayJobId=12 ArrayTaskId=1 JobName={name} UserId=me(1) Restarts=0 BatchFlag=1 BatchHost=n1 NumNodes=1 NumTasks=4 "
+    "CPUs/Task=3 NtasksPerN:B:S:C=2:0:*:* Comment=x"
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "two\nlines", 'it\'s "a" $(false) `job`', "x NumTasks=9 CPUs/Task=9 ", "*", "a/b\n\n\\n"]
+)
+def test_script_reads_its_own_job_whatever_its_name(tmp_path: Path, name: str) -> None:
+    other = RECORD.format(name="other").replace("JobId=12", "JobId=11").replace("NumTasks=4", "NumTasks=8")
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\ncat <<'END'\n{other}\n{RECORD.format(name=name)}\n{other}\nEND\n")
+    scontrol.chmod(0o755)
+    done = own_job(f"{tmp_path}:{os.environ['PATH']}", name)
+    assert done.stdout == "4 3 2 12_1\n", done.stderr
+
+
+def test_script_without_scontrol_ends_at_once_with_the_reason(tmp_path: Path) -> None:
+    done = own_job(str(tmp_path), "x")
+    assert done.returncode == 1
+    assert "scontrol is not in the PATH of this batch script on n1" in done.stderr
+
+
+def own_job(path: str, name: str) -> subprocess.CompletedProcess[str]:
+    script = script_text.OWN_JOB + 'echo "$SLURM_NTASKS $SLURM_CPUS_PER_TASK $SLURM_NTASKS_PER_NODE $id"'
+    return subprocess.run(
+        [shutil.which("bash") or "bash", "-c", script], capture_output=True, text=True, timeout=20,
+        env={"PATH": path, "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": name, "SLURMD_NODENAME": "n1", "SLURM_NTASKS": "7"},
+    )  # fmt: skip
 
 
 def test_arguments_are_quoted_for_the_shell(tmp_path: Path) -> None:
