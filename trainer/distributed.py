@@ -14,11 +14,10 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from bellwether.trainer import gpu, messages, process_info, stack_dump, store
+from bellwether.trainer import gpu, messages, process_info, stack_dump, start_watch, store
 from bellwether.trainer.config import ConfigError
 from bellwether.trainer.environment_rank import LOCAL_RANK
 from bellwether.trainer.libraries import import_deepspeed
-from bellwether.trainer.log import EVERY_RANK
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +70,10 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
         RANK=str(process.rank), WORLD_SIZE=str(process.size), MASTER_ADDR=process.address, MASTER_PORT=str(process.port),
     )  # fmt: skip
     store.choose_interface(process)
-    waiting = threading.Timer(15, _log_waiting)
-    waiting.daemon = True
-    waiting.start()
+    started = threading.Event()
+    threading.Thread(target=start_watch.watch, args=(process, started), daemon=True).start()
     opened = store.open_store(process, timeout)
+    opened.set(start_watch.arrival(process.rank), "")
     torch_device = torch.device("cpu")
     if use_gpu:
         torch_device = torch.device("cuda", gpu.choose(process, opened, local_rank_given))
@@ -89,7 +88,7 @@ def start(device: str, timeout: timedelta = timedelta(minutes=30)) -> World:
         timeout=timeout, device_id=torch_device if use_gpu and process.size > 1 else None,
     )  # fmt: skip
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
-    waiting.cancel()
+    started.set()
     return World(process.rank, process.size, process.local_rank, torch_device, process.launcher, process.secret)
 
 
@@ -118,12 +117,6 @@ def _set_local_rank(local_rank: int, device: torch.device) -> None:
     os.environ.update({LOCAL_RANK: str(local_rank), "LOCAL_RANK": str(index)})
     if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
         os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(index)  # DeepSpeed insists that they are equal
-
-
-def _log_waiting() -> None:
-    e = os.environ
-    where = f"{e['MASTER_ADDR']}:{e['MASTER_PORT']}"
-    log.warning("waits for all %s processes at %s", e["WORLD_SIZE"], where, extra=EVERY_RANK)
 
 
 def check_world_size(world: World, configured: int | None) -> None:

@@ -11,7 +11,6 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -19,8 +18,6 @@ import torch.distributed as dist
 from bellwether.trainer.config.errors import ConfigError
 from bellwether.trainer.process_info import ProcessInfo
 from bellwether.trainer.store import SignedStore
-
-_TIMEOUT = timedelta(minutes=5)  # for the other tasks of this node to start
 
 
 def choose(process: ProcessInfo, store: dist.Store, local_rank_given: bool = True) -> int:
@@ -114,7 +111,7 @@ def _exchange(process: ProcessInfo, store: dist.Store, count: int, visible: Sequ
     signed = SignedStore(store, "gpus/", process.secret)
     keys = [f"{socket.gethostname()}/{rank}" for rank in range(count)]
     signed.set(keys[process.local_rank], list(visible))
-    store.wait([f"gpus/{key}" for key in keys], _TIMEOUT)
+    store.wait([f"gpus/{key}" for key in keys])  # for as long as ranks may start one after another
     return [list(found or []) for found in signed.get(keys)]
 
 

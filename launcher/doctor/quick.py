@@ -75,7 +75,10 @@ def gpus(driver: Facts, given: int) -> list[str]:
 
 
 def _given_gpus() -> int:
+    """The number of GPUs that SLURM gives the job here, of which nvidia-smi must show as many. Of one there may be many MIG instances."""
     e = os.environ
+    if any(name.strip().startswith("MIG") for name in e.get("CUDA_VISIBLE_DEVICES", "").split(",")):
+        return 1
     return len([item for item in (e.get("SLURM_STEP_GPUS") or "").split(",") if item])
 
 

@@ -98,6 +98,17 @@ def test_tasks_of_srun_tell_each_other_what_they_see(monkeypatch: pytest.MonkeyP
         choose(monkeypatch, "none", 0, ["ab"], **STEP, SLURM_STEP_NUM_TASKS="1", SLURM_STEP_TASKS_PER_NODE="1")
 
 
+def test_tasks_wait_for_one_another_as_long_as_for_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers of the tasks of a node may start many minutes apart: the store's own timeout is engine.collective_timeout."""
+    waits: list[tuple[Any, ...]] = []
+    store: Any = SimpleNamespace(
+        wait=lambda *arguments: waits.append(arguments), set=lambda *_: None, check=lambda _: False
+    )
+    gpu._exchange(ProcessInfo(0, 2, 0, "a", 1, "srun"), store, 2, ["x"])
+    (arguments,) = waits
+    assert len(arguments) == 1
+
+
 def test_other_launchers_show_all_gpus_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(monkeypatch, "torchrun", 2, ["abcd"] * 4, LOCAL_RANK="2") == 2
     with pytest.raises(ConfigError, match="there are 2 GPUs here"):

@@ -14,6 +14,7 @@ import pytest
 from bellwether.launcher.doctor import (
     gather,
     protocol,
+    quick,
     software_probe,
     system_probe,
     timeout,
@@ -64,6 +65,24 @@ def test_hanging_calls_and_commands_are_abandoned() -> None:
     done = subprocess.run([sys.executable, "-c", stuck], cwd=ROOT, capture_output=True, text=True, timeout=50)
     (failure,) = protocol.parse(done.stdout)
     assert (failure["rank"], failure["stage"], failure["error"]) == (1, "thinking", "not done in 0 s")
+
+
+@pytest.mark.parametrize(
+    ("given", "visible", "shown", "problem"),
+    [
+        ("0,1", "0,1", 2, False),
+        ("0,1", "0,1", 1, True),
+        ("0,1,2,3", "MIG-a,MIG-b,MIG-c,MIG-d", 1, False),  # nvidia-smi lists the GPU, SLURM its instances
+        ("0,1,2,3", "MIG-a", 0, True),
+        ("", "", 0, False),
+    ],
+)
+def test_gpus_of_a_node_are_those_that_slurm_gives(
+    monkeypatch: pytest.MonkeyPatch, given: str, visible: str, shown: int, problem: bool
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_GPUS", given)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert bool(quick.gpus({"count": shown}, quick._given_gpus())) == problem
 
 
 @pytest.mark.process
