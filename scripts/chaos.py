@@ -1,7 +1,7 @@
 """Disturbs a small run with random faults, and checks that it ends as if nothing had happened.
 
     .venv/bin/python scripts/chaos.py                        # 20 faults, about 4 minutes
-    .venv/bin/python scripts/chaos.py --faults 200 --seed 7  # the table of docs/results/chaos.md
+    .venv/bin/python scripts/chaos.py --faults 100 --seed 2026  # most of docs/results/chaos.md
     .venv/bin/python scripts/chaos.py --only disk --faults 5
 
 A run of two ranks is trained undisturbed once. Then faults hit runs of the same config at random moments: kill -9 of the launcher,
