@@ -217,6 +217,6 @@ def wait_for_step(
 
 def jobs_of(cluster: Cluster, name: str) -> dict[int, str]:
     """The states of the jobs of a run that SLURM remembers."""
-    shown = cluster.run("scontrol", "show", "job", "-o", check=False).splitlines()
-    own = (line for line in shown if re.search(rf" name={name}( |$)", line) or re.search(rf" JobName={name} ", line))
+    shown = re.split(r"\n(?=JobId=)", cluster.run("scontrol", "show", "job", "-o", check=False))
+    own = (line for line in shown if re.search(rf" name={name}(\s|$)", line) or re.search(rf" JobName={name} ", line))
     return {int(line.split()[0].removeprefix("JobId=")): re.findall(r" JobState=(\S+)", line)[0] for line in own}
