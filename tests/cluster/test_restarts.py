@@ -126,7 +126,7 @@ def test_job_that_may_not_be_requeued_submits_itself_again(three: Cluster, space
         "--no-requeue",
         "--time=30",
         "--comment=a job of mine",
-        "--job-name=it's\nmine NumTasks=9 ",
+        "--job-name=it's\nmine (1)",
         *ONE_EACH,
     )
     job = three.submit(space.folder, *options, TRAIN, "quick.yaml", "name=forbidden", **environment)
@@ -147,7 +147,7 @@ def test_job_that_may_not_be_requeued_submits_itself_again(three: Cluster, space
     for field in ("TimeLimit", "NumNodes", "NumTasks", "CPUs/Task", "TresPerNode", "JobName", "WorkDir"):
         assert shown[field] == old[field], field
     three.wait_for(new, "COMPLETED")
-    assert (space.folder / f"it's\nmine NumTasks=9 -{new}.log").exists()
+    assert (space.folder / f"it's\nmine (1)-{new}.log").exists()
     assert space.weights("forbidden") == whole
 
 
