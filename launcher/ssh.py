@@ -91,7 +91,7 @@ def _wait(hosts: Sequence[str], processes: list[subprocess.Popen[bytes]]) -> int
     running = True
     while running:
         time.sleep(0.2)
-        running = any(process.poll() is None for process in processes)
+        running = None in [process.poll() for process in processes]  # of all: one that fails need not be the first
         if failed is None:
             failed = next(((h, p.returncode) for h, p in zip(hosts, processes, strict=True) if p.returncode), None)
             if failed is not None:

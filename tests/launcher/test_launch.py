@@ -212,7 +212,8 @@ def test_status_and_logs_of_a_run_without_a_scheduler(tmp_path: Path, capsys: py
 
 
 @pytest.mark.process
-def test_failed_host_ends_the_others_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("failed", [0, 1])
+def test_failed_host_ends_the_others_and_is_named(capfd: pytest.CaptureFixture[str], failed: int) -> None:
     import signal
     import subprocess
     import sys
@@ -220,7 +221,8 @@ def test_failed_host_ends_the_others_and_is_named(capfd: pytest.CaptureFixture[s
     console.setup()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
     supervised = "from bellwether.launcher.ssh import supervise; import sys; sys.exit(supervise([sys.executable, '-c', 'import time; time.sleep(60)']))"
-    programs = ["import sys; sys.exit(3)", supervised]
+    programs = [supervised, supervised]
+    programs[failed] = "import sys; sys.exit(3)"
     processes = [
         subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, cwd=Path(CONFIG).parents[1])
         for program in programs
@@ -230,5 +232,5 @@ def test_failed_host_ends_the_others_and_is_named(capfd: pytest.CaptureFixture[s
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert processes[1].wait(20) == 128 + signal.SIGTERM
-    assert "a exited with status 3" in capfd.readouterr().err
+    assert processes[1 - failed].wait(20) == 128 + signal.SIGTERM
+    assert f"{'ab'[failed]} exited with status 3" in capfd.readouterr().err
