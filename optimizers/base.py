@@ -28,7 +28,7 @@ from bellwether.optimizers.untrained import refuse_replaced
 from bellwether.optimizers.update import Bucket, scale_gradients, update
 from bellwether.optimizers.validation import check_torch_flags, validate
 from bellwether.optimizers.weight_decay import check_peak_lr, infer_peak_lr
-from bellwether.optimizers.whole import update_whole
+from bellwether.optimizers.whole_parameters import update_whole
 
 
 class RuleOptimizer(Rule, ShardedOptimizer):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bellwether.trainer import abandoned, metrics_format, run_paths
+from bellwether.trainer import abandoned_lines, metrics_format, run_paths
 from bellwether.trainer.metrics_format import Line
 
 TRAINING, DATA, LOST, SAVING, EVALUATING = "training", "waiting for data", "redoing lost steps", "saving", "evaluating"
@@ -109,7 +109,7 @@ def _launches(run: Path) -> list[_Launch]:
                 found.append(_Launch(line))
             elif found:
                 found[-1].lines.append(line)
-    for line in abandoned.read(run):
+    for line in abandoned_lines.read(run):
         if 0 <= line["launch"] < len(found) and isinstance(line.get("time"), int | float):
             found[line["launch"]].lines.append(line)
     for launch in found:

@@ -29,7 +29,7 @@ end        step, samples, seconds, reason ("finished", "stopped", "reached": the
 ========== ==================================================================================================
 
 The file holds each step once: a launch that resumes from step k first moves the lines beyond k, of steps that it trains again,
-to ``logs/abandoned.jsonl`` (`bellwether.trainer.abandoned`).
+to ``logs/abandoned.jsonl`` (`bellwether.trainer.abandoned_lines`).
 
 JSON has no NaN: numbers that are not finite are written as the strings "nan", "inf" and "-inf", which any JSON reader
 can read; `read` turns them back into floats.
@@ -47,7 +47,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bellwether.trainer import abandoned, file_errors
+from bellwether.trainer import abandoned_lines, file_errors
 from bellwether.trainer.metrics_format import BY_NAME, EVENTS, FILE, HELD, KINDS, OF_STEPS, Line, number, parse
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Metrics:
         """Set the lines beyond a step aside."""
         assert self._file is not None
         self._file.close()
-        lines = abandoned.set_aside(self._run, step)
+        lines = abandoned_lines.set_aside(self._run, step)
         self._open()
         self._sent = {(line["event"], line["step"]) for line in lines}
 
@@ -227,7 +227,7 @@ def read(run: Path) -> History:
             lines: list[Line] = getattr(history, event)
             _supersede(lines, line)
             lines.append(line)
-    for line in abandoned.read(run):
+    for line in abandoned_lines.read(run):
         if 0 <= line["launch"] < len(launches):
             began, newest = launches[line["launch"]]
             launches[line["launch"]] = (began, max(newest, float(line.get("time") or 0.0)))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bellwether.trainer import abandoned
+from bellwether.trainer import abandoned_lines
 from bellwether.trainer.metrics import FILE, History, Metrics, read
 from bellwether.trainer.trackers import TENSORBOARD
 
@@ -92,7 +92,7 @@ def test_file_holds_each_step_once_and_the_abandoned_lines_are_kept(tmp_path: Pa
     found = lines(tmp_path)
     assert [line["step"] for line in found if line["event"] == "train"] == [1, 2, 3, 4, 5, 6]
     lost = [json.loads(line) for line in before[1 + resumed :]]
-    assert abandoned.read(tmp_path) == [{**line, "launch": 0} for line in lost]
+    assert abandoned_lines.read(tmp_path) == [{**line, "launch": 0} for line in lost]
 
 
 def test_file_of_an_older_version_holds_each_step_once_after_a_resume(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_file_of_an_older_version_holds_each_step_once_after_a_resume(tmp_path: 
     assert [(line["step"], line["loss"]) for line in lines(tmp_path) if line["event"] == "train"] == [
         (1, 0), (2, 0), (3, 2), (4, 2), (5, 2), (6, 9.0)
     ]  # fmt: skip
-    assert [line["step"] for line in abandoned.read(tmp_path)] == [1, 2, 3, 4, 3]
+    assert [line["step"] for line in abandoned_lines.read(tmp_path)] == [1, 2, 3, 4, 3]
 
 
 def test_lines_are_on_the_disk_when_the_file_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

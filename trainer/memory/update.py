@@ -76,7 +76,7 @@ class GroupUpdate:
         return wide + max(at_most, rounds)
 
     def _matrices(self) -> float:
-        """As `bellwether.optimizers.whole` computes directions, exchanges and applies them."""
+        """As `bellwether.optimizers.whole_parameters` computes directions, exchanges and applies them."""
         size, largest = self.costs.direction_bytes, max(self.tensors, default=0)
         directions = float(size * self.part)
         casts = self.casts and not self.rounding
