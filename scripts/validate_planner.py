@@ -25,6 +25,7 @@ BERT = {
 }
 RESNET = {"model": {"kind": "resnet", "depth": 18}, "data": {"kind": "images", "size": 64}}
 LAMB, SGD = {"name": "lamb", "lr": 1e-3}, {"name": "sgd", "lr": 1e-3, "momentum": 0.9}
+MUON = {"name": "muon", "lr": 1e-3}
 AMSGRAD = {"name": "adamw", "lr": 1e-3, "amsgrad": True}
 
 
@@ -37,6 +38,8 @@ def cases() -> Iterator[tuple[str, int, dict[str, Any], int]]:
     yield "BERT-mini, lamb, no accumulation", 2, _config(BERT, LAMB, 64, 1, "bf16"), 1
     yield "BERT-mini, lamb, checkpointing", 2, _config(BERT, LAMB, 64, 2, "bf16", activation_checkpointing=True), 1
     yield "BERT-mini, lamb, fp16", 2, _config(BERT, LAMB, 16, 1, "fp16"), 2
+    for stage in (0, 2, 3):  # few samples: the update is the peak
+        yield "BERT-mini, muon", 2, _config(BERT, MUON, 2, stage, "fp32"), 1
     yield "BERT-mini, adamw, amsgrad", 2, _config(BERT, AMSGRAD, 16, 2, "fp32"), 1
     yield "ResNet-18, sgd", 2, _config(RESNET, SGD, 16, 2, "fp32"), 1
     yield "ResNet-18, lamb", 2, _config(RESNET, LAMB, 16, 3, "bf16"), 1
