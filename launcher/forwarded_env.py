@@ -16,7 +16,9 @@ EXTRA = "BELLWETHER_FORWARD"  # names that the user adds, separated by spaces or
 
 _NAMES = ("CXX", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "XDG_CACHE_HOME")
 _PREFIXES = ("BELLWETHER_", "DS_", "FI_", "GLOO_", "HF_", "NCCL_", "OMP_", "TORCH_", "UCX_")
-_CREDENTIALS = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|KEY")
+_CREDENTIALS = re.compile(
+    "TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY|(?<![A-Z])(AUTH|PASS|PWD)(?![A-Z])", re.IGNORECASE
+)
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 # Nothing in a line is evaluated. Without the empty line the connection broke, and the command must not start with half of them.

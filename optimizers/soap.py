@@ -141,7 +141,16 @@ class SOAP(RuleOptimizer):
         whole = {
             name for state in given["state"].values() for name in state if name.partition("_")[0] in (FACTOR, BASIS)
         }
-        return super().checked_state_dict(given, kept | whole)
+        state_dict = super().checked_state_dict(given, kept | whole)
+        for saved, own in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            for key, parameter in zip(saved["params"], own["params"], strict=False):
+                values = state_dict["state"].get(key)
+                if values and (missing := self.whole_state(parameter.shape, saved).keys() - values.keys()):
+                    raise ValueError(
+                        f"the state has no {', '.join(sorted(missing))} for a parameter, which SOAP needs: it is the state of another "
+                        "optimizer, or of other options"
+                    )
+        return state_dict
 
     def update_moments(self, g: Tensor, state: State, group: Group, step: Number) -> None:
         """The moments are updated with the whole direction, as they need the bases."""

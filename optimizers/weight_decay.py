@@ -96,14 +96,13 @@ def _prox_factor(group: Group) -> Number:
 def peak_lr(group: Group) -> float:
     """The highest learning rate of the schedule, which eta refers to.
 
-    In this order: the ``max_lr`` that torch's OneCycleLR stores in the group, the ``peak_lr`` that was given, the
+    In this order: the ``peak_lr`` that was given, the ``max_lr`` that torch's OneCycleLR stores in the group, the
     ``initial_lr`` that a scheduler of torch or of this package stores there, the lr that the group was made with.
     """
-    if "max_lr" in group:
-        return float(group["max_lr"])
-    is_inferred = group["peak_lr"] == group.get("inferred_peak_lr")
-    peak = group["initial_lr"] if is_inferred and "initial_lr" in group else group["peak_lr"]
-    return float(peak)
+    given = group.get("peak_lr")
+    if given is not None and given != group.get("inferred_peak_lr"):
+        return float(given)
+    return float(group["max_lr"] if "max_lr" in group else group.get("initial_lr", given))
 
 
 def infer_peak_lr(group: Group) -> None:

@@ -17,9 +17,10 @@ ODD = "a 'b' \"c\" $HOME `id` \\n ;*?[x] é"
 def test_variables_are_forwarded_from_an_allow_list_which_the_user_extends() -> None:
     environment = {
         "NCCL_DEBUG": "INFO", "PYTHONPATH": "/a", "HOME": "/home/me", "AWS_PROFILE": "p", "HF_TOKEN": "t", "HF_HOME": "/h",
-        "BELLWETHER_SECRET": "s", "TORCH_API_KEY": "k", "NCCL_X%%": "()",
+        "BELLWETHER_SECRET": "s", "TORCH_API_KEY": "k", "NCCL_X%%": "()", "HF_token": "t", "HF_AUTH": "a", "BELLWETHER_PASS": "p",
+        "DS_PWD": "p", "HF_AUTHOR": "me",
     }  # fmt: skip
-    assert forwarded_env(environment) == {"HF_HOME": "/h", "NCCL_DEBUG": "INFO", "PYTHONPATH": "/a"}
+    assert forwarded_env(environment) == {"HF_AUTHOR": "me", "HF_HOME": "/h", "NCCL_DEBUG": "INFO", "PYTHONPATH": "/a"}
     more = forwarded_env({**environment, "BELLWETHER_FORWARD": "HF_TOKEN,AWS_PROFILE MISSING"})
     assert more["HF_TOKEN"] == "t"
     assert more["AWS_PROFILE"] == "p"

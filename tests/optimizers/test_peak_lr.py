@@ -63,6 +63,17 @@ def test_group_has_its_own_peak() -> None:
     assert q.tolist() == pytest.approx([1 / 1.25] * 2)
 
 
+def test_given_peak_is_the_peak_under_one_cycle_too() -> None:
+    p, q = weight(), weight()
+    for tensor, options in ((p, {"peak_lr": 1.0}), (q, {})):
+        optimizer = AdamW([tensor], lr=0.05, weight_decay=0.5, weight_decay_mode="independent", **options)
+        lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=10, cycle_momentum=False)
+        optimizer.param_groups[0]["lr"] = 0.05
+        optimizer.step()
+    assert p.tolist() == pytest.approx([1 - 0.5 * 0.05] * 2)
+    assert q.tolist() == pytest.approx([0.5] * 2)
+
+
 def test_peak_below_lr_is_refused_by_the_constructor() -> None:
     with pytest.raises(ValueError, match=r"peak_lr=0\.001 is below lr=0\.01"):
         AdamW([weight()], lr=1e-2, peak_lr=1e-3, weight_decay_mode="prox")

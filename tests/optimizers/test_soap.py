@@ -150,3 +150,12 @@ def test_average_of_its_weights() -> None:
     assert whole == {"GG_0": (2, 2), "Q_0": (2, 2), "GG_1": (3, 3), "Q_1": (3, 3)}
     with optimizer.averaged():
         assert p.isfinite().all()
+
+
+def test_state_without_its_factors_is_refused() -> None:
+    """AdamW's state has the same moments."""
+    p = nn.Parameter(torch.ones(2, 2))
+    optimizer = AdamW([p])
+    drive(optimizer, 1)
+    with pytest.raises(ValueError, match="the state has no GG_0, GG_1, Q_0, Q_1 for a parameter, which SOAP needs"):
+        SOAP([p]).load_state_dict(optimizer.state_dict())
