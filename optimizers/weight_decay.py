@@ -102,7 +102,8 @@ def peak_lr(group: Group) -> float:
     given = group.get("peak_lr")
     if given is not None and given != group.get("inferred_peak_lr"):
         return float(given)
-    return float(group["max_lr"] if "max_lr" in group else group.get("initial_lr", given))
+    peak: Any = group["max_lr"] if "max_lr" in group else group.get("initial_lr", given)
+    return float(peak)
 
 
 def infer_peak_lr(group: Group) -> None:

@@ -15,11 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bellwether.trainer.config.errors import ConfigError
+from bellwether.trainer.data import tar_end
 from bellwether.trainer.data.image_folders import SUFFIXES
 from bellwether.trainer.data.listing import is_hidden
 from bellwether.trainer.data.summary import SourceSummary
-
-_BLOCK = 512  # bytes of a tar header
 
 
 @dataclass
@@ -88,12 +87,16 @@ def _members(shard: Path, summary: SourceSummary, key: str) -> _Members:
         with tarfile.open(shard, "r:") as tar:
             end = 0
             for member in tar:
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                end = tar_end.after(member)
                 if member.issym() or member.islnk():
                     summary.note("links in tar shards", "left out", f"{shard}, {member.name}")
                 if member.isfile():
                     _add(members, tar, member, shard, summary, key)
-            _check_end(shard, end)
+        with shard.open("rb") as stream:
+            if (size := stream.seek(0, 2)) < end:
+                raise tarfile.ReadError(f"it ends after {size:,} bytes, within a member")
+            stream.seek(end)
+            tar_end.check_end(b"", stream, end, shard, summary)
     except (tarfile.TarError, EOFError) as error:
         problem = f"is no tar archive, or is damaged: {error}"
         raise ConfigError(
@@ -123,17 +126,6 @@ def _add(
             what = "members of a tar shard with the name of a later one"
             summary.note(what, "left out", f"{shard}, {member.name}")
         labels[stem] = stream.read()
-
-
-def _check_end(shard: Path, end: int) -> None:
-    """`tarfile` takes a header that it cannot read for the end of the archive."""
-    with shard.open("rb") as stream:
-        size = stream.seek(0, 2)
-        stream.seek(end)
-        if size < end:
-            raise tarfile.ReadError(f"it ends after {size:,} bytes, within a member")
-        if stream.read(_BLOCK).strip(b"\0"):
-            raise tarfile.ReadError(f"no valid header at byte {end:,}")
 
 
 def _label(name: str, members: _Members, label_column: str, shard: Path, key: str) -> int | str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from bellwether.trainer.data import tar_end
 from bellwether.trainer.data.formats import json_rows
 from bellwether.trainer.data.formats.opening import Options, Unreadable, decoded, open_bytes
 from bellwether.trainer.data.listing import is_hidden
@@ -22,11 +23,14 @@ _TEXT, _JSON, _LINES = (".txt", ".text"), (".json",), (".jsonl", ".ndjson")
 
 def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str | None]:
     with open_bytes(file) as stream:
+        watched: Any = tar_end.Watched(stream)  # tarfile only reads
+        end = 0
         try:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+            with tarfile.open(fileobj=watched, mode="r|") as archive:
                 sample: dict[str, tuple[str, bytes]] = {}
                 before = None
                 for member in archive:
+                    end = tar_end.after(member)
                     path = PurePosixPath(member.name)
                     if member.issym() or member.islnk():
                         summary.note("links in tar shards", "left out", f"{file}, {member.name}")
@@ -49,6 +53,7 @@ def read(file: Path, options: Options, summary: SourceSummary) -> Iterator[str |
                     content = archive.extractfile(member)
                     sample[suffix] = (member.name, content.read() if content is not None else b"")
                 yield from _texts(sample, file, options, summary)
+            watched.check_end(end, file, summary)
         except tarfile.TarError as error:
             raise Unreadable(file, f"is no complete tar file: {error}") from error
 
