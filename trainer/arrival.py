@@ -114,7 +114,7 @@ class ActivityLog:
 class SaveLog:
     """Where a rank is in writing its checkpoints, which a thread may do.
 
-    `moved` is no place, since ranks have parts of different sizes: it tells a slow file system from one that hangs.
+    `moved` is no place, since ranks have parts of different sizes: it distinguishes a slow file system from one that hangs.
     """
 
     def __init__(self) -> None:

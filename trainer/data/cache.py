@@ -204,7 +204,7 @@ def _build_together(
     """Do a share of the work, and publish the entry unless another machine does."""
     unfinished, claims = _unfinished(final), final.with_name(f"{final.name}.claims")
     while not _is_intact(final):
-        with _locked(final):  # nobody publishes the folder that is made here
+        with _locked(final):  # no process publishes the folder that is made here
             if _is_intact(final):
                 return
             _clear(final)

@@ -167,10 +167,10 @@ def _other_files(
         (gone, "is gone", "are gone"),
         (added, "was added", "were added"),
     )
-    said = [
+    counted = [
         f"{len(names):,} {one if len(names) == 1 else many} ({_some(names)})" for names, one, many in kinds if names
     ]
-    problem = f"of its files, since bellwether prepare has read them ({when}), {'; '.join(said)}"
+    problem = f"of its files, since bellwether prepare has read them ({when}), {'; '.join(counted)}"
     return ConfigError("data", config.source, problem, "restore them, or call bellwether prepare again")
 
 

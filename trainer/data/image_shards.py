@@ -92,11 +92,7 @@ def _members(shard: Path, summary: SourceSummary, key: str) -> _Members:
                     summary.note("links in tar shards", "left out", f"{shard}, {member.name}")
                 if member.isfile():
                     _add(members, tar, member, shard, summary, key)
-        with shard.open("rb") as stream:
-            if (size := stream.seek(0, 2)) < end:
-                raise tarfile.ReadError(f"it ends after {size:,} bytes, within a member")
-            stream.seek(end)
-            tar_end.check_end(b"", stream, end, shard, summary)
+        tar_end.check_file(shard, end, summary)
     except (tarfile.TarError, EOFError) as error:
         problem = f"is no tar archive, or is damaged: {error}"
         raise ConfigError(

@@ -8,14 +8,14 @@ from typing import IO
 
 from bellwether.trainer.data.summary import SourceSummary
 
-BLOCK = 512
-_MARK = 2 * BLOCK  # zero bytes, after the last member
+_BLOCK = 512
+_MARK = 2 * _BLOCK  # zero bytes, after the last member
 _KEPT = 2 * tarfile.RECORDSIZE  # what tarfile may have read beyond the last member
 
 
 def after(member: tarfile.TarInfo) -> int:
     """The first byte after a member and what fills its last block."""
-    return member.offset_data + -(-member.size // BLOCK) * BLOCK
+    return member.offset_data + -(-member.size // _BLOCK) * _BLOCK
 
 
 class Watched:
@@ -38,6 +38,15 @@ class Watched:
         check_end(self._kept[len(self._kept) - (self._position - end) :], self._stream, end, file, summary)
 
 
+def check_file(file: Path, end: int, summary: SourceSummary) -> None:
+    """As `check_end`, of an archive that is not compressed."""
+    with file.open("rb") as stream:
+        if (size := stream.seek(0, 2)) < end:
+            raise tarfile.ReadError(f"it ends after {size:,} bytes, within a member")
+        stream.seek(end)
+        check_end(b"", stream, end, file, summary)
+
+
 def check_end(first: bytes, rest: IO[bytes], end: int, file: Path, summary: SourceSummary) -> None:
     """Refuse what follows the last member, unless it is zeros; note where there are too few of them.
 
@@ -48,7 +57,7 @@ def check_end(first: bytes, rest: IO[bytes], end: int, file: Path, summary: Sour
         tarfile.ReadError: with the byte.
     """
     first += rest.read(max(0, _MARK - len(first)))
-    if first[:BLOCK].strip(b"\0"):
+    if first[:_BLOCK].strip(b"\0"):
         raise tarfile.ReadError(f"no valid header at byte {end:,}")
     if len(first) < _MARK:
         summary.note("tar shards without the mark of their end, which may have been cut", "read", str(file))

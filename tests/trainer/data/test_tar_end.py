@@ -1,4 +1,4 @@
-"""Archives that were cut, damaged or joined: what tarfile takes for their end without a word."""
+"""Archives that were cut, damaged or joined: what tarfile silently takes for their end."""
 
 from __future__ import annotations
 
